@@ -1,0 +1,24 @@
+// Which instruction set runs: the best that this processor has, unless FEKERNELS_ISA or set_isa names another.
+#pragma once
+
+#include "cpu/langevin_adam.h"
+#include "cpu/random.h"
+#include "cpu/sgld.h"
+
+namespace fe {
+
+struct CpuKernels {
+  const char* isa;
+  bool (*supported)();
+  FillPhilox* fill_philox;
+  LangevinAdamKernel* langevin_adam;
+  SgldKernel* sgld;
+};
+
+// The kernels in use. Throws std::invalid_argument when FEKERNELS_ISA names a set that is unknown or cannot run here.
+const CpuKernels& cpu_kernels();
+
+// Switches to the named set, "auto" being the best; throws std::invalid_argument as above.
+void select_isa(const char* name);
+
+}  // namespace fe

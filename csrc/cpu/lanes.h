@@ -1,0 +1,178 @@
+// The widest vector of the instruction set being compiled, as a lane type for csrc/math. Compiler vector extensions do
+// nearly all of it; intrinsics stand only where gcc finds no good code for the portable form.
+#pragma once
+
+#include "math/lane.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace fe::inline FE_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int kLanes = 8;
+#else
+inline constexpr int kLanes = 4;
+#endif
+
+typedef float FloatV __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UnsignedV __attribute__((vector_size(4 * kLanes)));
+typedef int32_t SignedV __attribute__((vector_size(4 * kLanes)));
+
+template <>
+struct Lane<FloatV> {
+  using Scalar = float;
+  using Unsigned = UnsignedV;
+  using Signed = SignedV;
+
+  static FE_HD FloatV splat(float x) { return FloatV{} + x; }
+  static FE_HD FloatV divide(FloatV a, FloatV b) { return a / b; }
+  static FE_HD FloatV from_unsigned(UnsignedV a) { return __builtin_convertvector(a, FloatV); }
+  static FE_HD FloatV from_signed(SignedV a) { return __builtin_convertvector(a, FloatV); }
+  static FE_HD UnsignedV bits(FloatV a) { return (UnsignedV)a; }
+  static FE_HD FloatV from_bits(UnsignedV a) { return (FloatV)a; }
+
+#if defined(__AVX512F__)
+  static FE_HD FloatV fma(FloatV a, FloatV b, FloatV c) { return (FloatV)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+  static FE_HD FloatV sqrt(FloatV a) { return (FloatV)_mm512_sqrt_ps((__m512)a); }
+#elif defined(__AVX2__)
+  static FE_HD FloatV fma(FloatV a, FloatV b, FloatV c) { return (FloatV)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+  static FE_HD FloatV sqrt(FloatV a) { return (FloatV)_mm256_sqrt_ps((__m256)a); }
+#else
+  static FE_HD FloatV sqrt(FloatV a) {
+    FloatV r;
+    for (int i = 0; i < kLanes; ++i) r[i] = __builtin_sqrtf(a[i]);
+    return r;
+  }
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  static FE_HD FloatV fma(FloatV a, FloatV b, FloatV c) {
+    FloatV r;
+    for (int i = 0; i < kLanes; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return r;
+  }
+#else
+  // No fma instruction, and libm's is a call a lane (30 times slower). The product is exact in double; the sum is made
+  // round-to-odd from its TwoSum error, after which the rounding to float is the only one that counts.
+  static FE_HD FloatV fma(FloatV a, FloatV b, FloatV c) {
+    typedef double DoubleV __attribute__((vector_size(8 * kLanes)));
+    typedef int64_t LongV __attribute__((vector_size(8 * kLanes)));
+    const DoubleV product = __builtin_convertvector(a, DoubleV) * __builtin_convertvector(b, DoubleV);
+    const DoubleV addend = __builtin_convertvector(c, DoubleV);
+    const DoubleV sum = product + addend, part = sum - product;
+    const DoubleV error = (product - (sum - part)) + (addend - part);
+    const LongV bits = (LongV)sum;
+    const LongV toward_zero = bits + (LongV)(((LongV)error ^ bits) < 0);
+    const LongV inexact = (error < 0.0) | (error > 0.0);  // false for NaN: infinities and NaNs pass
+    return __builtin_convertvector((DoubleV)(inexact ? (toward_zero | 1) : bits), FloatV);
+  }
+#endif
+#endif
+};
+
+// Half as many lanes, each with room for the product of two words.
+typedef uint64_t WideV __attribute__((vector_size(4 * kLanes)));
+
+template <>
+struct Word<WideV> {
+  static FE_HD void multiply_wide(WideV a, uint32_t b, WideV& high, WideV& low) {
+#if defined(__AVX512F__)  // gcc makes the slow 64-bit vpmullq of the portable form
+    low = (WideV)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+    low = (WideV)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#else
+    low = (a & 0xffffffffu) * b;
+#endif
+    high = low >> 32;
+  }
+};
+
+// kGroups vectors of Philox words: lanes 2i and 2i + 1 of group k in lane i of parts 2k and 2k + 1. A chain of ten rounds
+// is all waiting (8 cycles a round on Zen 4, 3 of them busy). Chains written side by side fill each other's gaps, which
+// out-of-order execution does not do for chains one after the other; four is what 32 registers hold, and two what 16 do.
+#if defined(__AVX512F__)
+inline constexpr int kGroups = 2;
+#else
+inline constexpr int kGroups = 1;
+#endif
+
+struct WideChains {
+  static constexpr int kParts = 2 * kGroups;
+  WideV part[kParts];
+
+  template <class Operation>
+  static FE_HD WideChains each(Operation operation) {
+    WideChains result;
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) result.part[i] = operation(i);
+    return result;
+  }
+  friend FE_HD WideChains operator^(const WideChains& a, const WideChains& b) {
+    return each([&](int i) { return a.part[i] ^ b.part[i]; });
+  }
+  friend FE_HD WideChains operator^(const WideChains& a, uint32_t b) {
+    return each([&](int i) { return a.part[i] ^ b; });
+  }
+  friend FE_HD WideChains operator+(const WideChains& a, uint32_t b) {
+    return each([&](int i) { return a.part[i] + b; });
+  }
+};
+
+template <>
+struct Word<WideChains> {
+  static FE_HD void multiply_wide(const WideChains& a, uint32_t b, WideChains& high, WideChains& low) {
+    WideChains products[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < WideChains::kParts; ++i)
+      Word<WideV>::multiply_wide(a.part[i], b, products[0].part[i], products[1].part[i]);
+    high = products[0];
+    low = products[1];
+  }
+};
+
+FE_HD UnsignedV zip(WideV even, WideV odd) {
+#if defined(__AVX512F__)
+  return (UnsignedV)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, (_MM_PERM_ENUM)0xA0);
+#elif defined(__AVX2__)
+  return (UnsignedV)_mm256_blend_epi32((__m256i)even, _mm256_slli_epi64((__m256i)odd, 32), 0xAA);
+#else
+  return (UnsignedV)((even & 0xffffffffu) | odd << 32);
+#endif
+}
+
+FE_HD FloatV load(const float* p) {
+  FloatV v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+FE_HD void store(float* p, FloatV v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// Which counter lane i draws for: chosen so that `in_order` stays within quarters of a vector, where shuffles are cheap.
+FE_HD constexpr int counter_of_lane(int lane) { return lane % 4 * (kLanes / 4) + lane / 4; }
+
+// Lane i of words 0, 1, 2, 3 belongs to elements 4c, 4c + 1, 4c + 2, 4c + 3, c = counter_of_lane(i); out[0..3] are all
+// 4 * kLanes elements in order. A 4 x 4 transpose in each quarter.
+FE_HD void in_order(FloatV w0, FloatV w1, FloatV w2, FloatV w3, FloatV out[4]) {
+#if defined(__AVX512F__)
+  const __m512 low01 = _mm512_unpacklo_ps((__m512)w0, (__m512)w1), high01 = _mm512_unpackhi_ps((__m512)w0, (__m512)w1);
+  const __m512 low23 = _mm512_unpacklo_ps((__m512)w2, (__m512)w3), high23 = _mm512_unpackhi_ps((__m512)w2, (__m512)w3);
+  out[0] = (FloatV)_mm512_unpacklo_pd((__m512d)low01, (__m512d)low23);
+  out[1] = (FloatV)_mm512_unpackhi_pd((__m512d)low01, (__m512d)low23);
+  out[2] = (FloatV)_mm512_unpacklo_pd((__m512d)high01, (__m512d)high23);
+  out[3] = (FloatV)_mm512_unpackhi_pd((__m512d)high01, (__m512d)high23);
+#elif defined(__AVX2__)
+  const __m256 low01 = _mm256_unpacklo_ps((__m256)w0, (__m256)w1), high01 = _mm256_unpackhi_ps((__m256)w0, (__m256)w1);
+  const __m256 low23 = _mm256_unpacklo_ps((__m256)w2, (__m256)w3), high23 = _mm256_unpackhi_ps((__m256)w2, (__m256)w3);
+  out[0] = (FloatV)_mm256_unpacklo_pd((__m256d)low01, (__m256d)low23);
+  out[1] = (FloatV)_mm256_unpackhi_pd((__m256d)low01, (__m256d)low23);
+  out[2] = (FloatV)_mm256_unpacklo_pd((__m256d)high01, (__m256d)high23);
+  out[3] = (FloatV)_mm256_unpackhi_pd((__m256d)high01, (__m256d)high23);
+#else
+  for (int i = 0; i < 4; ++i) out[i] = FloatV{w0[i], w1[i], w2[i], w3[i]};
+#endif
+}
+
+}  // namespace fe::inline FE_ISA

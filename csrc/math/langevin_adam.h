@@ -1,0 +1,139 @@
+// The unified Langevin-Adam step on one element, and the coefficients that one step of one parameter shares.
+// Adam: Kingma & Ba 2015; AMSGrad: Reddi et al. 2018; decoupled decay: Loshchilov & Hutter 2019; preconditioned noise:
+// Li et al. 2016 (pSGLD); noise in the momentum: preconditioned SGHMC (Chen, Fox & Guestrin 2014).
+#pragma once
+
+#include "math/lane.h"
+#include "table.h"
+
+namespace fe {
+
+enum class Noise : int { kMomentum = 0, kPreconditioned = 1, kIsotropic = 2, kNone = 3 };
+
+struct LangevinAdamGroup {
+  double lr, temperature, beta1, beta2, eps, weight_decay, prior_precision;
+  double previous_lr, previous_temperature;  // of the last step that moved
+  double grad_scale;                         // gradients are divided by it; 1 when there is no GradScaler
+  Noise noise;
+  int64_t flags;
+};
+
+template <class S>
+struct LangevinAdamCoefficients {
+  S one_minus_beta1, beta2, one_minus_beta2, inverse_root_bias2, eps, step_size;
+  S noise_scale;     // of the normal number, where `noise` puts it
+  S momentum_scale;  // sqrt(h_previous / h): old noise in the momentum is in units of 1 / sqrt(h_previous)
+  S weight_decay, decay_factor, prior_precision, smallest_denominator, grad_scale;
+  Noise noise;
+  bool maximize, amsgrad, coupled_decay, decoupled_decay, prior, scaled, rescaled;
+
+  // Whether any of the rarer terms is in use; the kernels have a loop without them.
+  FE_HD bool extras() const {
+    return maximize || amsgrad || coupled_decay || decoupled_decay || prior || scaled || rescaled;
+  }
+};
+
+}  // namespace fe
+
+namespace fe::inline FE_ISA {
+
+// base^exponent by repeated squaring: libm's pow differs in its last bit between devices.
+FE_HD double integer_power(double base, uint32_t exponent) {
+  double result = 1.0;
+  for (; exponent; exponent >>= 1) {
+    if (exponent & 1u) result *= base;
+    base *= base;
+  }
+  return result;
+}
+
+// c_t: bias correction divides m, and with it the noises it remembers, by 1 - beta1^t. Scaled by c_t, each noise moves
+// the parameter by its due in all, whenever it was drawn. 1 / c_t = sum_j beta1^(t j) (1 - beta1) / (1 - beta1^(j+1)).
+FE_HD double momentum_noise_start(double beta1, double beta1_power_t) {
+  double sum = 0.0, weight = 1.0, power = beta1;
+  while (weight > 1e-10) {
+    sum += weight * (1.0 - beta1) / (1.0 - power);
+    weight *= beta1_power_t;
+    power *= beta1;
+  }
+  return 1.0 / sum;
+}
+
+// `t` is the 1-based step. At lr = 0 nothing moves and no noise is made.
+template <class S>
+FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamGroup& group, uint32_t t) {
+  const double h = group.lr;
+  const bool noisy = group.temperature > 0.0 && h > 0.0;
+  const bool corrected = group.flags & kBiasCorrection;
+  const double beta1_t = corrected ? integer_power(group.beta1, t) : 0.0;
+  const double beta2_t = corrected ? integer_power(group.beta2, t) : 0.0;
+
+  LangevinAdamCoefficients<S> c{};
+  c.noise = noisy ? group.noise : Noise::kNone;
+  c.one_minus_beta1 = static_cast<S>(1.0 - group.beta1);
+  c.beta2 = static_cast<S>(group.beta2);
+  c.one_minus_beta2 = static_cast<S>(1.0 - group.beta2);
+  c.inverse_root_bias2 = static_cast<S>(1.0 / Lane<double>::sqrt(1.0 - beta2_t));
+  c.eps = static_cast<S>(group.eps);
+  c.step_size = static_cast<S>(h / (1.0 - beta1_t));
+
+  if (c.noise == Noise::kMomentum) {
+    const double start = corrected ? momentum_noise_start(group.beta1, beta1_t) : 1.0;
+    c.noise_scale = static_cast<S>((1.0 - group.beta1) * start * Lane<double>::sqrt(2.0 * group.temperature / h));
+  } else if (noisy) {
+    c.noise_scale = static_cast<S>(Lane<double>::sqrt(2.0 * group.temperature * h));
+  }
+  c.rescaled = group.noise == Noise::kMomentum && h > 0.0 && group.previous_temperature > 0.0 &&
+               group.previous_lr > 0.0 && group.previous_lr != h;
+  c.momentum_scale = static_cast<S>(c.rescaled ? Lane<double>::sqrt(group.previous_lr / h) : 1.0);
+
+  c.maximize = group.flags & kMaximize;
+  c.amsgrad = group.flags & kAmsgrad;
+  c.coupled_decay = group.weight_decay != 0.0 && !(group.flags & kDecoupled);
+  c.decoupled_decay = group.weight_decay != 0.0 && (group.flags & kDecoupled);
+  c.weight_decay = static_cast<S>(group.weight_decay);
+  c.decay_factor = static_cast<S>(1.0 - h * group.weight_decay);
+  c.prior = group.prior_precision != 0.0;
+  c.prior_precision = static_cast<S>(group.prior_precision);
+  c.smallest_denominator = static_cast<S>(h * group.prior_precision);
+  c.scaled = group.grad_scale != 1.0;
+  c.grad_scale = static_cast<S>(group.grad_scale);
+  return c;
+}
+
+// One element. `largest` (amsgrad) and `anchor` (prior) are read only where the coefficients say so; `normal` unless
+// kNoise is kNone. kExtras = false leaves out all of `coefficients.extras()`.
+template <Noise kNoise, bool kExtras, class F, class S = typename Lane<F>::Scalar>
+FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest, F anchor, F normal,
+                         const LangevinAdamCoefficients<S>& c) {
+  using L = Lane<F>;
+  F drift = grad;
+  if (kExtras) {
+    if (c.scaled) grad = L::divide(grad, L::splat(c.grad_scale));
+    if (c.maximize) grad = -grad;
+    if (c.coupled_decay) grad = L::fma(L::splat(c.weight_decay), param, grad);
+    if (c.decoupled_decay) param = param * c.decay_factor;
+    drift = grad;
+    if (c.prior) drift = L::fma(L::splat(c.prior_precision), param - anchor, grad);
+    if (c.rescaled) exp_avg = exp_avg * c.momentum_scale;
+  }
+  exp_avg = L::fma(L::splat(c.one_minus_beta1), drift - exp_avg, exp_avg);
+  exp_avg_sq = L::fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);
+  F second_moment = exp_avg_sq;
+  if (kExtras && c.amsgrad) second_moment = largest = exp_avg_sq <= largest ? largest : exp_avg_sq;
+
+  F denominator = L::fma(L::sqrt(second_moment), L::splat(c.inverse_root_bias2), L::splat(c.eps));
+  // A weight whose gradient is always 0 has D = eps, and the prior's own step h * prior_precision / D would diverge.
+  if (kExtras && c.prior) {
+    const F smallest = L::splat(c.smallest_denominator);
+    denominator = denominator < smallest ? smallest : denominator;
+  }
+
+  if (kNoise == Noise::kMomentum) exp_avg = L::fma(L::sqrt(denominator) * c.noise_scale, normal, exp_avg);
+  F move = exp_avg * c.step_size;
+  if (kNoise == Noise::kPreconditioned) move = L::fma(L::sqrt(denominator) * -c.noise_scale, normal, move);
+  param = param - L::divide(move, denominator);
+  if (kNoise == Noise::kIsotropic) param = L::fma(L::splat(c.noise_scale), normal, param);
+}
+
+}  // namespace fe::inline FE_ISA

@@ -1,0 +1,388 @@
+// The only file that knows torch: checks, threading, and registration of the kernels under torch.ops.fekernels_native
+// through the LibTorch stable ABI. The public operators of torch.ops.fekernels are defined in Python (fekernels/ops) and
+// call these.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+#if defined(FE_HAVE_CUDA)
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/kernels.h"
+#endif
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+constexpr int64_t kParallelElements = 32768;  // fewest for a second thread: starting one costs as much as these
+
+// The largest t a float32 `step` can count to: adding 1 to 2^24 changes nothing, and the noise would repeat.
+constexpr double kFloat32Steps = 16777216.0, kFloat64Steps = 4294967295.0;
+
+double read_scalar(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::Double) return *static_cast<const double*>(tensor.const_data_ptr());
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, "a tensor lr or temperature must be float32 or float64");
+  return *static_cast<const float*>(tensor.const_data_ptr());
+}
+
+double read_scalar(const std::optional<Tensor>& tensor, double otherwise) {
+  return tensor ? read_scalar(*tensor) : otherwise;
+}
+
+void check_table(const Tensor& table) {
+  STD_TORCH_CHECK(table.scalar_type() == ScalarType::Long && table.dim() == 2 && table.size(1) == fe::kTableColumns &&
+                      table.is_contiguous(),
+                  "table must be a contiguous int64 tensor of shape [rows, ", fe::kTableColumns, "]");
+}
+
+void check_key(int64_t stream, int64_t step, int64_t offset, int64_t purpose) {
+  STD_TORCH_CHECK(stream >= 0 && stream <= 0xffffffff && step >= 0 && step <= 0xffffffff && purpose >= 0 &&
+                      purpose <= 0xffff && offset >= 0,
+                  "stream and step must be in [0, 2^32), purpose in [0, 2^16), offset not negative; got stream ", stream,
+                  ", step ", step, ", purpose ", purpose, ", offset ", offset);
+}
+
+uint32_t next_step(const fe::TableRow& row) {
+  const bool wide = (row.dtypes >> 32 & 0xff) == fe::kFloat64;
+  const double t = wide ? *reinterpret_cast<const double*>(row.step) : *reinterpret_cast<const float*>(row.step);
+  STD_TORCH_CHECK(t >= 0.0 && t < (wide ? kFloat64Steps : kFloat32Steps), "step must be below 2^", wide ? 32 : 24,
+                  ", where its ", wide ? "noise counter" : "float32 counter", " ends; got ", t);
+  return static_cast<uint32_t>(t) + 1;
+}
+
+void advance_step(const fe::TableRow& row) {
+  if ((row.dtypes >> 32 & 0xff) == fe::kFloat64) {
+    *reinterpret_cast<double*>(row.step) += 1.0;
+  } else {
+    *reinterpret_cast<float*>(row.step) += 1.0f;
+  }
+}
+
+// What a span needs of its row; the coefficients are the caller's to add.
+void describe_row(const fe::TableRow& row, const int64_t* layouts, int64_t seed, uint32_t t, int64_t flags,
+                  fe::Span& span) {
+  static constexpr int kDtypeByte[fe::kOperands] = {0, 1, 2, 2, 2, 3};
+  for (int operand = 0; operand < fe::kOperands; ++operand) {
+    span.data[operand] = reinterpret_cast<void*>(row.pointers[operand]);
+    span.dtypes[operand] = static_cast<fe::DType>(row.dtypes >> 8 * kDtypeByte[operand] & 0xff);
+  }
+  span.layout = row.layout ? layouts + row.layout - 1 : nullptr;
+  const uint32_t stream = static_cast<uint32_t>(row.stream);
+  span.noise = fe::noise_key(seed, t, stream, fe::kLangevinNoise);
+  span.rounding = fe::noise_key(seed, t, stream, fe::kStochasticRounding);
+  span.stochastic = flags & fe::kStochastic;
+}
+
+// Consecutive elements of one row, small enough to be one thread's turn.
+struct Piece {
+  int64_t row, begin, count;
+  uint64_t index;
+  int64_t elements_before;  // in all pieces before this one
+};
+
+// Cuts all rows into pieces that end where the global index is a multiple of the span size, so that only a parameter's
+// or a shard's own ends, not its cuts, miss whole vectors.
+int64_t cut_rows(const fe::TableRow* rows, int64_t n_rows, std::vector<Piece>& pieces) {
+  int64_t total = 0;
+  pieces.clear();
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const fe::TableRow& row = rows[r];
+    for (int64_t begin = 0; begin < row.numel;) {
+      const int64_t in_run = begin % row.run;
+      const uint64_t index = row.offset + begin / row.run * row.pitch + in_run;
+      const int64_t until_cut = fe::kSpanElements - static_cast<int64_t>(index % fe::kSpanElements);
+      const int64_t count = std::min({until_cut, row.run - in_run, row.numel - begin});
+      pieces.push_back({r, begin, count, index, total});
+      total += count;
+      begin += count;
+    }
+  }
+  return total;
+}
+
+// Runs kernel(span) over all pieces on torch's threads. The cuts, and so the bits, do not depend on how many there are.
+template <class RowSpan>
+void run_pieces(const std::vector<Piece>& pieces, int64_t elements, const std::vector<RowSpan>& rows,
+                void (*kernel)(const RowSpan&)) {
+  torch::stable::parallel_for(0, elements, kParallelElements, [&](int64_t begin, int64_t end) {
+    const auto starts_before = [](const Piece& piece, int64_t element) { return piece.elements_before < element; };
+    auto piece = std::lower_bound(pieces.begin(), pieces.end(), begin, starts_before);
+    for (; piece != pieces.end() && piece->elements_before < end; ++piece) {
+      RowSpan span = rows[piece->row];
+      span.begin = piece->begin;
+      span.count = piece->count;
+      span.index = piece->index;
+      kernel(span);
+    }
+  });
+}
+
+// Both optimizers' steps: `prepare(span, row, t)` adds the row's coefficients. Nothing changes if a row is refused.
+template <class RowSpan, class Prepare>
+void step_rows(const Tensor& table, const Tensor& layouts, int64_t seed, int64_t flags, void (*kernel)(const RowSpan&),
+               Prepare prepare) {
+  const auto* rows = static_cast<const fe::TableRow*>(table.const_data_ptr());
+  const int64_t n_rows = table.size(0);
+  // Kept between steps: for many small parameters the allocations would cost as much as the work.
+  thread_local std::vector<Piece> pieces;
+  thread_local std::vector<RowSpan> spans;
+  spans.resize(n_rows);
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const uint32_t t = next_step(rows[r]);
+    describe_row(rows[r], static_cast<const int64_t*>(layouts.const_data_ptr()), seed, t, flags, spans[r]);
+    prepare(spans[r], r, t);
+  }
+  const int64_t elements = cut_rows(rows, n_rows, pieces);
+  run_pieces(pieces, elements, spans, kernel);
+  for (int64_t r = 0; r < n_rows; ++r) advance_step(rows[r]);
+}
+
+void langevin_adam_table_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch,
+                             Tensor previous, double lr, std::optional<Tensor> lr_tensor, double temperature,
+                             std::optional<Tensor> temperature_tensor, double beta1, double beta2, double eps,
+                             double weight_decay, double prior_precision, int64_t noise, int64_t flags, int64_t seed,
+                             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t dtypes) {
+  check_table(table);
+  if (found_inf && read_scalar(*found_inf) != 0.0) return;
+  auto* before = static_cast<double*>(previous.mutable_data_ptr());
+  const fe::LangevinAdamGroup group{read_scalar(lr_tensor, lr),
+                                    read_scalar(temperature_tensor, temperature),
+                                    beta1,
+                                    beta2,
+                                    eps,
+                                    weight_decay,
+                                    prior_precision,
+                                    before[0],
+                                    before[1],
+                                    read_scalar(grad_scale, 1.0),
+                                    static_cast<fe::Noise>(noise),
+                                    flags};
+  STD_TORCH_CHECK(group.lr >= 0.0 && group.temperature >= 0.0, "lr and temperature must not be negative; got ", group.lr,
+                  " and ", group.temperature);
+  const fe::LangevinAdamSpan* last = nullptr;  // most rows are at the same step: their coefficients are computed once
+  uint32_t last_t = 0;
+  step_rows<fe::LangevinAdamSpan>(table, layouts, seed, flags, fe::cpu_kernels().langevin_adam,
+                                  [&](fe::LangevinAdamSpan& span, int64_t, uint32_t t) {
+                                    if (last && last_t == t) {
+                                      span.single = last->single;
+                                      span.wide = last->wide;
+                                    } else {
+                                      span.single = fe::langevin_adam_coefficients<float>(group, t);
+                                      span.wide = fe::langevin_adam_coefficients<double>(group, t);
+                                    }
+                                    last = &span;
+                                    last_t = t;
+                                  });
+  if ((flags & fe::kLastLaunch) && group.lr > 0.0) {
+    before[0] = group.lr;
+    before[1] = group.temperature;
+  }
+}
+
+void sgld_table_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch, double lr,
+                    std::optional<Tensor> lr_tensor, double temperature, std::optional<Tensor> temperature_tensor,
+                    double weight_decay, double prior_precision, int64_t flags, int64_t seed,
+                    std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t dtypes) {
+  check_table(table);
+  if (found_inf && read_scalar(*found_inf) != 0.0) return;
+  const fe::SgldGroup group{read_scalar(lr_tensor, lr), read_scalar(temperature_tensor, temperature), weight_decay,
+                            prior_precision, read_scalar(grad_scale, 1.0), flags};
+  STD_TORCH_CHECK(group.lr >= 0.0 && group.temperature >= 0.0, "lr and temperature must not be negative; got ", group.lr,
+                  " and ", group.temperature);
+  const auto single = fe::sgld_coefficients<float>(group);
+  const auto wide = fe::sgld_coefficients<double>(group);
+  step_rows<fe::SgldSpan>(table, layouts, seed, flags, fe::cpu_kernels().sgld, [&](fe::SgldSpan& span, int64_t, uint32_t) {
+    span.single = single;
+    span.wide = wide;
+  });
+}
+
+template <fe::Draw kDraw>
+void philox_cpu(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t offset, int64_t purpose) {
+  check_key(stream, step, offset, purpose);
+  STD_TORCH_CHECK(out.is_contiguous(), "out must be contiguous");
+  const fe::NoiseKey key = fe::noise_key(seed, static_cast<uint32_t>(step), static_cast<uint32_t>(stream),
+                                         static_cast<uint32_t>(purpose));
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  fe::FillPhilox* fill = fe::cpu_kernels().fill_philox;
+  torch::stable::parallel_for(0, out.numel(), kParallelElements, [&](int64_t begin, int64_t end) {
+    fill(kDraw, to + begin * 4, end - begin, static_cast<uint64_t>(offset + begin), key);
+  });
+}
+
+std::string isa() { return fe::cpu_kernels().isa; }
+
+std::string set_isa(std::string name) {
+  fe::select_isa(name.c_str());
+  return isa();
+}
+
+std::string build_info() {
+  std::string info = std::string("compiler ") + __VERSION__;
+#if defined(FE_HAVE_CUDA)
+  info += ", cuda";
+#endif
+  return info;
+}
+
+#if defined(FE_HAVE_CUDA)
+
+// The library is linked without libtorch_cuda, so that it also loads where torch has no CUDA.
+void* current_stream(int32_t device) {
+  using GetStream = AOTITorchError (*)(int32_t, void**);
+  static const GetStream get_stream = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library ? reinterpret_cast<GetStream>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(get_stream, "this torch was built without CUDA");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(get_stream(device, &stream) == 0, "no current CUDA stream on device ", device);
+  return stream;
+}
+
+void check_cuda(int error, const char* what) { STD_TORCH_CHECK(error == 0, what, ": CUDA error ", error); }
+
+template <class T>
+T* data(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<T*>(tensor->data_ptr()) : nullptr;
+}
+
+int32_t scalar_dtype(const std::optional<Tensor>& tensor) {
+  return tensor && tensor->scalar_type() == ScalarType::Double ? fe::kFloat64 : fe::kFloat32;
+}
+
+fe::cuda::StepCall step_call(const Tensor& table, const Tensor& layouts, const Tensor& chunks, const Tensor& scratch,
+                             double lr, const std::optional<Tensor>& lr_tensor, double temperature,
+                             const std::optional<Tensor>& temperature_tensor, double weight_decay,
+                             double prior_precision, int64_t dtypes, int64_t flags, int64_t seed,
+                             const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+  check_table(table);
+  fe::cuda::StepCall call{};
+  call.rows = static_cast<const fe::TableRow*>(table.const_data_ptr());
+  call.layouts = static_cast<const int64_t*>(layouts.const_data_ptr());
+  call.chunks = static_cast<const int32_t*>(chunks.const_data_ptr());
+  call.scratch = static_cast<int32_t*>(scratch.mutable_data_ptr());
+  call.lr_tensor = data<const void>(lr_tensor);
+  call.temperature_tensor = data<const void>(temperature_tensor);
+  call.grad_scale = data<const float>(grad_scale);
+  call.found_inf = data<const float>(found_inf);
+  call.n_rows = table.size(0);
+  call.n_chunks = chunks.size(0);
+  call.dtypes = dtypes;
+  call.flags = flags;
+  call.seed = seed;
+  call.lr = lr;
+  call.temperature = temperature;
+  call.weight_decay = weight_decay;
+  call.prior_precision = prior_precision;
+  call.lr_dtype = scalar_dtype(lr_tensor);
+  call.temperature_dtype = scalar_dtype(temperature_tensor);
+  return call;
+}
+
+void langevin_adam_table_cuda(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch,
+                              Tensor previous, double lr, std::optional<Tensor> lr_tensor, double temperature,
+                              std::optional<Tensor> temperature_tensor, double beta1, double beta2, double eps,
+                              double weight_decay, double prior_precision, int64_t noise, int64_t flags, int64_t seed,
+                              std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t dtypes) {
+  torch::stable::accelerator::DeviceGuard guard(table.get_device_index());
+  fe::cuda::LangevinAdamCall call{step_call(table, layouts, chunks, scratch, lr, lr_tensor, temperature,
+                                            temperature_tensor, weight_decay, prior_precision, dtypes, flags, seed,
+                                            grad_scale, found_inf),
+                                  static_cast<double*>(previous.mutable_data_ptr()),
+                                  beta1,
+                                  beta2,
+                                  eps,
+                                  noise};
+  check_cuda(fe_cuda_langevin_adam(&call, current_stream(table.get_device_index())), "langevin_adam_");
+}
+
+void sgld_table_cuda(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch, double lr,
+                     std::optional<Tensor> lr_tensor, double temperature, std::optional<Tensor> temperature_tensor,
+                     double weight_decay, double prior_precision, int64_t flags, int64_t seed,
+                     std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t dtypes) {
+  torch::stable::accelerator::DeviceGuard guard(table.get_device_index());
+  const fe::cuda::StepCall call = step_call(table, layouts, chunks, scratch, lr, lr_tensor, temperature,
+                                            temperature_tensor, weight_decay, prior_precision, dtypes, flags, seed,
+                                            grad_scale, found_inf);
+  check_cuda(fe_cuda_sgld(&call, current_stream(table.get_device_index())), "sgld_");
+}
+
+template <fe::Draw kDraw>
+void philox_cuda(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t offset, int64_t purpose) {
+  check_key(stream, step, offset, purpose);
+  STD_TORCH_CHECK(out.is_contiguous(), "out must be contiguous");
+  torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
+  void* cuda_stream = current_stream(out.get_device_index());
+  void* to = out.mutable_data_ptr();
+  const auto fill = [&](auto* function, auto* typed) {
+    check_cuda(function(typed, out.numel(), seed, static_cast<uint32_t>(stream), static_cast<uint32_t>(step), offset,
+                        static_cast<uint32_t>(purpose), cuda_stream),
+               "philox");
+  };
+  if (kDraw == fe::Draw::kBits) fill(fe::cuda::fe_cuda_philox_bits, static_cast<uint32_t*>(to));
+  if (kDraw == fe::Draw::kUniform) fill(fe::cuda::fe_cuda_philox_uniform, static_cast<float*>(to));
+  if (kDraw == fe::Draw::kNormal) fill(fe::cuda::fe_cuda_philox_normal, static_cast<float*>(to));
+}
+
+#endif
+
+}  // namespace
+
+#define FE_STEP_ARGUMENTS                                                                                       \
+  "Tensor table, Tensor layouts, Tensor chunks, Tensor(a!) scratch, "
+#define FE_RANDOM_ARGUMENTS "(Tensor(a!) out, int seed, int stream, int step, int offset, int purpose) -> ()"
+
+STABLE_TORCH_LIBRARY(fekernels_native, m) {
+  m.def("philox_bits" FE_RANDOM_ARGUMENTS);
+  m.def("philox_uniform" FE_RANDOM_ARGUMENTS);
+  m.def("philox_normal" FE_RANDOM_ARGUMENTS);
+  m.def(
+      "langevin_adam_table_(" FE_STEP_ARGUMENTS
+      "Tensor(b!) previous, float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float beta1, "
+      "float beta2, float eps, float weight_decay, float prior_precision, int noise, int flags, int seed, "
+      "Tensor? grad_scale, Tensor? found_inf, int dtypes) -> ()");
+  m.def("sgld_table_(" FE_STEP_ARGUMENTS
+        "float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float weight_decay, "
+        "float prior_precision, int flags, int seed, Tensor? grad_scale, Tensor? found_inf, int dtypes) -> ()");
+  m.def("isa() -> str");
+  m.def("set_isa(str name) -> str");
+  m.def("build_info() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
+  m.impl("philox_bits", TORCH_BOX(&philox_cpu<fe::Draw::kBits>));
+  m.impl("philox_uniform", TORCH_BOX(&philox_cpu<fe::Draw::kUniform>));
+  m.impl("philox_normal", TORCH_BOX(&philox_cpu<fe::Draw::kNormal>));
+  m.impl("langevin_adam_table_", TORCH_BOX(&langevin_adam_table_cpu));
+  m.impl("sgld_table_", TORCH_BOX(&sgld_table_cpu));
+}
+
+// No tensor argument, hence no device's key.
+STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa));
+  m.impl("set_isa", TORCH_BOX(&set_isa));
+  m.impl("build_info", TORCH_BOX(&build_info));
+}
+
+#if defined(FE_HAVE_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CUDA, m) {
+  m.impl("philox_bits", TORCH_BOX(&philox_cuda<fe::Draw::kBits>));
+  m.impl("philox_uniform", TORCH_BOX(&philox_cuda<fe::Draw::kUniform>));
+  m.impl("philox_normal", TORCH_BOX(&philox_cuda<fe::Draw::kNormal>));
+  m.impl("langevin_adam_table_", TORCH_BOX(&langevin_adam_table_cuda));
+  m.impl("sgld_table_", TORCH_BOX(&sgld_table_cuda));
+}
+#endif
