@@ -1,0 +1,286 @@
+"""Compile the kernels: the one list of sources and flags, the compilers, and the build itself.
+
+Called by ``_extension.py`` at first use and by setup.py ahead of time, which loads this file by its path; so
+it imports neither torch nor the rest of the package. Importing it runs no process.
+
+The library speaks LibTorch's stable ABI and contains no Python, so one file serves every Python and every
+torch from 2.10 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# Paths under csrc. The first group runs before an instruction set is chosen, so it must run on any CPU.
+BASELINE_SOURCES = ("register.cpp", "cpu/dispatch.cpp")
+PER_ISA_SOURCES = ("cpu/random.cpp", "cpu/langevin_adam.cpp", "cpu/sgld.cpp")
+CUDA_SOURCES = ("cuda/random.cu", "cuda/langevin_adam.cu", "cuda/sgld.cu")
+SOURCE_SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
+
+# Contraction stays off and fma explicit, so that every instruction set gives the same bits. Nobody reads
+# errno or floating-point traps, and keeping them right would make loops with a sqrt scalar.
+CXX_FLAGS = (
+    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+)
+ISA_FLAGS: dict[str, tuple[str, ...]] = {
+    "baseline": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": (
+        *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"),
+        "-mprefer-vector-width=512",
+    ),
+}
+# gcc alone has these passes, and leaves them out on x86: instructions of independent chains are interleaved before
+# registers are given out, which takes 10% to 20% off the noise.
+GCC_SCHEDULING = ("-fschedule-insns", "-fsched-pressure")
+NVCC_FLAGS = ("-std=c++20", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+# Binaries for these, and PTX of the last one for later GPUs.
+CUDA_ARCHITECTURES = (80, 90, 100)
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
+
+_DIGEST_BYTES = 32
+_log = logging.getLogger("fekernels")
+
+
+class ExtensionUnavailable(RuntimeError):
+    """The compiled kernels cannot be had on this machine; the message holds every cause."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What a build runs: ninja, a C++ compiler, and nvcc where CUDA kernels are built."""
+
+    ninja: str
+    cxx: tuple[str, ...]
+    name: str
+    nvcc: str | None = None
+    nvcc_name: str = ""
+    architectures: tuple[int, ...] = ()
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+def find_compiler() -> tuple[tuple[str, ...], str]:
+    """The C++ compiler: CXX when it is set, else the first of g++, c++ and clang++ that is new enough.
+
+    Returns:
+        The command, and its name with the version.
+
+    Raises:
+        ExtensionUnavailable: with what was tried and what to install.
+    """
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    tried = []
+    for command in [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]:
+        if shutil.which(command[0]) is None:
+            tried.append(f"{command[0]} is not there")
+            continue
+        try:
+            # The macros name the compiler whatever its command is called, and prove that it takes C++20.
+            text = _output([*command, "-x", "c++", "-std=c++20", "-dM", "-E", os.devnull])
+        except (OSError, subprocess.SubprocessError) as error:
+            tried.append(f"{shlex.join(command)} does not take -std=c++20 ({error})")
+            continue
+        macros = dict(re.findall(r"^#define (\w+) (.*)$", text, re.MULTILINE))
+        if "__clang__" in macros:
+            kind, least, parts = "clang", 14, ("__clang_major__", "__clang_minor__", "__clang_patchlevel__")
+        else:
+            kind, least, parts = "gcc", 11, ("__GNUC__", "__GNUC_MINOR__", "__GNUC_PATCHLEVEL__")
+        version = [int(macros.get(part, "0")) for part in parts]
+        name = f"{kind} {'.'.join(map(str, version))}"
+        if version[0] >= least:
+            return tuple(command), name
+        tried.append(f"{shlex.join(command)} is {name}, older than {least}")
+    raise ExtensionUnavailable(
+        f"no C++20 compiler found through {'CXX' if chosen else 'PATH'}: {'; '.join(tried)}."
+        " Install g++ >= 11 or clang >= 14 (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++;"
+        " conda: conda install cxx-compiler), or set CXX"
+    )
+
+
+def find_nvcc() -> tuple[str, str, tuple[int, ...]]:
+    """nvcc: NVCC when it is set, else the one in CUDA_HOME or CUDA_PATH, else on PATH or in the usual place.
+
+    Returns:
+        The command, its name with the version, and the architectures to build for.
+
+    Raises:
+        ExtensionUnavailable: with the reason.
+    """
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places = [os.path.join(home, "bin", "nvcc") for home in homes]
+    if chosen := os.environ.get("NVCC"):
+        places = [chosen]
+    elif not places:
+        places = ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next((found for place in places if (found := shutil.which(place))), None)
+    if nvcc is None:
+        raise ExtensionUnavailable(
+            f"no CUDA compiler: {' and '.join(places)} not found. Install the CUDA toolkit >= 12, or set"
+            " CUDA_HOME or NVCC"
+        )
+    try:
+        release = re.search(r"release (\d+)\.(\d+)", _output([nvcc, "--version"]))
+        listed = {int(number) for number in re.findall(r"compute_(\d+)", _output([nvcc, "--list-gpu-arch"]))}
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ExtensionUnavailable(f"{nvcc} does not run: {error}") from error
+    architectures = tuple(number for number in CUDA_ARCHITECTURES if number in listed)
+    if release is None or int(release[1]) < 12 or not architectures:
+        raise ExtensionUnavailable(f"{nvcc} is too old: CUDA >= 12 is needed, for C++20 and sm_90")
+    return nvcc, f"nvcc {release[1]}.{release[2]}", architectures
+
+
+def find_ninja() -> str:
+    """The ninja of the PyPI package, else the one on PATH, or ExtensionUnavailable."""
+    places: list[str | None] = [None]  # None is PATH
+    with contextlib.suppress(ImportError):
+        import ninja
+
+        places.insert(0, ninja.BIN_DIR)
+    found = next((path for place in places if (path := shutil.which("ninja", path=place))), None)
+    if found is None:
+        raise ExtensionUnavailable("ninja not found. Run: pip install ninja")
+    return found
+
+
+def find_toolchain(device: str) -> Toolchain:
+    """The tools for a library with kernels for ``device``, or ExtensionUnavailable with the reason."""
+    if sys.platform != "linux":
+        raise ExtensionUnavailable(f"the compiled kernels are built on Linux only; this is {sys.platform}")
+    return Toolchain(find_ninja(), *find_compiler(), *(find_nvcc() if device == "cuda" else ()))
+
+
+def instruction_sets(machine: str | None = None) -> tuple[str, ...]:
+    """The instruction sets that are built for a machine (default: this one), in rising order."""
+    return tuple(ISA_FLAGS) if (machine or platform.machine()) in ("x86_64", "AMD64") else ("baseline",)
+
+
+def build_steps(tools: Toolchain, root: Path, torch_root: Path) -> list[tuple[str, list[str]]]:
+    """Every output file, in order, with the command that makes it; the library comes last."""
+    isas = instruction_sets()
+    facts = [TORCH_TARGET, *(f"-DFE_HAVE_{isa.upper()}" for isa in isas[1:])]
+    if tools.nvcc:
+        facts.append("-DFE_HAVE_CUDA")
+    compiler = [*tools.cxx, *CXX_FLAGS, "-I", str(root)]
+    steps: list[tuple[str, list[str]]] = []
+
+    def add(source: str, tag: str, command: list[str]) -> None:
+        name = f"{source.replace('/', '_')}{tag}.o"
+        steps.append((name, [*command, "-c", str(root / source), "-o", name]))
+
+    linker = list(tools.cxx)
+    if tools.nvcc:
+        # nvcc takes one program as its host compiler: of a CXX such as "ccache g++", the last word.
+        nvcc = [tools.nvcc, "-ccbin", tools.cxx[-1]]
+        *earlier, last = tools.architectures
+        codes = [f"arch=compute_{number},code=sm_{number}" for number in earlier]
+        codes.append(f"arch=compute_{last},code=[sm_{last},compute_{last}]")
+        generate = [word for code in codes for word in ("-gencode", code)]
+        for source in CUDA_SOURCES:  # first, because they take longest
+            add(source, "", [*nvcc, *NVCC_FLAGS, *generate, "-I", str(root)])
+        # As the linker, nvcc knows where its libcudart_static.a is and what that needs.
+        linker = [*nvcc, "-cudart", "static"]
+    for source in BASELINE_SOURCES:
+        add(source, "", [*compiler, "-isystem", str(torch_root / "include"), *facts])
+    for source in PER_ISA_SOURCES:
+        for isa in isas:
+            scheduling = GCC_SCHEDULING if tools.name.startswith("gcc") else ()
+            add(source, f".{isa}", [*compiler, *ISA_FLAGS[isa], *scheduling, f"-DFE_ISA={isa}"])
+    objects = [name for name, _ in steps]
+    libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu"]
+    steps.append(("library.so", [*linker, "-shared", *objects, *libraries, "-o", "library.so"]))
+    return steps
+
+
+def _jobs(tasks: int) -> int:
+    """How many compilers run at once: MAX_JOBS, else one a CPU, but no more than GiB of free memory."""
+    if (chosen := os.environ.get("MAX_JOBS", "")).isdigit() and int(chosen) > 0:
+        return min(tasks, int(chosen))
+    jobs = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        memory = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+        if memory:
+            jobs = min(jobs, int(memory[1]) >> 20)
+        group = Path("/sys/fs/cgroup")  # a container's own limit: the word "max" when there is none
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        jobs = min(jobs, (limit - used) >> 30)
+    return max(1, min(tasks, jobs))
+
+
+def compile_library(
+    output: Path, tools: Toolchain, root: Path, torch_root: Path, verbose: bool = False
+) -> None:
+    """Compile and link everything in a temporary directory beside ``output``, then rename it into place.
+
+    The library ends in the SHA-256 digest of what precedes it: a loader ignores bytes behind the last
+    section, and :func:`is_intact` tells a damaged file from a whole one without running it.
+
+    Args:
+        output: the library; its directory exists.
+        tools: from :func:`find_toolchain`.
+        root: the directory csrc.
+        torch_root: the installed package directory of torch, for its headers and libraries.
+        verbose: show the commands and their output.
+
+    Raises:
+        ExtensionUnavailable: with the end of the compiler's output.
+    """
+    steps = build_steps(tools, root, torch_root)
+    jobs = _jobs(len(steps) - 1)
+    work = sum(12 if ".cu." in name else 2 for name, _ in steps)
+    announce(f"compiling {len(steps) - 1} files with {tools.name} (once, about {work // jobs} s)")
+    with tempfile.TemporaryDirectory(prefix=f"{output.name}.build-", dir=output.parent) as scratch:
+        lines = ["rule run", "  command = $words", "  description = $out"]
+        for name, command in steps:
+            needs = " ".join(other for other, _ in steps[:-1]) if name == "library.so" else ""
+            lines += [f"build {name}: run {needs}", f"  words = {shlex.join(command).replace('$', '$$')}"]
+        Path(scratch, "build.ninja").write_text("\n".join(lines) + "\n")
+        done = subprocess.run(
+            [tools.ninja, "-j", str(jobs), *(["-v"] if verbose else [])],
+            cwd=scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=None if verbose else subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode != 0:
+            tail = "\n".join((done.stdout or "(shown above)").splitlines()[-30:])
+            raise ExtensionUnavailable(f"compiling with {tools.name} {tools.nvcc_name} failed:\n{tail}")
+        built = Path(scratch, "library.so")
+        data = built.read_bytes()
+        built.write_bytes(data + hashlib.sha256(data).digest())
+        os.replace(built, output)
+
+
+def is_intact(path: Path) -> bool:
+    """Whether ``path`` is a whole library of :func:`compile_library`."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    return len(body) > 0 and hashlib.sha256(body).digest() == digest
+
+
+def announce(message: str) -> None:
+    """Log a message and show it: someone is waiting, and few set up logging."""
+    _log.info(message)
+    print(f"fekernels: {message}", file=sys.stderr, flush=True)
