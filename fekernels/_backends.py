@@ -1,0 +1,221 @@
+"""Which backend runs which op where, and why the others do not."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from fekernels import _extension
+
+__all__ = [
+    "BACKENDS",
+    "BackendTable",
+    "BackendUnavailable",
+    "backends",
+    "choose",
+    "implementation",
+    "use_backend",
+]
+
+BACKENDS = ("reference", "cpp", "triton", "cuda")
+
+# The file (of fekernels.ops, .reference and .triton) that each kernel lives in.
+KERNELS = {
+    "philox_bits": "random",
+    "philox_uniform": "random",
+    "philox_normal": "random",
+    "langevin_adam_": "langevin_adam",
+    "sgld_": "sgld",
+}
+
+# What "auto" takes, the first that can run. On a GPU, Triton before CUDA C++ because it needs no toolchain; no
+# measurement has put CUDA C++ ahead yet (`python -m benchmarks.gpu_check` times both).
+PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}
+
+
+class BackendUnavailable(RuntimeError, ValueError):
+    """A backend was asked for by name and cannot run; the message says why."""
+
+
+def _checked(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"backend must be a string; got {type(name).__name__}")
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+_requested: str | None = None  # None: FEKERNELS_BACKEND decides
+
+
+def _current() -> str:
+    if _requested is not None:
+        return _requested
+    name = os.environ.get("FEKERNELS_BACKEND") or "auto"
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"FEKERNELS_BACKEND must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+def _obstacle(backend: str, device_type: str) -> str | None:
+    """Why ``backend`` cannot run on tensors of ``device_type``, or None when it can."""
+    if backend == "reference":
+        return None
+    if backend == "cpp":
+        if device_type != "cpu":
+            return "the C++ kernels run on CPU tensors"
+        return _extension.unavailable_reason()
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return "triton needs a GPU tensor"
+        return None
+    if device_type != "cuda":
+        return "the CUDA kernels run on GPU tensors"
+    reason = _extension.unavailable_reason()
+    if reason is None and not _extension.has_cuda_kernels():
+        reason = (
+            "the extension was built without CUDA kernels (FEKERNELS_BUILD=cuda builds them, and needs nvcc)"
+        )
+    return reason
+
+
+def _device_types() -> tuple[str, ...]:
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def choose(device_type: str, backend: str | None = None) -> str:
+    """The backend that runs on ``device_type``: ``backend``, else what ``use_backend`` or FEKERNELS_BACKEND names.
+
+    Raises:
+        BackendUnavailable: a backend was named and cannot run; the message has its reason.
+    """
+    name = _checked(backend) if backend is not None else _current()
+    if name == "auto":
+        order = PREFERENCE.get(device_type, ("reference",))
+        return next(candidate for candidate in order if _obstacle(candidate, device_type) is None)
+    obstacle = _obstacle(name, device_type)
+    if obstacle is not None:
+        raise BackendUnavailable(f"backend {name!r} cannot run on {device_type} tensors: {obstacle}")
+    return name
+
+
+def implementation(kernel: str, backend: str) -> Callable[..., None]:
+    """The function of ``kernel`` in ``backend``: all but the reference take pointer tables for a step."""
+    file = KERNELS[kernel]
+    if backend == "reference":
+        return getattr(importlib.import_module(f"fekernels.reference.{file}"), kernel)
+    name = f"{kernel[:-1]}_table_" if kernel.endswith("_") else kernel
+    if backend == "triton":
+        return getattr(importlib.import_module(f"fekernels.triton.{file}"), name)
+    _extension.load()
+    return getattr(torch.ops.fekernels_native, name).default
+
+
+class use_backend:  # noqa: N801 (reads as a function, and is used as one)
+    """Choose the backend of every op: ``use_backend("cpp")`` from now on, ``with use_backend("cpp"):`` for a block.
+
+    Args:
+        name: "auto" (the default of the package: the fastest that can run), "reference", "cpp", "triton" or "cuda".
+
+    Raises:
+        ValueError: an unknown name; the message lists the valid ones.
+        BackendUnavailable: the backend cannot run on any device of this machine; the message says why.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _requested
+        if _checked(name) != "auto":
+            obstacles = {device: _obstacle(name, device) for device in _device_types()}
+            if all(obstacles.values()):
+                reasons = "; ".join(f"{device}: {reason}" for device, reason in obstacles.items())
+                raise BackendUnavailable(f"backend {name!r} cannot run here ({reasons})")
+        self._before = _requested
+        _requested = name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _requested
+        _requested = self._before
+
+
+@dataclass(frozen=True)
+class BackendRow:
+    """One op on one device: the backend in use, the others that could be, and for every other one the reason."""
+
+    op: str
+    device: str
+    in_use: str
+    available: tuple[str, ...]
+    reasons: dict[str, str]
+
+
+class BackendTable:
+    """What runs where and why: iterate over its rows, index it by ``(op, device)``, or print it."""
+
+    def __init__(self, rows: list[BackendRow]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[BackendRow]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: tuple[str, str]) -> BackendRow:
+        for row in self._rows:
+            if (row.op, row.device) == key:
+                return row
+        raise KeyError(key)
+
+    def __str__(self) -> str:
+        lines = [f"{'op':<18}{'device':<8}{'in use':<11}could also run"]
+        for row in self._rows:
+            others = ", ".join(name for name in row.available if name != row.in_use) or "-"
+            lines.append(f"{row.op:<18}{row.device:<8}{row.in_use:<11}{others}")
+        reasons: dict[tuple[str, str], None] = {}
+        for row in self._rows:
+            reasons.update({(row.device, f"{name}: {why}"): None for name, why in row.reasons.items()})
+        lines += ["", "not available"] + [f"  {device:<6}{why}" for device, why in reasons]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def backends() -> BackendTable:
+    """Which backend is in use for each op on each device of this machine, and why every other one is not available.
+
+    Finds or builds the extension, since only that tells whether the compiled kernels can run.
+    """
+    rows = []
+    for op in KERNELS:
+        for device in _device_types():
+            obstacles = {backend: _obstacle(backend, device) for backend in BACKENDS}
+            rows.append(
+                BackendRow(
+                    op=op,
+                    device=device,
+                    in_use=choose(device),
+                    available=tuple(name for name, why in obstacles.items() if why is None),
+                    reasons={name: why for name, why in obstacles.items() if why is not None},
+                )
+            )
+    return BackendTable(rows)
+
+
+def native_op(name: str) -> Any:
+    """An op of the compiled library that takes no tensor (``isa``, ``set_isa``, ``build_info``)."""
+    _extension.load()
+    return getattr(torch.ops.fekernels_native, name)

@@ -1,0 +1,152 @@
+"""The pointer table: what the compiled kernels know of an optimizer's tensors, one row of int64 words a parameter.
+
+Passing a few hundred tensors through an operator's argument lists costs more than stepping them; a table is built once,
+and between steps only the gradients' pointers are written into it. ``csrc/table.h`` is the other side of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["CHUNK", "COLUMNS", "GRAD", "FLAGS", "NOISES", "PointerTable", "Row", "supported_dtypes"]
+
+COLUMNS = 16
+(
+    PARAM,
+    GRAD,
+    EXP_AVG,
+    EXP_AVG_SQ,
+    MAX_EXP_AVG_SQ,
+    ANCHOR,
+    STEP,
+    NUMEL,
+    STREAM,
+    OFFSET,
+    RUN,
+    PITCH,
+    DTYPES,
+    LAYOUT,
+) = range(14)
+CHUNK = 4096  # elements of a GPU block, kChunk in csrc/table.h
+
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+NOISES = {"momentum": 0, "preconditioned": 1, "isotropic": 2}
+FLAGS = {
+    "amsgrad": 1,
+    "maximize": 2,
+    "decoupled_weight_decay": 4,
+    "bias_correction": 8,
+    "stochastic_rounding": 16,
+    "last_launch": 32,
+}
+
+
+def supported_dtypes() -> str:
+    """For error messages."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_CODES)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The tensors of one parameter. ``shard`` is (offset, run, pitch), see csrc/table.h; None for a whole parameter."""
+
+    param: Tensor
+    grad: Tensor
+    step: Tensor
+    stream: int
+    exp_avg: Tensor | None = None
+    exp_avg_sq: Tensor | None = None
+    max_exp_avg_sq: Tensor | None = None
+    anchor: Tensor | None = None
+    shard: tuple[int, int, int] | None = None
+
+    def operands(self) -> tuple[Tensor | None, ...]:
+        """In the order of the table's pointers and of the strides in ``layouts``."""
+        return (self.param, self.grad, self.exp_avg, self.exp_avg_sq, self.max_exp_avg_sq, self.anchor)
+
+    def dtypes(self) -> int:
+        """Codes in bytes: parameter, gradient, states, anchor, step."""
+        state = self.param if self.exp_avg is None else self.exp_avg
+        anchor = self.param if self.anchor is None else self.anchor
+        code = 0
+        for position, tensor in enumerate((self.param, self.grad, state, anchor, self.step)):
+            code |= DTYPE_CODES[tensor.dtype] << 8 * position
+        return code
+
+
+class PointerTable:
+    """A table over ``rows`` (all on one device; on a GPU, all with the same dtypes).
+
+    Attributes:
+        table: int64 [rows, 16].
+        layouts: int64 [n], the sizes and strides of the rows that are not contiguous.
+        chunks: int32 [blocks, 2], the (row, chunk in row) of every GPU block; empty on a CPU.
+        scratch: int32 [1], the GPU blocks' count of those done; zero between steps.
+        dtypes: the rows' dtype code (of the first row on a CPU, where each row's own counts).
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.device = rows[0].param.device
+        self.dtypes = rows[0].dtypes() & 0xFFFFFFFF
+        self._rows = tuple(rows)  # keeps the states alive: the table holds their addresses
+        layouts: list[int] = []
+        words = [self._words(row, layouts) for row in rows]
+        self._host = torch.tensor(words, dtype=torch.int64).view(len(rows), COLUMNS)
+        self.layouts = torch.tensor(layouts or [0], dtype=torch.int64, device=self.device)
+        self.scratch = torch.zeros(1, dtype=torch.int32, device=self.device)
+        chunks: list[tuple[int, int]] = []
+        if self.device.type != "cpu":
+            chunks = [(i, c) for i, row in enumerate(rows) for c in range(-(-row.param.numel() // CHUNK))]
+        self.chunks = torch.tensor(chunks, dtype=torch.int32).view(-1, 2).to(self.device)
+        self._grads = [word[GRAD] for word in words]
+        self._captured: list[Tensor] = []
+        if self.device.type == "cpu":
+            self.table = self._host
+            self._grad_column = self._host.numpy()[:, GRAD]
+        else:
+            self.table = self._host.to(self.device)
+            self._host = self._host.pin_memory() if self.device.type == "cuda" else self._host
+
+    @staticmethod
+    def _words(row: Row, layouts: list[int]) -> list[int]:
+        operands = row.operands()
+        numel = row.param.numel()
+        offset, run, pitch = row.shard or (0, max(numel, 1), max(numel, 1))
+        layout = 0
+        if not all(tensor is None or tensor.is_contiguous() for tensor in operands):
+            layout = 1 + len(layouts)
+            shape = row.param.shape
+            layouts += [len(shape), *shape]
+            for tensor in operands:
+                layouts += tensor.stride() if tensor is not None else [0] * len(shape)
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in operands]
+        words = [*pointers, row.step.data_ptr(), numel, row.stream, offset, run, pitch, row.dtypes(), layout]
+        return words + [0] * (COLUMNS - len(words))
+
+    def point_to(self, grads: list[int]) -> None:
+        """Write the gradients' addresses of this step. On a GPU: one small asynchronous copy, and only when they
+        moved."""
+        if self.device.type == "cpu":
+            self._grad_column[:] = grads
+            return
+        if grads == self._grads:
+            return
+        self._grads = grads
+        host = self._host
+        if torch.cuda.is_current_stream_capturing():
+            # The graph replays this copy from this very memory: it must not be written again.
+            host = self._host.clone().pin_memory()
+            self._captured.append(host)
+        elif self._copied is not None:
+            self._copied.synchronize()  # the copy of the step before has long ended, unless the GPU is a step behind
+        host[:, GRAD] = torch.tensor(grads, dtype=torch.int64)
+        self.table.copy_(host, non_blocking=True)
+        if host is self._host:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    _copied: torch.cuda.Event | None = None

@@ -1,0 +1,17 @@
+"""The one library object that the operators' schemas belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+LIBRARY = torch.library.Library("fekernels", "DEF")
+
+
+def define_in_place(schema: str, implementation: Callable[..., None]) -> None:
+    """Define an operator that only writes to its arguments, for every device; the implementation picks the backend."""
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fekernels::{name}", lambda *args, **kwargs: None, lib=LIBRARY)
