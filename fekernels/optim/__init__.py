@@ -1,0 +1,27 @@
+"""Optimizers that sample, their temperature schedules, and what collects their samples."""
+
+from fekernels.optim.langevin_adam import LangevinAdam
+from fekernels.optim.posterior_samples import PosteriorSamples
+from fekernels.optim.sgld import SGLD
+from fekernels.optim.temperature import (
+    ConstantTemperature,
+    CosineTemperature,
+    CyclicalTemperature,
+    ExponentialTemperature,
+    LambdaTemperature,
+    TemperatureScheduler,
+)
+from fekernels.optim.unified import UnifiedOptimizer
+
+__all__ = [
+    "SGLD",
+    "ConstantTemperature",
+    "CosineTemperature",
+    "CyclicalTemperature",
+    "ExponentialTemperature",
+    "LambdaTemperature",
+    "LangevinAdam",
+    "PosteriorSamples",
+    "TemperatureScheduler",
+    "UnifiedOptimizer",
+]

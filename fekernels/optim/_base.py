@@ -1,0 +1,393 @@
+"""What LangevinAdam and SGLD share: groups, seeds and streams, anchors, and the pointer tables of their steps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fekernels import _backends
+from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
+from fekernels.optim._cache import TableCache
+from fekernels.optim._shards import local_tensor, shard_geometry
+from fekernels.random import signed_seed
+
+__all__ = ["TableOptimizer"]
+
+# A float32 step counter ends at 2^24: adding 1 changes nothing from there, and the noise would repeat.
+LAST_FLOAT32_STEP = 1 << 24
+
+
+def stream_of_name(name: str) -> int:
+    """A parameter's Philox stream by its name: 31 bits (the top bit belongs to the rounding noise)."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF
+
+
+class TableOptimizer(Optimizer):
+    """An optimizer whose step is one kernel call a parameter group, over a cached table of pointers."""
+
+    _step_supports_amp_scaling = True  # GradScaler hands grad_scale and found_inf over; the kernel heeds them
+    _caches: dict[int, TableCache]
+    _steps_bound: int
+    _warned: bool
+
+    def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
+        self._reset_caches()
+        if seed is None:
+            seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu"))
+        defaults = {**defaults, "seed": signed_seed(self._name, seed), "anchor": None}
+        anchors = self._checked_anchor(anchor)
+        if anchors == "init":
+            defaults["anchor"] = "init"
+        self._check_group({**defaults, "params": []})
+        super().__init__(params, defaults)
+        if isinstance(anchors, list):
+            self._attach_anchors(anchors)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _reset_caches(self) -> None:
+        self._caches = {}
+        self._steps_bound = -1
+        self._warned = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._reset_caches()
+
+    # Subclasses say what their groups and rows hold.
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _row(self, group: dict[str, Any], row: dict[str, Any], state: dict[str, Any]) -> Row:
+        raise NotImplementedError
+
+    def _step_lists(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _step_tables(self, group: dict[str, Any], tables: list[PointerTable], backend: str) -> None:
+        raise NotImplementedError
+
+    # Groups.
+
+    @torch.compiler.disable
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as ``torch.optim.Optimizer.add_param_group``; its parameters take the next streams.
+
+        Raises:
+            TypeError: parameters that are not floating point.
+            ValueError: parameters on several devices, or a hyperparameter out of its range.
+        """
+        if "seed" in param_group:
+            param_group["seed"] = signed_seed(self._name, param_group["seed"])
+        given = self._checked_anchor(param_group.pop("anchor", self.defaults["anchor"]))
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check_group(group)
+            self._check_params(group)
+            self._assign_streams(group)
+            group["anchor"] = "given" if isinstance(given, list) else given
+            if isinstance(given, list):
+                self._check_anchor_list(given, group["params"])
+        except Exception:
+            self.param_groups.pop()
+            raise
+        if given is not None:
+            for i, param in enumerate(group["params"]):
+                source = given[i] if isinstance(given, list) else param
+                self.state[param]["anchor"] = source.detach().to(param.device, copy=True)
+
+    def _check_params(self, group: dict[str, Any]) -> None:
+        devices = {param.device for param in group["params"]}
+        if len(devices) > 1:
+            names = ", ".join(sorted(map(str, devices)))
+            raise ValueError(
+                f"{self._name}: params of one group must be on one device; got {names} (give each device a group)"
+            )
+        for i, param in enumerate(group["params"]):
+            if param.dtype not in DTYPE_CODES:
+                raise TypeError(
+                    f"{self._name}: params[{i}] must be one of {supported_dtypes()}; got {param.dtype}"
+                )
+
+    def _assign_streams(self, group: dict[str, Any]) -> None:
+        """Position over all groups, or a hash of the name where the parameters came with names."""
+        taken = {stream: name for other in self.param_groups[:-1] for stream, name in self._streams(other)}
+        if "param_names" in group:
+            group["streams"] = [stream_of_name(name) for name in group["param_names"]]
+        else:
+            first = sum(len(other["params"]) for other in self.param_groups[:-1])
+            group["streams"] = list(range(first, first + len(group["params"])))
+        for stream, name in self._streams(group):
+            if stream in taken:
+                raise ValueError(
+                    f"{self._name}: parameters {taken[stream]!r} and {name!r} hash to the same noise stream; rename one"
+                )
+            taken[stream] = name
+
+    @staticmethod
+    def _streams(group: dict[str, Any]) -> list[tuple[int, str]]:
+        names = group.get("param_names") or [f"parameter {stream}" for stream in group["streams"]]
+        return list(zip(group["streams"], names, strict=True))
+
+    # Anchors: the mean of the Gaussian prior.
+
+    def _checked_anchor(self, anchor: Any) -> Any:
+        if anchor is None or anchor == "init":
+            return anchor
+        if isinstance(anchor, str):
+            raise ValueError(
+                f"{self._name}: anchor must be None, 'init' or a list of tensors; got {anchor!r}"
+            )
+        if not isinstance(anchor, Iterable) or isinstance(anchor, Tensor):
+            raise TypeError(
+                f"{self._name}: anchor must be None, 'init' or a list of tensors; got {type(anchor).__name__}"
+            )
+        anchors = list(anchor)
+        for i, tensor in enumerate(anchors):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{self._name}: anchor[{i}] must be a tensor; got {type(tensor).__name__}")
+        return anchors
+
+    def _check_anchor_list(self, anchors: list[Tensor], params: list[Tensor]) -> None:
+        if len(anchors) != len(params):
+            raise ValueError(
+                f"{self._name}: anchor must have {len(params)} tensors like params; got {len(anchors)}"
+            )
+        for i, (tensor, param) in enumerate(zip(anchors, params, strict=True)):
+            if tensor.shape != param.shape:
+                raise ValueError(
+                    f"{self._name}: anchor[{i}] must have shape {tuple(param.shape)} like its parameter; "
+                    f"got {tuple(tensor.shape)}"
+                )
+            if tensor.dtype not in DTYPE_CODES:
+                raise TypeError(
+                    f"{self._name}: anchor[{i}] must be one of {supported_dtypes()}; got {tensor.dtype}"
+                )
+
+    def _attach_anchors(self, anchors: list[Tensor]) -> None:
+        params = [param for group in self.param_groups for param in group["params"]]
+        self._check_anchor_list(anchors, params)
+        for group in self.param_groups:
+            group["anchor"] = "given"
+        for tensor, param in zip(anchors, params, strict=True):
+            self.state[param]["anchor"] = tensor.detach().to(param.device, copy=True)
+
+    # Checkpoints.
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer, or of one with fewer group values (``torch.optim.Adam``, ``AdamW``).
+
+        What the checkpoint lacks (temperature, noise, seed, streams, anchors) stays as it was constructed. States keep
+        the dtype that ``state_dtype`` asks for, not the parameter's.
+        """
+        before = [dict(group) for group in self.param_groups]
+        anchors = {param: state["anchor"] for param, state in self.state.items() if "anchor" in state}
+        saved = state_dict["state"]
+        super().load_state_dict(state_dict)
+        for group, old, saved_group in zip(
+            self.param_groups, before, state_dict["param_groups"], strict=True
+        ):
+            for key, value in old.items():
+                group.setdefault(key, value)
+            for param, index in zip(group["params"], saved_group["params"], strict=True):
+                state = self.state[param] if param in self.state else {}
+                if "step" in state:
+                    self._restore_state(group, param, state, saved[index])
+                if param in anchors and "anchor" not in state:
+                    self.state[param]["anchor"] = anchors[param]
+            if isinstance(group.get("previous"), Tensor):
+                group["previous"] = group["previous"].to(group["params"][0].device)
+        self._reset_caches()
+
+    def _restore_state(
+        self, group: dict[str, Any], param: Tensor, state: dict[str, Any], saved: dict[str, Any]
+    ) -> None:
+        """Undo torch's cast of every state to the parameter's dtype, and put the step where the kernel reads it."""
+        step = saved["step"]
+        state["step"] = (step.detach().clone() if isinstance(step, Tensor) else torch.tensor(float(step))).to(
+            param.device
+        )
+        for key, value in saved.items():
+            if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            dtype = value.dtype if key == "anchor" else group.get("state_dtype") or param.dtype
+            state[key] = value.detach().to(device=param.device, dtype=dtype, copy=True)
+
+    # Steps.
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: evaluates the model again and returns the loss, as for every torch optimizer.
+
+        Raises:
+            TypeError: a complex gradient.
+            ValueError: a sparse gradient, or a group value out of its range. Nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if torch.compiler.is_compiling():
+            for group in self.param_groups:
+                self._step_lists(group)
+            return loss
+        self._accelerator_graph_capture_health_check()
+        self._step_eager()
+        return loss
+
+    @torch.compiler.disable
+    def _step_eager(self) -> None:
+        work = []
+        for index, group in enumerate(self.param_groups):
+            self._check_group(group)
+            if not group["params"]:
+                continue
+            backend = _backends.choose(group["params"][0].device.type, group["backend"])
+            cache = self._caches.get(index)
+            if cache is None or not cache.point_to_gradients(group["params"], self.state):
+                self._check_gradients(group)
+                cache = None
+            work.append((index, group, backend, cache))
+        if any(group["params"][0].device.type != "cpu" for _, group, _, _ in work):
+            self._count_step()  # on a CPU the kernel itself refuses a step too many
+        for index, group, backend, cache in work:
+            if cache is None:
+                cache = self._caches[index] = self._build(group)
+            if backend == "reference":
+                self._step_lists(group)
+                continue
+            if cache.tables:
+                self._step_tables(group, cache.tables, backend)
+            # The kernel wrote through pointers: tell autograd, which checks that what it saved was not overwritten.
+            torch.autograd.graph.increment_version(cache.live)
+
+    def _check_gradients(self, group: dict[str, Any]) -> None:
+        for i, param in enumerate(group["params"]):
+            grad = param.grad
+            if grad is None:
+                continue
+            if grad.is_complex():
+                raise TypeError(f"{self._name}: the gradient of params[{i}] must be real; got {grad.dtype}")
+            if grad.layout is not torch.strided:
+                raise ValueError(
+                    f"{self._name}: the gradient of params[{i}] must be dense; got layout {grad.layout} "
+                    "(sparse gradients: torch.optim.SparseAdam)"
+                )
+            if grad.dtype not in DTYPE_CODES:
+                raise TypeError(
+                    f"{self._name}: the gradient of params[{i}] must be one of {supported_dtypes()}; got {grad.dtype}"
+                )
+            if grad.device != param.device:
+                raise ValueError(
+                    f"{self._name}: the gradient of params[{i}] must be on {param.device}; got {grad.device}"
+                )
+        self._check_params(group)
+
+    def _build(self, group: dict[str, Any]) -> TableCache:
+        states: list[dict[str, Any]] = []
+        rows: list[Row] = []
+        for param, stream in zip(group["params"], group["streams"], strict=True):
+            if param.grad is None:
+                continue
+            state = self.state[param]
+            if "step" not in state:
+                self._init_state(group, param, state)
+            elif state["step"].device != param.device:
+                state["step"] = state["step"].to(param.device)
+            shared = {
+                "param": local_tensor(param),
+                "grad": local_tensor(param.grad),
+                "step": state["step"],
+                "stream": stream,
+                "anchor": local_tensor(state["anchor"]) if "anchor" in state else None,
+                "shard": shard_geometry(self._name, param),
+            }
+            rows.append(self._row(group, shared, state))
+            states.append(state)
+        return TableCache(group["params"], states, rows)
+
+    def _count_step(self) -> None:
+        """Nobody may read a GPU's step counter each time: count calls, from one reading after a load."""
+        if self._steps_bound < 0:
+            steps = [state["step"] for state in self.state.values() if "step" in state]
+            capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+            self._steps_bound = 0 if capturing or not steps else int(max(float(step) for step in steps))
+        self._steps_bound += 1
+        if self._steps_bound > LAST_FLOAT32_STEP:
+            raise RuntimeError(f"{self._name}: step must stay below 2^24, where its float32 counter ends")
+
+    def _scalar(self, group: dict[str, Any], key: str) -> tuple[float, Tensor | None]:
+        """A group value that may be a tensor: (value, None) where the host has it, else (0, tensor)."""
+        value = group[key]
+        if not isinstance(value, Tensor):
+            return float(value), None
+        device = group["params"][0].device
+        if value.device.type == "cpu" and device.type != "cpu":
+            return float(value), None
+        if value.device != device:
+            raise ValueError(
+                f"{self._name}: {key} must be on {device} like its parameters; got {value.device}"
+            )
+        return 0.0, value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+    def _amp(self, group: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """GradScaler's grad_scale and found_inf, where it has set them."""
+        device = group["params"][0].device
+        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        return (
+            scale.to(device, torch.float32) if isinstance(scale, Tensor) else None,
+            found.to(device, torch.float32) if isinstance(found, Tensor) else None,
+        )
+
+    def _check_number(
+        self, group: dict[str, Any], key: str, below: float = math.inf, tensor: bool = False
+    ) -> None:
+        """A float (or, with ``tensor``, a one-element tensor) that is not negative and less than ``below``."""
+        value = group[key]
+        if isinstance(value, Tensor) and tensor:
+            if value.numel() != 1 or value.is_complex():
+                raise ValueError(
+                    f"{self._name}: {key} must be a number or a tensor with one element; got shape {tuple(value.shape)}"
+                )
+            if value.device.type != "cpu" or torch.compiler.is_compiling():
+                return  # reading it would stop the host
+            value = float(value)
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{self._name}: {key} must be a number; got {type(value).__name__}")
+        if not 0 <= value < below:
+            bound = f" and below {below:g}" if below < math.inf else " and finite"
+            raise ValueError(f"{self._name}: {key} must be >= 0{bound}; got {value}")
+
+    def _warn_of_free_weights(self, group: dict[str, Any], eps: float) -> None:
+        """Without a prior, a weight whose gradient is always 0 walks by sqrt(2 T h / eps) a step."""
+        temperature = group["temperature"]
+        hot = (
+            temperature.device.type == "cpu" and float(temperature) > 0
+            if isinstance(temperature, Tensor)
+            else temperature > 0
+        )
+        if hot and not self._warned and group["prior_precision"] == 0 and eps < 1e-6:
+            self._warned = True
+            warnings.warn(
+                f"{self._name}: temperature > 0 with prior_precision = 0 and eps = {eps:g}: a weight that never gets a "
+                "gradient (a dead pixel, a dead unit) walks by sqrt(2 * temperature * lr / eps) a step. Set "
+                "prior_precision, or a larger eps.",
+                stacklevel=4,
+            )

@@ -1,0 +1,122 @@
+"""Averages of a model's outputs over weight samples: `Prediction` and the sums it is made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Activation = Literal["softmax", "sigmoid"] | Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a set of weight samples predicts; float64, on the device of the model.
+
+    Batch B; C is the last dimension of the model's output; dimensions between them stay where they are.
+
+    Attributes:
+        mean: [B, C] mean over the samples of the probabilities (activation=None: of the output itself).
+        variance: [B, C] variance over the samples, divided by their number: that of the mixture whose mean is
+            `mean`, and 0 for one sample. For a regression it is the epistemic part; observation noise comes
+            on top.
+        count: how many samples.
+        log_mean: [B, C] log of `mean`, right also where `mean` underflows. None for activation=None, as all
+            that follow.
+        predictive_entropy: [B] entropy of `mean` in nats, the whole uncertainty; [B, C] for "sigmoid".
+        expected_entropy: the same shape, the mean of the samples' own entropies: what more data would not
+            remove.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: int
+    log_mean: Tensor | None = None
+    predictive_entropy: Tensor | None = None
+    expected_entropy: Tensor | None = None
+
+    @property
+    def std(self) -> Tensor:
+        """[B, C] square root of `variance`."""
+        return self.variance.sqrt()
+
+    @property
+    def mutual_information(self) -> Tensor | None:
+        """Predictive less expected entropy, >= 0: the disagreement of the samples (BALD, arXiv:1112.5745)."""
+        if self.predictive_entropy is None or self.expected_entropy is None:
+            return None
+        return (self.predictive_entropy - self.expected_entropy).clamp_min(0.0)
+
+
+class Average:
+    """Running sums over samples, one output at a time, so that memory does not grow with their number."""
+
+    def __init__(self, activation: Activation) -> None:
+        self._activation = activation
+        self._count = 0
+        self._mean: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._entropy: Tensor | None = None
+        self._log_sums: list[Tensor] = []
+
+    def add(self, output: Tensor) -> None:
+        wide = output.to(torch.float32 if output.device.type == "mps" else torch.float64)
+        logs: list[Tensor] = []
+        value, entropy = wide, None
+        if self._activation == "softmax":
+            logs = [F.log_softmax(wide, -1)]
+            value = logs[0].exp()
+            entropy = torch.special.entr(value).sum(-1)
+        elif self._activation == "sigmoid":
+            # The log of 1 - p is kept beside the log of p: 1 - exp(log p) would be 0 from p = 1 - 1e-16 on.
+            logs = [F.logsigmoid(wide), F.logsigmoid(-wide)]
+            value = logs[0].exp()
+            entropy = torch.special.entr(value) + torch.special.entr(logs[1].exp())
+        elif callable(self._activation):
+            value = self._activation(output).to(wide.dtype)
+            if bool((value < 0).any()):
+                raise ValueError(
+                    "PosteriorSamples.predict: activation must return probabilities; got a negative one "
+                    "(activation=None takes outputs as they are)"
+                )
+            entropy = torch.special.entr(value).sum(-1)
+        self._accumulate(value, entropy, logs)
+
+    def _accumulate(self, value: Tensor, entropy: Tensor | None, logs: list[Tensor]) -> None:
+        self._count += 1
+        if self._mean is None or self._squares is None:
+            self._mean, self._squares = value.clone(), torch.zeros_like(value)
+            self._entropy, self._log_sums = entropy, logs
+            return
+        # Welford's update: a variance from a difference of large sums would lose its digits.
+        delta = value - self._mean
+        self._mean = self._mean + delta / self._count
+        self._squares = self._squares + delta * (value - self._mean)
+        if entropy is not None and self._entropy is not None:
+            self._entropy = self._entropy + entropy
+        self._log_sums = [
+            torch.logaddexp(total, log) for total, log in zip(self._log_sums, logs, strict=True)
+        ]
+
+    def prediction(self) -> Prediction:
+        if self._mean is None or self._squares is None:
+            raise ValueError("Average.prediction: there must be at least one output; got none")
+        variance = self._squares / self._count
+        if self._entropy is None:
+            return Prediction(self._mean, variance, self._count)
+        if not self._log_sums:
+            mean, log_mean = self._mean, self._mean.log()
+            entropy = torch.special.entr(mean).sum(-1)
+        else:
+            log_means = [total - math.log(self._count) for total in self._log_sums]
+            log_mean, mean = log_means[0], log_means[0].exp()
+            entropy = torch.special.entr(mean)
+            entropy = (
+                entropy.sum(-1) if len(log_means) == 1 else entropy + torch.special.entr(log_means[1].exp())
+            )
+        return Prediction(mean, variance, self._count, log_mean, entropy, self._entropy / self._count)

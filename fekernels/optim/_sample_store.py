@@ -1,0 +1,215 @@
+"""Where `PosteriorSamples` keeps its samples: in memory, or as safetensors files with an index."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Sample = dict[str, Tensor]
+Counts = dict[str, int]
+
+FORMAT = 1
+INDEX = "index.json"
+
+
+def shapes(sample: Sample) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in sample.items()}
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "PosteriorSamples: samples on disk need the safetensors package: pip install safetensors"
+        ) from error
+    return safetensors
+
+
+def _rename_into_place(temporary: Path, path: Path) -> None:
+    """Rename once the bytes are on the disk: a power cut leaves the old file or the new, never a half."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if os.name == "posix":
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _save_tensors(path: Path, tensors: Sample, metadata: dict[str, str]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    # safetensors stores no strides and refuses tensors that share memory.
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    _safetensors().torch.save_file(ready, str(temporary), metadata=metadata)
+    _rename_into_place(temporary, path)
+
+
+class MemoryStore:
+    """Samples as copies on `device` (None: on the device they came from)."""
+
+    def __init__(self, device: torch.device | str | None) -> None:
+        self._device = None if device is None else torch.device(device)
+        self._samples: list[Sample] = []
+        self.counts: Counts = {"calls": 0, "seen": 0}
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        return shapes(self._samples[0])
+
+    def read(self, index: int) -> Sample:
+        return dict(self._samples[index])
+
+    def add(self, sample: Sample, drop: int | None, counts: Counts) -> None:
+        copy = {
+            n: v.to(v.device if self._device is None else self._device, copy=True) for n, v in sample.items()
+        }
+        if drop is not None:
+            del self._samples[drop]
+        self._samples.append(copy)
+        self.counts = counts
+
+    def note(self, counts: Counts) -> None:
+        self.counts = counts
+
+    def replace(self, samples: list[Sample], counts: Counts) -> None:
+        self._samples = []
+        for sample in samples:
+            self.add(sample, None, counts)
+        self.counts = counts
+
+
+class DiskStore:
+    """One safetensors file a sample; `index.json` says which files count, in order.
+
+    A change writes the new file, then the index, then removes what the index no longer names. A crash between
+    two of these leaves a file that the index does not name; it is ignored, and removed by the next change.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files: list[str] = []
+        self._serial = 0
+        self._tidy = False
+        self.shapes: dict[str, list[int]] = {}
+        self.counts: Counts = {"calls": 0, "seen": 0}
+        _safetensors()
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(f"PosteriorSamples: directory must be a directory; got the file {directory}")
+        if (directory / INDEX).exists():
+            self._read_index()
+        elif len(list(directory.glob("sample-*.safetensors"))) > 1:
+            raise ValueError(
+                f"PosteriorSamples: {directory} must have an {INDEX} beside its samples; got none"
+            )
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def _read_index(self) -> None:
+        path = self._directory / INDEX
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            version, self._files, self.shapes = index["format"], list(index["files"]), dict(index["shapes"])
+            self._serial = int(index["serial"])
+            self.counts = {key: int(index["counts"][key]) for key in ("calls", "seen")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"PosteriorSamples: {path} must be an index of samples; got {error!r}"
+            ) from error
+        if version != FORMAT:
+            raise ValueError(f"PosteriorSamples: {path} must have format {FORMAT}; got {version!r}")
+        missing = [name for name in self._files if not (self._directory / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"PosteriorSamples: {self._directory} must hold all files of its index; got no {missing[0]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(index) for index in range(len(self)))
+
+    def read(self, index: int) -> Sample:
+        return dict(_safetensors().torch.load_file(str(self._directory / self._files[index])))
+
+    def add(self, sample: Sample, drop: int | None, counts: Counts) -> None:
+        self._change([sample], [name for i, name in enumerate(self._files) if i != drop], counts)
+
+    def note(self, counts: Counts) -> None:
+        self._write_index(self._files, self._serial, self.shapes, counts)
+
+    def replace(self, samples: list[Sample], counts: Counts) -> None:
+        self._change(samples, [], counts)
+
+    def _change(self, new: list[Sample], kept: list[str], counts: Counts) -> None:
+        if not self._tidy:
+            # Only a writer may tidy: a reader could delete the file that a running sampler is about to index.
+            strays = {path.name for path in self._directory.glob("sample-*.safetensors")} - set(self._files)
+            self._remove(strays)
+            self._tidy = True
+        files, before = list(kept), self._files
+        for offset, sample in enumerate(new):
+            name = f"sample-{self._serial + offset:08d}.safetensors"
+            _save_tensors(self._directory / name, sample, {"fekernels": f"posterior sample, format {FORMAT}"})
+            files.append(name)
+        self._write_index(files, self._serial + len(new), shapes(new[0]) if new else {}, counts)
+        self._remove(set(before) - set(files))
+
+    def _write_index(self, files: list[str], serial: int, form: dict[str, list[int]], counts: Counts) -> None:
+        index = {"format": FORMAT, "files": files, "serial": serial, "shapes": form, "counts": counts}
+        temporary = self._directory / f".{INDEX}.tmp"
+        temporary.write_text(json.dumps(index), encoding="utf-8")
+        _rename_into_place(temporary, self._directory / INDEX)
+        self._files, self._serial, self.shapes, self.counts = files, serial, form, counts
+
+    def _remove(self, names: set[str]) -> None:
+        for name in names:
+            (self._directory / name).unlink(missing_ok=True)
+
+
+def write_file(path: Path, samples: list[Sample], counts: Counts) -> None:
+    """All samples in one safetensors file; tensor `name` of sample i is called `i/name`."""
+    tensors = {
+        f"{index}/{name}": value for index, sample in enumerate(samples) for name, value in sample.items()
+    }
+    _save_tensors(
+        path,
+        tensors,
+        {"fekernels": json.dumps({"format": FORMAT, "samples": len(samples), "counts": counts})},
+    )
+
+
+def read_file(path: Path) -> tuple[list[Sample], Counts]:
+    """The samples and counts of `write_file`; ValueError for any other file."""
+    if not path.is_file():
+        raise ValueError(f"PosteriorSamples.load: path must be a file; got {path}")
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["fekernels"])
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']!r}")
+            samples: list[Sample] = [{} for _ in range(header["samples"])]
+            for key in file.keys():
+                index, name = key.split("/", 1)
+                samples[int(index)][name] = file.get_tensor(key)
+            return samples, {k: int(header["counts"][k]) for k in ("calls", "seen")}
+    except (KeyError, ValueError, IndexError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"PosteriorSamples.load: path must be a file of PosteriorSamples.save; got {path} ({error!r})"
+        ) from error

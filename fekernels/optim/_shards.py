@@ -1,0 +1,62 @@
+"""Which elements of a parameter a process holds, so that sharded noise equals the unsharded noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["is_sharded", "local_tensor", "shard_geometry"]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor (FSDP2, tensor parallel)."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The part of a DTensor that lives here; any other tensor as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shard_geometry(function: str, param: Tensor) -> tuple[int, int, int] | None:
+    """(offset, run, pitch) of the local part: local element e is global element offset + e // run * pitch + e % run.
+
+    None for a tensor that is not a DTensor. A dimension may be split over the mesh, and dimension 0 beside it
+    (FSDP over tensor parallel); then the local elements are runs of equal length at equal distances.
+
+    Raises:
+        ValueError: a placement that is not Shard or Replicate, or splits that do not make such runs.
+    """
+    if not is_sharded(param):
+        return None
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    for placement in param.placements:  # type: ignore[attr-defined]
+        if type(placement) not in (Shard, Replicate):
+            raise ValueError(
+                f"{function}: a DTensor parameter must be placed by Shard or Replicate; got {placement}"
+            )
+    shape = tuple(param.shape)
+    local, start = compute_local_shape_and_global_offset(
+        torch.Size(shape),
+        param.device_mesh,  # type: ignore[attr-defined]
+        param.placements,  # type: ignore[attr-defined]
+    )
+    numel = math.prod(local)
+    split = [d for d in range(len(shape)) if local[d] != shape[d]]
+    if not split or numel == 0:
+        return (0, max(numel, 1), max(numel, 1))
+    inner = split[-1]
+    if any(d not in (0, inner) for d in split) or (
+        len(split) == 2 and math.prod(shape[1:inner]) != math.prod(local[1:inner])
+    ):
+        raise ValueError(
+            f"{function}: a DTensor parameter may be split along one dimension, and along dimension 0; "
+            f"got placements {param.placements}"  # type: ignore[attr-defined]
+        )
+    below = math.prod(shape[inner + 1 :])
+    offset = sum(start[d] * math.prod(shape[d + 1 :]) for d in split)
+    return (offset, local[inner] * below, shape[inner] * below)

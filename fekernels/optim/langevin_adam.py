@@ -1,0 +1,266 @@
+"""Langevin-Adam: Adam that can also sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fekernels import ops
+from fekernels._backends import BACKENDS
+from fekernels._table import DTYPE_CODES, NOISES, PointerTable, Row, supported_dtypes
+from fekernels.ops.langevin_adam import LangevinAdamArguments
+from fekernels.optim._base import TableOptimizer
+from fekernels.optim._shards import local_tensor, shard_geometry
+
+__all__ = ["LangevinAdam"]
+
+
+class LangevinAdam(TableOptimizer):
+    """Adam with a temperature: at T = 0 it is ``torch.optim.Adam``, at T > 0 it samples exp(-loss / T).
+
+    With L the loss, h = ``lr``, T = ``temperature``, D = sqrt(v / bias correction) + ``eps`` and xi standard normal::
+
+        m     <- beta1 m + (1 - beta1) (grad + prior_precision (theta - anchor) + c_t sqrt(2 T D / h) xi)    "momentum"
+        theta <- theta - h (m / bias correction) / D
+
+    The noise is made inside the kernel from counters (``fe.random``): it costs no memory traffic, and it is
+    the same bit for bit on every device, sharding, number of threads and restart.
+
+    Args:
+        params: parameters, dicts of parameter groups, or (name, parameter) pairs, as for every torch
+            optimizer. float32, float64, bfloat16 or float16; one device a group. Named parameters get their
+            noise stream from the name, others from their position over all groups.
+        lr: step size h, a float or a one-element tensor. At 0 nothing moves.
+        betas: decay of the gradient's and of the squared gradient's averages. Adam's defaults.
+        eps: added to the denominator; Adam's default. Sampling without a prior wants 1e-6 or more (a warning says so).
+        weight_decay: L2 penalty added to the gradient as in Adam, or AdamW's decay with
+            ``decoupled_weight_decay=True``.
+        amsgrad: divide by the largest average of squared gradients so far (Reddi et al. 2018).
+        temperature: T, a float or a one-element tensor; a group value that ``fe.optim.TemperatureScheduler``
+            can move. With a mean loss over N data points T = 1/N samples the Bayesian posterior, with a sum T
+            = 1. Default 0: Adam.
+        noise: where the noise enters. "momentum" (the default: its stationary distribution is exp(-L/T) to
+            first order in lr for every beta1), "preconditioned" (pSGLD, Li et al. 2016, arXiv:1512.07666;
+            wants betas[0] = 0), or "isotropic" (exploration; its variance is scaled by the preconditioner).
+        prior_precision: of a Gaussian prior around ``anchor``, divided by N like the loss. It enters the
+            drift but not the second moment, and D is kept at lr * prior_precision or more, so that weights
+            without gradient settle on it.
+        anchor: the prior's mean: None (zero), "init" (the parameters as they are now), or a list of tensors like
+            params.
+        decoupled_weight_decay: see ``weight_decay``.
+        bias_correction: divide the averages by 1 - beta^t.
+        maximize: ascend.
+        foreach, fused: taken for compatibility and not needed; there is one implementation, which is fused.
+        capturable: likewise: steps live on a GPU parameter's device and nothing is read back, so that a CUDA graph may
+            always capture the step.
+        differentiable: must be False.
+        seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it.
+        state_dtype: of exp_avg and exp_avg_sq; None is the parameter's dtype, as in Adam.
+        stochastic_rounding: round bfloat16 parameters and states up or down at random, without bias, so that
+            small steps and slow decays are not lost. float32, float64 and float16 tensors are not concerned.
+        backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
+
+    The state of a parameter is Adam's (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), so
+    checkpoints of ``torch.optim.Adam`` and ``AdamW`` load and go on. ``grad`` is never written to:
+    GradScaler's unscaling happens in the kernel. A parameter without gradient gets no step and no noise, nor
+    does a step that GradScaler skips. The group value ``previous`` holds lr and temperature of the last step
+    that moved: when lr changes, the noise that "momentum" keeps in exp_avg is rescaled by sqrt(lr before / lr
+    now), without which a cyclical lr would overshoot.
+
+    Raises:
+        TypeError: a hyperparameter of the wrong type; complex parameters or gradients.
+        ValueError: one out of its range; several devices in a group; at the step, sparse gradients.
+        RuntimeError: the step counter reached 2^24, the end of float32 counting.
+
+    Source: Kingma & Ba 2015 (Adam); Chen, Fox & Guestrin 2014 and Li et al. 2016 (preconditioned SGHMC).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        temperature: float | Tensor = 0.0,
+        noise: str = "momentum",
+        prior_precision: float = 0.0,
+        anchor: str | Sequence[Tensor] | None = None,
+        decoupled_weight_decay: bool = False,
+        bias_correction: bool = True,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        seed: int | None = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "temperature": temperature,
+            "noise": noise,
+            "prior_precision": prior_precision,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "bias_correction": bias_correction,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "state_dtype": state_dtype,
+            "stochastic_rounding": stochastic_rounding,
+            "backend": backend,
+        }
+        super().__init__(params, defaults, seed, anchor)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        device = group["params"][0].device if group["params"] else "cpu"
+        group["previous"] = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        self._check_number(group, "lr", tensor=True)
+        self._check_number(group, "temperature", tensor=True)
+        for key in ("eps", "weight_decay", "prior_precision"):
+            self._check_number(group, key)
+        betas = group["betas"]
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"{self._name}: betas must be a pair of numbers; got {betas!r}")
+        for i, beta in enumerate(betas):
+            self._check_number({f"betas[{i}]": beta}, f"betas[{i}]", below=1)
+        if group["noise"] not in NOISES:
+            raise ValueError(
+                f"{self._name}: noise must be one of {', '.join(NOISES)}; got {group['noise']!r}"
+            )
+        if group["differentiable"]:
+            raise ValueError(
+                f"{self._name}: differentiable must be False (the step overwrites its inputs); got True"
+            )
+        dtype = group["state_dtype"]
+        if dtype is not None and dtype not in DTYPE_CODES:
+            raise ValueError(
+                f"{self._name}: state_dtype must be None or one of {supported_dtypes()}; got {dtype}"
+            )
+        if group["backend"] is not None and group["backend"] not in ("auto", *BACKENDS):
+            raise ValueError(
+                f"{self._name}: backend must be one of auto, {', '.join(BACKENDS)}; got {group['backend']!r}"
+            )
+        if group["params"]:
+            self._warn_of_free_weights(group, group["eps"])
+
+    def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+        dtype = group["state_dtype"] or param.dtype
+        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+        keys = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
+        for key in keys:
+            state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+
+    def _row(self, group: dict[str, Any], row: dict[str, Any], state: dict[str, Any]) -> Row:
+        largest = state.get("max_exp_avg_sq")
+        if group["amsgrad"] and largest is None:  # switched on later, as a loaded checkpoint may be
+            largest = state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
+        return Row(
+            **row,
+            exp_avg=local_tensor(state["exp_avg"]),
+            exp_avg_sq=local_tensor(state["exp_avg_sq"]),
+            max_exp_avg_sq=local_tensor(largest) if largest is not None else None,
+        )
+
+    def _arguments(self, group: dict[str, Any]) -> LangevinAdamArguments:
+        lr, lr_tensor = self._scalar(group, "lr")
+        temperature, temperature_tensor = self._scalar(group, "temperature")
+        grad_scale, found_inf = self._amp(group)
+        return LangevinAdamArguments(
+            previous=group["previous"],
+            lr=lr,
+            lr_tensor=lr_tensor,
+            temperature=temperature,
+            temperature_tensor=temperature_tensor,
+            beta1=float(group["betas"][0]),
+            beta2=float(group["betas"][1]),
+            eps=float(group["eps"]),
+            weight_decay=float(group["weight_decay"]),
+            prior_precision=float(group["prior_precision"]),
+            noise=group["noise"],
+            amsgrad=bool(group["amsgrad"]),
+            maximize=bool(group["maximize"]),
+            decoupled_weight_decay=bool(group["decoupled_weight_decay"]),
+            bias_correction=bool(group["bias_correction"]),
+            stochastic_rounding=bool(group["stochastic_rounding"]),
+            seed=group["seed"],
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
+
+    def _step_tables(self, group: dict[str, Any], tables: list[PointerTable], backend: str) -> None:
+        ops.langevin_adam.step_tables(tables, self._arguments(group), backend)
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        max_exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+        anchors: list[Tensor],
+        streams: list[int],
+        shards: list[int],
+    ) -> None:
+        """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
+        self._check_gradients(group)
+        for param, stream in zip(group["params"], group["streams"], strict=True):
+            if param.grad is None:
+                continue
+            state = self.state[param]
+            if "step" not in state:
+                self._init_state(group, param, state)
+            params.append(local_tensor(param))
+            grads.append(local_tensor(param.grad))
+            exp_avgs.append(local_tensor(state["exp_avg"]))
+            exp_avg_sqs.append(local_tensor(state["exp_avg_sq"]))
+            if group["amsgrad"]:
+                max_exp_avg_sqs.append(local_tensor(state["max_exp_avg_sq"]))
+            steps.append(state["step"])
+            if group["anchor"] is not None:
+                anchors.append(local_tensor(state["anchor"]))
+            streams.append(stream)
+            numel = param.numel()
+            shards.extend(shard_geometry(self._name, param) or (0, max(numel, 1), max(numel, 1)))
+
+    def _step_lists(self, group: dict[str, Any]) -> None:
+        """The step as one call of the list operator: what torch.compile traces, and what runs the reference."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        exp_avgs: list[Tensor] = []
+        exp_avg_sqs: list[Tensor] = []
+        max_exp_avg_sqs: list[Tensor] = []
+        steps: list[Tensor] = []
+        anchors: list[Tensor] = []
+        streams: list[int] = []
+        shards: list[int] = []
+        self._init_group(
+            group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, anchors, streams, shards
+        )
+        args = self._arguments(group)
+        torch.ops.fekernels.langevin_adam_(
+            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, args.previous, anchors, streams, shards,
+            args.lr, args.lr_tensor, args.temperature, args.temperature_tensor, args.beta1, args.beta2, args.eps,
+            args.weight_decay, args.prior_precision, args.noise, args.amsgrad, args.maximize,
+            args.decoupled_weight_decay, args.bias_correction, args.stochastic_rounding, args.seed, args.grad_scale,
+            args.found_inf, group["backend"],
+        )  # fmt: skip
