@@ -129,7 +129,8 @@ void run_pieces(const std::vector<Piece>& pieces, int64_t elements, const std::v
   });
 }
 
-// Both optimizers' steps: `prepare(span, row, t)` adds the row's coefficients. Nothing changes if a row is refused.
+// Both optimizers' steps: `prepare(span, t)` adds the row's coefficients and says whether its elements draw noise.
+// Nothing changes if a row is refused.
 template <class RowSpan, class Prepare>
 void step_rows(const Tensor& table, const Tensor& layouts, int64_t seed, int64_t flags, void (*kernel)(const RowSpan&),
                Prepare prepare) {
@@ -142,7 +143,9 @@ void step_rows(const Tensor& table, const Tensor& layouts, int64_t seed, int64_t
   for (int64_t r = 0; r < n_rows; ++r) {
     const uint32_t t = next_step(rows[r]);
     describe_row(rows[r], static_cast<const int64_t*>(layouts.const_data_ptr()), seed, t, flags, spans[r]);
-    prepare(spans[r], r, t);
+    const bool noisy = prepare(spans[r], t);
+    // What does not ask for an element's logical index may go through memory as it lies.
+    if (rows[r].dense && !noisy && !spans[r].stochastic) spans[r].layout = nullptr;
   }
   const int64_t elements = cut_rows(rows, n_rows, pieces);
   run_pieces(pieces, elements, spans, kernel);
@@ -174,7 +177,7 @@ void langevin_adam_table_cpu(const Tensor& table, const Tensor& layouts, const T
   const fe::LangevinAdamSpan* last = nullptr;  // most rows are at the same step: their coefficients are computed once
   uint32_t last_t = 0;
   step_rows<fe::LangevinAdamSpan>(table, layouts, seed, flags, fe::cpu_kernels().langevin_adam,
-                                  [&](fe::LangevinAdamSpan& span, int64_t, uint32_t t) {
+                                  [&](fe::LangevinAdamSpan& span, uint32_t t) {
                                     if (last && last_t == t) {
                                       span.single = last->single;
                                       span.wide = last->wide;
@@ -184,6 +187,7 @@ void langevin_adam_table_cpu(const Tensor& table, const Tensor& layouts, const T
                                     }
                                     last = &span;
                                     last_t = t;
+                                    return span.single.noise != fe::Noise::kNone;
                                   });
   if ((flags & fe::kLastLaunch) && group.lr > 0.0) {
     before[0] = group.lr;
@@ -203,9 +207,10 @@ void sgld_table_cpu(const Tensor& table, const Tensor& layouts, const Tensor& ch
                   " and ", group.temperature);
   const auto single = fe::sgld_coefficients<float>(group);
   const auto wide = fe::sgld_coefficients<double>(group);
-  step_rows<fe::SgldSpan>(table, layouts, seed, flags, fe::cpu_kernels().sgld, [&](fe::SgldSpan& span, int64_t, uint32_t) {
+  step_rows<fe::SgldSpan>(table, layouts, seed, flags, fe::cpu_kernels().sgld, [&](fe::SgldSpan& span, uint32_t) {
     span.single = single;
     span.wide = wide;
+    return single.noisy;
   });
 }
 

@@ -20,7 +20,8 @@ struct TableRow {
   int64_t offset, run, pitch;
   int64_t dtypes;  // bytes: parameter, gradient, states, anchor, step
   int64_t layout;  // 0: all contiguous; else 1 + where in `layouts` stand ndim, sizes, and the strides of each operand
-  int64_t reserved[2];
+  int64_t dense;   // 1: not contiguous, but all tensors lie in memory alike and without gaps (channels_last)
+  int64_t reserved;
 };
 static_assert(sizeof(TableRow) == 16 * sizeof(int64_t));
 

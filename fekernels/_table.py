@@ -14,23 +14,8 @@ from torch import Tensor
 
 __all__ = ["CHUNK", "COLUMNS", "GRAD", "FLAGS", "NOISES", "PointerTable", "Row", "supported_dtypes"]
 
-COLUMNS = 16
-(
-    PARAM,
-    GRAD,
-    EXP_AVG,
-    EXP_AVG_SQ,
-    MAX_EXP_AVG_SQ,
-    ANCHOR,
-    STEP,
-    NUMEL,
-    STREAM,
-    OFFSET,
-    RUN,
-    PITCH,
-    DTYPES,
-    LAYOUT,
-) = range(14)
+COLUMNS = 16  # words of a row: struct TableRow in csrc/table.h
+GRAD = 1  # the column of the gradient's address
 CHUNK = 4096  # elements of a GPU block, kChunk in csrc/table.h
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -78,6 +63,35 @@ class Row:
         return code
 
 
+def _layout(shape: Sequence[int], operands: Sequence[Tensor | None]) -> list[int]:
+    """ndim, sizes, and each operand's strides, with dimensions merged where all operands step through them evenly."""
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in operands]
+    for d, size in enumerate(shape):
+        steps = [tensor.stride(d) if tensor is not None else 0 for tensor in operands]
+        if sizes and all(
+            not known or known[-1] == step * size for known, step in zip(strides, steps, strict=True)
+        ):
+            sizes[-1] *= size
+            for known, step in zip(strides, steps, strict=True):
+                known[-1] = step
+        else:
+            sizes.append(size)
+            for known, step in zip(strides, steps, strict=True):
+                known.append(step)
+    return [len(sizes), *sizes, *(step for known in strides for step in known)]
+
+
+def _without_gaps(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory, each once, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 class PointerTable:
     """A table over ``rows`` (all on one device; on a GPU, all with the same dtypes).
 
@@ -116,20 +130,19 @@ class PointerTable:
         operands = row.operands()
         numel = row.param.numel()
         offset, run, pitch = row.shard or (0, max(numel, 1), max(numel, 1))
-        layout = 0
+        layout = dense = 0
         if not all(tensor is None or tensor.is_contiguous() for tensor in operands):
             layout = 1 + len(layouts)
-            shape = row.param.shape
-            layouts += [len(shape), *shape]
-            for tensor in operands:
-                layouts += tensor.stride() if tensor is not None else [0] * len(shape)
+            layouts += _layout(row.param.shape, operands)
+            strides = {tensor.stride() for tensor in operands if tensor is not None}
+            dense = int(len(strides) == 1 and _without_gaps(row.param))
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in operands]
-        words = [*pointers, row.step.data_ptr(), numel, row.stream, offset, run, pitch, row.dtypes(), layout]
+        shard = (numel, row.stream, offset, run, pitch)
+        words = [*pointers, row.step.data_ptr(), *shard, row.dtypes(), layout, dense]
         return words + [0] * (COLUMNS - len(words))
 
     def point_to(self, grads: list[int]) -> None:
-        """Write the gradients' addresses of this step. On a GPU: one small asynchronous copy, and only when they
-        moved."""
+        """Write the gradients' addresses of this step; on a GPU by one small copy, and only when they moved."""
         if self.device.type == "cpu":
             self._grad_column[:] = grads
             return

@@ -13,41 +13,49 @@ inline constexpr int kBlock = 128;    // elements that vector loops count in: a 
 inline constexpr int kStage = 512;    // elements of a buffer
 inline constexpr int kAligned = 256;  // buffers begin at such an index: a turn of rounding halves (see RoundingNoise)
 
+// Where the elements of one buffer lie in a strided operand, relative to its first element.
+class Offsets {
+ public:
+  // Of elements begin .. begin + count - 1. Operands with the parameter's strides, nearly always all, share one walk.
+  const int64_t* of(const int64_t* layout, Operand operand, int64_t begin, int count) {
+    const int64_t ndim = layout[0];
+    const int64_t *param = layout + 1 + ndim, *strides = param + operand * ndim;
+    if (operand != kParam && __builtin_memcmp(param, strides, ndim * sizeof *strides) == 0) return param_;
+    int64_t* out = operand == kParam ? param_ : other_;
+    walk(layout + 1, strides, ndim, begin, count, out);
+    return out;
+  }
+
+ private:
+  static void walk(const int64_t* sizes, const int64_t* strides, int64_t ndim, int64_t element, int count, int64_t* out) {
+    int64_t position[64], offset = 0;  // torch's tensors have at most 64 dimensions
+    for (int64_t d = ndim - 1; d >= 0; --d) {
+      position[d] = element % sizes[d];
+      element /= sizes[d];
+      offset += position[d] * strides[d];
+    }
+    for (int i = 0; i < count; ++i) {
+      out[i] = offset;
+      for (int64_t d = ndim - 1; d >= 0; --d) {
+        offset += strides[d];
+        if (++position[d] < sizes[d]) break;
+        offset -= position[d] * strides[d];
+        position[d] = 0;
+      }
+    }
+  }
+
+  int64_t param_[kStage], other_[kStage];
+};
+
 template <class S>
 struct Stage {
   alignas(64) S data[kOperands][kStage];
   int shift, count;  // elements shift .. shift + count - 1 are real
+  Offsets offsets;
 
   void load(const Span& span, Operand operand, int64_t begin);
-  void save(const Span& span, Operand operand, int64_t begin, const uint32_t* words, const uint16_t* halves) const;
-};
-
-// Where element e of a strided operand lies, walking e upwards.
-class StridedWalk {
- public:
-  StridedWalk(const int64_t* layout, Operand operand, int64_t element)
-      : ndim_(layout[0]), sizes_(layout + 1), strides_(layout + 1 + (1 + operand) * layout[0]), offset_(0) {
-    for (int64_t d = ndim_ - 1; d >= 0; --d) {
-      position_[d] = element % sizes_[d];
-      element /= sizes_[d];
-      offset_ += position_[d] * strides_[d];
-    }
-  }
-  int64_t next() {
-    const int64_t here = offset_;
-    for (int64_t d = ndim_ - 1; d >= 0; --d) {
-      offset_ += strides_[d];
-      if (++position_[d] < sizes_[d]) break;
-      offset_ -= position_[d] * strides_[d];
-      position_[d] = 0;
-    }
-    return here;
-  }
-
- private:
-  int64_t ndim_;
-  const int64_t *sizes_, *strides_;
-  int64_t offset_, position_[64];  // torch's tensors have at most 64 dimensions
+  void save(const Span& span, Operand operand, int64_t begin, const uint32_t* words, const uint16_t* halves);
 };
 
 template <class S>
@@ -55,8 +63,8 @@ void Stage<S>::load(const Span& span, Operand operand, int64_t begin) {
   S* to = data[operand] + shift;
   auto read = [&](const auto* from, auto convert) {
     if (span.layout) {
-      StridedWalk walk(span.layout, operand, begin);
-      for (int i = 0; i < count; ++i) to[i] = convert(from[walk.next()]);
+      const int64_t* at = offsets.of(span.layout, operand, begin, count);
+      for (int i = 0; i < count; ++i) to[i] = convert(from[at[i]]);
     } else {
       from += begin;
 #pragma GCC ivdep
@@ -75,12 +83,12 @@ void Stage<S>::load(const Span& span, Operand operand, int64_t begin) {
 // `words`, 32 bits an element, or `halves`, 16, hold the rounding noise of the whole buffer; both null: to nearest even.
 template <class S>
 void Stage<S>::save(const Span& span, Operand operand, int64_t begin, const uint32_t* words,
-                    const uint16_t* halves) const {
+                    const uint16_t* halves) {
   const S* from = data[operand] + shift;
   auto write = [&](auto* to, auto convert) {
     if (span.layout) {
-      StridedWalk walk(span.layout, operand, begin);
-      for (int i = 0; i < count; ++i) to[walk.next()] = convert(from[i], i);
+      const int64_t* at = offsets.of(span.layout, operand, begin, count);
+      for (int i = 0; i < count; ++i) to[at[i]] = convert(from[i], i);
     } else {
       to += begin;
 #pragma GCC ivdep
