@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports all of torch._dynamo: a second
 from torch.optim import Optimizer
 
 from fekernels import _backends
@@ -82,7 +83,7 @@ class TableOptimizer(Optimizer):
 
     # Groups.
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as ``torch.optim.Optimizer.add_param_group``; its parameters take the next streams.
 
@@ -252,7 +253,7 @@ class TableOptimizer(Optimizer):
         self._step_eager()
         return loss
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _step_eager(self) -> None:
         work = []
         for index, group in enumerate(self.param_groups):
@@ -261,6 +262,8 @@ class TableOptimizer(Optimizer):
                 continue
             backend = _backends.choose(group["params"][0].device.type, group["backend"])
             cache = self._caches.get(index)
+            if cache is not None and cache.amsgrad != group.get("amsgrad", False):
+                cache = None
             if cache is None or not cache.point_to_gradients(group["params"], self.state):
                 self._check_gradients(group)
                 cache = None
@@ -321,7 +324,7 @@ class TableOptimizer(Optimizer):
             }
             rows.append(self._row(group, shared, state))
             states.append(state)
-        return TableCache(group["params"], states, rows)
+        return TableCache(group["params"], states, rows, group.get("amsgrad", False))
 
     def _count_step(self) -> None:
         """Nobody may read a GPU's step counter each time: count calls, from one reading after a load."""

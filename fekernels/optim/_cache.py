@@ -22,7 +22,10 @@ class TableCache:
     makes the check cost less than the step for hundreds of small parameters.
     """
 
-    def __init__(self, params: list[Tensor], states: list[dict[str, Any]], rows: list[Row]) -> None:
+    def __init__(
+        self, params: list[Tensor], states: list[dict[str, Any]], rows: list[Row], amsgrad: bool
+    ) -> None:
+        self.amsgrad = amsgrad  # whether the rows point at a max_exp_avg_sq
         self.params = list(params)
         self.missing = [param.grad is None for param in params]
         self.live = [param for param in params if param.grad is not None]

@@ -234,6 +234,8 @@ class LangevinAdam(TableOptimizer):
             exp_avgs.append(local_tensor(state["exp_avg"]))
             exp_avg_sqs.append(local_tensor(state["exp_avg_sq"]))
             if group["amsgrad"]:
+                if "max_exp_avg_sq" not in state:  # switched on later, as a loaded checkpoint may be
+                    state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
                 max_exp_avg_sqs.append(local_tensor(state["max_exp_avg_sq"]))
             steps.append(state["step"])
             if group["anchor"] is not None:
