@@ -1,0 +1,106 @@
+"""What a build needs (torch, compilers), its steps, and the wheel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fekernels import _build, _extension
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "1.13.0+cu117", "2.9.0a0+git1234", "unknown"])
+def test_an_old_torch_is_named(version: str) -> None:
+    with pytest.raises(ImportError, match=r"needs torch >= 2\.10; found torch ") as caught:
+        _extension.check_torch_version(version)
+    assert version in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "2.14.0.dev20260901", "3.0.0"])
+def test_a_new_torch_is_taken(version: str) -> None:
+    assert _extension.check_torch_version(version) is None
+
+
+def test_import_with_an_old_torch_says_so(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("__version__ = '2.9.1+cpu'\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    done = subprocess.run(
+        [sys.executable, "-c", "import fekernels"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "ImportError: fekernels needs torch >= 2.10; found torch 2.9.1+cpu" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("macros", "reason"),
+    [
+        ("#define __GNUC__ 10", "gcc 10.0.0, older than 11"),
+        ("#define __clang__ 1", "clang 0.0.0, older than 14"),
+    ],
+)
+def test_an_old_compiler_is_named(
+    macros: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old"
+    old.write_text(f"#!/bin/sh\necho '{macros}'\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    with pytest.raises(_build.ExtensionUnavailable, match=reason):
+        _build.find_compiler()
+
+
+def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = _build.Toolchain("ninja", ("ccache", "g++"), "gcc 12", "nvcc", "nvcc 13.0", (80, 90))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    steps = dict(_build.build_steps(tools, Path("csrc"), Path("torch")))
+    assert len(steps) == 2 + 3 * 3 + 3 + 1
+    assert "-DFE_ISA=avx2" in steps["cpu_sgld.cpp.avx2.o"] and "-mavx2" in steps["cpu_sgld.cpp.avx2.o"]
+    assert not any(
+        word.startswith("-m") for word in steps["register.cpp.o"] + steps["cpu_sgld.cpp.baseline.o"]
+    )
+    assert {"-DFE_HAVE_AVX2", "-DFE_HAVE_AVX512", "-DFE_HAVE_CUDA"} <= set(steps["cpu_dispatch.cpp.o"])
+    assert "arch=compute_90,code=[sm_90,compute_90]" in steps["cuda_sgld.cu.o"]
+    assert steps["cuda_sgld.cu.o"][:3] == ["nvcc", "-ccbin", "g++"]
+    assert list(steps)[-1] == "library.so" and set(steps) - {"library.so"} <= set(steps["library.so"])
+
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    arm = dict(_build.build_steps(_build.Toolchain("ninja", ("g++",), "gcc 12"), Path("csrc"), Path("torch")))
+    assert len(arm) == 2 + 3 + 1
+    assert not any(word.startswith(("-m", "-DFE_HAVE")) for step in arm.values() for word in step)
+
+
+def test_every_source_file_is_built() -> None:
+    listed = {*_build.BASELINE_SOURCES, *_build.PER_ISA_SOURCES, *_build.CUDA_SOURCES}
+    csrc = REPOSITORY / "csrc"
+    assert {str(p.relative_to(csrc)) for p in csrc.rglob("*") if p.suffix in (".cpp", ".cu")} == listed
+
+
+def test_a_wheel_without_torch_is_pure_and_carries_the_sources(tmp_path: Path) -> None:
+    """As `pip install .` makes it, and with what an ahead-of-time build left in the tree."""
+    tree = tmp_path / "tree"
+    for name in ("fekernels", "csrc"):
+        shutil.copytree(REPOSITORY / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, tree)
+    stale = tree / "build" / "lib" / "fekernels" / "_C.so"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"]
+    environment = os.environ | {"FEKERNELS_BUILD": "none"}
+    done = subprocess.run([*pip, "-w", tmp_path, tree], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"fekernels/csrc/register.cpp", "fekernels/_build.py", "fekernels/py.typed"} <= names
+    assert not any(name.endswith(".so") or name.startswith(("csrc", "tests")) for name in names)

@@ -1,0 +1,146 @@
+"""Check that one wheel, compiled under this torch, runs on another and gives the same bits.
+
+The wheel is built from a copy of this checkout with the CPU kernels, and the CUDA kernels if there is nvcc.
+It is installed beside the torch of this interpreter, and in a new virtual environment with another torch;
+both compute the same noise and optimizer steps. Run it where `pip install -e ".[test]"` was done:
+
+    python tools/check_wheel.py [--torch 2.11.0 ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from fekernels._build import ExtensionUnavailable, find_nvcc
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Prints digests of what the compiled kernels compute. Only the library in the wheel can have computed it:
+# there is no compiler, and FEKERNELS_BUILD=cpu refuses the reference.
+VALUES = """
+import hashlib, json, pathlib
+import torch
+import fekernels as fe
+from fekernels import _extension
+
+_extension.load()
+assert _extension.library_path() == pathlib.Path(fe.__file__).with_name("_C.so"), _extension.library_path()
+native = torch.ops.fekernels_native
+results = {}
+
+def record(name, tensor):
+    assert tensor.isfinite().all() and tensor.unique().numel() > 100, name
+    data = bytes(tensor.contiguous().view(torch.uint8).flatten().tolist())
+    results[name] = hashlib.sha256(data).hexdigest()
+
+for isa in ("baseline", "avx2", "avx512"):
+    try:
+        native.set_isa(isa)
+    except Exception:
+        continue  # not on this processor
+    record(f"normal, {isa}", fe.random.normal((1003,), seed=7, stream=3, step=2, offset=5))
+    for make in (fe.LangevinAdam, fe.SGLD):
+        weights = [fe.random.normal((37, 29), seed=1), fe.random.normal((1001,), seed=2)]
+        optimizer = make(weights, lr=0.01, temperature=1e-3, prior_precision=1.0, seed=11)
+        for step in range(3):
+            for weight in weights:
+                weight.grad = fe.random.normal(weight.shape, seed=4, step=step)
+            optimizer.step()
+        for number, weight in enumerate(weights):
+            record(f"{make.__name__} {number}, {isa}", weight)
+facts = {"torch": torch.__version__, "build": native.build_info()}
+print(json.dumps({"facts": facts, "results": results}))
+"""
+
+
+def run(command: list[str], **options) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, **options)
+    if done.returncode != 0:
+        print(done.stdout)
+        sys.exit(f"wheel check: this failed: {' '.join(command)}")
+    return done.stdout
+
+
+def build_wheel(scratch: Path) -> Path:
+    """Compile a wheel from a copy of the checkout, so that nothing is left in it and nothing old gets in."""
+    tree = scratch / "tree"
+    for name in ("fekernels", "csrc"):
+        shutil.copytree(REPOSITORY / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, tree)
+    try:
+        find_nvcc()
+        device = "cuda"
+    except ExtensionUnavailable as error:
+        print(f"without CUDA kernels: {error}")
+        device = "cpu"
+    pip = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-build-isolation", "--no-deps"]
+    run([*pip, "-w", str(scratch), str(tree)], env=os.environ | {"FEKERNELS_BUILD": device})
+    (wheel,) = scratch.glob("*.whl")
+    if "-py3-none-linux" not in wheel.name or "fekernels/_C.so" not in zipfile.ZipFile(wheel).namelist():
+        sys.exit(f"wheel check: {wheel.name} has no library in it")
+    return wheel
+
+
+def compute(python: str, scratch: Path, home: Path | None = None) -> dict:
+    """What the wheel computes under the torch of `python`; `home`: where it is, if not among the packages."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FEKERNELS_") and k != "PYTHONPATH"}
+    kept |= {
+        "FEKERNELS_BUILD": "cpu",
+        "FEKERNELS_CACHE_DIR": str(scratch / "none"),
+        "CXX": str(scratch / "none"),
+    }
+    if home is not None:
+        kept["PYTHONPATH"] = str(home)
+    return json.loads(run([python, "-c", VALUES], cwd=scratch, env=kept))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--torch", nargs="+", default=["2.11.0"], metavar="VERSION", help="default: 2.11.0")
+    parser.add_argument(
+        "--python", default=sys.executable, help="of the other environments; default: this one"
+    )
+    options = parser.parse_args()
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="check-wheel-") as name:
+        scratch = Path(name)
+        begin = time.monotonic()
+        wheel = build_wheel(scratch)
+        print(f"{wheel.name}, compiled in {time.monotonic() - begin:.0f} s", flush=True)
+        home = scratch / "home"  # beside the packages: this environment may hold an editable install
+        run([sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(home), str(wheel)])
+        here = compute(sys.executable, scratch, home)
+        print(f"torch {here['facts']['torch']}: {len(here['results'])} results ({here['facts']['build']})")
+        for version in options.torch:
+            begin = time.monotonic()
+            environment = scratch / "environment"
+            run([options.python, "-m", "venv", "--clear", str(environment)])
+            python = str(environment / "bin" / "python")
+            run([python, "-m", "pip", "install", "-qq", f"torch=={version}", str(wheel)])
+            seconds = time.monotonic() - begin
+            there = compute(python, scratch)
+            same = [key for key in here["results"] if there["results"].get(key) == here["results"][key]]
+            differ = [key for key in here["results"] if key not in same]
+            failures += len(differ)
+            counts = f"{len(same)} results with the same bits, {len(differ)} others"
+            print(f"torch {there['facts']['torch']}: {counts} (installed in {seconds:.0f} s)", flush=True)
+            for key in differ:
+                print(f"  differs: {key}")
+    print(f"wheel check: {'failed' if failures else 'passed'}")
+    sys.exit(failures > 0)
+
+
+if __name__ == "__main__":
+    main()
