@@ -260,7 +260,7 @@ void* current_stream(int32_t device) {
 void check_cuda(int error, const char* what) { STD_TORCH_CHECK(error == 0, what, ": CUDA error ", error); }
 
 template <class T>
-T* data(const std::optional<Tensor>& tensor) {
+T* address(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<T*>(tensor->data_ptr()) : nullptr;
 }
 
@@ -279,10 +279,10 @@ fe::cuda::StepCall step_call(const Tensor& table, const Tensor& layouts, const T
   call.layouts = static_cast<const int64_t*>(layouts.const_data_ptr());
   call.chunks = static_cast<const int32_t*>(chunks.const_data_ptr());
   call.scratch = static_cast<int32_t*>(scratch.mutable_data_ptr());
-  call.lr_tensor = data<const void>(lr_tensor);
-  call.temperature_tensor = data<const void>(temperature_tensor);
-  call.grad_scale = data<const float>(grad_scale);
-  call.found_inf = data<const float>(found_inf);
+  call.lr_tensor = address<const void>(lr_tensor);
+  call.temperature_tensor = address<const void>(temperature_tensor);
+  call.grad_scale = address<const float>(grad_scale);
+  call.found_inf = address<const float>(found_inf);
   call.n_rows = table.size(0);
   call.n_chunks = chunks.size(0);
   call.dtypes = dtypes;

@@ -8,7 +8,8 @@
 
 namespace fe {
 
-enum class Noise : int { kMomentum = 0, kPreconditioned = 1, kIsotropic = 2, kNone = 3 };
+// kAny, as a template argument, leaves the choice to the coefficients.
+enum class Noise : int { kMomentum = 0, kPreconditioned = 1, kIsotropic = 2, kNone = 3, kAny = 4 };
 
 struct LangevinAdamGroup {
   double lr, temperature, beta1, beta2, eps, weight_decay, prior_precision;
@@ -107,6 +108,7 @@ template <Noise kNoise, bool kExtras, class F, class S = typename Lane<F>::Scala
 FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest, F anchor, F normal,
                          const LangevinAdamCoefficients<S>& c) {
   using L = Lane<F>;
+  const Noise noise = kNoise == Noise::kAny ? c.noise : kNoise;
   F drift = grad;
   if (kExtras) {
     if (c.scaled) grad = L::divide(grad, L::splat(c.grad_scale));
@@ -129,11 +131,11 @@ FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest
     denominator = denominator < smallest ? smallest : denominator;
   }
 
-  if (kNoise == Noise::kMomentum) exp_avg = L::fma(L::sqrt(denominator) * c.noise_scale, normal, exp_avg);
+  if (noise == Noise::kMomentum) exp_avg = L::fma(L::sqrt(denominator) * c.noise_scale, normal, exp_avg);
   F move = exp_avg * c.step_size;
-  if (kNoise == Noise::kPreconditioned) move = L::fma(L::sqrt(denominator) * -c.noise_scale, normal, move);
+  if (noise == Noise::kPreconditioned) move = L::fma(L::sqrt(denominator) * -c.noise_scale, normal, move);
   param = param - L::divide(move, denominator);
-  if (kNoise == Noise::kIsotropic) param = L::fma(L::splat(c.noise_scale), normal, param);
+  if (noise == Noise::kIsotropic) param = L::fma(L::splat(c.noise_scale), normal, param);
 }
 
 }  // namespace fe::inline FE_ISA
