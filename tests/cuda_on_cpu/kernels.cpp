@@ -1,0 +1,10 @@
+// With this file the three .cu files make one library, which Python calls through csrc/cuda/kernels.h.
+#include "cuda_on_cpu.h"
+
+#include "cuda/kernels.h"
+
+static_assert(sizeof(fe::cuda::StepCall) == 144 && sizeof(fe::cuda::LangevinAdamCall) == 184,
+              "tests/cuda_on_cpu/__init__.py mirrors these");
+
+// Whether threads and blocks run in descending order.
+extern "C" void cuda_on_cpu_backwards(bool backwards) { cuda_on_cpu::state.backwards = backwards; }
