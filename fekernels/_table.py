@@ -35,6 +35,25 @@ def supported_dtypes() -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_CODES)
 
 
+# The states that GPU kernels are compiled for, by the parameter's dtype; the CPU's take any.
+GPU_STATES = {
+    torch.float32: (torch.float32, torch.bfloat16),
+    torch.float64: (torch.float64,),
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+    torch.float16: (torch.float16, torch.float32),
+}
+
+
+def _check_gpu_dtypes(row: Row) -> None:
+    param, grad = row.param.dtype, row.grad.dtype
+    state = param if row.exp_avg is None else row.exp_avg.dtype
+    if grad != param:
+        raise ValueError(f"on a GPU the gradient of a {param} parameter must have its dtype; got {grad}")
+    if state not in GPU_STATES[param]:
+        known = " or ".join(map(str, GPU_STATES[param]))
+        raise ValueError(f"on a GPU the states of a {param} parameter must be {known}; got {state}")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """The tensors of one parameter. ``shard`` is (offset, run, pitch), see csrc/table.h; None for a whole parameter."""
@@ -106,7 +125,10 @@ class PointerTable:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.device = rows[0].param.device
         self.dtypes = rows[0].dtypes() & 0xFFFFFFFF
-        self._rows = tuple(rows)  # keeps the states alive: the table holds their addresses
+        # The table holds addresses: whatever becomes of the tensors, this memory must stay. (Not that of the gradients,
+        # which are new at every step.)
+        kept = [t for row in rows for t in (*row.operands(), row.step) if t is not None and t is not row.grad]
+        self._memory = [tensor.untyped_storage() for tensor in kept]
         layouts: list[int] = []
         words = [self._words(row, layouts) for row in rows]
         self._host = torch.tensor(words, dtype=torch.int64).view(len(rows), COLUMNS)
@@ -114,6 +136,8 @@ class PointerTable:
         self.scratch = torch.zeros(1, dtype=torch.int32, device=self.device)
         chunks: list[tuple[int, int]] = []
         if self.device.type != "cpu":
+            for row in rows:
+                _check_gpu_dtypes(row)
             chunks = [(i, c) for i, row in enumerate(rows) for c in range(-(-row.param.numel() // CHUNK))]
         self.chunks = torch.tensor(chunks, dtype=torch.int32).view(-1, 2).to(self.device)
         self._grads = [word[GRAD] for word in words]

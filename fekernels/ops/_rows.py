@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fekernels._table import DTYPE_CODES, Row, supported_dtypes
 
-__all__ = ["check_lists", "group_rows", "shard_of"]
+__all__ = ["check_lists", "check_row", "check_scalars", "group_rows", "shard_of"]
 
 
 def shard_of(shards: Sequence[int], i: int) -> tuple[int, int, int] | None:
@@ -31,34 +32,78 @@ def check_lists(
     params: Sequence[Tensor],
     required: dict[str, Sequence[Tensor]],
     optional: dict[str, Sequence[Tensor]],
-    steps: Sequence[Tensor],
     streams: Sequence[int],
     shards: Sequence[int],
 ) -> None:
-    """Raise ValueError where lists differ in length, or tensors in device or shape, before anything has changed."""
-    lists = {**required, **{name: tensors for name, tensors in optional.items() if tensors}}
-    for name, values in (*lists.items(), ("steps", steps), ("streams", streams)):
+    """Raise ValueError where lists differ in length, or where a stream or shard is none."""
+    lists: dict[str, Sequence[object]] = {**required, "streams": streams}
+    lists.update({name: tensors for name, tensors in optional.items() if tensors})
+    for name, values in lists.items():
         if len(values) != len(params):
             raise ValueError(
                 f"{function}: {name} must have {len(params)} entries like params; got {len(values)}"
             )
+    for i, stream in enumerate(streams):
+        if not 0 <= stream < 1 << 32:
+            raise ValueError(f"{function}: streams[{i}] must be in [0, 2^32); got {stream}")
     if shards and len(shards) != 3 * len(params):
         raise ValueError(f"{function}: shards must have {3 * len(params)} entries or none; got {len(shards)}")
-    device = params[0].device
-    for i, param in enumerate(params):
-        for name, tensor in (("params", param), *((name, tensors[i]) for name, tensors in lists.items())):
-            if tensor.device != device:
-                raise ValueError(
-                    f"{function}: {name}[{i}] must be on {device} like params[0]; got {tensor.device}"
-                )
-            if tensor.shape != param.shape:
-                raise ValueError(
-                    f"{function}: {name}[{i}] must have shape {tuple(param.shape)} like its parameter; "
-                    f"got {tuple(tensor.shape)}"
-                )
-            if tensor.dtype not in DTYPE_CODES:
-                raise ValueError(
-                    f"{function}: {name}[{i}] must be one of {supported_dtypes()}; got {tensor.dtype}"
-                )
-        if steps[i].numel() != 1:
-            raise ValueError(f"{function}: steps[{i}] must have one element; got {steps[i].numel()}")
+    for i in range(len(shards) // 3):
+        offset, run, pitch = shards[3 * i : 3 * i + 3]
+        if offset < 0 or not 1 <= run <= pitch:
+            raise ValueError(
+                f"{function}: shards must have offset >= 0 and 1 <= run <= pitch; got {(offset, run, pitch)} "
+                f"for params[{i}]"
+            )
+
+
+def check_row(function: str, where: str, row: Row) -> None:
+    """Raise ValueError where tensors do not fit their parameter: kernels go by addresses and would not notice."""
+    param, step = row.param, row.step
+    states = {"exp_avg": row.exp_avg, "exp_avg_sq": row.exp_avg_sq, "max_exp_avg_sq": row.max_exp_avg_sq}
+    for name, tensor in {
+        "param": param,
+        "grad": row.grad,
+        **states,
+        "anchor": row.anchor,
+        "step": step,
+    }.items():
+        if tensor is None:
+            continue
+        if tensor.device != param.device:
+            raise ValueError(
+                f"{function}: {name} of {where} must be on {param.device} like its parameter; got {tensor.device}"
+            )
+        if tensor.shape != param.shape and tensor is not step:
+            raise ValueError(
+                f"{function}: {name} of {where} must have shape {tuple(param.shape)} like its parameter; "
+                f"got {tuple(tensor.shape)}"
+            )
+        if tensor.dtype not in DTYPE_CODES and tensor is not step:
+            raise ValueError(
+                f"{function}: {name} of {where} must be one of {supported_dtypes()}; got {tensor.dtype}"
+            )
+    if step.numel() != 1 or step.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{function}: step of {where} must be one float32 or float64; got {step.dtype} of shape {tuple(step.shape)}"
+        )
+    dtypes = {str(tensor.dtype) for tensor in states.values() if tensor is not None}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"{function}: the states of {where} must have one dtype; got {', '.join(sorted(dtypes))}"
+        )
+
+
+def check_scalars(function: str, device: torch.device, **scalars: Tensor | None) -> None:
+    """Raise ValueError for what is not one float32 or float64 on ``device`` (`previous`: two float64)."""
+    for name, tensor in scalars.items():
+        if tensor is None:
+            continue
+        count, dtypes = (2, {torch.float64}) if name == "previous" else (1, {torch.float32, torch.float64})
+        if tensor.numel() != count or tensor.dtype not in dtypes or not tensor.is_contiguous():
+            raise ValueError(
+                f"{function}: {name} must be {'two float64' if count == 2 else 'one float32 or float64'}; "
+                f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+        if tensor.device != device:
+            raise ValueError(f"{function}: {name} must be on {device} like params; got {tensor.device}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from fekernels import _backends
 from fekernels._table import FLAGS, NOISES, PointerTable, Row
 from fekernels.ops._library import define_in_place
-from fekernels.ops._rows import check_lists, group_rows, shard_of
+from fekernels.ops._rows import check_lists, check_row, check_scalars, group_rows, shard_of
 
 __all__ = ["LangevinAdamArguments", "step_tables"]
 
@@ -116,9 +116,8 @@ def _langevin_adam_(
     check_lists(
         "langevin_adam_",
         params,
-        {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs},
+        {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps},
         {"max_exp_avg_sqs": max_exp_avg_sqs, "anchors": anchors},
-        steps,
         streams,
         shards,
     )
@@ -126,15 +125,6 @@ def _langevin_adam_(
         raise ValueError(
             "langevin_adam_: max_exp_avg_sqs must hold a tensor a parameter with amsgrad=True; got none"
         )
-    backend = _backends.choose(params[0].device.type, backend)
-    if backend == "reference":
-        _backends.implementation("langevin_adam_", backend)(
-            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, previous, anchors, streams, shards,
-            lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision, noise,
-            amsgrad, maximize, decoupled_weight_decay, bias_correction, stochastic_rounding, seed, grad_scale,
-            found_inf,
-        )  # fmt: skip
-        return
     rows = [
         Row(
             param=params[i],
@@ -149,6 +139,21 @@ def _langevin_adam_(
         )
         for i in range(len(params))
     ]
+    for i, row in enumerate(rows):
+        check_row("langevin_adam_", f"params[{i}]", row)
+    check_scalars(
+        "langevin_adam_", params[0].device, previous=previous, lr_tensor=lr_tensor,
+        temperature_tensor=temperature_tensor, grad_scale=grad_scale, found_inf=found_inf,
+    )  # fmt: skip
+    backend = _backends.choose(params[0].device.type, backend)
+    if backend == "reference":
+        _backends.implementation("langevin_adam_", backend)(
+            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, previous, anchors, streams, shards,
+            lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision, noise,
+            amsgrad, maximize, decoupled_weight_decay, bias_correction, stochastic_rounding, seed, grad_scale,
+            found_inf,
+        )  # fmt: skip
+        return
     args = LangevinAdamArguments(
         previous, lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision,
         noise, amsgrad, maximize, decoupled_weight_decay, bias_correction, stochastic_rounding, seed, grad_scale,

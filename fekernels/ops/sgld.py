@@ -9,7 +9,7 @@ from torch import Tensor
 from fekernels import _backends
 from fekernels._table import FLAGS, PointerTable, Row
 from fekernels.ops._library import define_in_place
-from fekernels.ops._rows import check_lists, group_rows, shard_of
+from fekernels.ops._rows import check_lists, check_row, check_scalars, group_rows, shard_of
 
 __all__ = ["SgldArguments", "step_tables"]
 
@@ -80,18 +80,7 @@ def _sgld_(
 ) -> None:
     if not params:
         return
-    check_lists("sgld_", params, {"grads": grads}, {"anchors": anchors}, steps, streams, shards)
-    backend = _backends.choose(params[0].device.type, backend)
-    args = SgldArguments(
-        lr, lr_tensor, temperature, temperature_tensor, weight_decay, prior_precision, maximize, stochastic_rounding,
-        seed, grad_scale, found_inf,
-    )  # fmt: skip
-    if backend == "reference":
-        _backends.implementation("sgld_", backend)(
-            params, grads, steps, anchors, streams, shards, lr, lr_tensor, temperature, temperature_tensor,
-            weight_decay, prior_precision, maximize, stochastic_rounding, seed, grad_scale, found_inf,
-        )  # fmt: skip
-        return
+    check_lists("sgld_", params, {"grads": grads, "steps": steps}, {"anchors": anchors}, streams, shards)
     rows = [
         Row(
             param=params[i],
@@ -103,6 +92,23 @@ def _sgld_(
         )
         for i in range(len(params))
     ]
+    for i, row in enumerate(rows):
+        check_row("sgld_", f"params[{i}]", row)
+    check_scalars(
+        "sgld_", params[0].device, lr_tensor=lr_tensor, temperature_tensor=temperature_tensor,
+        grad_scale=grad_scale, found_inf=found_inf,
+    )  # fmt: skip
+    backend = _backends.choose(params[0].device.type, backend)
+    args = SgldArguments(
+        lr, lr_tensor, temperature, temperature_tensor, weight_decay, prior_precision, maximize, stochastic_rounding,
+        seed, grad_scale, found_inf,
+    )  # fmt: skip
+    if backend == "reference":
+        _backends.implementation("sgld_", backend)(
+            params, grads, steps, anchors, streams, shards, lr, lr_tensor, temperature, temperature_tensor,
+            weight_decay, prior_precision, maximize, stochastic_rounding, seed, grad_scale, found_inf,
+        )  # fmt: skip
+        return
     step_tables([PointerTable(part) for part in group_rows(rows)], args, backend)
 
 

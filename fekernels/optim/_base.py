@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from fekernels import _backends
 from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
+from fekernels.ops._rows import check_row
 from fekernels.optim._cache import TableCache
 from fekernels.optim._shards import local_tensor, shard_geometry
 from fekernels.random import signed_seed
@@ -219,9 +220,8 @@ class TableOptimizer(Optimizer):
     ) -> None:
         """Undo torch's cast of every state to the parameter's dtype, and put the step where the kernel reads it."""
         step = saved["step"]
-        state["step"] = (step.detach().clone() if isinstance(step, Tensor) else torch.tensor(float(step))).to(
-            param.device
-        )
+        step = step.detach().clone() if isinstance(step, Tensor) else torch.tensor(float(step))
+        state["step"] = step.to(param.device, torch.float64 if step.dtype == torch.float64 else torch.float32)
         for key, value in saved.items():
             if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
                 continue
@@ -266,13 +266,12 @@ class TableOptimizer(Optimizer):
                 cache = None
             if cache is None or not cache.point_to_gradients(group["params"], self.state):
                 self._check_gradients(group)
-                cache = None
+                cache = self._build(group)
             work.append((index, group, backend, cache))
         if any(group["params"][0].device.type != "cpu" for _, group, _, _ in work):
             self._count_step()  # on a CPU the kernel itself refuses a step too many
         for index, group, backend, cache in work:
-            if cache is None:
-                cache = self._caches[index] = self._build(group)
+            self._caches[index] = cache
             if backend == "reference":
                 self._step_lists(group)
                 continue
@@ -306,7 +305,7 @@ class TableOptimizer(Optimizer):
     def _build(self, group: dict[str, Any]) -> TableCache:
         states: list[dict[str, Any]] = []
         rows: list[Row] = []
-        for param, stream in zip(group["params"], group["streams"], strict=True):
+        for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
                 continue
             state = self.state[param]
@@ -323,6 +322,7 @@ class TableOptimizer(Optimizer):
                 "shard": shard_geometry(self._name, param),
             }
             rows.append(self._row(group, shared, state))
+            check_row(self._name, f"params[{i}]", rows[-1])
             states.append(state)
         return TableCache(group["params"], states, rows, group.get("amsgrad", False))
 
@@ -344,10 +344,6 @@ class TableOptimizer(Optimizer):
         device = group["params"][0].device
         if value.device.type == "cpu" and device.type != "cpu":
             return float(value), None
-        if value.device != device:
-            raise ValueError(
-                f"{self._name}: {key} must be on {device} like its parameters; got {value.device}"
-            )
         return 0.0, value if value.dtype in (torch.float32, torch.float64) else value.float()
 
     def _amp(self, group: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
@@ -368,6 +364,11 @@ class TableOptimizer(Optimizer):
             if value.numel() != 1 or value.is_complex():
                 raise ValueError(
                     f"{self._name}: {key} must be a number or a tensor with one element; got shape {tuple(value.shape)}"
+                )
+            if value.device.type != "cpu" and group["params"] and value.device != group["params"][0].device:
+                raise ValueError(
+                    f"{self._name}: {key} must be on {group['params'][0].device} like its parameters; "
+                    f"got {value.device}"
                 )
             if value.device.type != "cpu" or torch.compiler.is_compiling():
                 return  # reading it would stop the host

@@ -32,6 +32,8 @@ class TableCache:
         self.sharded = any(map(is_sharded, self.live))
         self.states = states
         self.values = [value for state in states for value in state.values()]
+        self.tensors = [value for value in self.values if isinstance(value, Tensor) and not is_sharded(value)]
+        self.state_pointers = [tensor.data_ptr() for tensor in self.tensors]
         self.pointers = [row.param.data_ptr() for row in rows]
         self.shapes = [row.param.shape for row in rows]
         self.strides = [row.param.stride() for row in rows]
@@ -39,9 +41,8 @@ class TableCache:
         self.grad_strides = [row.grad.stride() for row in rows]
         parts = group_rows(rows) if rows else []
         position = {id(row): i for i, row in enumerate(rows)}
-        self.parts = [
-            [position[id(row)] for row in part] for part in parts
-        ]  # which gradients are a table's rows
+        # Which of the gradients are a table's rows.
+        self.parts = [[position[id(row)] for row in part] for part in parts]
         self.tables = [PointerTable(part) for part in parts]
 
     def point_to_gradients(self, params: list[Tensor], states: dict[Tensor, Any]) -> bool:
@@ -64,6 +65,7 @@ class TableCache:
                 and all(map(is_, map(states.get, self.live), self.states))
                 and sum(map(len, self.states)) == len(self.values)
                 and all(map(is_, chain.from_iterable(map(dict.values, self.states)), self.values))
+                and [tensor.data_ptr() for tensor in self.tensors] == self.state_pointers
             )
         except RuntimeError:  # a sparse gradient has no strides
             return False

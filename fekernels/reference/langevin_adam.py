@@ -127,11 +127,11 @@ def langevin_adam_(
         g = -g if maximize else g
         if decoupled_weight_decay:
             theta = theta * (1 - h * weight_decay)
-        else:
+        elif weight_decay:  # 0 times an infinite parameter is NaN
             g = g + weight_decay * theta
         v = beta2 * v + (1 - beta2) * g * g
         anchor = anchors[i].to(dtype) if anchors else 0.0
-        g_hat = g + prior_precision * (theta - anchor)
+        g_hat = g + prior_precision * (theta - anchor) if prior_precision else g
         bc1, bc2 = (1 - beta1**t, 1 - beta2**t) if bias_correction else (1.0, 1.0)
         largest = torch.maximum(max_exp_avg_sqs[i].to(dtype), v) if amsgrad else v
         D = torch.clamp((largest / bc2).sqrt() + eps, min=h * prior_precision)

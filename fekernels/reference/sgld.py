@@ -42,8 +42,11 @@ def sgld_(
         shard = (shards[3 * i], shards[3 * i + 1], shards[3 * i + 2]) if shards else None
         dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
         theta, g = param.to(dtype), grads[i].to(dtype) / scale
-        g = (-g if maximize else g) + weight_decay * theta
-        g_hat = g + prior_precision * (theta - (anchors[i].to(dtype) if anchors else 0.0))
+        g = -g if maximize else g
+        if weight_decay:  # 0 times an infinite parameter is NaN
+            g = g + weight_decay * theta
+        anchor = anchors[i].to(dtype) if anchors else 0.0
+        g_hat = g + prior_precision * (theta - anchor) if prior_precision else g
         theta = theta - h * g_hat
         if temperature > 0 and h > 0:
             theta = theta + math.sqrt(2 * temperature * h) * noise_like(param, shard, seed, streams[i], t).to(
