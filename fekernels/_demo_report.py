@@ -1,0 +1,252 @@
+"""What the demo measures and prints: scores, their table and verdict, and the time of one optimizer step."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import t as student_t
+from torch import Tensor, nn
+
+from fekernels.diagnostics import auroc, calibration
+from fekernels.optim import LangevinAdam, PosteriorSamples
+
+ADAM, CONTROL, LANGEVIN, BAYES = "Adam", "T = 0", "T chosen", "T = 1/N"
+TITLES = {
+    ADAM: "torch.optim.Adam, tuned",
+    CONTROL: "LangevinAdam, T = 0 (control)",
+    LANGEVIN: "LangevinAdam, T chosen",
+    BAYES: "LangevinAdam, T = 1/N",
+}
+LOW_IS_GOOD = ("NLL", "ECE")
+RECORD_EVERY = 10  # steps between two recorded weight vectors
+
+
+@dataclass
+class Trajectory:
+    """What one sampling run did, step by step."""
+
+    loss: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    sampling: list[bool] = field(default_factory=list)
+    collected: list[int] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+
+    def add(self, loss: Tensor, lr: float, sampling: bool, collected: bool, model: nn.Module) -> None:
+        if collected:
+            self.collected.append(len(self.loss))
+        if len(self.loss) % RECORD_EVERY == 0:
+            self.weights.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+        self.loss.append(loss.item())
+        self.lr.append(lr)
+        self.sampling.append(sampling)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A predictor on one split: the scores, and what the figure pools over splits."""
+
+    scores: dict[str, float]
+    clean: tuple[Tensor, Tensor]  # probabilities [n, 10] and labels [n] of the test digits
+    shifted: tuple[Tensor, Tensor]  # the same of all shifts of them
+    entropies: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One split: what validation chose, how each predictor did, and how the chosen sampler ran."""
+
+    chosen: dict[str, str]
+    outcomes: dict[str, Outcome]
+    trajectory: Trajectory
+    samples: int
+
+
+def judge(samples: PosteriorSamples, inputs: dict[str, Tensor], labels: Tensor) -> Outcome:
+    """Scores on the test digits ("clean"), on all shifts of them, and of telling each shift by the entropy."""
+    prediction = samples.predict(torch.cat(list(inputs.values())))
+    assert prediction.log_mean is not None and prediction.predictive_entropy is not None
+    sizes = [len(value) for value in inputs.values()]
+    entropies = dict(zip(inputs, prediction.predictive_entropy.split(sizes), strict=True))
+    scores: dict[str, float] = {}
+    answers: list[tuple[Tensor, Tensor]] = []
+    for prefix, rows, times in (
+        ("", slice(sizes[0]), 1),
+        ("shifted ", slice(sizes[0], None), len(sizes) - 1),
+    ):
+        mean, truth = prediction.mean[rows], labels.repeat(times)
+        answers.append((mean, truth))
+        scores[f"{prefix}accuracy"] = (mean.argmax(1) == truth).double().mean().item()
+        scores[f"{prefix}NLL"] = F.nll_loss(prediction.log_mean[rows], truth).item()
+        scores[f"{prefix}ECE"] = calibration(mean, truth).error
+    for name, value in entropies.items():
+        if name != "clean":
+            scores[f"AUROC {name}"] = auroc(entropies["clean"], value)
+    return Outcome(scores, answers[0], answers[1], entropies)
+
+
+def table(results: Sequence[SeedResult]) -> str:
+    """Mean and standard deviation over the splits of every score of every predictor."""
+    columns = list(results[0].outcomes[ADAM].scores)
+    digits = len(results[0].outcomes[ADAM].clean[1])
+    lines = [f"Test: mean +- standard deviation over {len(results)} splits of {digits} digits"]
+    for part in (columns[:6], columns[6:]):
+        if part is not columns[:6]:
+            lines.append("")
+        lines.append(f"{'':31}" + "".join(f"{name:>18}" for name in part))
+        for name, title in TITLES.items():
+            cells = [_mean_and_spread([r.outcomes[name].scores[column] for r in results]) for column in part]
+            lines.append(f"{title:31}" + "".join(f"{cell:>18}" for cell in cells))
+    lines.append(
+        "shifted: rotated, noisy and occluded test digits together; AUROC: of telling those from the"
+    )
+    lines.append("unchanged ones by the predictive entropy, 0.5 is chance")
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.3f} +- {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
+
+
+def choices(results: Sequence[SeedResult]) -> str:
+    """What the validation set chose on each split."""
+    lines = ["Chosen on the validation set, split by split"]
+    for result in results:
+        sampled = f"{result.chosen[LANGEVIN]} ({result.samples} samples kept)"
+        lines.append(f"  Adam: {result.chosen[ADAM]}; LangevinAdam: {sampled}")
+    return "\n".join(lines)
+
+
+def compare(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Mean of the paired differences, and the half width of its 95% interval (Student's t); inf for one pair."""
+    differences = [a - b for a, b in zip(mine, theirs, strict=True)]
+    count = len(differences)
+    if count < 2:
+        return differences[0], math.inf
+    error = statistics.stdev(differences) / math.sqrt(count)
+    return statistics.mean(differences), float(student_t.ppf(0.975, count - 1)) * error
+
+
+def _judgement(results: Sequence[SeedResult], column: str, other: str) -> tuple[str, str]:
+    """A word and its numbers: how the chosen sampler's score stands to that of `other`."""
+    mine, theirs = ([r.outcomes[name].scores[column] for r in results] for name in (LANGEVIN, other))
+    difference, width = compare(mine, theirs)
+    low_is_good = column.endswith(LOW_IS_GOOD)
+    wins = sum((a < b) == low_is_good and a != b for a, b in zip(mine, theirs, strict=True))
+    if math.isinf(width):
+        return "one split cannot tell", f"{difference:+.4f}"
+    if abs(difference) <= width:
+        word = "no clear difference"
+    else:
+        word = "better" if (difference < 0) == low_is_good else "worse"
+    return word, f"{difference:+.4f} +- {width:.4f}, {wins} of {len(results)}"
+
+
+def verdict(results: Sequence[SeedResult]) -> str:
+    """Whether sampling beats the tuned point estimate, score by score, and whether the noise is what does it."""
+    columns = list(results[0].outcomes[ADAM].scores)
+    judged = {c: {other: _judgement(results, c, other) for other in (ADAM, CONTROL)} for c in columns}
+    lines = [
+        "LangevinAdam with T chosen, less the other: mean paired difference, its 95% interval, splits won",
+        f"{'':20}{'tuned Adam':52}the same averaging without noise (T = 0)",
+    ]
+    for column, pair in judged.items():
+        cells = "".join(f"{numbers:29}{word:23}" for word, numbers in pair.values())
+        lines.append(f"  {column:18}{cells}".rstrip())
+    return "\n".join([*lines, "", *_in_words(judged)])
+
+
+def _in_words(judged: dict[str, dict[str, tuple[str, str]]]) -> list[str]:
+    def where(word: str, other: str, columns: Sequence[str]) -> str:
+        return ", ".join(column for column in columns if judged[column][other][0] == word)
+
+    columns = list(judged)
+    if "one split cannot tell" in judged["NLL"][ADAM]:
+        return ["Verdict: one split cannot tell a difference from chance; run more seeds."]
+    lines = []
+    for column in ("NLL", "ECE", "shifted NLL", "shifted ECE"):
+        word = judged[column][ADAM][0]
+        said = {"better": "Sampling beats", "worse": "Sampling is WORSE than"}
+        start = said.get(word, "Sampling does NOT clearly beat")
+        lines.append(f"{start} the tuned point estimate in {column} ({judged[column][ADAM][1]}).")
+    shifts = [column for column in columns if column.startswith("AUROC")]
+    lines.append(
+        f"Detection of shifted digits: better in {where('better', ADAM, shifts) or 'none'}, "
+        f"worse in {where('worse', ADAM, shifts) or 'none'}."
+    )
+    gains, losses = where("better", CONTROL, columns), where("worse", CONTROL, columns)
+    lines.append(
+        f"The noise itself, beyond averaging the same run at T = 0, improves {gains or 'nothing clearly'}"
+        + (f" and worsens {losses}." if losses else ".")
+    )
+    filled = [textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    ") for line in lines]
+    return ["Verdict", *filled]
+
+
+def step_times(rounds: int, layers: int, seconds: float = 4.0) -> str:
+    """Median time of one optimizer step, gradients given: each optimizer in turn, so that a slow moment hits all.
+
+    On the demo's network and on `layers` layers of 256 x 256. At most `rounds`, and for each no more than fit
+    into `seconds`, but at least one.
+    """
+    digits_network = [(64, 64), (64,), (64, 64), (64,), (10, 64), (10,)]
+    larger = [(256, 256), (256,)] * layers
+    medians = [_medians(digits_network, 50, rounds, seconds), _medians(larger, 2, rounds, seconds)]
+    lines = [
+        f"Time of one optimizer step: medians of interleaved rounds, {torch.get_num_threads()} threads",
+        f"{'':36}{'this network':>24}{f'{len(larger)} tensors, {layers * 0.0658:.1f}M':>24}",
+    ]
+    for name in medians[0]:
+        cells = [f"{t[name] * 1e6:,.0f} us  x {t[name] / t[FUSED]:.2f}" for t in medians]
+        lines.append(f"{name:36}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+FUSED = "torch.optim.Adam(fused=True)"
+
+
+def _medians(
+    shapes: Sequence[tuple[int, ...]], repeats: int, rounds: int, seconds: float
+) -> dict[str, float]:
+    def parameters() -> list[Tensor]:
+        tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        for tensor in tensors:
+            tensor.grad = torch.randn(tensor.shape)
+        return tensors
+
+    def fused_and_noise() -> Callable[[], object]:
+        tensors = parameters()
+        optimizer = torch.optim.Adam(tensors, fused=True)
+
+        @torch.no_grad()
+        def step() -> None:
+            optimizer.step()
+            for tensor in tensors:
+                tensor.add_(torch.randn_like(tensor), alpha=1e-4)
+
+        return step
+
+    steps: dict[str, Callable[[], object]] = {
+        FUSED: torch.optim.Adam(parameters(), fused=True).step,
+        "torch.optim.Adam()": torch.optim.Adam(parameters()).step,
+        "LangevinAdam, T = 0": LangevinAdam(parameters()).step,
+        "LangevinAdam, T > 0": LangevinAdam(parameters(), temperature=1e-9, prior_precision=1e-4).step,
+        "Adam(fused=True) + randn_like + add_": fused_and_noise(),
+    }
+    for step in steps.values():
+        step()  # warms up
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    deadline = time.perf_counter() + seconds
+    while len(times[FUSED]) < rounds and (not times[FUSED] or time.perf_counter() < deadline):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            for _ in range(repeats):
+                step()
+            times[name].append((time.perf_counter() - started) / repeats)
+    return {name: statistics.median(values) for name, values in times.items()}

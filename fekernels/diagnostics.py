@@ -1,0 +1,128 @@
+"""What to ask of a sampler and of the predictions it makes: calibration, uncertainty, detection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Calibration", "auroc", "calibration", "mutual_information", "predictive_entropy"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A reliability table: predictions in equal bins of confidence. float64, on the CPU; M bins.
+
+    Attributes:
+        error: expected calibration error, sum over the bins of count/n * |accuracy - confidence|.
+        maximum_error: the largest |accuracy - confidence| of a bin that is not empty.
+        edges: [M + 1] borders of the bins; bin m holds confidences in (edges[m], edges[m + 1]].
+        confidence, accuracy: [M] mean confidence and share of right answers in each bin; NaN where it is
+            empty.
+        count: [M] predictions in each bin, int64.
+    """
+
+    error: float
+    maximum_error: float
+    edges: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+    count: Tensor
+
+
+def _floats(owner: str, name: str, value: Any, least_dims: int) -> Tensor:
+    tensor = torch.as_tensor(value).detach().cpu()
+    if not tensor.is_floating_point():
+        raise TypeError(f"{owner}: {name} must be floating point; got {tensor.dtype}")
+    if tensor.ndim < least_dims:
+        raise ValueError(f"{owner}: {name} must have at least {least_dims} dimensions; got {tensor.ndim}")
+    return tensor.double()
+
+
+def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
+    """Expected calibration error and reliability bins (Guo et al. 2017, arXiv:1706.04599).
+
+    The estimate is biased upwards by about the noise of a bin's accuracy: even a perfectly calibrated
+    predictor shows 0.01 or so on 1000 points. Compare predictors on the same points and bins only.
+
+    Args:
+        probabilities: [n, C] class probabilities, a tensor or an array.
+        labels: [n] integer classes.
+        bins: M, equally wide on [0, 1]. 15 is the usual choice.
+
+    Raises:
+        TypeError, ValueError: wrong dtypes, shapes that do not fit, no point at all, labels outside [0, C),
+            probabilities outside [0, 1].
+    """
+    p = _floats("calibration", "probabilities", probabilities, 2)
+    target = torch.as_tensor(labels).detach().cpu()
+    if isinstance(bins, bool) or not isinstance(bins, int):
+        raise TypeError(f"calibration: bins must be an int; got {type(bins).__name__}")
+    if bins < 1:
+        raise ValueError(f"calibration: bins must be at least 1; got {bins}")
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(f"calibration: labels must be integers; got {target.dtype}")
+    if p.ndim != 2 or not p.numel():
+        raise ValueError(f"calibration: probabilities must have shape (n, C), n >= 1; got {tuple(p.shape)}")
+    if target.shape != p.shape[:1]:
+        raise ValueError(f"calibration: labels must have shape ({len(p)},); got {tuple(target.shape)}")
+    if int(target.min()) < 0 or int(target.max()) >= p.shape[1]:
+        raise ValueError(
+            f"calibration: labels must be in [0, {p.shape[1]}); "
+            f"got {int(target.min())} to {int(target.max())}"
+        )
+    if not bool(((p >= 0) & (p <= 1 + 1e-6)).all()):
+        raise ValueError(
+            f"calibration: probabilities must be in [0, 1]; got {float(p.min())} to {float(p.max())}"
+        )
+    confidence, predicted = p.max(dim=1)
+    right = (predicted == target).double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    which = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
+    count = torch.bincount(which, minlength=bins)
+    mean_confidence = torch.bincount(which, confidence, bins) / count
+    accuracy = torch.bincount(which, right, bins) / count
+    gap = torch.where(count > 0, (accuracy - mean_confidence).abs(), 0.0)
+    error = float((gap * count).sum() / len(p))
+    return Calibration(error, float(gap.max()), edges, mean_confidence, accuracy, count)
+
+
+def predictive_entropy(probabilities: Any) -> Tensor:
+    """Entropy in nats over the last dimension, float64: [..., C] -> [...]. A probability of 0 adds 0."""
+    return torch.special.entr(_floats("predictive_entropy", "probabilities", probabilities, 1)).sum(-1)
+
+
+def mutual_information(probabilities: Any) -> Tensor:
+    """How far predictors disagree: [S, ..., C] -> [...], float64, in nats, >= 0.
+
+    The entropy of the mean over the first dimension less the mean of the entropies (Houlsby et al. 2011,
+    arXiv:1112.5745). S predictors share at most log S.
+    """
+    p = _floats("mutual_information", "probabilities", probabilities, 2)
+    if not len(p):
+        raise ValueError(
+            f"mutual_information: probabilities must hold a predictor; got shape {tuple(p.shape)}"
+        )
+    return (predictive_entropy(p.mean(0)) - predictive_entropy(p).mean(0)).clamp_min(0.0)
+
+
+def auroc(negative: Any, positive: Any) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counted half.
+
+    Args:
+        negative, positive: scores of the two classes, of any shape; say, the entropies on clean and on
+            shifted inputs. 0.5 is no detection at all.
+
+    Raises:
+        TypeError: scores that are not floating point. ValueError: an empty class, or NaN.
+    """
+    low = _floats("auroc", "negative", negative, 0).flatten()
+    high = _floats("auroc", "positive", positive, 0).flatten()
+    for name, scores in (("negative", low), ("positive", high)):
+        if not len(scores) or bool(scores.isnan().any()):
+            raise ValueError(f"auroc: {name} must hold scores that are not NaN; got {len(scores)} scores")
+    low = low.sort().values
+    below = torch.searchsorted(low, high) + torch.searchsorted(low, high, right=True)
+    return float(below.double().mean() / (2 * len(low)))
