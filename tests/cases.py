@@ -1,0 +1,361 @@
+"""One table of what every operator runs on: backends, dtypes, shapes, layouts and options; and the steps in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fekernels import _backends
+
+SEED = 0x1234_5678_9ABC_DEF0
+ISAS = ("avx512", "avx2", "baseline")
+NOISES = ("momentum", "preconditioned", "isotropic")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A backend and the device its tensors are on."""
+
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return self.backend if self.device == "cpu" else f"{self.backend}-{self.device}"
+
+    def obstacle(self) -> str | None:
+        return _backends._obstacle(self.backend, self.device)
+
+
+CPU_PLACES = (Place("reference", "cpu"), Place("cpp", "cpu"))
+GPU_PLACES = (Place("reference", "cuda"), Place("triton", "cuda"), Place("cuda", "cuda"))
+ON_GPU = [
+    pytest.param(place, id=str(place), marks=pytest.mark.gpu)
+    for place in GPU_PLACES
+    if torch.cuda.is_available()
+]
+PLACES = [*(pytest.param(place, id=str(place)) for place in CPU_PLACES), *ON_GPU]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape, and how the parameter with its states and the gradient lie in memory."""
+
+    shape: tuple[int, ...]
+    layout: str = "contiguous"
+    grad_layout: str = "same"
+
+    def __str__(self) -> str:
+        name = "x".join(map(str, self.shape)) or "scalar"
+        name += f"-{self.layout}" if self.layout != "contiguous" else ""
+        return name + (f"-grad_{self.grad_layout}" if self.grad_layout != "same" else "")
+
+
+# Vector widths and blocks (64), chunks of a GPU block (4096), spans of a CPU thread (16384), each give or take one.
+CASES = [
+    Case((0,)),
+    Case((1,)),
+    Case((3,)),
+    Case((63,)),
+    Case((64,)),
+    Case((65,)),
+    Case((1000,)),
+    Case((4097,)),
+    Case((16385,)),
+    Case(()),
+    Case((33, 7)),
+    Case((33, 7), "transposed"),
+    Case((33, 7), "contiguous", "transposed"),
+    Case((33, 7), "contiguous", "expanded"),
+    Case((0, 5), "transposed"),
+    Case((129,), "sliced"),
+    Case((1000,), "misaligned"),
+    Case((2, 5, 6, 7), "channels_last"),
+    Case((2, 5, 6, 7), "channels_last", "contiguous"),
+]
+
+
+def lay_out(values: Tensor, layout: str) -> Tensor:
+    """The same logical elements in another memory layout."""
+    if layout == "transposed":
+        return values.mT.contiguous().mT
+    if layout == "sliced":
+        return torch.stack((values, torch.full_like(values, math.nan)), dim=-1).flatten(-2)[..., ::2]
+    if layout == "misaligned":  # starts in the middle of a vector, and of a 16-byte word
+        return torch.cat((values.new_full((1,), math.nan), values.flatten()))[1:].view(values.shape)
+    if layout == "channels_last":
+        return values.contiguous(memory_format=torch.channels_last)
+    if layout == "expanded":  # every row the same memory
+        return values[:1].expand(values.shape)
+    return values.contiguous()
+
+
+@dataclass
+class Options:
+    """What a step needs besides its tensors; the defaults use every term that has no switch."""
+
+    lr: float = 0.02
+    temperature: float = 0.3
+    beta1: float = 0.8
+    beta2: float = 0.95
+    eps: float = 1e-3
+    weight_decay: float = 0.0
+    prior_precision: float = 0.0
+    noise: str = "momentum"
+    amsgrad: bool = False
+    maximize: bool = False
+    decoupled_weight_decay: bool = False
+    bias_correction: bool = True
+    stochastic_rounding: bool = False
+    seed: int = SEED
+    anchor: bool = False
+    t: int = 4  # of the step, counted from 1
+    previous: tuple[float, float] = (0.0, 0.0)
+    grad_scale: float | None = None
+    found_inf: float | None = None
+
+
+OPTIONS = {
+    "momentum": {},
+    "momentum_first_step": dict(t=1),
+    "momentum_late": dict(t=1000),
+    "momentum_lr_changed": dict(previous=(0.08, 0.3)),
+    "momentum_lr_changed_from_cold": dict(previous=(0.08, 0.0)),
+    "momentum_uncorrected": dict(bias_correction=False),
+    "preconditioned": dict(noise="preconditioned"),
+    "preconditioned_lr_changed": dict(noise="preconditioned", previous=(0.08, 0.3)),
+    "isotropic": dict(noise="isotropic"),
+    "cold": dict(temperature=0.0),
+    "cold_after_hot": dict(temperature=0.0, previous=(0.08, 0.3)),
+    "lr_zero": dict(lr=0.0, previous=(0.08, 0.3)),
+    "amsgrad": dict(amsgrad=True),
+    "maximize": dict(maximize=True, weight_decay=0.3),
+    "weight_decay": dict(weight_decay=0.3),
+    "decoupled": dict(weight_decay=0.3, decoupled_weight_decay=True),
+    "prior": dict(prior_precision=2.0),
+    "anchor": dict(prior_precision=2.0, anchor=True),
+    "prior_bounds_step": dict(prior_precision=100.0, anchor=True),
+    "grad_scale": dict(grad_scale=512.0),
+    "betas_zero": dict(beta1=0.0, beta2=0.0),
+    "everything": dict(
+        amsgrad=True,
+        maximize=True,
+        weight_decay=0.2,
+        decoupled_weight_decay=True,
+        prior_precision=2.0,
+        anchor=True,
+        previous=(0.08, 0.3),
+        grad_scale=512.0,
+    ),
+}
+
+SGLD_OPTIONS = {
+    "plain": {},
+    "cold": dict(temperature=0.0),
+    "lr_zero": dict(lr=0.0),
+    "maximize": dict(maximize=True, weight_decay=0.3),
+    "weight_decay": dict(weight_decay=0.3),
+    "anchor": dict(prior_precision=2.0, anchor=True),
+    "prior": dict(prior_precision=2.0),
+    "grad_scale": dict(grad_scale=512.0),
+}
+
+
+@dataclass
+class Row:
+    """One parameter with everything a step reads or writes."""
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor
+    anchor: Tensor
+    step: Tensor
+    stream: int
+    shard: tuple[int, int, int] | None = None
+
+    WRITTEN = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
+
+    def clone(self, device: str | None = None) -> Row:
+        """A copy with the same strides."""
+        tensors = {name: t for name, t in vars(self).items() if isinstance(t, Tensor)}
+        copies = {name: _clone(t).to(device or t.device) for name, t in tensors.items()}
+        return Row(**copies, stream=self.stream, shard=self.shard)
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    size = (
+        1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel()
+        else 0
+    )
+    storage = torch.as_strided(tensor.detach(), (size,), (1,), tensor.storage_offset()).clone()
+    return torch.as_strided(storage, tensor.shape, tensor.stride())
+
+
+def make_row(
+    case: Case,
+    options: Options,
+    dtype: torch.dtype = torch.float32,
+    state_dtype: torch.dtype | None = None,
+    grad_dtype: torch.dtype | None = None,
+    stream: int = 7,
+    seed: int = 0,
+) -> Row:
+    """A parameter in mid-training, drawn from ``seed``; the values are of the size that the options' lr moves."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(scale: float, of: torch.dtype, layout: str) -> Tensor:
+        values = torch.randn(case.shape, generator=generator, dtype=torch.float64) * scale
+        return lay_out(values.to(of), layout)
+
+    state = state_dtype or dtype
+    scale = options.grad_scale or 1.0
+    grad_layout = case.layout if case.grad_layout == "same" else case.grad_layout
+    second = lay_out(normal(0.4, torch.float64, "contiguous").square().to(state), case.layout)
+    return Row(
+        param=normal(1.0, dtype, case.layout),
+        grad=normal(0.4 * scale, grad_dtype or dtype, grad_layout),
+        exp_avg=normal(0.2, state, case.layout),
+        exp_avg_sq=second,
+        max_exp_avg_sq=lay_out(
+            (second * (1.5 - torch.rand(case.shape, generator=generator))).to(state), case.layout
+        ),
+        anchor=normal(1.0, dtype, case.layout),
+        step=torch.tensor(float(options.t - 1)),
+        stream=stream,
+    )
+
+
+def _scalar(value: float | None, like: Tensor) -> Tensor | None:
+    return None if value is None else torch.tensor(value, dtype=torch.float32, device=like.device)
+
+
+def call_langevin_adam(
+    rows: list[Row], options: Options, backend: str | None = None, **changes: Any
+) -> Tensor:
+    """One call of the list operator. Returns `previous` as it left it."""
+    o, device = options, rows[0].param.device
+    previous = torch.tensor(o.previous, dtype=torch.float64, device=device)
+    lists = {
+        name: [getattr(row, name) for row in rows] for name in Row.WRITTEN + ("grad", "anchor", "stream")
+    }
+    shards = [n for row in rows for n in row.shard] if rows[0].shard else []
+    arguments = dict(
+        params=lists["param"],
+        grads=lists["grad"],
+        exp_avgs=lists["exp_avg"],
+        exp_avg_sqs=lists["exp_avg_sq"],
+        max_exp_avg_sqs=lists["max_exp_avg_sq"] if o.amsgrad else [],
+        steps=lists["step"],
+        previous=previous,
+        anchors=lists["anchor"] if o.anchor else [],
+        streams=lists["stream"],
+        shards=shards,
+        lr=o.lr,
+        lr_tensor=None,
+        temperature=o.temperature,
+        temperature_tensor=None,
+        beta1=o.beta1,
+        beta2=o.beta2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        prior_precision=o.prior_precision,
+        noise=o.noise,
+        amsgrad=o.amsgrad,
+        maximize=o.maximize,
+        decoupled_weight_decay=o.decoupled_weight_decay,
+        bias_correction=o.bias_correction,
+        stochastic_rounding=o.stochastic_rounding,
+        seed=o.seed,
+        grad_scale=_scalar(o.grad_scale, rows[0].param),
+        found_inf=_scalar(o.found_inf, rows[0].param),
+        backend=backend,
+    )
+    torch.ops.fekernels.langevin_adam_(**{**arguments, **changes})
+    return previous
+
+
+def call_sgld(rows: list[Row], options: Options, backend: str | None = None, **changes: Any) -> None:
+    """One call of the list operator."""
+    o = options
+    lists = {
+        name: [getattr(row, name) for row in rows] for name in ("param", "grad", "step", "anchor", "stream")
+    }
+    arguments = dict(
+        params=lists["param"],
+        grads=lists["grad"],
+        steps=lists["step"],
+        anchors=lists["anchor"] if o.anchor else [],
+        streams=lists["stream"],
+        shards=[n for row in rows for n in row.shard] if rows[0].shard else [],
+        lr=o.lr,
+        lr_tensor=None,
+        temperature=o.temperature,
+        temperature_tensor=None,
+        weight_decay=o.weight_decay,
+        prior_precision=o.prior_precision,
+        maximize=o.maximize,
+        stochastic_rounding=o.stochastic_rounding,
+        seed=o.seed,
+        grad_scale=_scalar(o.grad_scale, rows[0].param),
+        found_inf=_scalar(o.found_inf, rows[0].param),
+        backend=backend,
+    )
+    torch.ops.fekernels.sgld_(**{**arguments, **changes})
+
+
+def bits_equal(a: Tensor, b: Tensor) -> bool:
+    """The same bits, NaNs included (torch.equal calls NaNs unequal and zeros of either sign equal)."""
+    words = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
+    same = a.shape == b.shape and a.dtype == b.dtype
+    return same and torch.equal(
+        a.detach().cpu().contiguous().view(words), b.detach().cpu().contiguous().view(words)
+    )
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Run the C++ kernels in this build of them; skips where the processor lacks it."""
+    current = _backends.native_op("isa")()
+    try:
+        _backends.native_op("set_isa")(name)
+    except (RuntimeError, ValueError) as error:  # which of the two depends on the torch
+        pytest.skip(str(error).splitlines()[0])
+    try:
+        yield
+    finally:
+        _backends.native_op("set_isa")(current)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with this many of torch's threads."""
+    current = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(current)
+
+
+@dataclass
+class Frozen:
+    """What a list of tensors held, to prove later that nothing has changed."""
+
+    tensors: list[Tensor]
+    before: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = [t.detach().clone() for t in self.tensors]
+
+    def unchanged(self) -> bool:
+        return all(bits_equal(now, then) for now, then in zip(self.tensors, self.before, strict=True))

@@ -1,0 +1,57 @@
+"""What every test gets: a known random state, and its global settings put back."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import ISAS, PLACES, Place, instruction_set
+
+from fekernels import _backends
+
+
+def pytest_configure() -> None:
+    """One thread a worker: most tensors here are small, and `pytest -n` has its own. Tests of threads say how many."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    """No test leaves a backend, a thread count or a default dtype behind, and none depends on the one before."""
+    backend, threads, dtype = _backends._requested, torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    _backends._requested = backend
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Place:
+    """Each backend on each device that this machine has for it."""
+    obstacle = request.param.obstacle()
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    return request.param
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the C++ kernels that this processor has."""
+    obstacle = Place("cpp", "cpu").obstacle()
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    with instruction_set(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """torch.empty gives NaN, or the largest integer, so that what a kernel leaves unwritten shows."""
+    memory = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    memory.fill_uninitialized_memory = before[1]

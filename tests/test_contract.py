@@ -1,0 +1,411 @@
+"""Every operator on every backend that this machine can run, over the table of cases."""
+
+import dataclasses
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+from cases import (
+    CASES,
+    DTYPES,
+    NOISES,
+    ON_GPU,
+    OPTIONS,
+    SEED,
+    SGLD_OPTIONS,
+    Case,
+    Frozen,
+    Options,
+    Place,
+    Row,
+    bits_equal,
+    call_langevin_adam,
+    call_sgld,
+    instruction_set,
+    make_row,
+    threads,
+)
+from formulas import assert_close_to_formula, langevin_adam_formula, sgld_formula
+
+import fekernels as fe
+
+STEPS = {
+    "langevin_adam_": (call_langevin_adam, langevin_adam_formula, OPTIONS),
+    "sgld_": (call_sgld, sgld_formula, SGLD_OPTIONS),
+}
+BY_OPTIONS = [
+    pytest.param(op, name, id=f"{op}-{name}") for op, (_, _, table) in STEPS.items() for name in table
+]
+DRAWS = {"bits": torch.int32, "uniform": torch.float32, "normal": torch.float32}
+MIXED = (Case((63,)), Case((33, 7), "transposed"), Case((0,)), Case((16385,)), Case((129,), "sliced"))
+
+
+def check_against_formula(op, case, options, place, dtype=torch.float32, **dtypes):
+    call, formula, _ = STEPS[op]
+    row = make_row(case, options, dtype, **dtypes).clone(place.device)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    exact, eager = formula(row, options), formula(row, options, wide)
+    call([row], options, place.backend)
+    for name, value in exact.items():
+        if name == "max_exp_avg_sq" and options.amsgrad:  # the maximum of what is stored
+            value = torch.maximum(value, row.exp_avg_sq.cpu().double())
+        assert_close_to_formula(getattr(row, name), value, eager[name], f"{op} {options} {name}")
+    assert row.step.item() == options.t
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("op", STEPS)
+def test_step_is_the_formula_for_every_shape_and_layout(op, case, place):
+    check_against_formula(op, case, Options(**STEPS[op][2].get("everything", STEPS[op][2]["anchor"])), place)
+
+
+@pytest.mark.parametrize(("op", "name"), BY_OPTIONS)
+def test_step_is_the_formula_for_every_option(op, name, place):
+    check_against_formula(op, Case((1000,)), Options(**STEPS[op][2][name]), place)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("op", "name"), BY_OPTIONS)
+def test_step_is_the_formula_for_every_dtype(op, name, dtype, place):
+    check_against_formula(op, Case((193,)), Options(**STEPS[op][2][name]), place, dtype)
+
+
+@pytest.mark.parametrize("states", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_states_and_gradients_may_have_dtypes_of_their_own(dtype, states, place):
+    options = Options(**OPTIONS["everything"])
+    check_against_formula("langevin_adam_", Case((65,)), options, place, dtype, state_dtype=states)
+    check_against_formula("langevin_adam_", Case((65,)), options, place, dtype, grad_dtype=states)
+    check_against_formula("sgld_", Case((65,)), Options(), place, dtype, grad_dtype=states)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_float64_step_counter(noise, place):
+    options = Options(noise=noise)
+    rows = [make_row(Case((65,)), options).clone(place.device) for _ in range(2)]
+    rows[1].step = rows[1].step.double()
+    for row in rows:
+        call_langevin_adam([row], options, place.backend)
+    assert bits_equal(rows[0].param, rows[1].param)
+    assert rows[1].step.dtype == torch.float64 and rows[1].step.item() == options.t
+
+
+@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("op", STEPS)
+def test_one_call_over_many_rows_is_a_call_for_each(op, stochastic, place):
+    call = STEPS[op][0]
+    options = Options(amsgrad=True, stochastic_rounding=stochastic)
+    dtypes = [*DTYPES, torch.bfloat16]
+    rows = [make_row(c, options, d, stream=i) for i, (c, d) in enumerate(zip(MIXED, dtypes, strict=True))]
+    together, apart = ([row.clone(place.device) for row in rows] for _ in range(2))
+    call(together, options, place.backend)
+    for row in apart:
+        call([row], options, place.backend)
+    for a, b in zip(together, apart, strict=True):
+        assert all(bits_equal(getattr(a, name), getattr(b, name)) for name in Row.WRITTEN)
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_layout_does_not_change_the_bits(op, place):
+    call = STEPS[op][0]
+    options = Options(**STEPS[op][2].get("everything", STEPS[op][2]["anchor"]))
+    for case in CASES:
+        laid_out = make_row(case, options).clone(place.device)
+        plain = make_row(dataclasses.replace(case, layout="contiguous"), options).clone(place.device)
+        plain.grad = laid_out.grad.contiguous()
+        for row in (laid_out, plain):
+            call([row], options, place.backend)
+        assert all(bits_equal(getattr(laid_out, name), getattr(plain, name)) for name in Row.WRITTEN), str(
+            case
+        )
+
+
+def split(row: Row, sizes: list[int], dim: int) -> list[Row]:
+    """Shards of a parameter along one dimension, with what tells each which elements it holds."""
+    shape = row.param.shape
+    below = shape[dim + 1 :].numel()
+    shards, begin = [], 0
+    for size in sizes:
+        shard = row.clone()
+        for name, tensor in vars(row).items():
+            if isinstance(tensor, torch.Tensor) and name != "step":
+                setattr(shard, name, tensor.narrow(dim, begin, size).contiguous())
+        shard.shard = (begin * below, max(size * below, 1), shape[dim] * below)
+        begin += size
+        shards.append(shard)
+    return shards
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "dim"),
+    [
+        ((1000,), [3, 0, 500, 497], 0),
+        ((33, 7), [16, 17], 0),
+        ((33, 7), [3, 4], 1),
+        ((4, 1100, 3), [513, 587], 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", STEPS)
+def test_shards_get_the_bits_of_the_whole(op, shape, sizes, dim, dtype, place):
+    call = STEPS[op][0]
+    options = Options(amsgrad=True, stochastic_rounding=True)
+    whole = make_row(Case(shape), options, dtype).clone(place.device)
+    shards = split(whole, sizes, dim)
+    call([whole], options, place.backend)
+    call(shards, options, place.backend)
+    for name in ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        assert bits_equal(torch.cat([getattr(s, name) for s in shards], dim), getattr(whole, name)), name
+
+
+# 40,001 elements are more than the 32,768 that a second thread needs, and three spans.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", STEPS)
+def test_threads_and_instruction_sets_give_the_same_bits(op, dtype, isa):
+    call, _, table = STEPS[op]
+    for name, count in (
+        ("everything", 1),
+        ("everything", 2),
+        ("plain", 2),
+        ("preconditioned", 1),
+        ("isotropic", 1),
+    ):
+        options = Options(**table.get(name, {}), stochastic_rounding=True)
+        rows = [make_row(Case((40001,)), options, dtype)]
+        got, expected = ([row.clone() for row in rows] for _ in range(2))
+        with threads(count):
+            call(got, options, "cpp")
+        with threads(1), instruction_set("avx2" if isa != "avx2" else "baseline"):
+            call(expected, options, "cpp")
+        assert all(bits_equal(getattr(got[0], n), getattr(expected[0], n)) for n in Row.WRITTEN), name
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_threads_give_the_same_random_bits(kind, isa):
+    drawn = []
+    for count in (1, 2):
+        with threads(count), fe.use_backend("cpp"):
+            drawn.append(getattr(fe.random, kind)(100_001, seed=3, offset=5))
+    assert bits_equal(*drawn)
+
+
+@pytest.mark.parametrize("gpu", ON_GPU)
+def test_gpu_gives_the_bits_of_the_cpu(gpu):
+    obstacle = gpu.obstacle() or Place("cpp", "cpu").obstacle()
+    if obstacle is not None or gpu.backend == "reference":  # the reference promises the noise's bits only
+        pytest.skip(obstacle or "not promised")
+    for op, (call, _, table) in STEPS.items():
+        for name, switches in table.items():
+            options = Options(**switches, stochastic_rounding=True)
+            for dtype, case in itertools.product(DTYPES, CASES):
+                here = make_row(case, options, dtype)
+                there = here.clone("cuda")
+                call([here], options, "cpp")
+                call([there], options, gpu.backend)
+                same = all(bits_equal(getattr(here, n), getattr(there, n)) for n in Row.WRITTEN)
+                assert same, f"{op} {name} {dtype} {case}"
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_found_inf_changes_nothing(op, place):
+    call = STEPS[op][0]
+    for found, expected in ((1.0, True), (0.0, False)):
+        options = Options(found_inf=found, grad_scale=2.0, previous=(0.08, 0.3))
+        row = make_row(Case((65,)), options).clone(place.device)
+        frozen = Frozen([getattr(row, name) for name in Row.WRITTEN])
+        previous = call([row], options, place.backend)
+        assert frozen.unchanged() is expected
+        if previous is not None:
+            assert (tuple(previous.tolist()) == (0.08, 0.3)) is expected
+
+
+def test_previous_holds_the_last_step_that_moved(place):
+    row = make_row(Case((3,)), Options()).clone(place.device)
+    assert call_langevin_adam([row], Options(previous=(0.5, 2.0)), place.backend).tolist() == [0.02, 0.3]
+    assert call_langevin_adam([row], Options(previous=(0.5, 2.0), lr=0.0), place.backend).tolist() == [
+        0.5,
+        2.0,
+    ]
+    assert call_langevin_adam([row], Options(temperature=0.0), place.backend).tolist() == [0.02, 0.0]
+
+
+@pytest.mark.parametrize("of", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("op", STEPS)
+def test_tensor_lr_and_temperature_replace_the_floats(op, of, place):
+    call = STEPS[op][0]
+    options = Options(lr=2.0**-5, temperature=0.375)  # exact in float32
+    rows = [make_row(Case((65,)), options).clone(place.device) for _ in range(2)]
+    call(rows[:1], options, place.backend)
+    tensors = {
+        "lr_tensor": torch.tensor(options.lr, dtype=of, device=place.device),
+        "temperature_tensor": torch.tensor([options.temperature], dtype=of, device=place.device),
+    }
+    call(rows[1:], dataclasses.replace(options, lr=7.0, temperature=9.0), place.backend, **tensors)
+    assert bits_equal(rows[0].param, rows[1].param)
+
+
+# What PyTorch asks of an operator.
+
+
+def sample_arguments(op):
+    """(positional arguments) of one valid call; tensors that do not require grad, as under no_grad."""
+    if op.startswith("philox"):
+        out = torch.empty(11, dtype=torch.int32 if op == "philox_bits" else torch.float32)
+        return (out, SEED, 1, 2, 3, 4)
+    options = Options(amsgrad=True, anchor=True)
+    captured = []
+    packet = getattr(torch.ops.fekernels, op)
+    names = [argument.name for argument in packet.default._schema.arguments]
+
+    class Stop(Exception):
+        pass
+
+    def record(**arguments):
+        captured.extend(arguments[name] for name in names)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(torch.ops.fekernels, op, record)
+        STEPS[op][0]([make_row(Case((5,)), options), make_row(Case((3, 7)), options)], options, None)
+    return tuple(captured)
+
+
+OPS = ("philox_bits", "philox_uniform", "philox_normal", "langevin_adam_", "sgld_")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op):
+    result = torch.library.opcheck(getattr(torch.ops.fekernels, op).default, sample_arguments(op))
+    assert set(result.values()) == {"SUCCESS"} and len(result) >= 4
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_whole_and_once(op):
+    # Lengths, and every number that a training run changes, must stay symbols; lr and temperature as tensors, since
+    # torch specialises on floats. (The sizes are all different: equal ones would be taken for the same symbol.)
+    packet = getattr(torch.ops.fekernels, op)
+    arguments = sample_arguments(op)
+    names = [argument.name for argument in packet.default._schema.arguments]
+    varied = {
+        "step": 5,
+        "offset": 8,
+        "lr_tensor": torch.tensor(0.3),
+        "temperature_tensor": torch.tensor(0.125),
+    }
+
+    def run(*args):
+        packet(*args)
+
+    def case(times):
+        values = []
+        for name, value in zip(names, arguments, strict=True):
+            if name in varied:
+                value = varied[name] * times
+            elif isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+                value = [v.clone() if v.dim() == 0 else torch.cat([v] * times) for v in value]
+            elif isinstance(value, torch.Tensor):
+                value = torch.cat([value] * times) if name == "out" else value.clone()
+            values.append(value)
+        return values
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
+    for times, context in ((2, nullcontext()), (3, torch._dynamo.config.patch(error_on_recompile=True))):
+        eager, traced = case(times), case(times)
+        packet(*eager)
+        with context:
+            compiled(*traced)
+        for a, b in zip(eager, traced, strict=True):
+            for x, y in zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]:
+                assert bits_equal(x, y) if isinstance(x, torch.Tensor) else x == y
+    torch._dynamo.reset()
+
+
+# Bad input.
+
+
+def zeros(*shape, **keywords):
+    return torch.zeros(shape, **keywords)
+
+
+BAD_CALLS = {
+    "noise": (dict(noise="white"), "noise must be one of momentum, preconditioned, isotropic; got 'white'"),
+    "backend": (
+        dict(backend="fast"),
+        "backend must be one of auto, reference, cpp, triton, cuda; got 'fast'",
+    ),
+    "few_grads": (dict(grads=[]), "grads must have 1 entries like params; got 0"),
+    "many_anchors": (dict(anchors=[zeros(5), zeros(5)]), "anchors must have 1 entries like params; got 2"),
+    "many_streams": (dict(streams=[1, 2]), "streams must have 1 entries like params; got 2"),
+    "many_steps": (dict(steps=[zeros(1), zeros(1)]), "steps must have 1 entries like params; got 2"),
+    "stream": (dict(streams=[2**32]), r"streams\[0\] must be in \[0, 2\^32\); got 4294967296"),
+    "few_shards": (dict(shards=[0, 5]), "shards must have 3 entries or none; got 2"),
+    "no_run": (dict(shards=[0, 0, 5]), r"shards must have .* 1 <= run <= pitch; got \(0, 0, 5\)"),
+    "long_run": (dict(shards=[0, 6, 5]), r"shards must have .* got \(0, 6, 5\) for params\[0\]"),
+    "grad_shape": (
+        dict(grads=[zeros(6)]),
+        r"grad of params\[0\] must have shape \(5,\) like its parameter; got \(6,\)",
+    ),
+    "grad_dtype": (
+        dict(grads=[zeros(5, dtype=torch.int32)]),
+        r"grad of params\[0\] must be one of float32.*int32",
+    ),
+    "state_shape": (dict(exp_avgs=[zeros(4)]), r"exp_avg of params\[0\] must have shape \(5,\)"),
+    "state_dtypes": (
+        dict(exp_avg_sqs=[zeros(5).double()]),
+        r"states of params\[0\] must have one dtype; got torch.float32, torch.float64",
+    ),
+    "anchor_shape": (dict(anchors=[zeros(1)]), r"anchor of params\[0\] must have shape \(5,\)"),
+    "step_shape": (
+        dict(steps=[zeros(2)]),
+        r"step of params\[0\] must be one float32 or float64; got .*\(2,\)",
+    ),
+    "step_dtype": (
+        dict(steps=[zeros(dtype=torch.int64)]),
+        r"step of params\[0\] .* got torch.int64 of shape \(\)",
+    ),
+    "no_maximum": (dict(amsgrad=True), "max_exp_avg_sqs must hold a tensor a parameter"),
+    "previous_dtype": (dict(previous=zeros(2)), "previous must be two float64; got torch.float32"),
+    "previous_shape": (dict(previous=zeros(1).double()), r"previous must be two float64; got .* \(1,\)"),
+    "lr_tensor": (dict(lr_tensor=zeros(0)), r"lr_tensor must be one float32 or float64; got .* \(0,\)"),
+    "temperature_tensor": (
+        dict(temperature_tensor=zeros(dtype=torch.int64)),
+        "temperature_tensor must be one float32",
+    ),
+    "grad_scale": (dict(grad_scale=zeros(2)), "grad_scale must be one float32 or float64"),
+    "found_inf": (dict(found_inf=zeros(2)), "found_inf must be one float32 or float64"),
+}
+
+
+@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("what", BAD_CALLS)
+def test_bad_calls_raise_and_change_nothing(op, what):
+    changes, message = BAD_CALLS[what]
+    names = {a.name for a in getattr(torch.ops.fekernels, op).default._schema.arguments}
+    if not set(changes) <= names:
+        return
+    row = make_row(Case((5,)), Options())
+    frozen = Frozen([getattr(row, name) for name in Row.WRITTEN])
+    with pytest.raises(ValueError, match=message if what == "backend" else f"{op}: .*{message}"):
+        STEPS[op][0]([row], Options(), **changes)
+    assert frozen.unchanged()
+
+
+def test_no_rows_is_a_step_of_nothing():
+    for op in STEPS:
+        values = [[] if isinstance(value, list) else value for value in sample_arguments(op)]
+        frozen = Frozen([value for value in values if isinstance(value, torch.Tensor)])
+        getattr(torch.ops.fekernels, op)(*values)
+        assert frozen.unchanged()
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_draws_want_a_contiguous_output_of_their_dtype(kind):
+    op = getattr(torch.ops.fekernels, f"philox_{kind}")
+    with pytest.raises(
+        ValueError, match=f"philox_{kind}: out must be torch.{DRAWS[kind]}".replace("torch.torch", "torch")
+    ):
+        op(torch.empty(4, dtype=torch.float64), 0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match=r"out must be contiguous; got strides \(2,\) for shape \(4,\)"):
+        op(torch.empty(8, dtype=DRAWS[kind])[::2], 0, 0, 0, 0, 0)

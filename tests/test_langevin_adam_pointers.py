@@ -1,0 +1,212 @@
+"""Tensors of fe.LangevinAdam that are not where they were a step ago, and memory that it must not hold."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from cases import Frozen, bits_equal
+
+import fekernels as fe
+
+HOT = dict(lr=0.1, temperature=0.5, eps=0.1, seed=77)
+SHAPES = ((33, 7), (130,), (1,))
+
+
+def parameters(place, dtype=torch.float32):
+    torch.manual_seed(1)
+    return [
+        torch.randn(shape, dtype=torch.float64).to(place.device, dtype).requires_grad_() for shape in SHAPES
+    ]
+
+
+def set_gradients(optimizer, i, scale=1.0):
+    """New gradient tensors, which depend on i alone."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            wave = (torch.arange(p.numel(), dtype=torch.float64) * 0.7 + i).sin().view(p.shape) * scale
+            p.grad = wave.to(p.device, p.dtype)
+
+
+def step(optimizer, i):
+    set_gradients(optimizer, i)
+    optimizer.step()
+
+
+def everything(optimizer):
+    tensors = []
+    for group in optimizer.param_groups:
+        tensors += [group["previous"]] if "previous" in group else []
+        for p in group["params"]:
+            tensors += [p, *optimizer.state[p].values()] if p in optimizer.state else [p]
+    return tensors
+
+
+def same(a, b):
+    return all(bits_equal(x, y) for x, y in zip(everything(a), everything(b), strict=True))
+
+
+def reference_run(place, steps=4):
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    for i in range(steps):
+        step(optimizer, i)
+    return optimizer
+
+
+def test_gradients_that_move_change_layout_or_come_in_place(place):
+    expected = reference_run(place, 6)
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    params = optimizer.param_groups[0]["params"]
+    kept = []
+    for i in range(6):
+        if i == 5:  # into the gradients of the step before
+            old = [p.grad for p in params]
+            set_gradients(optimizer, i)
+            for p, g in zip(params, old, strict=True):
+                p.grad = g.copy_(p.grad)
+        else:
+            set_gradients(optimizer, i)
+        if i == 2:
+            params[0].grad = params[0].grad.t().contiguous().t()
+        if i == 3:
+            params[1].grad = torch.stack((params[1].grad, params[1].grad), 1)[:, 0]
+        kept += [p.grad for p in params]  # so that the next ones cannot lie where these do
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=i % 2 == 0) if i != 4 else None
+    assert same(optimizer, expected)
+
+
+def test_a_gradient_that_comes_and_goes(place):
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    params = optimizer.param_groups[0]["params"]
+    counts = [0] * len(params)
+    for i, missing in enumerate([{0}, {1}, set(), {0, 1, 2}, {2}, set()]):
+        set_gradients(optimizer, i)
+        for j in missing:
+            params[j].grad = None
+        frozen = {j: Frozen([params[j]]) for j in range(len(params))}
+        optimizer.step()
+        assert {j for j in frozen if frozen[j].unchanged()} == missing
+        counts = [n + (j not in missing) for j, n in enumerate(counts)]
+    assert [optimizer.state[p]["step"].item() for p in params] == counts
+
+
+def test_replaced_parameter_data_is_noticed(place):
+    expected = reference_run(place)
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    params = optimizer.param_groups[0]["params"]
+    old = []
+    for i in range(4):
+        step(optimizer, i)
+        if i == 1:
+            for p in params:
+                old.append(p.data)
+                p.data = p.data.clone()
+            frozen = Frozen(old)
+        if i == 2:
+            params[0].data = params[0].data.t().contiguous().t()
+    assert same(optimizer, expected) and frozen.unchanged()
+
+
+def test_a_parameter_converted_between_steps(place):
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    params = optimizer.param_groups[0]["params"]
+    step(optimizer, 0)
+    for p in params:
+        p.grad = None
+        p.data = p.data.double()
+    step(optimizer, 1)
+    assert all(p.dtype == torch.float64 and p.isfinite().all() for p in params)
+    resized = params[1]
+    resized.grad = None
+    resized.data = torch.zeros(5, 5, dtype=torch.float64, device=place.device)
+    optimizer.state[resized].clear()
+    step(optimizer, 2)
+    assert optimizer.state[resized]["exp_avg"].shape == (5, 5) and (resized != 0).all()
+
+
+@pytest.mark.parametrize("how", ["tensor", "in_place", "dict", "data"])
+def test_replaced_states_are_noticed(how, place):
+    expected = reference_run(place, 2)
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    step(optimizer, 0)
+    step(optimizer, 1)
+    for o in (expected, optimizer):
+        p = o.param_groups[0]["params"][0]
+        state = o.state[p]
+        if o is expected or how == "in_place":
+            state["exp_avg"].fill_(0.25)
+            state["step"].fill_(7.0)
+        elif how == "tensor":
+            state["exp_avg"] = torch.full_like(p, 0.25)
+            state["step"] = torch.full_like(state["step"], 7.0)
+        elif how == "dict":
+            o.state[p] = {key: value.clone() for key, value in state.items()}
+            o.state[p]["exp_avg"].fill_(0.25)
+            o.state[p]["step"].fill_(7.0)
+            state.clear()
+        elif how == "data":
+            state["exp_avg"].data = torch.full_like(p, 0.25)
+            state["step"].data = torch.full_like(state["step"], 7.0)
+    for o in (expected, optimizer):
+        step(o, 2)
+        step(o, 3)
+    assert same(optimizer, expected)
+
+
+def test_cleared_states_start_again(place):
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    step(optimizer, 0)
+    optimizer.state.clear()
+    step(optimizer, 1)
+    assert all(optimizer.state[p]["step"].item() == 1 for p in optimizer.param_groups[0]["params"])
+
+
+def test_a_parameter_swapped_in_its_group_is_noticed(place):
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    step(optimizer, 0)
+    group = optimizer.param_groups[0]
+    old, new = group["params"][0], torch.zeros_like(group["params"][0]).requires_grad_()
+    group["params"][0] = new
+    frozen = Frozen([old])
+    step(optimizer, 1)
+    assert frozen.unchanged() and (new != 0).all() and optimizer.state[new]["step"].item() == 1
+
+
+def test_no_memory_is_kept_that_is_not_needed():
+    p = torch.zeros(50, requires_grad=True)
+    optimizer = fe.LangevinAdam([p], **HOT)
+    for _ in range(3):
+        array = np.ones(50, dtype=np.float32)
+        memory = weakref.ref(array)  # dies with the storage
+        p.grad = torch.from_numpy(array)
+        del array
+        optimizer.step()
+        optimizer.zero_grad()
+        assert memory() is None
+    state = weakref.ref(optimizer.state[p]["exp_avg"])
+    optimizer.load_state_dict(optimizer.state_dict())
+    p.grad = torch.ones(50)
+    optimizer.step()
+    gc.collect()
+    assert state() is None
+    state = weakref.ref(optimizer.state[p]["exp_avg"])
+    del optimizer
+    gc.collect()
+    assert state() is None
+
+
+def test_parameters_may_share_memory_with_a_flat_buffer(place):
+    # FSDP1, FairScale and DeepSpeed keep parameters as views of one buffer.
+    flat = torch.cat([p.detach().flatten() for p in parameters(place)])
+    views, at = [], 0
+    for shape in SHAPES:
+        n = torch.Size(shape).numel()
+        views.append(flat[at : at + n].view(shape).requires_grad_())
+        at += n
+    optimizer, expected = fe.LangevinAdam(views, **HOT, backend=place.backend), reference_run(place, 3)
+    for i in range(3):
+        step(optimizer, i)
+    assert same(optimizer, expected)
+    assert bits_equal(flat, torch.cat([p.detach().flatten() for p in views]))
