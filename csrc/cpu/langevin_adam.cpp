@@ -18,9 +18,15 @@ template <Noise kNoise, bool kExtras>
 void run_blocks(const Run& run, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
   const LangevinAdamCoefficients<float> c = span.single;
   const NoiseKey key = span.noise;
+  // The words of the next turn are drawn beside the arithmetic of this one: each fills the other's waiting time.
+  Words<UnsignedV> words[kGroups];
+  if (kNoise != Noise::kNone) words_by_lane(index / 4, key, words);
   for (int64_t at = 0; at < blocks * kBlock; at += kNoiseElements) {
     FloatV normals[kNoiseVectors] = {};
-    if (kNoise != Noise::kNone) normals_in_order((index + at) / 4, key, normals);
+    if (kNoise != Noise::kNone) {
+      normals_in_order(words, normals);
+      words_by_lane((index + at + kNoiseElements) / 4, key, words);
+    }
     for (int i = 0; i < kNoiseVectors; ++i) {
       const int64_t e = at + i * kLanes;
       FloatV param = load(run.param + e), exp_avg = load(run.exp_avg + e), exp_avg_sq = load(run.exp_avg_sq + e);

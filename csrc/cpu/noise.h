@@ -24,15 +24,20 @@ FE_HD void words_by_lane(uint64_t counter, const NoiseKey& key, Words<UnsignedV>
               zip(w.z.part[2 * k], w.z.part[2 * k + 1]), zip(w.w.part[2 * k], w.w.part[2 * k + 1])};
 }
 
-// The normals of elements 4 * counter .. 4 * counter + kNoiseElements - 1.
-FE_HD void normals_in_order(uint64_t counter, const NoiseKey& key, FloatV out[kNoiseVectors]) {
-  Words<UnsignedV> words[kGroups];
-  words_by_lane(counter, key, words);
+// The normals that words_by_lane's words make, in element order.
+FE_HD void normals_in_order(const Words<UnsignedV> words[kGroups], FloatV out[kNoiseVectors]) {
 #pragma GCC unroll 2
   for (int k = 0; k < kGroups; ++k) {
     const Normals<FloatV> n = normals_of<FloatV>(words[k]);
     in_order(n.x, n.y, n.z, n.w, out + 4 * k);
   }
+}
+
+// The normals of elements 4 * counter .. 4 * counter + kNoiseElements - 1.
+FE_HD void normals_in_order(uint64_t counter, const NoiseKey& key, FloatV out[kNoiseVectors]) {
+  Words<UnsignedV> words[kGroups];
+  words_by_lane(counter, key, words);
+  normals_in_order(words, out);
 }
 
 FE_HD void words_in_order(uint64_t counter, const NoiseKey& key, UnsignedV out[kNoiseVectors]) {

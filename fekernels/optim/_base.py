@@ -253,7 +253,6 @@ class TableOptimizer(Optimizer):
         self._step_eager()
         return loss
 
-    @_disable_dynamo
     def _step_eager(self) -> None:
         work = []
         for index, group in enumerate(self.param_groups):
