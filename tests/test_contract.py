@@ -80,6 +80,25 @@ def test_states_and_gradients_may_have_dtypes_of_their_own(dtype, states, place)
     check_against_formula("sgld_", Case((65,)), Options(), place, dtype, grad_dtype=states)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.75, 0.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_number_is_read_and_rounded_as_torch_does(dtype, factor, place):
+    # Decay by the factor and nothing else: halves of subnormals and three quarters of odd numbers are ties.
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    row = make_row(Case((2**16,)), Options(), dtype)
+    row.param = numbers.clone()
+    for name in ("grad", "exp_avg", "exp_avg_sq"):
+        getattr(row, name).zero_()
+    row = row.clone(place.device)
+    options = Options(
+        lr=1.0, temperature=0.0, eps=1.0, weight_decay=1 - factor, decoupled_weight_decay=True
+    )
+    call_langevin_adam([row], options, place.backend)
+    want = (numbers.float() * factor).to(dtype)
+    assert torch.equal(row.param.cpu().isnan(), want.isnan())
+    assert torch.equal(row.param.cpu().nan_to_num(0.0), want.nan_to_num(0.0))
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_float64_step_counter(noise, place):
     options = Options(noise=noise)

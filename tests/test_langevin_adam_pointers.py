@@ -78,8 +78,9 @@ def test_gradients_that_move_change_layout_or_come_in_place(place):
 
 
 def test_a_gradient_that_comes_and_goes(place):
-    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
-    params = optimizer.param_groups[0]["params"]
+    # Of equal shapes, so that one that comes could pass for one that goes.
+    params = [torch.randn(33, 7).to(place.device).requires_grad_() for _ in range(3)]
+    optimizer = fe.LangevinAdam(params, **HOT, backend=place.backend)
     counts = [0] * len(params)
     for i, missing in enumerate([{0}, {1}, set(), {0, 1, 2}, {2}, set()]):
         set_gradients(optimizer, i)
@@ -107,6 +108,19 @@ def test_replaced_parameter_data_is_noticed(place):
         if i == 2:
             params[0].data = params[0].data.t().contiguous().t()
     assert same(optimizer, expected) and frozen.unchanged()
+
+
+def test_data_transposed_where_it_lies_is_noticed(place):
+    values = torch.randn(8, 8)
+    p, plain = (values.clone().to(place.device).requires_grad_() for _ in range(2))
+    optimizer, expected = (fe.LangevinAdam([q], **HOT, backend=place.backend) for q in (p, plain))
+    for o in (optimizer, expected):
+        step(o, 0)
+    p.data = p.data.t()  # the same address and shape
+    plain.data = plain.data.t().contiguous()
+    for o in (optimizer, expected):
+        step(o, 1)
+    assert bits_equal(p, plain)
 
 
 def test_a_parameter_converted_between_steps(place):
