@@ -249,7 +249,6 @@ class TableOptimizer(Optimizer):
             for group in self.param_groups:
                 self._step_lists(group)
             return loss
-        self._accelerator_graph_capture_health_check()
         self._step_eager()
         return loss
 

@@ -1,0 +1,138 @@
+"""Interleaved timing: each round runs every contestant once, in turn, so that a slow moment slows all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Contestant", "Timing", "interleave", "machine"]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something to time. ``prepare`` and ``restore`` run before and after each of its turns, untimed."""
+
+    name: str
+    run: Callable[[], object]
+    prepare: Callable[[], object] | None = None
+    restore: Callable[[], object] | None = None
+    steps: int = 1  # optimizer steps that one call of ``run`` takes
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a step, one value a round."""
+
+    rounds: tuple[float, ...]
+    steps_per_round: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    def quartiles(self) -> tuple[float, float]:
+        """First and third; both the median when there is one round."""
+        if len(self.rounds) < 2:
+            return self.median, self.median
+        first, _, third = statistics.quantiles(self.rounds, n=4)
+        return first, third
+
+
+def interleave(
+    contestants: Sequence[Contestant], *, rounds: int = 15, seconds: float = 0.0, turn_seconds: float = 0.0
+) -> dict[str, Timing]:
+    """Time every contestant in every round, in the order given.
+
+    Args:
+        contestants: their names must differ.
+        rounds: the fewest; 15 make a median that one disturbance in seven leaves alone.
+        seconds: go on with more rounds until so much time has passed.
+        turn_seconds: a turn repeats a short step until it lasts about this long, after one untimed step that brings its
+            data back into the cache from which the others drove it. 0: one step a turn, for data larger than the cache.
+
+    Returns:
+        The times by name.
+    """
+    repeats = {contestant.name: _repeats(contestant, turn_seconds) for contestant in contestants}
+    times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        started = time.perf_counter()
+        done = 0
+        while done < rounds or time.perf_counter() - started < seconds:
+            for contestant in contestants:
+                times[contestant.name].append(_turn(contestant, repeats[contestant.name], turn_seconds > 0))
+            done += 1
+    finally:
+        if collecting:
+            gc.enable()
+    return {c.name: Timing(tuple(times[c.name]), repeats[c.name] * c.steps) for c in contestants}
+
+
+def _turn(contestant: Contestant, repeats: int, warm: bool) -> float:
+    if contestant.prepare is not None:
+        contestant.prepare()
+    try:
+        run = contestant.run
+        if warm:
+            run()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - started) / (repeats * contestant.steps)
+    finally:
+        if contestant.restore is not None:
+            contestant.restore()
+
+
+def _repeats(contestant: Contestant, turn_seconds: float) -> int:
+    """Warm the contestant up, and count how many of its runs make a turn."""
+    _turn(contestant, 1, True)
+    if turn_seconds == 0:
+        return 1
+    return max(1, math.ceil(turn_seconds / (_turn(contestant, 3, False) * contestant.steps)))
+
+
+def machine() -> dict[str, Any]:
+    """What the times depend on: processor, instruction set, threads, versions, and how busy the machine is."""
+    import fekernels
+    from fekernels import _extension
+
+    reason = _extension.unavailable_reason()
+    native = torch.ops.fekernels_native
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "isa": native.isa() if reason is None else "none",
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "compiled": native.build_info() if reason is None else "no",
+        "fekernels": fekernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

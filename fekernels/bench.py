@@ -1,0 +1,219 @@
+"""``python -m fekernels bench``: times on this machine's CPU as ratios to what PyTorch offers, won and lost alike."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fekernels import _bench_cases as cases
+from fekernels import _extension
+from fekernels._bench_timing import Timing, interleave, machine
+
+__all__ = ["main", "measure", "table"]
+
+FULL = cases.Sizes()
+QUICK = cases.Sizes(large=2_560_000, cached=64_000, tensors=50, rounds=5, seconds=0.3, turn_seconds=0.003)
+
+JIT_SECONDS, IMPORT_SECONDS = 30.0, 0.05
+
+# Both run in processes of their own; the last line of what they print is the time.
+BUILD_PROGRAM = """
+import time
+from fekernels import _extension
+started = time.perf_counter()
+_extension._cached_library("cpu")
+print(time.perf_counter() - started)
+"""
+IMPORT_PROGRAM = """
+import time
+import torch
+started = time.perf_counter()
+import fekernels
+print(time.perf_counter() - started)
+"""
+
+
+def measure(sizes: cases.Sizes, progress: bool = False) -> list[dict[str, Any]]:
+    """Time every case. One dict a row: names, milliseconds, ratio, goal, and bandwidth where memory is the limit."""
+    rows: list[dict[str, Any]] = []
+    with warnings.catch_warnings():
+        # That weights without a gradient would walk without a prior does not matter here.
+        warnings.filterwarnings("ignore", message=".*temperature > 0 with prior_precision = 0")
+        for make in tqdm(cases.groups(sizes), desc="bench", leave=False, disable=not progress):
+            group = make()
+            times = interleave(
+                group.contestants, rounds=sizes.rounds, seconds=sizes.seconds, turn_seconds=group.turn_seconds
+            )
+            rows += [_row(row, group, times) for row in group.rows]
+            del group
+            gc.collect()  # the next group may need the memory of this one
+    return rows
+
+
+def _row(row: cases.Row, group: cases.Group, times: dict[str, Timing]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "case": row.case,
+        "peer": row.peer,
+        "reach": row.reach,
+        "elements": group.elements,
+    }
+    if row.missing:
+        return result | {"missing": row.missing}
+    peer, ours = times[row.peer], times[row.ours]
+    ratio = ours.median / peer.median
+    result |= {
+        "peer_ms": peer.median * 1e3,
+        "ours_ms": ours.median * 1e3,
+        "ratio": ratio,
+        "met": ratio <= row.reach,
+        "peer_quartiles_ms": [t * 1e3 for t in peer.quartiles()],
+        "ours_quartiles_ms": [t * 1e3 for t in ours.quartiles()],
+        "rounds": len(ours.rounds),
+        "bytes_per_element": row.bytes_per_element,
+        "gb_per_s": group.elements * row.bytes_per_element / ours.median / 1e9,
+    }
+    if cases.COPY in times:
+        result["copy_gb_per_s"] = group.elements * 8 / times[cases.COPY].median / 1e9
+        result["of_copy"] = result["gb_per_s"] / result["copy_gb_per_s"]
+    return result
+
+
+def _process(program: str, **environment: str) -> float:
+    """The time that a fresh Python prints. It finds this very package, installed or not."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(
+            done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the process failed"
+        )
+    return float(done.stdout.split()[-1])
+
+
+def import_seconds(times: int = 7) -> float:
+    """Median time of ``import fekernels`` once torch is there, in fresh processes; one more goes before, unmeasured."""
+    seconds = [_process(IMPORT_PROGRAM) for _ in range(times + 1)]
+    return statistics.median(seconds[1:])
+
+
+def build_seconds() -> float:
+    """Time to compile the CPU kernels with nothing in the cache directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        return _process(BUILD_PROGRAM, FEKERNELS_CACHE_DIR=directory)
+
+
+def once(quick: bool) -> list[dict[str, Any]]:
+    """What a user waits for once: the build at first use (left out by ``quick``) and the import."""
+    rows: list[dict[str, Any]] = []
+    for case, reach, program in (
+        ("cold build of the kernels", JIT_SECONDS, None if quick else build_seconds),
+        ("import fekernels, after torch", IMPORT_SECONDS, lambda: import_seconds(1 if quick else 7)),
+    ):
+        row: dict[str, Any] = {"case": case, "reach_s": reach}
+        try:
+            if program is None:
+                row["missing"] = "left out by --quick"
+            else:
+                seconds = program()
+                row |= {"seconds": seconds, "met": seconds <= reach}
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            row["missing"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The ratio table as text."""
+    header = (
+        f"{'case':51}{'peer = 1':38}{'peer ms':>8}{'ours ms':>9}{'ratio':>7}{'reach':>7}  met"
+        f"{'GB/s':>7}{'of copy':>9}"
+    )
+    lines = [header, "-" * len(header)]
+    for row in rows:
+        start = f"{row['case']:51}{row['peer']:38}"
+        if "missing" in row:
+            lines.append(f"{start}not measured: {row['missing']}")
+            continue
+        of_copy = f"{row['of_copy']:9.2f}" if "of_copy" in row else f"{'-':>9}"
+        lines.append(
+            f"{start}{row['peer_ms']:8.3f}{row['ours_ms']:9.3f}{row['ratio']:7.2f}{row['reach']:7.2f}"
+            f"{'yes' if row['met'] else 'NO':>5}{row['gb_per_s']:7.1f}{of_copy}"
+        )
+    return "\n".join(lines)
+
+
+def _once_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        if "missing" in row:
+            lines.append(f"{row['case']:51}not measured: {row['missing']}")
+        else:
+            met = "yes" if row["met"] else "NO"
+            lines.append(f"{row['case']:51}{row['seconds']:.3f} s, at most {row['reach_s']:g} s: {met}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the tables and write the JSON. 0 also where a goal is missed: it is a measurement, not a test."""
+    parser = argparse.ArgumentParser(prog="python -m fekernels bench", description=__doc__)
+    parser.add_argument(
+        "--json", type=Path, metavar="PATH", help="write the rows and the machine's facts there"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller sizes, in 20 seconds; no figures to quote"
+    )
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of torch, default 2")
+    arguments = parser.parse_args(argv)
+    if arguments.threads < 1:
+        parser.error(f"--threads must be 1 or more; got {arguments.threads}")
+    reason = _extension.unavailable_reason()
+    if reason is not None:
+        print(f"bench: no compiled kernels to time: {reason}", file=sys.stderr)
+        return 1
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
+    try:
+        facts = machine()
+        print(
+            f"{facts['cpu']}, {facts['cores']} cores, {facts['isa']}, {facts['threads']} threads, "
+            f"load {facts['load']} at the start, {facts['date']}\n"
+            f"fekernels {facts['fekernels']} ({facts['compiled']}), torch {facts['torch']}, Python {facts['python']}\n"
+        )
+        if arguments.quick:
+            print("--quick: smaller sizes and fewer rounds. No figures to hold against the goals.\n")
+        rows = measure(QUICK if arguments.quick else FULL, progress=sys.stderr.isatty())
+    finally:
+        torch.set_num_threads(threads)
+    print(table(rows))
+    copies = [row["copy_gb_per_s"] for row in rows if "copy_gb_per_s" in row]
+    print(
+        f"\nMedians of interleaved rounds. GB/s: the bytes that a step cannot avoid, over its time; a copy in the same "
+        f"rounds moved {min(copies):.1f} to {max(copies):.1f}, reads and writes counted.\n"
+    )
+    waits = once(arguments.quick)
+    print(_once_table(waits))
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        report = {"machine": facts, "quick": arguments.quick, "rows": rows, "once": waits}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nwritten: {arguments.json}")
+    return 0

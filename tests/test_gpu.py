@@ -1,0 +1,165 @@
+"""What only a GPU can show: `benchmarks/gpu_checks.py` as tests, for each backend that a GPU can have.
+
+Without a GPU, that the checks run at all and can fail.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fekernels import _backends, _extension
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
+
+from benchmarks import gpu_check, gpu_checks, gpu_steps, gpu_systems, gpu_worker  # noqa: E402
+from benchmarks.gpu_checks import Check, Comparison, NotPossible, Target  # noqa: E402
+
+CHECKS = gpu_checks.all_checks()
+HERE = Target("reference", torch.device("cpu"), "reference")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("check", CHECKS, ids=[check.name for check in CHECKS])
+def test_on_gpu(check: Check, backend: str) -> None:
+    for name, device in ((backend, "cuda"), ("cpp", "cpu")):
+        if (obstacle := _backends._obstacle(name, device)) is not None:
+            pytest.skip(f"{name}: {obstacle}")
+    try:
+        check.run(Target(backend, torch.device("cuda")))
+    except NotPossible as reason:
+        pytest.skip(str(reason))
+
+
+def test_names_are_different() -> None:
+    names = [check.name for check in CHECKS]
+    assert len(set(names)) == len(names) > 60
+
+
+def test_layouts_keep_the_values() -> None:
+    cpu = torch.device("cpu")
+    for shape in ((5,), (3, 4), (2, 3, 4, 5), (3, 0)):
+        values = torch.randn(shape)
+        assert torch.equal(gpu_steps.arrange(values, "plain", cpu), values)
+        for layout in ("strided", "misaligned"):
+            assert torch.equal(gpu_steps.arrange(values, layout, cpu), values)
+    assert gpu_steps.arrange(torch.randn(5), "misaligned", cpu).data_ptr() % 16 == 4
+    for shape in ((5,), (3, 4), (2, 3, 4, 5)):
+        assert not gpu_steps.arrange(torch.randn(shape), "strided", cpu).is_contiguous()
+        assert set(gpu_steps.arrange(torch.randn(shape), "expanded", cpu).stride()) == {0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.0])
+def test_one_ulp_is_found(dtype: torch.dtype, value: float) -> None:
+    want = torch.full((7,), value, dtype=dtype)
+    got = want.clone()
+    got[3] = torch.nextafter(got[3], torch.tensor(2.0, dtype=dtype))
+    comparison = Comparison(exact=True)
+    comparison.add("same", want, want.clone())
+    assert comparison.result() == {"tensors": 1, "unequal": 0, "max_ulp": 0}
+    comparison.add("other", got, want)
+    assert comparison.max_ulp == 1
+    with pytest.raises(AssertionError, match=r"other: 1 of 7 differ, at most 1 ulp; element 3 is"):
+        comparison.result()
+
+
+def test_only_a_difference_of_rounding_passes_for_the_reference() -> None:
+    want = torch.randn(10_000)
+    for change, passes in ((1e-7, True), (1e-2, False), (float("nan"), False)):
+        comparison = Comparison(exact=False)
+        comparison.add("values", want + change, want)
+        assert (not comparison.differences) == passes
+
+
+def test_steps_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = gpu_steps.StepCase("T > 0", gpu_steps.HOT, shapes=((5,), (3, 4), (0,)))
+    assert gpu_steps.check_steps(case, HERE)["unequal"] == 0
+    run_steps = gpu_steps.run_steps
+
+    def wrong(*arguments: object) -> list[tuple[str, torch.Tensor]]:
+        results = run_steps(*arguments)  # type: ignore[arg-type]
+        results[0][1][0] += 0.01 * len(calls)
+        calls.append(1)
+        return results
+
+    calls: list[int] = []
+    monkeypatch.setattr(gpu_steps, "run_steps", wrong)
+    with pytest.raises(AssertionError, match="parameter 0"):
+        gpu_steps.check_steps(case, HERE)
+
+
+@pytest.mark.parametrize(
+    "check", [gpu_systems.check_checkpoint, gpu_systems.check_scaler, gpu_steps.check_shards]
+)
+def test_checks_run_on_a_cpu(check) -> None:  # type: ignore[no-untyped-def]
+    assert check(HERE)["unequal"] == 0
+
+
+def test_how_parts_end() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    endings = [
+        gpu_worker.run_part("part", lambda error=error: fail(error))
+        for error in (ValueError("x"), NotPossible("y"))
+    ]  # type: ignore[misc]
+    assert [(part["status"], part["detail"].split(" at ")[0]) for part in endings] == [
+        ("FAILED", "ValueError: x"),
+        ("not possible", "y"),
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_tried_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEKERNELS_CACHE_DIR", str(_extension.cache_directory()))  # no new build
+    out = tmp_path / "report.json"
+    assert gpu_check.main(["--device", "cpu", "--only", "SGLD, T = 0", "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["failed"] == []
+    names = [part["name"] for part in report["parts"]]
+    assert names[:2] == ["environment", "build"]
+    assert names[2:] == [f"{backend}: steps: SGLD, T = 0" for backend in report["backends"]["checked"]]
+    assert report["parts"][0]["result"]["torch"] == torch.__version__
+
+
+def test_a_worker_that_dies_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that end in the middle of their second part: the parts behind it are run by further ones."""
+    script = (
+        "import json, sys\n"
+        "first = int(sys.argv[-1])\n"
+        "for i in range(first, 4):\n"
+        "    print('@@gpu_check', json.dumps({'begun': f'part {i}', 'index': i}), flush=True)\n"
+        "    if i == 1: print('a last word', flush=True); sys.exit(7)\n"
+        "    part = {'name': f'part {i}', 'status': 'passed', 'seconds': 0, 'detail': '', 'result': None}\n"
+        "    print('@@gpu_check', json.dumps({'part': part}), flush=True)\n"
+    )
+    monkeypatch.setattr(gpu_check, "WORKER", ["-c", script])
+    report = gpu_check.Report(None)
+    gpu_check.work(report, [], 4)
+    assert [(part["name"], part["status"]) for part in report.data["parts"]] == [
+        ("part 0", "passed"),
+        ("part 1", "FAILED"),
+        ("part 2", "passed"),
+        ("part 3", "passed"),
+    ]
+    assert report.data["parts"][1]["detail"] == "the process ended with code 7: a last word"
+
+
+def test_a_worker_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "WORKER", ["-c", "raise SystemExit('broken')"])
+    report = gpu_check.Report(None)
+    gpu_check.work(report, ["check"], 4)
+    assert [(part["name"], part["status"]) for part in report.data["parts"]] == [("check", "FAILED")]
+    assert "broken" in report.data["parts"][0]["detail"]
