@@ -90,9 +90,7 @@ def test_every_16_bit_number_is_read_and_rounded_as_torch_does(dtype, factor, pl
     for name in ("grad", "exp_avg", "exp_avg_sq"):
         getattr(row, name).zero_()
     row = row.clone(place.device)
-    options = Options(
-        lr=1.0, temperature=0.0, eps=1.0, weight_decay=1 - factor, decoupled_weight_decay=True
-    )
+    options = Options(lr=1.0, temperature=0.0, eps=1.0, weight_decay=1 - factor, decoupled_weight_decay=True)
     call_langevin_adam([row], options, place.backend)
     want = (numbers.float() * factor).to(dtype)
     assert torch.equal(row.param.cpu().isnan(), want.isnan())

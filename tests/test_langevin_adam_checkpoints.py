@@ -226,6 +226,7 @@ def test_what_a_checkpoint_lacks_stays_as_constructed(place):
     }
     assert group["decoupled_weight_decay"] is True and group["streams"] == [0, 1, 2]
     assert group["eps"] == 1e-8  # this it has
+    assert group["previous"].tolist() == [0.0, 0.0]  # Adam's momentum holds no noise to rescale
     assert all(bits_equal(optimizer.state[p]["anchor"], a) for p, a in zip(ours, anchors, strict=True))
     step(optimizer, 1)  # prior_precision keeps it from warning
 

@@ -1,0 +1,139 @@
+"""Compiles the Triton kernels for a GPU that need not be there, and reads the machine code."""
+
+import functools
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fekernels.triton import _rows, langevin_adam, random, sgld
+from fekernels.triton._launch import EXACT
+
+F32, BF16 = 0, 2
+FLOAT32, ALL_BF16 = F32, BF16 | BF16 << 8 | BF16 << 16
+CORRECTED, STOCHASTIC, LAST = 8, 16, 32
+EVERYTHING = 0b111_1100_0011  # every term of the formula, and a tensor wherever there can be one
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One specialisation. reads, writes: 16-byte loads and stores of a thread, each of them of another tensor."""
+
+    kernel: Any
+    constants: dict[str, Any]
+    reads: int
+    writes: int
+    tensors: tuple[str, ...] = ()  # of the optional ones, those that are given
+
+
+def _step(noise: int, flags: int = 0, dtypes: int = FLOAT32, tensors: tuple[str, ...] = ()) -> Spec:
+    reads = 4 + bool(flags & _rows.AMSGRAD.value) + bool(flags & _rows.PRIOR.value)
+    writes = 3 + bool(flags & _rows.AMSGRAD.value)
+    rescale = _rows.RESCALE.value if noise in (0, 3) else 0  # T = 0 with noise="momentum" rescales as well
+    flags |= CORRECTED | LAST | rescale
+    constants = dict(NOISE=noise, FLAGS=flags, DTYPES=dtypes, **_rows.configuration(dtypes, flags))
+    return Spec(langevin_adam.langevin_adam_kernel, constants, reads, writes, tensors)
+
+
+def _sgld(flags: int, dtypes: int) -> Spec:
+    flags |= LAST
+    constants = dict(NOISE=True, FLAGS=flags, DTYPES=dtypes, **_rows.configuration(dtypes, flags))
+    return Spec(sgld.sgld_kernel, constants, 2, 1)
+
+
+def _draw(kind: int) -> Spec:
+    constants = dict(DRAW=kind, ALIGNED=True, BLOCK=random.BLOCK, num_warps=random.WARPS)
+    return Spec(random.fill_kernel, constants, 0, random.BLOCK // (4 * 32 * random.WARPS))
+
+
+SPECS = {
+    "cold": _step(3),
+    "momentum": _step(0),
+    "preconditioned": _step(1),
+    "isotropic": _step(2),
+    "temperature_tensor": _step(0, _rows.MAYBE_QUIET.value, tensors=("temperature_tensor",)),
+    "bf16_cold": _step(3, STOCHASTIC, ALL_BF16),
+    "bf16_momentum": _step(0, STOCHASTIC, ALL_BF16),
+    "everything": _step(0, EVERYTHING, tensors=("lr_tensor", "grad_scale", "found_inf")),
+    "sgld": _sgld(0, FLOAT32),
+    "sgld_bf16": _sgld(STOCHASTIC, ALL_BF16),
+    "normal": _draw(random.NORMAL),
+}
+
+VARIANTS = (
+    "temperature_tensor",
+    "bf16_cold",
+    "everything",
+    "sgld_bf16",
+)  # of others, the same on every architecture
+
+_TYPES = {
+    "table": "*i64", "layouts": "*i64", "chunks": "*i32", "scratch": "*i32", "previous": "*fp64", "out": "*fp32",
+    "lr_tensor": "*fp32", "temperature_tensor": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32",
+}  # fmt: skip
+_OPTIONAL = ("lr_tensor", "temperature_tensor", "grad_scale", "found_inf")
+
+
+@dataclass(frozen=True)
+class Code:
+    """Machine code in numbers. local: bytes of stack and local memory a thread; shared: bytes a program."""
+
+    registers: int
+    local: int
+    shared: int
+    spills: int
+    loads_128: int
+    stores_128: int
+    ptx: str
+    llvm: str
+    fuses: bool
+
+
+@functools.cache
+def compiled(name: str, capability: int) -> Code:
+    """The specialisation `name` for compute capability `capability` (90: sm_90)."""
+    spec = SPECS[name]
+    constants = {key: value for key, value in spec.constants.items() if key not in ("num_warps", "maxnreg")}
+    constants |= {key: None for key in _OPTIONAL if key in spec.kernel.arg_names and key not in spec.tensors}
+    types = {p.name: p.annotation_type or _TYPES.get(p.name) for p in spec.kernel.params}
+    signature = {name: "constexpr" if name in constants else of for name, of in types.items()}
+    source = ASTSource(fn=spec.kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": spec.constants["num_warps"], "maxnreg": spec.constants.get("maxnreg"), **EXACT}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    usage, sass = _disassemble(binary.asm["cubin"])
+    numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert numbers is not None, usage
+    registers, stack, local = (int(n) for n in numbers.groups())
+    return Code(
+        registers=registers,
+        local=stack + local,
+        shared=binary.metadata.shared,
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        loads_128=len(re.findall(r"\bLDG\.[\w.]*\b128\b", sass)),
+        stores_128=len(re.findall(r"\bSTG\.[\w.]*\b128\b", sass)),
+        ptx=binary.asm["ptx"],
+        llvm=binary.asm["llir"],
+        fuses=binary.metadata.enable_fp_fusion,
+    )
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and SASS, by the tools of the Triton wheel."""
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ.get('PATH', '')}"}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def run(option: str) -> str:
+            command = [tools / "cuobjdump", option, file.name]
+            return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+
+        return run("--dump-resource-usage"), run("-sass")
