@@ -13,6 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fekernels.triton import _codes as codes
 from fekernels.triton import _rows, langevin_adam, random, sgld
 from fekernels.triton._launch import EXACT
 
@@ -34,9 +35,9 @@ class Spec:
 
 
 def _step(noise: int, flags: int = 0, dtypes: int = FLOAT32, tensors: tuple[str, ...] = ()) -> Spec:
-    reads = 4 + bool(flags & _rows.AMSGRAD.value) + bool(flags & _rows.PRIOR.value)
-    writes = 3 + bool(flags & _rows.AMSGRAD.value)
-    rescale = _rows.RESCALE.value if noise in (0, 3) else 0  # T = 0 with noise="momentum" rescales as well
+    reads = 4 + bool(flags & codes.AMSGRAD.value) + bool(flags & codes.PRIOR.value)
+    writes = 3 + bool(flags & codes.AMSGRAD.value)
+    rescale = codes.RESCALE.value if noise in (0, 3) else 0  # T = 0 with noise="momentum" rescales as well
     flags |= CORRECTED | LAST | rescale
     constants = dict(NOISE=noise, FLAGS=flags, DTYPES=dtypes, **_rows.configuration(dtypes, flags))
     return Spec(langevin_adam.langevin_adam_kernel, constants, reads, writes, tensors)
@@ -58,7 +59,7 @@ SPECS = {
     "momentum": _step(0),
     "preconditioned": _step(1),
     "isotropic": _step(2),
-    "temperature_tensor": _step(0, _rows.MAYBE_QUIET.value, tensors=("temperature_tensor",)),
+    "temperature_tensor": _step(0, codes.MAYBE_QUIET.value, tensors=("temperature_tensor",)),
     "bf16_cold": _step(3, STOCHASTIC, ALL_BF16),
     "bf16_momentum": _step(0, STOCHASTIC, ALL_BF16),
     "everything": _step(0, EVERYTHING, tensors=("lr_tensor", "grad_scale", "found_inf")),

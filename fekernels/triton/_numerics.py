@@ -10,15 +10,6 @@ make more of them.
 import triton
 import triton.language as tl
 
-# Codes of csrc/table.h.
-FLOAT32 = tl.constexpr(0)
-FLOAT64 = tl.constexpr(1)
-BFLOAT16 = tl.constexpr(2)
-FLOAT16 = tl.constexpr(3)
-
-LANGEVIN_NOISE = tl.constexpr(0)
-STOCHASTIC_ROUNDING = tl.constexpr(1)
-
 
 @triton.jit
 def square_root(x):

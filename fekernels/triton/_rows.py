@@ -8,27 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fekernels.triton import _codes as codes
 from fekernels.triton import _numerics as numerics
-from fekernels.triton._numerics import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    FLOAT64,
-    LANGEVIN_NOISE,
-    STOCHASTIC_ROUNDING,
-)
-
-CHUNK = tl.constexpr(4096)  # elements of one program: kChunk of csrc/table.h
-COLUMNS = tl.constexpr(16)
-STEP, NUMEL, STREAM, OFFSET, RUN, PITCH, DTYPES, LAYOUT = (tl.constexpr(column) for column in range(6, 14))
-
-ROWS_AT_ONCE = tl.constexpr(256)
-
-# Flags of csrc/table.h, and what else a kernel is compiled for.
-AMSGRAD, MAXIMIZE, DECOUPLED, BIAS_CORRECTION, STOCHASTIC, LAST_LAUNCH = (
-    tl.constexpr(1 << bit) for bit in range(6)
-)
-DECAY, PRIOR, SCALED, RESCALE, MAYBE_QUIET = (tl.constexpr(1 << bit) for bit in range(6, 11))
 
 
 @functools.cache
@@ -36,25 +17,26 @@ def configuration(dtypes: int, flags: int) -> dict[str, int]:
     """Block sizes and launch options for tensors of these dtypes (the table's column 12), and the kernel's flags.
 
     A thread of the fast path takes 16 bytes of the narrowest tensor, one of the slow path a single element: more would
-    cost registers, which hide latency better as further programs of the same multiprocessor. `maxnreg` is the least
-    with which nothing spills: eight programs in float32 (six with rarer terms), four where a thread has eight elements,
-    three in float64. Left alone, ptxas takes more than it needs, and on sm_90 spills all the same.
+    cost registers, which hide latency better as further programs of the same multiprocessor. `maxnreg` leaves room for
+    eight programs in float32 (six with rarer terms), four where a thread has eight elements, three in float64, and
+    nothing spills. Left alone, ptxas takes more than it needs, and for sm_90 spills all the same.
 
     GROUP, elements that the fast path takes or leaves as one, is 8 where there are 16-bit tensors: 16 bytes of them,
     and one counter block of the rounding noise of exp_avg_sq.
     """
-    codes = {dtypes >> shift & 255 for shift in (0, 8, 16)}
-    narrow = not codes.isdisjoint({BFLOAT16.value, FLOAT16.value})
-    if FLOAT64.value in codes:
+    used = {dtypes >> shift & 255 for shift in (0, 8, 16)}
+    narrow = not used.isdisjoint({codes.BFLOAT16.value, codes.FLOAT16.value})
+    if codes.FLOAT64.value in used:
         registers = 168
     elif narrow:
         registers = 128
     else:
-        registers = 80 if flags & (AMSGRAD.value | PRIOR.value) else 64
+        registers = 80 if flags & (codes.AMSGRAD.value | codes.PRIOR.value) else 64
     return {
         "BLOCK": 1024 if narrow else 512,
         "SLOW_BLOCK": 128,
         "GROUP": 8 if narrow else 4,
+        "VERSION": codes.VERSION,
         "num_warps": 4,
         "maxnreg": registers,
     }
@@ -65,10 +47,10 @@ def features(
 ) -> int:
     """The flags of what is in use. from_tensors: lr or temperature is one; only the device knows if there is noise."""
     return (
-        (DECAY.value if weight_decay != 0 else 0)
-        | (PRIOR.value if prior_precision != 0 else 0)
-        | (SCALED.value if grad_scale is not None else 0)
-        | (MAYBE_QUIET.value if from_tensors else 0)
+        (codes.DECAY.value if weight_decay != 0 else 0)
+        | (codes.PRIOR.value if prior_precision != 0 else 0)
+        | (codes.SCALED.value if grad_scale is not None else 0)
+        | (codes.MAYBE_QUIET.value if from_tensors else 0)
     )
 
 
@@ -80,13 +62,15 @@ def chunks_of(table: torch.Tensor, chunks: torch.Tensor, dtypes: int) -> torch.T
     """
     if table.is_cuda:
         return chunks
-    found = (table[:, DTYPES.value] & 0xFFFFFFFF).unique().tolist()
+    found = (table[:, codes.DTYPES.value] & 0xFFFFFFFF).unique().tolist()
     if found != [dtypes & 0xFFFFFFFF]:
         raise ValueError(
             f"Triton: the rows of a table must all have dtypes {dtypes & 0xFFFFFFFF:#x}; got {found}"
         )
-    sizes = table[:, NUMEL.value].tolist()
-    pairs = [(row, chunk) for row, numel in enumerate(sizes) for chunk in range(-(-numel // CHUNK.value))]
+    sizes = table[:, codes.NUMEL.value].tolist()
+    pairs = [
+        (row, chunk) for row, numel in enumerate(sizes) for chunk in range(-(-numel // codes.CHUNK.value))
+    ]
     return torch.tensor(pairs, dtype=torch.int32).view(-1, 2)
 
 
@@ -97,9 +81,9 @@ def read(address, begin, place, mask, CODE: tl.constexpr, VECTOR: tl.constexpr):
     VECTOR promises that they begin at a multiple of 16 bytes. The promise must not outlive the branch that checked it,
     so it is made on a pointer that is born here.
     """
-    if CODE == FLOAT32:
+    if CODE == codes.FLOAT32:
         start = address.to(tl.pointer_type(tl.float32))
-    elif CODE == FLOAT64:
+    elif CODE == codes.FLOAT64:
         start = address.to(tl.pointer_type(tl.float64))
     else:
         start = address.to(tl.pointer_type(tl.uint16))
@@ -107,9 +91,9 @@ def read(address, begin, place, mask, CODE: tl.constexpr, VECTOR: tl.constexpr):
     if VECTOR:
         start = tl.multiple_of(start, 16)
     bits = tl.load(start + place, mask=mask, other=0)
-    if CODE == BFLOAT16:
+    if CODE == codes.BFLOAT16:
         return numerics.bf16_to_float(bits)
-    elif CODE == FLOAT16:
+    elif CODE == codes.FLOAT16:
         return numerics.fp16_to_float(bits)
     else:
         return bits
@@ -117,20 +101,20 @@ def read(address, begin, place, mask, CODE: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def write(
-    address, begin, place, value, rounding, mask, CODE: tl.constexpr, VECTOR: tl.constexpr, STOCHASTIC: tl.constexpr
+    address, begin, place, value, rounding, mask, CODE: tl.constexpr, VECTOR: tl.constexpr, ROUND: tl.constexpr
 ):  # fmt: skip
-    """The counterpart of `read`. rounding: 16 random bits an element (uint32), used if STOCHASTIC and bfloat16."""
-    if CODE == FLOAT32:
+    """The counterpart of `read`. rounding: 16 random bits an element (uint32), used if ROUND and bfloat16."""
+    if CODE == codes.FLOAT32:
         start = address.to(tl.pointer_type(tl.float32))
         stored = value.to(tl.float32)
-    elif CODE == FLOAT64:
+    elif CODE == codes.FLOAT64:
         start = address.to(tl.pointer_type(tl.float64))
         stored = value.to(tl.float64)
     else:
         start = address.to(tl.pointer_type(tl.uint16))
-        if CODE == FLOAT16:
+        if CODE == codes.FLOAT16:
             stored = numerics.float_to_fp16(value.to(tl.float32))
-        elif STOCHASTIC:
+        elif ROUND:
             stored = numerics.float_to_bf16_stochastic(value.to(tl.float32), rounding)
         else:
             stored = numerics.float_to_bf16(value.to(tl.float32))
@@ -199,12 +183,12 @@ def normals(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP:
     offset, run, pitch, in_order = order
     seed, t, stream = key
     if VECTOR:
-        return numerics.normals_from(offset + begin, BLOCK, seed, t, stream, LANGEVIN_NOISE, GROUP)
+        return numerics.normals_from(offset + begin, BLOCK, seed, t, stream, codes.LANGEVIN_NOISE, GROUP)
     else:
         if in_order:
-            z = numerics.normals_from(offset + begin, BLOCK, seed, t, stream, LANGEVIN_NOISE, 4)
+            z = numerics.normals_from(offset + begin, BLOCK, seed, t, stream, codes.LANGEVIN_NOISE, 4)
         else:
-            z = numerics.normals_at(global_index(begin, BLOCK, order), seed, t, stream, LANGEVIN_NOISE)
+            z = numerics.normals_at(global_index(begin, BLOCK, order), seed, t, stream, codes.LANGEVIN_NOISE)
         return z
 
 
@@ -214,12 +198,14 @@ def rounding_words(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
     offset, run, pitch, in_order = order
     seed, t, stream = key
     if VECTOR:
-        return numerics.words_from(offset + begin, BLOCK, seed, t, stream, STOCHASTIC_ROUNDING, GROUP)
+        return numerics.words_from(offset + begin, BLOCK, seed, t, stream, codes.STOCHASTIC_ROUNDING, GROUP)
     else:
         if in_order:
-            word = numerics.words_from(offset + begin, BLOCK, seed, t, stream, STOCHASTIC_ROUNDING, 4)
+            word = numerics.words_from(offset + begin, BLOCK, seed, t, stream, codes.STOCHASTIC_ROUNDING, 4)
         else:
-            word = numerics.words_at(global_index(begin, BLOCK, order), seed, t, stream, STOCHASTIC_ROUNDING)
+            word = numerics.words_at(
+                global_index(begin, BLOCK, order), seed, t, stream, codes.STOCHASTIC_ROUNDING
+            )
         return word
 
 
@@ -230,12 +216,14 @@ def rounding_halves(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr
     seed, t, stream = key
     stream = stream ^ 0x80000000
     if VECTOR:
-        return numerics.halves_from(offset + begin, BLOCK, seed, t, stream, STOCHASTIC_ROUNDING)
+        return numerics.halves_from(offset + begin, BLOCK, seed, t, stream, codes.STOCHASTIC_ROUNDING)
     else:
         if in_order:
-            half = numerics.halves_from(offset + begin, BLOCK, seed, t, stream, STOCHASTIC_ROUNDING)
+            half = numerics.halves_from(offset + begin, BLOCK, seed, t, stream, codes.STOCHASTIC_ROUNDING)
         else:
-            half = numerics.halves_at(global_index(begin, BLOCK, order), seed, t, stream, STOCHASTIC_ROUNDING)
+            half = numerics.halves_at(
+                global_index(begin, BLOCK, order), seed, t, stream, codes.STOCHASTIC_ROUNDING
+            )
         return half
 
 
@@ -251,34 +239,34 @@ def scalar(value, pointer):
 @triton.jit
 def has_wide_step(row):
     """Whether the step of the row (or rows) at `row` is float64; else it is float32. It may differ from row to row."""
-    return (tl.load(row + DTYPES) >> 32) & 255 == FLOAT64
+    return (tl.load(row + codes.DTYPES) >> 32) & 255 == codes.FLOAT64
 
 
 @triton.jit
 def chunk_of(table, chunks, block, GROUP: tl.constexpr):
     """What program `block` works on: begin, left, addresses, layout, order, t and stream, and whether VECTOR holds."""
-    row = table + tl.load(chunks + 2 * block).to(tl.int64) * COLUMNS
-    begin = tl.load(chunks + 2 * block + 1).to(tl.int64) * CHUNK
-    numel = tl.load(row + NUMEL)
-    left = tl.minimum(numel - begin, CHUNK).to(tl.int32)
+    row = table + tl.load(chunks + 2 * block).to(tl.int64) * codes.COLUMNS
+    begin = tl.load(chunks + 2 * block + 1).to(tl.int64) * codes.CHUNK
+    numel = tl.load(row + codes.NUMEL)
+    left = tl.minimum(numel - begin, codes.CHUNK).to(tl.int32)
     a0, a1, a2 = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     a3, a4, a5 = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
-    offset = tl.load(row + OFFSET)
-    run = tl.load(row + RUN)
-    layout = tl.load(row + LAYOUT)
+    offset = tl.load(row + codes.OFFSET)
+    run = tl.load(row + codes.RUN)
+    layout = tl.load(row + codes.LAYOUT)
     in_order = (run >= numel) & (offset % GROUP == 0)
     aligned = (a0 | a1 | a2 | a3 | a4 | a5) % 16 == 0
     vector = in_order & aligned & (layout == 0) & (left % GROUP == 0)
 
-    step = tl.load(row + STEP)
+    step = tl.load(row + codes.STEP)
     before = tl.full((), 0.0, tl.float64)
     if has_wide_step(row):
         before = tl.load(step.to(tl.pointer_type(tl.float64)))
     else:
         before = tl.load(step.to(tl.pointer_type(tl.float32))).to(tl.float64)
     t = (before + 1.0).to(tl.int64).to(tl.uint32)
-    stream = tl.load(row + STREAM).to(tl.uint32)
-    order = (offset, run, tl.load(row + PITCH), in_order)
+    stream = tl.load(row + codes.STREAM).to(tl.uint32)
+    order = (offset, run, tl.load(row + codes.PITCH), in_order)
     return begin, left, (a0, a1, a2, a3, a4, a5), layout, order, t, stream, vector
 
 
@@ -298,13 +286,13 @@ def finish(scratch):
 @triton.jit
 def advance_steps(table, rows):
     """Adds 1 to the step of every row."""
-    for begin in range(0, rows, ROWS_AT_ONCE):
-        index = begin + tl.arange(0, ROWS_AT_ONCE)
+    for begin in range(0, rows, codes.ROWS_AT_ONCE):
+        index = begin + tl.arange(0, codes.ROWS_AT_ONCE)
         there = index < rows
         # Beyond the last row stands in the first, so that every address is one.
-        row = table + tl.where(there, index, 0).to(tl.int64) * COLUMNS
+        row = table + tl.where(there, index, 0).to(tl.int64) * codes.COLUMNS
         wide = has_wide_step(row)
-        address = tl.load(row + STEP)
+        address = tl.load(row + codes.STEP)
         single = address.to(tl.pointer_type(tl.float32))
         double = address.to(tl.pointer_type(tl.float64))
         tl.store(single, tl.load(single, mask=there & (wide == 0), other=0) + 1, mask=there & (wide == 0))

@@ -10,25 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
+from fekernels.triton import _codes as codes
 from fekernels.triton import _numerics as numerics
 from fekernels.triton import _rows as rows_of
 from fekernels.triton._launch import EXACT, on_device_of
-from fekernels.triton._numerics import BFLOAT16, FLOAT64
-from fekernels.triton._rows import (
-    AMSGRAD,
-    BIAS_CORRECTION,
-    DECAY,
-    DECOUPLED,
-    LAST_LAUNCH,
-    MAXIMIZE,
-    MAYBE_QUIET,
-    PRIOR,
-    RESCALE,
-    SCALED,
-    STOCHASTIC,
-)
-
-MOMENTUM, PRECONDITIONED, ISOTROPIC, NONE = (tl.constexpr(noise) for noise in range(4))
 
 
 @triton.jit
@@ -52,25 +37,25 @@ def coefficients(
     """What one step of one parameter shares, computed in float64 and rounded once to REAL."""
     beta1_t = tl.full((), 0.0, tl.float64)
     beta2_t = tl.full((), 0.0, tl.float64)
-    if BIAS_CORRECTION & FLAGS:
+    if codes.BIAS_CORRECTION & FLAGS:
         beta1_t = numerics.integer_power(beta1, t)
         beta2_t = numerics.integer_power(beta2, t)
     inverse_root_bias2 = 1.0 / tl.sqrt(1.0 - beta2_t)
     step_size = h / (1.0 - beta1_t)
 
     noise_scale = tl.full((), 0.0, tl.float64)
-    if NOISE != NONE:
+    if NOISE != codes.NONE:
         if (temperature > 0.0) & (h > 0.0):
-            if NOISE == MOMENTUM:
+            if NOISE == codes.MOMENTUM:
                 start = tl.full((), 1.0, tl.float64)
-                if BIAS_CORRECTION & FLAGS:
+                if codes.BIAS_CORRECTION & FLAGS:
                     start = momentum_noise_start(beta1, beta1_t)
                 noise_scale = (1.0 - beta1) * start * tl.sqrt(2.0 * temperature / h)
             else:
                 noise_scale = tl.sqrt(2.0 * temperature * h)
 
     momentum_scale = tl.full((), 1.0, tl.float64)
-    if RESCALE & FLAGS:
+    if codes.RESCALE & FLAGS:
         previous_h = tl.load(previous)
         if (h > 0.0) & (tl.load(previous + 1) > 0.0) & (previous_h > 0.0) & (previous_h != h):
             momentum_scale = tl.sqrt(previous_h / h)
@@ -95,40 +80,40 @@ def update(
         one_minus_beta1, beta2, one_minus_beta2, inverse_root_bias2, eps, step_size, noise_scale, momentum_scale,
         weight_decay, decay_factor, prior_precision, smallest_denominator,
     ) = shared  # fmt: skip
-    if SCALED & FLAGS:
+    if codes.SCALED & FLAGS:
         grad = numerics.divide(grad, grad_scale)
-    if MAXIMIZE & FLAGS:
+    if codes.MAXIMIZE & FLAGS:
         grad = grad * -1.0  # older Tritons make 0 - grad of -grad, which differs in the sign of 0
-    if DECAY & FLAGS:
-        if DECOUPLED & FLAGS:
+    if codes.DECAY & FLAGS:
+        if codes.DECOUPLED & FLAGS:
             param = param * decay_factor
         else:
             grad = tl.fma(param, weight_decay, grad)
     drift = grad
-    if PRIOR & FLAGS:
+    if codes.PRIOR & FLAGS:
         drift = tl.fma(param - anchor, prior_precision, grad)
-    if RESCALE & FLAGS:
+    if codes.RESCALE & FLAGS:
         exp_avg = exp_avg * momentum_scale
     exp_avg = tl.fma(drift - exp_avg, one_minus_beta1, exp_avg)
     exp_avg_sq = tl.fma(grad * one_minus_beta2, grad, exp_avg_sq * beta2)
     second_moment = exp_avg_sq
-    if AMSGRAD & FLAGS:
+    if codes.AMSGRAD & FLAGS:
         largest = tl.where(exp_avg_sq <= largest, largest, exp_avg_sq)
         second_moment = largest
 
     denominator = tl.fma(numerics.square_root(second_moment), inverse_root_bias2, eps)
-    if PRIOR & FLAGS:
+    if codes.PRIOR & FLAGS:
         denominator = tl.where(denominator < smallest_denominator, smallest_denominator, denominator)
 
-    if NOISE == MOMENTUM:
+    if NOISE == codes.MOMENTUM:
         stirred = tl.fma(numerics.square_root(denominator) * noise_scale, normal, exp_avg)
         exp_avg = tl.where(noisy, stirred, exp_avg)
     move = exp_avg * step_size
-    if NOISE == PRECONDITIONED:
+    if NOISE == codes.PRECONDITIONED:
         stirred = tl.fma(numerics.square_root(denominator) * (noise_scale * -1.0), normal, move)
         move = tl.where(noisy, stirred, move)
     param = param - numerics.divide(move, denominator)
-    if NOISE == ISOTROPIC:
+    if NOISE == codes.ISOTROPIC:
         param = tl.where(noisy, tl.fma(normal, noise_scale, param), param)
     return param, exp_avg, exp_avg_sq, largest
 
@@ -144,8 +129,8 @@ def span(
     GRAD: tl.constexpr = DTYPES >> 8 & 255
     STATE: tl.constexpr = DTYPES >> 16 & 255
     ANCHOR: tl.constexpr = DTYPES >> 24 & 255
-    REAL: tl.constexpr = tl.float64 if DTYPES & 255 == FLOAT64 else tl.float32
-    ROUND: tl.constexpr = STOCHASTIC & FLAGS != 0
+    REAL: tl.constexpr = tl.float64 if DTYPES & 255 == codes.FLOAT64 else tl.float32
+    ROUND: tl.constexpr = codes.STOCHASTIC & FLAGS != 0
     param_at, grad_at, exp_avg_at, exp_avg_sq_at, largest_at, anchor_at = addresses
     for at in range(0, left, BLOCK):
         mask, first, place = rows_of.places(begin, at, left, layouts, layout, BLOCK, VECTOR, GROUP)
@@ -154,17 +139,17 @@ def span(
         exp_avg = rows_of.read(exp_avg_at, first, place[2], mask, STATE, VECTOR).to(REAL)
         exp_avg_sq = rows_of.read(exp_avg_sq_at, first, place[3], mask, STATE, VECTOR).to(REAL)
         largest = exp_avg_sq
-        if AMSGRAD & FLAGS:
+        if codes.AMSGRAD & FLAGS:
             largest = rows_of.read(largest_at, first, place[4], mask, STATE, VECTOR).to(REAL)
         anchor = tl.zeros((BLOCK,), REAL)
-        if PRIOR & FLAGS:
+        if codes.PRIOR & FLAGS:
             if anchor_at != 0:
                 anchor = rows_of.read(anchor_at, first, place[5], mask, ANCHOR, VECTOR).to(REAL)
 
         here = begin + at
         normal = tl.zeros((BLOCK,), tl.float32)
-        if NOISE != NONE:
-            if MAYBE_QUIET & FLAGS:
+        if NOISE != codes.NONE:
+            if codes.MAYBE_QUIET & FLAGS:
                 if noisy:
                     normal = rows_of.normals(here, order, key, BLOCK, VECTOR, GROUP)
             else:
@@ -176,14 +161,14 @@ def span(
 
         word = tl.zeros((BLOCK,), tl.uint32)
         half = word
-        if ROUND and (PARAM == BFLOAT16 or STATE == BFLOAT16):
+        if ROUND and (PARAM == codes.BFLOAT16 or STATE == codes.BFLOAT16):
             word = rows_of.rounding_words(here, order, key, BLOCK, VECTOR, GROUP)
-            if STATE == BFLOAT16:
+            if STATE == codes.BFLOAT16:
                 half = rows_of.rounding_halves(here, order, key, BLOCK, VECTOR)
         rows_of.write(param_at, first, place[0], param, word & 0xFFFF, mask, PARAM, VECTOR, ROUND)
         rows_of.write(exp_avg_at, first, place[2], exp_avg, word >> 16, mask, STATE, VECTOR, ROUND)
         rows_of.write(exp_avg_sq_at, first, place[3], exp_avg_sq, half, mask, STATE, VECTOR, ROUND)
-        if AMSGRAD & FLAGS:
+        if codes.AMSGRAD & FLAGS:
             rows_of.write(largest_at, first, place[4], largest, half, mask, STATE, VECTOR, ROUND)
 
 
@@ -199,10 +184,10 @@ def langevin_adam_kernel(
     lr: tl.float64, lr_tensor, temperature: tl.float64, temperature_tensor, beta1: tl.float64, beta2: tl.float64,
     eps: tl.float64, weight_decay: tl.float64, prior_precision: tl.float64, seed: tl.int64, grad_scale, found_inf,
     NOISE: tl.constexpr, FLAGS: tl.constexpr, DTYPES: tl.constexpr,
-    BLOCK: tl.constexpr, SLOW_BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK: tl.constexpr, SLOW_BLOCK: tl.constexpr, GROUP: tl.constexpr, VERSION: tl.constexpr,
 ):  # fmt: skip
     """One step of all rows; program b does the chunk that chunks[b] names."""
-    REAL: tl.constexpr = tl.float64 if DTYPES & 255 == FLOAT64 else tl.float32
+    REAL: tl.constexpr = tl.float64 if DTYPES & 255 == codes.FLOAT64 else tl.float32
     moves = True
     if found_inf is not None:
         moves = tl.load(found_inf) == 0.0
@@ -215,7 +200,7 @@ def langevin_adam_kernel(
             key = (tl.cast(seed, tl.int64), t, stream)
             noisy = (heat > 0.0) & (h > 0.0)
             scale = tl.full((), 1.0, REAL)
-            if SCALED & FLAGS:
+            if codes.SCALED & FLAGS:
                 scale = tl.load(grad_scale).to(REAL)
             shared = coefficients(
                 t, h, heat, rows_of.scalar(beta1, None), rows_of.scalar(beta2, None), rows_of.scalar(eps, None),
@@ -233,7 +218,7 @@ def langevin_adam_kernel(
                 )  # fmt: skip
         if rows_of.finish(scratch):
             rows_of.advance_steps(table, rows)
-            if LAST_LAUNCH & FLAGS:
+            if codes.LAST_LAUNCH & FLAGS:
                 if h > 0.0:
                     tl.store(previous, h)
                     tl.store(previous + 1, heat)
@@ -270,10 +255,10 @@ def langevin_adam_table_(
     blocks = chunks.shape[0]
     # A kernel is compiled for what is in use, never for a value: a new lr compiles nothing.
     from_tensors = lr_tensor is not None or temperature_tensor is not None
-    kind = noise if from_tensors or (temperature > 0 and lr > 0) else NONE.value
+    kind = noise if from_tensors or (temperature > 0 and lr > 0) else codes.NONE.value
     flags |= rows_of.features(weight_decay, prior_precision, grad_scale, from_tensors)
-    if noise == MOMENTUM.value:
-        flags |= RESCALE.value
+    if noise == codes.MOMENTUM.value:
+        flags |= codes.RESCALE.value
     with on_device_of(table):
         # Where no row has elements there is still one program, as the steps advance.
         langevin_adam_kernel[(max(blocks, 1),)](

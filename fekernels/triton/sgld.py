@@ -9,11 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
+from fekernels.triton import _codes as codes
 from fekernels.triton import _numerics as numerics
 from fekernels.triton import _rows as rows_of
 from fekernels.triton._launch import EXACT, on_device_of
-from fekernels.triton._numerics import BFLOAT16, FLOAT64
-from fekernels.triton._rows import DECAY, MAXIMIZE, MAYBE_QUIET, PRIOR, SCALED, STOCHASTIC
 
 
 @triton.jit
@@ -26,20 +25,20 @@ def span(
     PARAM: tl.constexpr = DTYPES & 255
     GRAD: tl.constexpr = DTYPES >> 8 & 255
     ANCHOR: tl.constexpr = DTYPES >> 24 & 255
-    REAL: tl.constexpr = tl.float64 if DTYPES & 255 == FLOAT64 else tl.float32
-    ROUND: tl.constexpr = STOCHASTIC & FLAGS != 0
+    REAL: tl.constexpr = tl.float64 if DTYPES & 255 == codes.FLOAT64 else tl.float32
+    ROUND: tl.constexpr = codes.STOCHASTIC & FLAGS != 0
     minus_h, noise_scale, weight_decay, prior_precision = shared
     for at in range(0, left, BLOCK):
         mask, first, place = rows_of.places(begin, at, left, layouts, layout, BLOCK, VECTOR, GROUP)
         param = rows_of.read(addresses[0], first, place[0], mask, PARAM, VECTOR).to(REAL)
         grad = rows_of.read(addresses[1], first, place[1], mask, GRAD, VECTOR).to(REAL)
-        if SCALED & FLAGS:
+        if codes.SCALED & FLAGS:
             grad = numerics.divide(grad, grad_scale)
-        if MAXIMIZE & FLAGS:
+        if codes.MAXIMIZE & FLAGS:
             grad = grad * -1.0  # older Tritons make 0 - grad of -grad, which differs in the sign of 0
-        if DECAY & FLAGS:
+        if codes.DECAY & FLAGS:
             grad = tl.fma(param, weight_decay, grad)
-        if PRIOR & FLAGS:
+        if codes.PRIOR & FLAGS:
             anchor = tl.zeros((BLOCK,), REAL)
             if addresses[5] != 0:
                 anchor = rows_of.read(addresses[5], first, place[5], mask, ANCHOR, VECTOR).to(REAL)
@@ -48,7 +47,7 @@ def span(
 
         here = begin + at
         if NOISE:
-            if MAYBE_QUIET & FLAGS:
+            if codes.MAYBE_QUIET & FLAGS:
                 if noisy:
                     normal = rows_of.normals(here, order, key, BLOCK, VECTOR, GROUP)
                     param = tl.fma(normal.to(REAL), noise_scale, param)
@@ -56,7 +55,7 @@ def span(
                 normal = rows_of.normals(here, order, key, BLOCK, VECTOR, GROUP)
                 param = tl.fma(normal.to(REAL), noise_scale, param)
         word = tl.zeros((BLOCK,), tl.uint32)
-        if ROUND and PARAM == BFLOAT16:
+        if ROUND and PARAM == codes.BFLOAT16:
             word = rows_of.rounding_words(here, order, key, BLOCK, VECTOR, GROUP)
         rows_of.write(addresses[0], first, place[0], param, word & 0xFFFF, mask, PARAM, VECTOR, ROUND)
 
@@ -71,10 +70,10 @@ def sgld_kernel(
     table, rows: tl.int32, layouts, chunks, blocks: tl.int32, scratch, lr: tl.float64, lr_tensor,
     temperature: tl.float64, temperature_tensor, weight_decay: tl.float64, prior_precision: tl.float64,
     seed: tl.int64, grad_scale, found_inf, NOISE: tl.constexpr, FLAGS: tl.constexpr, DTYPES: tl.constexpr,
-    BLOCK: tl.constexpr, SLOW_BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK: tl.constexpr, SLOW_BLOCK: tl.constexpr, GROUP: tl.constexpr, VERSION: tl.constexpr,
 ):  # fmt: skip
     """One step of all rows; program b does the chunk that chunks[b] names."""
-    REAL: tl.constexpr = tl.float64 if DTYPES & 255 == FLOAT64 else tl.float32
+    REAL: tl.constexpr = tl.float64 if DTYPES & 255 == codes.FLOAT64 else tl.float32
     moves = True
     if found_inf is not None:
         moves = tl.load(found_inf) == 0.0
@@ -87,7 +86,7 @@ def sgld_kernel(
             heat = rows_of.scalar(temperature, temperature_tensor)
             noisy = (heat > 0.0) & (h > 0.0)
             scale = tl.full((), 1.0, REAL)
-            if SCALED & FLAGS:
+            if codes.SCALED & FLAGS:
                 scale = tl.load(grad_scale).to(REAL)
             shared = (
                 (h * -1.0).to(REAL), tl.sqrt(2.0 * heat * h).to(REAL), rows_of.scalar(weight_decay, None).to(REAL),
