@@ -147,7 +147,9 @@ def split(row: Row, sizes: list[int], dim: int) -> list[Row]:
         shard = row.clone()
         for name, tensor in vars(row).items():
             if isinstance(tensor, torch.Tensor) and name != "step":
-                setattr(shard, name, tensor.narrow(dim, begin, size).contiguous())
+                setattr(
+                    shard, name, tensor.narrow(dim, begin, size).clone(memory_format=torch.contiguous_format)
+                )
         shard.shard = (begin * below, max(size * below, 1), shape[dim] * below)
         begin += size
         shards.append(shard)
