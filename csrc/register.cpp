@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "register.h"
 
 #if defined(FE_HAVE_CUDA)
 #include <dlfcn.h>
@@ -25,8 +26,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 namespace {
-
-constexpr int64_t kParallelElements = 32768;  // fewest for a second thread: starting one costs as much as these
 
 // The largest t a float32 `step` can count to: adding 1 to 2^24 changes nothing, and the noise would repeat.
 constexpr double kFloat32Steps = 16777216.0, kFloat64Steps = 4294967295.0;
@@ -116,7 +115,7 @@ int64_t cut_rows(const fe::TableRow* rows, int64_t n_rows, std::vector<Piece>& p
 template <class RowSpan>
 void run_pieces(const std::vector<Piece>& pieces, int64_t elements, const std::vector<RowSpan>& rows,
                 void (*kernel)(const RowSpan&)) {
-  torch::stable::parallel_for(0, elements, kParallelElements, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, elements, fe::kParallelElements, [&](int64_t begin, int64_t end) {
     const auto starts_before = [](const Piece& piece, int64_t element) { return piece.elements_before < element; };
     auto piece = std::lower_bound(pieces.begin(), pieces.end(), begin, starts_before);
     for (; piece != pieces.end() && piece->elements_before < end; ++piece) {
@@ -222,7 +221,7 @@ void philox_cpu(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t 
                                          static_cast<uint32_t>(purpose));
   char* to = static_cast<char*>(out.mutable_data_ptr());
   fe::FillPhilox* fill = fe::cpu_kernels().fill_philox;
-  torch::stable::parallel_for(0, out.numel(), kParallelElements, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, out.numel(), fe::kParallelElements, [&](int64_t begin, int64_t end) {
     fill(kDraw, to + begin * 4, end - begin, static_cast<uint64_t>(offset + begin), key);
   });
 }

@@ -11,9 +11,15 @@
   FillPhilox fill_philox;          \
   LangevinAdamKernel langevin_adam_span; \
   SgldKernel sgld_span;            \
+  TermKernel free_energy_units;    \
+  CategoricalKernel categorical_units; \
+  ReparameterizeKernel reparameterize, reparameterize_backward; \
   }
 #define FE_KERNELS(isa, supported) \
-  CpuKernels { #isa, supported, fe::isa::fill_philox, fe::isa::langevin_adam_span, fe::isa::sgld_span }
+  CpuKernels { \
+    #isa, supported, fe::isa::fill_philox, fe::isa::langevin_adam_span, fe::isa::sgld_span, fe::isa::free_energy_units, \
+        fe::isa::categorical_units, fe::isa::reparameterize, fe::isa::reparameterize_backward \
+  }
 
 FE_DECLARE(baseline)
 #if defined(FE_HAVE_AVX2)

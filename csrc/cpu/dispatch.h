@@ -1,8 +1,11 @@
 // Which instruction set runs: the best that this processor has, unless FEKERNELS_ISA or set_isa names another.
 #pragma once
 
+#include "cpu/categorical.h"
+#include "cpu/free_energy.h"
 #include "cpu/langevin_adam.h"
 #include "cpu/random.h"
+#include "cpu/reparameterize.h"
 #include "cpu/sgld.h"
 
 namespace fe {
@@ -13,6 +16,10 @@ struct CpuKernels {
   FillPhilox* fill_philox;
   LangevinAdamKernel* langevin_adam;
   SgldKernel* sgld;
+  TermKernel* free_energy;
+  CategoricalKernel* categorical;
+  ReparameterizeKernel* reparameterize;
+  ReparameterizeKernel* reparameterize_backward;
 };
 
 // The kernels in use. Throws std::invalid_argument when FEKERNELS_ISA names a set that is unknown or cannot run here.

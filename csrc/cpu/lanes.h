@@ -55,8 +55,9 @@ struct Lane<FloatV> {
   }
 #else
   // No fma instruction, and libm's is a call a lane (30 times slower). The product is exact in double; the sum is made
-  // round-to-odd from its TwoSum error, after which the rounding to float is the only one that counts.
-  static FE_HD FloatV fma(FloatV a, FloatV b, FloatV c) {
+  // round-to-odd from its TwoSum error, after which the rounding to float is the only one that counts. Forty
+  // instructions: not inlined, as hundreds of copies would take the compiler longer than all else.
+  static __attribute__((noinline)) FloatV fma(FloatV a, FloatV b, FloatV c) {
     typedef double DoubleV __attribute__((vector_size(8 * kLanes)));
     typedef int64_t LongV __attribute__((vector_size(8 * kLanes)));
     const DoubleV product = __builtin_convertvector(a, DoubleV) * __builtin_convertvector(b, DoubleV);
@@ -149,6 +150,24 @@ FE_HD FloatV load(const float* p) {
 }
 
 FE_HD void store(float* p, FloatV v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// Past the caches, which need not fetch what is overwritten whole; p is aligned to 64 bytes or stands in such a run. A
+// thread that has streamed calls `end_stream` before others read.
+FE_HD void stream(float* p, FloatV v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)v);
+#else
+  store(p, v);
+#endif
+}
+
+FE_HD void end_stream() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
 
 // Which counter lane i draws for: chosen so that `in_order` stays within quarters of a vector, where shuffles are cheap.
 FE_HD constexpr int counter_of_lane(int lane) { return lane % 4 * (kLanes / 4) + lane / 4; }

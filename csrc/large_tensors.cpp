@@ -1,0 +1,99 @@
+#include "large_tensors.h"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+using torch::stable::Tensor;
+
+namespace fe {
+
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kLarge = size_t{1} << 20;  // malloc gives a larger block back to the system when it is freed
+constexpr size_t kKept = 16;              // several losses, with up to five large gradients each
+constexpr size_t kResident = size_t{256} << 20;  // free memory beyond this may be taken by the system (at 5% of a step)
+
+class Buffers {
+ public:
+  void* take(size_t bytes) {
+    bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (size_t i = free_.size(); i-- > 0;) {  // the youngest first: it may still be in a cache
+        if (sizes_[free_[i]] != bytes) continue;
+        void* found = free_[i];
+        free_.erase(free_.begin() + i);
+        return found;
+      }
+    }
+    void* made = std::aligned_alloc(kHugePage, bytes);
+    if (!made) return nullptr;
+#if defined(MADV_HUGEPAGE)
+    madvise(made, bytes, MADV_HUGEPAGE);  // refused: slower, not wrong
+#endif
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sizes_[made] = bytes;
+    return made;
+  }
+
+  void give(void* buffer) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(buffer);
+#if defined(MADV_FREE)
+    size_t held = 0;
+    for (void* other : free_) held += sizes_[other];
+    if (held > kResident) madvise(buffer, sizes_[buffer], MADV_FREE);
+#endif
+    if (free_.size() <= kKept) return;
+    sizes_.erase(free_.front());
+    std::free(free_.front());
+    free_.erase(free_.begin());
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<void*, size_t> sizes_;
+  std::vector<void*> free_;  // the oldest first
+};
+
+Buffers& buffers() {
+  static Buffers* const all = new Buffers;  // never destroyed: tensors may outlive this library's statics
+  return *all;
+}
+
+// Of torch 2.11 and later; this library also loads on 2.10.
+using FromBlob = AOTITorchError (*)(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t,
+                                    AtenTensorHandle*, int32_t, const uint8_t*, int64_t, void (*)(void*, void*), void*);
+
+}  // namespace
+
+Tensor empty_like_large(const Tensor& like) {
+  static const auto from_blob = reinterpret_cast<FromBlob>(dlsym(RTLD_DEFAULT, "torch_from_blob"));
+  const auto sizes = like.sizes();
+  const size_t bytes = static_cast<size_t>(like.numel()) * like.element_size();
+  if (!from_blob || bytes < kLarge) return torch::stable::new_empty(like, sizes);
+  void* data = buffers().take(bytes);
+  STD_TORCH_CHECK(data, "no memory for a gradient of ", bytes, " bytes");
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = strides.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  int32_t dtype = 0, device = 0, layout = 0;
+  AtenTensorHandle handle = nullptr;
+  aoti_torch_get_dtype(like.get(), &dtype);
+  aoti_torch_get_device_type(like.get(), &device);
+  aoti_torch_get_layout(like.get(), &layout);
+  const auto give_back = [](void* buffer, void*) { buffers().give(buffer); };
+  STABLE_TORCH_ERROR_CODE_CHECK(from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,
+                                          device, -1, &handle, layout, nullptr, 0, give_back, nullptr));
+  return Tensor(handle);
+}
+
+}  // namespace fe

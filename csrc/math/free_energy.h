@@ -1,0 +1,352 @@
+// The terms of a free energy: e = -log p(x | p) an element with its gradients in the parameters p, and the elementwise
+// KL of two Gaussians. Formulas in docs/free_energy.md; s and v are log-variances (Laplace: a log scale).
+//
+// Squares of a difference are taken after scaling: (r - x)^2 e^-s = ((r - x) e^(-s/2))^2 overflows only with its value.
+// A count likelihood (kSparse) has `zero` for every element, as cheap as x = 0 is, and `counts` for those with x > 0; a
+// fractional x > 0 is as good as a whole one.
+#pragma once
+
+#include "math/functions.h"
+
+namespace fe::inline FE_ISA {
+
+// The order is that of LIKELIHOODS in fekernels/reference/free_energy.py.
+enum class Likelihood : int {
+  kMse,
+  kGaussian,
+  kGaussianLearned,
+  kBernoulli,
+  kContinuousBernoulli,
+  kCategorical,
+  kLaplace,
+  kStudentT,
+  kPoisson,
+  kNegativeBinomial,
+  kZeroInflatedNegativeBinomial,
+};
+
+template <class F>
+struct Mse {  // r
+  static constexpr int kParams = 1;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F x, F& e, F* g) {
+    const F difference = p[0] - x;
+    e = difference * difference;
+    g[0] = difference + difference;
+  }
+};
+
+template <class F>
+struct Gaussian {  // r; s = 0
+  static constexpr int kParams = 1;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F x, F& e, F* g) {
+    const F difference = p[0] - x;
+    e = difference * 0.5f * difference + kHalfLog2Pi;
+    g[0] = difference;
+  }
+};
+
+template <class F>
+struct GaussianLearned {  // r, s
+  static constexpr int kParams = 2;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F x, F& e, F* g) {
+    using L = Lane<F>;
+    const Exponential<F> root = exponential<F>(p[1] * -0.5f);
+    const F scaled = root.times(p[0] - x);
+    const F half_scaled = scaled * 0.5f, half = L::splat(0.5f);
+    e = L::fma(half_scaled, scaled, L::fma(p[1], half, L::splat(kHalfLog2Pi)));
+    g[0] = root.times(scaled);
+    g[1] = L::fma(-half_scaled, scaled, half);
+  }
+};
+
+template <class F>
+struct Bernoulli {  // l
+  static constexpr int kParams = 1;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F x, F& e, F* g) {
+    using L = Lane<F>;
+    const F l = p[0];
+    const F t = exp_negative<F>(-absolute<F>(l));
+    // max(l, 0) - x l = l c, and sigmoid(l) - x = c - sign(l) t / (1 + t): exact where x is 0 or 1.
+    const F c = (typename L::Signed)L::bits(l) >= 0 ? 1.0f - x : -x;
+    e = L::fma(l, c, log1p_unit<F>(t));
+    const F odds = L::divide(t, t + 1.0f);
+    g[0] = c - L::from_bits(L::bits(odds) | (L::bits(l) & 0x80000000u));
+  }
+};
+
+template <class F>
+struct ContinuousBernoulli {  // l
+  static constexpr int kParams = 1;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F x, F& e, F* g) {
+    using L = Lane<F>;
+    const F l = p[0];
+    const F size = absolute<F>(l);
+    // |l| < 3.5: log(sinh y / y) = l^2 P(l^2) to 3.0e-8 and (coth y - 1 / y) / 2 = l Q(l^2) to 3.0e-8, y = l / 2.
+    const F l2 = l * l;
+    const F p_of_l2 = polynomial<F>(l2, 1.0984833e-12f, -6.208654e-11f, 2.3881046e-09f, -1.0541564e-07f, 5.517762e-06f,
+        -0.00034722916f, 0.041666668f);
+    const F q_of_l2 = polynomial<F>(l2, 6.3031863e-12f, -4.6261028e-10f, 2.070454e-08f, -8.27799e-07f, 3.3075805e-05f,
+        -0.0013888996f, 0.083333336f);
+    const F centred = 0.5f - x;
+    // Elsewhere with t = e^-|l|: e = l c + log((1 - t) / |l|), the gradient c + sign(l) (t / (1 - t) - 1 / |l|).
+    const F t = exp_negative<F>(-size);
+    const F rest = 1.0f - t;
+    const F inverse = L::divide(L::splat(1.0f), size * rest);
+    const F density = rest * (rest * inverse);
+    const F c = l > 0.0f ? 1.0f - x : -x;
+    const F slope = L::fma(t, size, -rest) * inverse;
+    const auto small = size < 3.5f;
+    e = small ? L::fma(l, centred, l2 * p_of_l2) : L::fma(l, c, -negative_log<F>(density, 1.0f - density).value);
+    g[0] = small ? L::fma(l, q_of_l2, centred) : c + L::from_bits(L::bits(slope) ^ (L::bits(l) & 0x80000000u));
+  }
+};
+
+template <class F>
+struct Laplace {  // r, s (log scale)
+  static constexpr int kParams = 2;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F x, F& e, F* g) {
+    const Exponential<F> rate = exponential<F>(-p[1]);
+    const F difference = p[0] - x;
+    const F distance = rate.times(absolute<F>(difference));
+    const F slope = rate.value();
+    e = (distance + p[1]) + kLog2;
+    // The product passes a NaN on, and a tie's 0 with it.
+    g[0] = difference > 0.0f ? slope : (difference < 0.0f ? -slope : rate.times(difference));
+    g[1] = 1.0f - distance;
+  }
+};
+
+// Of a = nu / 2, as polynomials in 1 / (1 + a), for every nu:
+// a (Gamma(a) / Gamma(a + 1/2))^2 = (1 + 1 / a) V, V to 2.6e-8, and
+// 1 / nu + digamma(a) - digamma(a + 1/2) = -W / (a (1 + a)), W to 1.2e-7, of the order of 1 / nu^2 when nu is large.
+template <class F>
+struct StudentT {  // r, s, nu
+  static constexpr int kParams = 3;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F x, F& e, F* g) {
+    using L = Lane<F>;
+    const F one = L::splat(1.0f);
+    const F nu = p[2];
+    const Exponential<F> root = exponential<F>(p[1] * -0.5f);
+    const F scaled = root.times(p[0] - x);
+    const F size = absolute<F>(scaled);
+    const F inverse_nu = L::divide(one, nu);
+    // z = u / nu, q = 1 / (1 + z), y = z q and log1p(z) = -log q. Towards the overflow of u or z, q = nu / u to 2^-80
+    // and its logarithm is twice that of sqrt(nu) / |scaled|.
+    const F z = scaled * scaled * inverse_nu;
+    const auto huge = z > 0x1p80f;
+    const F q = L::divide(huge ? L::sqrt(nu) : one, huge ? size : z + 1.0f);
+    const F y = huge ? one : z * q;
+    const NegativeLog<F> single = negative_log<F>(q, huge ? 1.0f - q : y);
+    const F log1p_z = huge ? single.value + single.value : single.value;
+    const F remainder = huge ? log1p_z - 1.0f : single.remainder;
+
+    const F inverse_a = inverse_nu + inverse_nu;
+    const F t = L::divide(one, L::fma(nu, L::splat(0.5f), one));
+    const F v = polynomial<F>(t, 0.00077175495f, -0.0029862346f, 0.0018887243f, 0.014221223f, 0.023124604f, 0.03129167f,
+        -0.75000185f, 1.0f);
+    const F w = polynomial<F>(t, 0.02339122f, -0.07038504f, 0.106549636f, -0.066679694f, 0.037536256f, 0.03091132f,
+        0.07939809f, 0.10927516f, 0.12500301f, 0.124999985f);
+    const F constant = log<F>(L::fma(inverse_a, v, v)) * 0.5f + kHalfLog2Pi;
+    e = L::fma((nu + 1.0f) * 0.5f, log1p_z, L::fma(p[1], L::splat(0.5f), constant));
+    const F falloff = huge ? L::divide(nu + 1.0f, scaled) : (inverse_nu + 1.0f) * (scaled * q);
+    g[0] = root.times(falloff);
+    g[1] = ((huge ? L::splat(0.0f) : q) - nu * y) * 0.5f;
+    g[2] = (remainder - L::fma(y, inverse_nu, w * inverse_a * t)) * 0.5f;
+  }
+};
+
+template <class F>
+struct Poisson {  // a (log rate)
+  static constexpr int kParams = 1;
+  static constexpr bool kSparse = true;
+  static FE_HD void zero(const F* p, F& e, F* g) {
+    e = exp<F>(p[0]);
+    g[0] = e;
+  }
+  // With d = a - log x: e = x (e^d - 1 - d) + lgamma(x + 1) - x log x + x, whose terms do not cancel: the plain form
+  // loses 1 of 10 at x = 1e6. d is kept to an error of 5e-9 through exact differences.
+  static FE_HD void counts(const F* p, F x, F& e, F* g) {
+    using L = Lane<F>;
+    const F a = p[0];
+    const F rate = exp<F>(a);
+    const F one = L::splat(1.0f);
+    const auto fraction = x < 1.0f;
+    const F k = fraction ? one : x;
+    const LogParts<F> log_k = log_parts<F>(k, L::splat(0.0f));
+    const F reduced = L::fma(log_k.n, L::splat(-kLog2High), a);
+    const F difference = reduced - log_k.f;
+    const F back = difference - reduced;
+    const F lost = (reduced - (difference - back)) - (log_k.f + back);
+    const F d = difference + (lost + L::fma(log_k.n, L::splat(-kLog2Low), log_k.tail));
+    const F remainder = expm1_remainder_near_zero<F>(d);
+    const auto near = absolute<F>(d) < 1.0f;
+    const F deviance = near ? k * remainder : rate - k * ((a < -1e9f ? a : d) + 1.0f);
+    const F correction = stirling_lgamma<F>(L::divide(one, k));
+    const F whole = deviance + (L::fma(log_k.value(), L::splat(0.5f), L::splat(kHalfLog2Pi)) + correction);
+    e = fraction ? L::fma(-x, a, rate + lgamma1p_unit<F>(x)) : whole;
+    g[0] = fraction ? rate - x : (near ? k * (d + remainder) : rate - x);
+  }
+};
+
+template <class F>
+struct NegativeBinomial {  // mu, th
+  static constexpr int kParams = 2;
+  static constexpr bool kSparse = true;
+  static FE_HD void zero(const F* p, F& e, F* g) {
+    using L = Lane<F>;
+    const F inverse = L::divide(L::splat(1.0f), p[0] + p[1]);
+    const F share = p[1] * inverse;
+    const NegativeLog<F> log1p_ratio = negative_log<F>(share, p[0] * inverse);  // of mu / th
+    e = p[1] * log1p_ratio.value;
+    g[0] = share;
+    g[1] = log1p_ratio.remainder;
+  }
+  // The saddle-point form (Loader 2000): with n = x + th, M = mu + th, u = (x - mu) / mu, v = u th / n and
+  // w = (mu - x) / n, where 1 + v = (x / mu) (M / n) and 1 + w = M / n,
+  //   e = x log1p(v) + th log1p(w) + log(2 pi x n / th) / 2 + d(x) + d(th) - d(n)
+  // for th >= 1, d being Stirling's correction. Around v = w = 0 the first two terms are v (x - mu) less the remainders
+  // f - log1p(f), which do not cancel, nor does an error of v count. For th < 1 the series of lgamma(th) gives way to
+  // lgamma(1 + th) - log th.
+  static FE_HD void counts(const F* p, F x, F& e, F* g) {
+    using L = Lane<F>;
+    const F one = L::splat(1.0f), nothing = L::splat(0.0f);
+    const F mu = p[0], th = p[1];
+    const F m = mu + th;
+    const F inverse_m = L::divide(one, m);
+    const auto fraction = x < 1.0f;  // there through x + 1, for Stirling's series
+    const F k = fraction ? x + 1.0f : x;
+    const F inverse_k = L::divide(one, k);
+    const F n = k + th;
+    const F inverse_n = L::divide(one, n);
+    const auto tiny = mu < 0x1p-100f;  // x / mu might overflow: it is taken 2^64 times smaller
+    const F inverse_mu = L::divide(one, tiny ? mu * 0x1p64f : mu);
+    const F excess = k - mu;
+    const F v = (excess * inverse_mu) * (th * inverse_n);
+    const F w = -excess * inverse_n;
+    const F ratio = m * inverse_n;
+    LogParts<F> log_v = log1p_parts<F>(tiny ? -one : v, (k * inverse_mu) * ratio);
+    log_v.n = tiny ? log_v.n + 64.0f : log_v.n;
+    const LogParts<F> log_w = log1p_parts<F>(w, ratio);
+    const F log1p_w = log_w.value();
+    // |f - 5/8| < 11/8 is -3/4 < f < 2.
+    const auto v_near = absolute<F>(v - 0.625f) < 1.375f, w_near = absolute<F>(w - 0.625f) < 1.375f;
+    const F rest_w = log_w.below(w);
+    const F near = L::fma(v, excess, -L::fma(k, log_v.below(v), th * rest_w));
+    const F far = L::fma(k, log_v.value(), th * log1p_w);
+    const F deviance = v_near ? (w_near ? near : far) : far;
+
+    const auto large = th >= 1.0f;
+    const F inverse_th = L::divide(one, th);
+    const F t = large ? inverse_th : one;
+    const F unit = large ? one : th;
+    const F log_th = log<F>(unit);
+    const F lgamma_large = stirling_lgamma<F>(t) + kHalfLog2Pi;
+    const F lgamma_small = lgamma1p_unit<F>(unit) + L::fma(-(unit + 1.0f), log_th, unit);
+    // From x + 1 back to x: log(x + th) / ((x + 1) (1 + th / mu)), inside the other logarithm.
+    const F back = fraction ? (x + th) * inverse_m * (mu * inverse_k) : one;
+    const F logarithm = log<F>(L::sqrt(k * (n * t)) * back);
+    const F stirling = stirling_lgamma<F>(inverse_k) - stirling_lgamma<F>(inverse_n);
+    const F value = deviance + (logarithm + (stirling + (large ? lgamma_large : lgamma_small)));
+    e = mu == 0.0f ? absolute<F>(inverse_mu) : value;
+    const F slope = (mu - x) * inverse_mu * (th * inverse_m);
+    g[0] = tiny ? slope * 0x1p64f : slope;
+
+    // log1p(w) - w / (1 + w)
+    const F back_w = w * (n * inverse_m);
+    const F growth = w_near ? L::fma(w, back_w, -rest_w) : log1p_w - back_w;
+    const F series_n = stirling_digamma<F>(inverse_n);
+    const F large_th = L::fma(k * inverse_n, inverse_th * -0.5f, series_n - stirling_digamma<F>(t));
+    const F small_th = (digamma1p_unit<F>(unit) - log_th) + (L::fma(inverse_n, L::splat(0.5f), series_n) - inverse_th);
+    const F shift = fraction ? L::divide((mu - x) * inverse_m, x + th) : nothing;
+    g[1] = growth + ((large ? large_th : small_th) + shift);
+  }
+};
+
+template <class F>
+struct ZeroInflatedNegativeBinomial {  // mu, th, pi (gate logit)
+  static constexpr int kParams = 3;
+  static constexpr bool kSparse = true;
+  // P(0) = 1 - s (1 - e^q) with s = sigmoid(-pi), e^q the plain P(0). Below 1/2 it is written as
+  // e^max(q, pi) (1 + e^-|q - pi|) / (1 + e^pi), which does not underflow.
+  static FE_HD void zero(const F* p, F& e, F* g) {
+    using L = Lane<F>;
+    F plain, slope[2];
+    NegativeBinomial<F>::zero(p, plain, slope);
+    const F pi = p[2], q = -plain;
+    const F drop_near = q + expm1_remainder_near_zero<F>(q);
+    const F drop = q > -1.0f ? drop_near : exp_negative<F>(q) - 1.0f;  // e^q - 1
+    const F t_pi = exp_negative<F>(-absolute<F>(pi));
+    const F inverse_pi = L::divide(L::splat(1.0f), t_pi + 1.0f);
+    const F open = pi > 0.0f ? t_pi * inverse_pi : inverse_pi;
+    const F z = q - pi;
+    const F t_z = exp_negative<F>(-absolute<F>(z));
+    const F inverse_z = L::divide(L::splat(1.0f), t_z + 1.0f);
+    const F small_z = t_z * inverse_z;
+    const auto plain_likely = z > 0.0f;
+
+    const F change = open * drop;  // P(0) - 1
+    const auto likely = change > -0.5f;
+    const F half_ratio = (t_z + 1.0f) * (inverse_pi * 0.5f);
+    const F value = negative_log<F>(likely ? change + 1.0f : half_ratio, likely ? -change : 1.0f - half_ratio).value;
+    e = likely ? value : value - ((q > pi ? q : pi) + kLog2);
+    const F weight = plain_likely ? inverse_z : small_z;
+    g[0] = weight * slope[0];
+    g[1] = weight * slope[1];
+    g[2] = change * (plain_likely ? small_z : inverse_z);
+  }
+  static FE_HD void counts(const F* p, F x, F& e, F* g) {
+    const Logistic<F> gate = logistic<F>(p[2]);
+    F plain;
+    NegativeBinomial<F>::counts(p, x, plain, g);
+    e = gate.softplus + plain;
+    g[2] = gate.sigmoid;
+  }
+};
+
+// KL(N(m, e^v) || N(0, 1))
+template <class F>
+struct NormalKl {  // m, v
+  static constexpr int kParams = 2;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F, F& e, F* g) {
+    using L = Lane<F>;
+    const HalfExpm1<F> variance = half_expm1<F>(p[1]);
+    e = L::fma(p[0] * 0.5f, p[0], variance.remainder);
+    g[0] = p[0];
+    g[1] = variance.value;
+  }
+};
+
+// KL(N(m, e^v) || N(p, e^w))
+template <class F>
+struct NormalPriorKl {  // m, v, p, w
+  static constexpr int kParams = 4;
+  static constexpr bool kSparse = false;
+  static FE_HD void terms(const F* p, F, F& e, F* g) {
+    using L = Lane<F>;
+    // v - w = d + low exactly: half an ulp of d = 80 is 4e-6 of e^d.
+    const F d = p[1] - p[3];
+    const F back = d - p[1];
+    const F low = (p[1] - (d - back)) - (p[3] + back);
+    const HalfExpm1<F> ratio = half_expm1<F>(d);
+    const Exponential<F> root = exponential<F>(p[3] * -0.5f);
+    const F scaled = root.times(p[0] - p[2]);
+    const F half_scaled = scaled * 0.5f;
+    const F bounded = ratio.value > 3e38f ? L::splat(3e38f) : ratio.value;  // 0 * infinity is NaN
+    const F growth = L::fma(low, bounded + 0.5f, ratio.value);
+    e = L::fma(half_scaled, scaled, L::fma(low, bounded, ratio.remainder));
+    g[0] = root.times(scaled);
+    g[1] = growth;
+    g[2] = -g[0];
+    g[3] = -L::fma(half_scaled, scaled, growth);
+  }
+};
+
+}  // namespace fe::inline FE_ISA

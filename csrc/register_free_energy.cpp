@@ -1,0 +1,351 @@
+// Host side of the free energy and the reparameterised sample: outputs, threads, and the sums over rows.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "large_tensors.h"
+#include "math/bf16.h"
+#include "register.h"
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+enum Reduction : int64_t { kRows = 0, kMean = 1, kTotal = 2 };
+
+constexpr int64_t kCategorical = 5;  // of enum Likelihood
+// Results at least this large are written past the caches: the last of them could be read from there at best.
+constexpr int64_t kStreamedElements = int64_t{4} << 20;
+
+// Sums over rows in an order of its own: 256 interleaved partial sums, folded.
+class RowTotal {
+ public:
+  void add(int64_t row, double value) { partial_[row % kPartials] += value; }
+  double total() {
+    for (int width = kPartials / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) partial_[i] += partial_[i + width];
+    return partial_[0];
+  }
+
+ private:
+  static constexpr int kPartials = 256;
+  double partial_[kPartials] = {};
+};
+
+// The factor of each row's gradient: its weight, times what comes from above.
+std::vector<float> row_scales(int64_t rows, const float* weight, const float* upstream, int64_t reduction) {
+  const float common = reduction == kMean ? static_cast<float>(1.0 / static_cast<double>(rows)) : 1.0f;
+  std::vector<float> scales(rows);
+  for (int64_t row = 0; row < rows; ++row)
+    scales[row] = (weight ? weight[row] : 1.0f) * (upstream ? upstream[row] : common);
+  return scales;
+}
+
+// One TermCall with the memory it works in, and the gradients it makes.
+class Terms {
+ public:
+  Terms(int64_t term, int64_t rows, int64_t columns) : call_{} {
+    call_.term = static_cast<int32_t>(term);
+    call_.rows = rows;
+    call_.columns = columns;
+    call_.inputs[fe::kTarget].dtype = fe::kFloat32;
+    sums_.resize(rows * call_.segments());
+    call_.sums = sums_.data();
+  }
+
+  const fe::TermCall& call() const { return call_; }
+
+  void input(int which, const Tensor& tensor) {
+    STD_TORCH_CHECK(tensor.dim() == 2, "an operand must have two dimensions; got ", tensor.dim());
+    const int64_t rows = tensor.size(0), columns = tensor.size(1);
+    STD_TORCH_CHECK((rows == call_.rows || rows == 1) && (columns == call_.columns || columns == 1) &&
+                        (columns <= 1 || tensor.stride(1) == 1),
+                    "an operand must have shape [", call_.rows, " or 1, ", call_.columns, " or 1] and inner stride 1");
+    call_.inputs[which] = {tensor.const_data_ptr(), rows == call_.rows ? tensor.stride(0) : 0, columns == call_.columns,
+                           fe::dtype_of(tensor)};
+  }
+
+  void values(const float* energies) { call_.inputs[0] = {energies, call_.columns, true, fe::kFloat32}; }
+
+  void mask(const Tensor& tensor) {
+    call_.mask = static_cast<const uint8_t*>(tensor.const_data_ptr());
+    call_.mask_stride = tensor.stride(0);
+  }
+
+  // Plans the gradient of operand `which`, into `out` where it is given.
+  void gradient(int which, const Tensor& operand, std::optional<Tensor> out) {
+    const bool per_row = operand.size(0) == call_.rows, per_column = operand.size(1) == call_.columns;
+    const Tensor made = out ? *out : fe::empty_like_large(operand);
+    fe::TermGrad& grad = call_.grads[which];
+    grad.dtype = fe::dtype_of(operand);
+    if (per_row && per_column) {
+      grad.kind = fe::GradKind::kFull;
+      grad.data = made.data_ptr();
+      grad.row_stride = call_.columns;
+      grad.streamed = !out && grad.dtype == fe::kFloat32 && made.numel() >= kStreamedElements &&
+                      call_.columns % 16 == 0 && reinterpret_cast<uintptr_t>(grad.data) % 64 == 0;
+    } else if (per_column) {
+      grad.kind = fe::GradKind::kColumn;
+      const int64_t blocks = (call_.rows + fe::kRowBlock - 1) / fe::kRowBlock;
+      grad.data = (column_sums_[which] = std::vector<float>(blocks * call_.columns)).data();
+    } else {
+      grad.kind = fe::GradKind::kSum;
+      grad.data = (grad_sums_[which] = std::vector<double>(call_.rows * call_.segments())).data();
+    }
+    gradients_.push_back({which, made});
+  }
+
+  void scale_rows(std::vector<float> scales) {
+    scales_ = std::move(scales);
+    call_.row_scale = scales_.data();
+  }
+
+  // What the units left: sums over rows.
+  void finish(std::vector<Tensor>& results) {
+    for (auto& [which, made] : gradients_) {
+      const fe::TermGrad& grad = call_.grads[which];
+      if (grad.kind == fe::GradKind::kColumn) fold_rows(which, made);
+      if (grad.kind == fe::GradKind::kSum) fold_columns(which, made);
+      results.push_back(made);
+    }
+  }
+
+  double row_sum(const double* sums, int64_t row) const {
+    const int64_t segments = call_.segments();
+    double sum = 0.0;
+    for (int64_t s = 0; s < segments; ++s) sum = s == 0 ? sums[row * segments] : sum + sums[row * segments + s];
+    return sum;
+  }
+  double row_sum(int64_t row) const { return row_sum(sums_.data(), row); }
+
+ private:
+  static void store(const Tensor& out, int64_t at, double value) {
+    switch (fe::dtype_of(out)) {
+      case fe::kBFloat16: static_cast<uint16_t*>(out.data_ptr())[at] = fe::float_to_bf16(static_cast<float>(value)); break;
+      case fe::kFloat16: static_cast<uint16_t*>(out.data_ptr())[at] = fe::float_to_fp16(static_cast<float>(value)); break;
+      default: static_cast<float*>(out.data_ptr())[at] = static_cast<float>(value);
+    }
+  }
+
+  void fold_rows(int which, const Tensor& out) const {
+    const std::vector<float>& sums = column_sums_[which];
+    const int64_t columns = call_.columns, blocks = columns ? static_cast<int64_t>(sums.size()) / columns : 0;
+    torch::stable::parallel_for(0, columns, std::max<int64_t>(1, fe::kParallelElements / std::max<int64_t>(1, blocks)),
+                                [&](int64_t begin, int64_t end) {
+                                  for (int64_t c = begin; c < end; ++c) {
+                                    double sum = 0.0;
+                                    for (int64_t b = 0; b < blocks; ++b) sum += sums[b * columns + c];
+                                    store(out, c, sum);
+                                  }
+                                });
+  }
+
+  void fold_columns(int which, const Tensor& out) const {
+    const bool per_row = out.size(0) == call_.rows;
+    RowTotal total;
+    for (int64_t row = 0; row < call_.rows; ++row) {
+      const double value = row_sum(grad_sums_[which].data(), row) * static_cast<double>(scales_[row]);
+      if (per_row) store(out, row, value);
+      total.add(row, value);
+    }
+    if (!per_row) store(out, 0, total.total());
+  }
+
+  fe::TermCall call_;
+  std::vector<double> sums_, grad_sums_[fe::kMaxParams];
+  std::vector<float> scales_, column_sums_[fe::kMaxParams];
+  std::vector<std::pair<int, Tensor>> gradients_;
+};
+
+// Units of several calls on torch's threads, in one go. Each belongs to the thread in whose range its first element is.
+void run(const std::vector<const fe::TermCall*>& calls) {
+  int64_t total = 0;
+  for (const fe::TermCall* call : calls) total += call->rows * call->columns;
+  fe::TermKernel* kernel = fe::cpu_kernels().free_energy;
+  torch::stable::parallel_for(0, total, fe::kParallelElements, [&](int64_t begin, int64_t end) {
+    int64_t before = 0;
+    for (const fe::TermCall* call : calls) {
+      const int64_t elements = call->rows * call->columns, units = call->units();
+      const auto first_unit = [&](int64_t element) {
+        if (element <= before) return int64_t{0};
+        if (element >= before + elements) return units;
+        return ((element - before) * units + elements - 1) / elements;
+      };
+      kernel(*call, first_unit(begin), first_unit(end));
+      before += elements;
+    }
+  });
+}
+
+// Energies of a categorical likelihood, [rows, positions] float, and their gradient.
+std::vector<float> categorical_energies(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& mask,
+                                        const float* row_scale, void* grad) {
+  const int64_t rows = logits.size(0), positions = logits.size(1), classes = logits.size(2);
+  std::vector<float> energies(rows * positions);
+  const fe::CategoricalCall call{positions,
+                                 classes,
+                                 logits.const_data_ptr(),
+                                 grad,
+                                 fe::dtype_of(logits),
+                                 static_cast<const int64_t*>(target.const_data_ptr()),
+                                 mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr,
+                                 row_scale,
+                                 energies.data()};
+  fe::CategoricalKernel* kernel = fe::cpu_kernels().categorical;
+  const int64_t grain = std::max<int64_t>(1, fe::kParallelElements / std::max<int64_t>(1, classes));
+  torch::stable::parallel_for(0, rows * positions, grain,
+                              [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+  return energies;
+}
+
+const float* floats(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
+}
+
+// The contract is in fekernels/ops/free_energy.py.
+std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Tensor> target,
+                                    std::optional<Tensor> mask, std::vector<Tensor> latent,
+                                    std::optional<Tensor> weight, std::vector<Tensor> upstream, int64_t likelihood,
+                                    int64_t reduction, double beta, int64_t needs, bool inplace) {
+  STD_TORCH_CHECK(!params.empty() || !latent.empty(), "neither params nor latent");
+  STD_TORCH_CHECK(params.empty() || target, "params without a target");
+  const Tensor& widest = params.empty() ? latent[0] : *target;
+  const int64_t rows = widest.size(0), n_params = static_cast<int64_t>(params.size());
+  const float* weights = floats(weight);
+  const auto scales = [&](int which) {
+    const float* from_above = upstream.empty() ? nullptr : static_cast<const float*>(upstream[which].const_data_ptr());
+    return row_scales(rows, weights, from_above, reduction);
+  };
+
+  std::vector<Tensor> gradients;
+  std::vector<const fe::TermCall*> calls;
+  std::vector<float> energies;
+  std::optional<Terms> energy, kl;
+  if (likelihood == kCategorical && n_params) {
+    const std::vector<float> scale = scales(0);
+    std::optional<Tensor> grad;
+    if (needs & 1) grad = inplace ? params[0] : fe::empty_like_large(params[0]);
+    energies = categorical_energies(params[0], *target, mask, scale.data(), grad ? grad->data_ptr() : nullptr);
+    if (grad) gradients.push_back(*grad);
+    energy.emplace(fe::kValue, rows, widest.size(1));
+    energy->values(energies.data());
+  } else if (n_params) {
+    energy.emplace(likelihood, rows, widest.size(1));
+    for (int64_t i = 0; i < n_params; ++i) {
+      energy->input(static_cast<int>(i), params[i]);
+      if (needs >> i & 1)
+        energy->gradient(static_cast<int>(i), params[i], inplace && i == 0 ? std::optional(params[0]) : std::nullopt);
+    }
+    energy->input(fe::kTarget, *target);
+    if (mask) energy->mask(*mask);
+    if (needs & ((1 << n_params) - 1)) energy->scale_rows(scales(0));
+  }
+  if (energy) calls.push_back(&energy->call());
+  if (!latent.empty()) {
+    kl.emplace(latent.size() == 2 ? fe::kStandardNormalKl : fe::kNormalKl, rows, latent[0].size(1));
+    for (int i = 0; i < static_cast<int>(latent.size()); ++i) {
+      kl->input(i, latent[i]);
+      if (needs >> (n_params + i) & 1) kl->gradient(i, latent[i], std::nullopt);
+    }
+    if (needs >> n_params) kl->scale_rows(scales(1));
+    calls.push_back(&kl->call());
+  }
+  run(calls);
+
+  const int64_t shape[1] = {rows};
+  const bool reduced = reduction != kRows;
+  const auto result = [&] {
+    return torch::stable::empty({shape, reduced ? size_t{0} : size_t{1}}, ScalarType::Float);
+  };
+  std::vector<Tensor> results{result(), result(), result()};
+  float* out[3];
+  for (int i = 0; i < 3; ++i) out[i] = static_cast<float*>(results[i].data_ptr());
+  RowTotal energy_total, kl_total;
+  for (int64_t row = 0; row < rows; ++row) {
+    const double w = weights ? weights[row] : 1.0;
+    const double e = energy ? w * energy->row_sum(row) : 0.0, k = kl ? w * kl->row_sum(row) : 0.0;
+    if (reduced) {
+      energy_total.add(row, e);
+      kl_total.add(row, k);
+    } else {
+      out[0][row] = static_cast<float>(e + beta * k);
+      out[1][row] = static_cast<float>(e);
+      out[2][row] = static_cast<float>(k);
+    }
+  }
+  if (reduced) {
+    const double divisor = reduction == kMean ? static_cast<double>(rows) : 1.0;
+    const double e = energy_total.total() / divisor, k = kl_total.total() / divisor;
+    *out[0] = static_cast<float>(e + beta * k);
+    *out[1] = static_cast<float>(e);
+    *out[2] = static_cast<float>(k);
+  }
+  results.insert(results.end(), gradients.begin(), gradients.end());
+  if (energy) energy->finish(results);
+  if (kl) kl->finish(results);
+  return results;
+}
+
+fe::ReparameterizeCall reparameterize_call(const Tensor& like, const Tensor& logvar, int64_t seed, int64_t stream,
+                                           int64_t step, int64_t offset) {
+  fe::ReparameterizeCall call{};
+  call.elements = logvar.numel();
+  call.index = static_cast<uint64_t>(offset) * logvar.size(1);
+  call.key = fe::noise_key(seed, static_cast<uint32_t>(step), static_cast<uint32_t>(stream), fe::kLatentSample);
+  call.logvar = logvar.const_data_ptr();
+  call.dtype = fe::dtype_of(like);
+  call.logvar_dtype = fe::dtype_of(logvar);
+  return call;
+}
+
+void run(const fe::ReparameterizeCall& call, fe::ReparameterizeKernel* kernel) {
+  const int64_t grain = std::max<int64_t>(1, fe::kParallelElements / std::max<int64_t>(1, call.samples));
+  torch::stable::parallel_for(0, call.elements, grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+}
+
+Tensor reparameterize_cpu(Tensor mean, Tensor logvar, int64_t seed, int64_t stream, int64_t step, int64_t offset,
+                          int64_t samples) {
+  const int64_t shape[3] = {samples, mean.size(0), mean.size(1)};
+  Tensor z = torch::stable::new_empty(mean, {shape, size_t{3}});
+  fe::ReparameterizeCall call = reparameterize_call(mean, logvar, seed, stream, step, offset);
+  call.samples = samples;
+  call.mean = mean.const_data_ptr();
+  call.z = z.data_ptr();
+  run(call, fe::cpu_kernels().reparameterize);
+  return z;
+}
+
+std::vector<Tensor> reparameterize_backward_cpu(Tensor grad, Tensor logvar, int64_t seed, int64_t stream, int64_t step,
+                                                int64_t offset) {
+  const int64_t shape[2] = {logvar.size(0), logvar.size(1)};
+  Tensor grad_mean = torch::stable::new_empty(grad, {shape, size_t{2}}), grad_logvar = fe::empty_like_large(logvar);
+  fe::ReparameterizeCall call = reparameterize_call(grad, logvar, seed, stream, step, offset);
+  call.samples = grad.size(0);
+  call.grad = grad.const_data_ptr();
+  call.grad_mean = grad_mean.data_ptr();
+  call.grad_logvar = grad_logvar.data_ptr();
+  run(call, fe::cpu_kernels().reparameterize_backward);
+  return {grad_mean, grad_logvar};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
+  m.def(
+      "free_energy(Tensor[] params, Tensor? target, Tensor? mask, Tensor[] latent, Tensor? weight, Tensor[] upstream, "
+      "int likelihood, int reduction, float beta, int needs, bool inplace) -> Tensor[]");
+  m.def(
+      "reparameterize(Tensor mean, Tensor logvar, int seed, int stream, int step, int offset, int samples) -> Tensor");
+  m.def(
+      "reparameterize_backward(Tensor grad, Tensor logvar, int seed, int stream, int step, int offset) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
+  m.impl("free_energy", TORCH_BOX(&free_energy_cpu));
+  m.impl("reparameterize", TORCH_BOX(&reparameterize_cpu));
+  m.impl("reparameterize_backward", TORCH_BOX(&reparameterize_backward_cpu));
+}
