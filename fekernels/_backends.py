@@ -33,6 +33,9 @@ KERNELS = {
     "philox_normal": "random",
     "langevin_adam_": "langevin_adam",
     "sgld_": "sgld",
+    "free_energy": "free_energy",
+    "reparameterize": "reparameterize",
+    "reparameterize_backward": "reparameterize",
 }
 
 # What "auto" takes, the first that can run. On a GPU, Triton before CUDA C++ because it needs no toolchain; no

@@ -16,25 +16,11 @@ import torch
 from torch import Tensor
 
 import fekernels.ops.random  # noqa: F401 (defines the operators)
+from fekernels.ops._noise_key import LAST_INDEX, integer, signed_seed
 
 __all__ = ["bits", "normal", "uniform"]
 
 USER = 4  # the purpose tag of draws that no part of this package makes
-LAST_INDEX = 1 << 50  # elements are numbered by 48-bit counters of four words each
-
-
-def _integer(function: str, name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{function}: {name} must be an int; got {type(value).__name__}")
-    if not low <= value < high:
-        raise ValueError(f"{function}: {name} must be in [{low}, {high}); got {value}")
-    return value
-
-
-def signed_seed(function: str, seed: object) -> int:
-    """A 64-bit seed as the signed integer that operators take; negative seeds are their two's complement."""
-    value = _integer(function, "seed", seed, -(1 << 63), 1 << 64)
-    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _draw(
@@ -51,15 +37,15 @@ def _draw(
     function = f"random.{kind}"
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     for size in sizes:
-        _integer(function, "shape", size, 0, LAST_INDEX)
+        integer(function, "shape", size, 0, LAST_INDEX)
     count = 1
     for size in sizes:
         count *= size
     key = signed_seed(function, seed)
-    _integer(function, "stream", stream, 0, 1 << 32)
-    _integer(function, "step", step, 0, 1 << 32)
-    _integer(function, "purpose", purpose, 0, 1 << 16)
-    _integer(function, "offset", offset, 0, LAST_INDEX - count + 1)
+    integer(function, "stream", stream, 0, 1 << 32)
+    integer(function, "step", step, 0, 1 << 32)
+    integer(function, "purpose", purpose, 0, 1 << 16)
+    integer(function, "offset", offset, 0, LAST_INDEX - count + 1)
     out = torch.empty(sizes, dtype=dtype, device=device)
     getattr(
         torch.ops.fekernels,

@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 
 from fekernels import _backends
 from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
+from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._rows import check_row
 from fekernels.optim._cache import TableCache
 from fekernels.optim._shards import local_tensor, shard_geometry
-from fekernels.random import signed_seed
 
 __all__ = ["TableOptimizer"]
 

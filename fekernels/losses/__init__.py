@@ -1,0 +1,22 @@
+"""The free energy of latent-variable models, its parts and its bounds."""
+
+from fekernels.losses import likelihoods
+from fekernels.losses.importance import importance_weighted_bound
+from fekernels.losses.module import FreeEnergyLoss
+from fekernels.losses.monte_carlo import GaussianMixturePrior, VampPrior, monte_carlo_kl
+from fekernels.ops.free_energy import FreeEnergyTerms, energy, free_energy, gaussian_kl
+from fekernels.ops.reparameterize import reparameterize
+
+__all__ = [
+    "FreeEnergyLoss",
+    "FreeEnergyTerms",
+    "GaussianMixturePrior",
+    "VampPrior",
+    "energy",
+    "free_energy",
+    "gaussian_kl",
+    "importance_weighted_bound",
+    "likelihoods",
+    "monte_carlo_kl",
+    "reparameterize",
+]

@@ -1,0 +1,125 @@
+"""Bounds of the evidence from several samples a data point: IWAE, its doubly reparameterised gradient, Renyi's.
+
+Sources: Burda, Grosse & Salakhutdinov 2016 (arXiv:1509.00519); Tucker, Lawson, Gu & Maddison 2019 (arXiv:1810.04152);
+Li & Turner 2016 (arXiv:1602.02311).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["importance_weighted_bound"]
+
+ESTIMATORS = ("iwae", "dreg", "renyi")
+HOOKED = "_fekernels_dreg"
+
+
+def importance_weighted_bound(
+    log_w: Tensor,
+    dim: int = 0,
+    estimator: str = "iwae",
+    z: Tensor | None = None,
+    alpha: float | None = None,
+) -> Tensor:
+    """Lower bound of log p(x) from K importance weights a data point, reduced over ``dim``.
+
+    ``log_w[k] = log p(x, z_k) - log q(z_k | x)`` for z_k ~ q. Train on the negative mean of the result.
+
+    * ``"iwae"``: log mean_k w_k. The gradient of each log w_k is weighted by softmax(log w)_k.
+    * ``"dreg"``: the same value. The gradient of the encoder, which comes through ``z``, is weighted by the squares of
+      softmax(log w): unbiased for the IWAE bound, with a signal-to-noise ratio that grows with K instead of falling.
+      The decoder's gradient is IWAE's. For this log_w must depend on the encoder through ``z`` alone: evaluate
+      log q with *detached* encoder parameters, and pass the very tensor ``z`` that log_w was computed from, ::
+
+          z = mean + (logvar / 2).exp() * eps                               # [K, B, Z]
+          log_q = normal_log_prob(z, mean.detach(), logvar.detach())        # [K, B]
+          log_w = log_p(x, z) - log_q
+          loss = -importance_weighted_bound(log_w, estimator="dreg", z=z).mean()
+
+      A hook on ``z`` scales *everything* that flows back through it, so z must serve this bound only, once.
+    * ``"renyi"``: log mean_k w_k^(1 - alpha), divided by 1 - alpha. alpha = 0 is IWAE, alpha = 1 its limit, the ELBO
+      mean_k log w_k, alpha = -inf the largest weight (VR-max).
+
+    Args:
+        log_w: Floating, K weights along ``dim``.
+        dim: The dimension of the samples.
+        estimator: "iwae", "dreg" or "renyi".
+        z: For "dreg": the reparameterised samples, of log_w's shape with any further (latent) dimensions behind it.
+        alpha: For "renyi".
+
+    Returns:
+        The bound, of log_w's shape without ``dim``; float32 for bfloat16 and float16.
+    """
+    function = "importance_weighted_bound"
+    if not isinstance(log_w, Tensor):
+        raise TypeError(f"{function}: log_w must be a Tensor; got {type(log_w).__name__}")
+    if not log_w.is_floating_point():
+        raise TypeError(f"{function}: log_w must be floating; got {log_w.dtype}")
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"{function}: dim must be an int; got {type(dim).__name__}")
+    if not -log_w.dim() <= dim < log_w.dim():
+        raise ValueError(f"{function}: dim must be a dimension of log_w {tuple(log_w.shape)}; got {dim}")
+    if estimator not in ESTIMATORS:
+        raise ValueError(
+            f"{function}: estimator must be one of {', '.join(map(repr, ESTIMATORS))}; got {estimator!r}"
+        )
+    if log_w.shape[dim] == 0:
+        raise ValueError(f"{function}: log_w must hold at least one sample along dim {dim}; got none")
+    if (alpha is not None) != (estimator == "renyi"):
+        raise ValueError(f"{function}: alpha belongs to estimator='renyi'; got alpha={alpha}, {estimator!r}")
+    if log_w.dtype in (torch.bfloat16, torch.float16):
+        log_w = log_w.float()
+
+    if alpha is not None:
+        return _renyi(log_w, dim, _real(function, alpha))
+    if estimator == "dreg":
+        _scale_gradient(function, log_w, dim, z)
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
+def _real(function: str, alpha: object) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise TypeError(f"{function}: alpha must be a number; got {type(alpha).__name__}")
+    if math.isnan(alpha):
+        raise ValueError(f"{function}: alpha must be a number; got nan")
+    return float(alpha)
+
+
+def _scale_gradient(function: str, log_w: Tensor, dim: int, z: Tensor | None) -> None:
+    """Multiply what flows back into z by softmax(log w), so that with IWAE's own factor the weight is squared."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{function}: estimator='dreg' needs z, the samples; got {type(z).__name__}")
+    if z.shape[: log_w.dim()] != log_w.shape:
+        raise ValueError(f"{function}: z must have shape {(*log_w.shape, '...')}; got {tuple(z.shape)}")
+    if not (torch.is_grad_enabled() and z.requires_grad):
+        return
+    if hasattr(z, HOOKED):
+        raise ValueError(f"{function}: z already carries the hook of an earlier 'dreg' bound; draw it again")
+    setattr(z, HOOKED, True)
+    weights = torch.softmax(log_w.detach(), dim)
+    weights = weights.view(*log_w.shape, *(1,) * (z.dim() - log_w.dim()))
+    z.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
+
+
+def _renyi(log_w: Tensor, dim: int, alpha: float) -> Tensor:
+    """log mean exp(t log w) / t for t = 1 - alpha, to the last digits also where t is tiny."""
+    t = 1 - alpha
+    if t == 0:
+        return log_w.mean(dim)
+    if math.isinf(t):
+        return log_w.amax(dim) if t > 0 else log_w.amin(dim)
+    # Less its greatest value the exponent never overflows; of small exponents expm1 keeps what division by t needs.
+    top = (log_w.amax(dim, keepdim=True) if t > 0 else log_w.amin(dim, keepdim=True)).detach()
+    top = torch.where(top.isfinite(), top, 0.0)
+    exponent = t * (log_w - top)
+    less_one = torch.expm1(exponent).mean(dim)
+    near = less_one > -0.5
+    log_mean = torch.where(
+        near,
+        torch.log1p(torch.where(near, less_one, 0.0)),
+        torch.logsumexp(exponent, dim) - math.log(log_w.shape[dim]),
+    )
+    return log_mean / t + top.squeeze(dim)

@@ -1,0 +1,180 @@
+"""The likelihoods of ``fe.free_energy``: names, parameters and their order, means, and samples.
+
+``NAMES`` lists them; ``PARAMETERS[name]`` the parameters in the order that every function takes them in. Log-variances,
+log-scales, log-rates and logits are unbounded; ``mean`` and ``inverse_dispersion`` of counts, and
+``degrees_of_freedom``, must be positive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fekernels.losses._validate import validate_target
+from fekernels.reference._special import langevin
+
+__all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample", "validate_target"]
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "mse": ("location",),
+    "gaussian": ("location", "log_variance"),
+    "bernoulli": ("logit",),
+    "continuous_bernoulli": ("logit",),
+    "categorical": ("logits",),
+    "laplace": ("location", "log_scale"),
+    "student_t": ("location", "log_squared_scale", "degrees_of_freedom"),
+    "poisson": ("log_rate",),
+    "negative_binomial": ("mean", "inverse_dispersion"),
+    "zero_inflated_negative_binomial": ("mean", "inverse_dispersion", "gate_logit"),
+}
+NAMES = tuple(PARAMETERS)
+OPTIONAL = {"gaussian": ("log_variance",)}  # left out, the variance is 1
+
+
+def _parameters(function: str, name: str, params: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Checked, broadcast against each other, in float32 or, where any is, float64."""
+    if name not in PARAMETERS:
+        raise ValueError(f"{function}: name must be one of {', '.join(map(repr, NAMES))}; got {name!r}")
+    given = (params,) if isinstance(params, Tensor) else tuple(params)
+    most, optional = len(PARAMETERS[name]), len(OPTIONAL.get(name, ()))
+    if not most - optional <= len(given) <= most:
+        raise ValueError(
+            f"{function}: params of {name!r} must be {PARAMETERS[name]}; got {len(given)} tensors"
+        )
+    for parameter, value in zip(PARAMETERS[name], given, strict=False):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}: {parameter} must be a Tensor; got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{function}: {parameter} must be floating; got {value.dtype}")
+    double = any(value.dtype == torch.float64 for value in given)
+    return torch.broadcast_tensors(*(value.double() if double else value.float() for value in given))
+
+
+def mean(name: str, params: Tensor | Sequence[Tensor]) -> Tensor:
+    """Expectation of x, differentiable in the parameters.
+
+    Args:
+        name: A name of ``NAMES``.
+        params: One tensor, or a sequence in the order of ``PARAMETERS[name]``; they broadcast against each other.
+
+    Returns:
+        float32 (float64 for float64 parameters), of the shape of x; for ``categorical`` the probabilities [..., K];
+        for ``student_t`` NaN where degrees_of_freedom <= 1, which have no mean.
+    """
+    values = _parameters("likelihoods.mean", name, params)
+    first = values[0]
+    if name == "bernoulli":
+        return torch.sigmoid(first)
+    if name == "continuous_bernoulli":
+        return 0.5 + langevin(first / 2) / 2
+    if name == "categorical":
+        return torch.softmax(first, -1)
+    if name == "student_t":
+        return torch.where(values[2] > 1, first, math.nan)
+    if name == "poisson":
+        return torch.exp(first)
+    if name == "zero_inflated_negative_binomial":
+        return first * torch.sigmoid(-values[2])
+    return first
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """In [0, 1)."""
+    return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def _exponential(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty_like(like).exponential_(generator=generator)
+
+
+def _gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch._standard_gamma(shape, generator=generator)
+
+
+def _sample_gaussian(generator: torch.Generator | None, r: Tensor, s: Tensor | None = None) -> Tensor:
+    noise = _normal(r, generator)
+    return r + (noise if s is None else torch.exp(s / 2) * noise)
+
+
+def _sample_continuous_bernoulli(generator: torch.Generator | None, logit: Tensor) -> Tensor:
+    """By the inverse of its distribution function at -|l|, where nothing overflows; mirrored for l > 0."""
+    a = logit.abs()
+    u = _uniform(logit, generator)
+    flat = a < 1e-30
+    a = torch.where(flat, 1.0, a)
+    x = torch.where(flat, u, -torch.log1p(u * torch.expm1(-a)) / a)
+    return torch.where(logit > 0, 1 - x, x)
+
+
+def _sample_categorical(generator: torch.Generator | None, logits: Tensor) -> Tensor:
+    return (logits - _exponential(logits, generator).log()).argmax(-1)  # Gumbel's maximum
+
+
+def _sample_laplace(generator: torch.Generator | None, r: Tensor, s: Tensor) -> Tensor:
+    return r + torch.exp(s) * (_exponential(r, generator) - _exponential(r, generator))
+
+
+def _sample_student_t(generator: torch.Generator | None, r: Tensor, s: Tensor, nu: Tensor) -> Tensor:
+    return r + torch.exp(s / 2) * _normal(r, generator) * torch.rsqrt(_gamma(nu / 2, generator) * 2 / nu)
+
+
+def _sample_negative_binomial(generator: torch.Generator | None, mu: Tensor, th: Tensor) -> Tensor:
+    return torch.poisson(_gamma(th, generator) * mu / th, generator=generator)
+
+
+def _sample_zero_inflated(generator: torch.Generator | None, mu: Tensor, th: Tensor, pi: Tensor) -> Tensor:
+    dropped = _uniform(pi, generator) < torch.sigmoid(pi)
+    return torch.where(dropped, 0.0, _sample_negative_binomial(generator, mu, th))
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "mse": lambda generator, r: r + math.sqrt(0.5) * _normal(r, generator),
+    "gaussian": _sample_gaussian,
+    "bernoulli": lambda generator, logit: (_uniform(logit, generator) < torch.sigmoid(logit)).to(logit.dtype),
+    "continuous_bernoulli": _sample_continuous_bernoulli,
+    "categorical": _sample_categorical,
+    "laplace": _sample_laplace,
+    "student_t": _sample_student_t,
+    "poisson": lambda generator, a: torch.poisson(torch.exp(a), generator=generator),
+    "negative_binomial": _sample_negative_binomial,
+    "zero_inflated_negative_binomial": _sample_zero_inflated,
+}
+
+
+@torch.no_grad()
+def sample(
+    name: str,
+    params: Tensor | Sequence[Tensor],
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    sample_shape: Sequence[int] = (),
+) -> Tensor:
+    """Draw x from the likelihood; no gradient flows. ``mse`` is the Gaussian of variance 1/2.
+
+    Args:
+        name: A name of ``NAMES``.
+        params: One tensor, or a sequence in the order of ``PARAMETERS[name]``; they broadcast against each other.
+        seed: Start a fresh torch generator on the parameters' device; the same seed gives the same draw there.
+        generator: Or draw from this one. With neither, from torch's default.
+        sample_shape: Dimensions put in front: that many independent draws.
+
+    Returns:
+        float32 (float64 for float64 parameters) [*sample_shape, *event]; for ``categorical`` int64 classes.
+    """
+    values = _parameters("likelihoods.sample", name, params)
+    if seed is not None and generator is not None:
+        raise ValueError("likelihoods.sample: expected seed or generator; got both")
+    if seed is not None:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"likelihoods.sample: seed must be an int; got {type(seed).__name__}")
+        generator = torch.Generator(values[0].device).manual_seed(seed)
+    shape = (*sample_shape, *values[0].shape)
+    return SAMPLERS[name](generator, *(value.expand(shape) for value in values))
