@@ -25,6 +25,27 @@
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+#if defined(FE_HAVE_CUDA)
+namespace fe {
+
+// The library is linked without libtorch_cuda, so that it also loads where torch has no CUDA.
+void* current_stream(int32_t device) {
+  using GetStream = AOTITorchError (*)(int32_t, void**);
+  static const GetStream get_stream = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library ? reinterpret_cast<GetStream>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(get_stream, "this torch was built without CUDA");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(get_stream(device, &stream) == 0, "no current CUDA stream on device ", device);
+  return stream;
+}
+
+void check_cuda(int error, const char* what) { STD_TORCH_CHECK(error == 0, what, ": CUDA error ", error); }
+
+}  // namespace fe
+#endif
+
 namespace {
 
 // The largest t a float32 `step` can count to: adding 1 to 2^24 changes nothing, and the noise would repeat.
@@ -243,21 +264,6 @@ std::string build_info() {
 
 #if defined(FE_HAVE_CUDA)
 
-// The library is linked without libtorch_cuda, so that it also loads where torch has no CUDA.
-void* current_stream(int32_t device) {
-  using GetStream = AOTITorchError (*)(int32_t, void**);
-  static const GetStream get_stream = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    return library ? reinterpret_cast<GetStream>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
-  }();
-  STD_TORCH_CHECK(get_stream, "this torch was built without CUDA");
-  void* stream = nullptr;
-  STD_TORCH_CHECK(get_stream(device, &stream) == 0, "no current CUDA stream on device ", device);
-  return stream;
-}
-
-void check_cuda(int error, const char* what) { STD_TORCH_CHECK(error == 0, what, ": CUDA error ", error); }
-
 template <class T>
 T* address(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<T*>(tensor->data_ptr()) : nullptr;
@@ -310,7 +316,7 @@ void langevin_adam_table_cuda(const Tensor& table, const Tensor& layouts, const 
                                   beta2,
                                   eps,
                                   noise};
-  check_cuda(fe_cuda_langevin_adam(&call, current_stream(table.get_device_index())), "langevin_adam_");
+  fe::check_cuda(fe_cuda_langevin_adam(&call, fe::current_stream(table.get_device_index())), "langevin_adam_");
 }
 
 void sgld_table_cuda(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch, double lr,
@@ -321,7 +327,7 @@ void sgld_table_cuda(const Tensor& table, const Tensor& layouts, const Tensor& c
   const fe::cuda::StepCall call = step_call(table, layouts, chunks, scratch, lr, lr_tensor, temperature,
                                             temperature_tensor, weight_decay, prior_precision, dtypes, flags, seed,
                                             grad_scale, found_inf);
-  check_cuda(fe_cuda_sgld(&call, current_stream(table.get_device_index())), "sgld_");
+  fe::check_cuda(fe_cuda_sgld(&call, fe::current_stream(table.get_device_index())), "sgld_");
 }
 
 template <fe::Draw kDraw>
@@ -329,10 +335,10 @@ void philox_cuda(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t
   check_key(stream, step, offset, purpose);
   STD_TORCH_CHECK(out.is_contiguous(), "out must be contiguous");
   torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
-  void* cuda_stream = current_stream(out.get_device_index());
+  void* cuda_stream = fe::current_stream(out.get_device_index());
   void* to = out.mutable_data_ptr();
   const auto fill = [&](auto* function, auto* typed) {
-    check_cuda(function(typed, out.numel(), seed, static_cast<uint32_t>(stream), static_cast<uint32_t>(step), offset,
+    fe::check_cuda(function(typed, out.numel(), seed, static_cast<uint32_t>(stream), static_cast<uint32_t>(step), offset,
                         static_cast<uint32_t>(purpose), cuda_stream),
                "philox");
   };

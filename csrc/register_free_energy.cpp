@@ -342,6 +342,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
       "reparameterize(Tensor mean, Tensor logvar, int seed, int stream, int step, int offset, int samples) -> Tensor");
   m.def(
       "reparameterize_backward(Tensor grad, Tensor logvar, int seed, int stream, int step, int offset) -> Tensor[]");
+  m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");  // a GPU's; a CPU reads the factor itself
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {

@@ -38,6 +38,10 @@ KERNELS = {
     "reparameterize_backward": "reparameterize",
 }
 
+# Those of the optimizers take pointer tables; and what no user calls, so that no table of backends shows it.
+STEPS = ("langevin_adam_", "sgld_")
+INTERNAL = {"scale_": "free_energy"}
+
 # What "auto" takes, the first that can run. On a GPU, Triton before CUDA C++ because it needs no toolchain; no
 # measurement has put CUDA C++ ahead yet (`python -m benchmarks.gpu_check` times both).
 PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}
@@ -113,10 +117,10 @@ def choose(device_type: str, backend: str | None = None) -> str:
 
 def implementation(kernel: str, backend: str) -> Callable[..., None]:
     """The function of ``kernel`` in ``backend``: all but the reference take pointer tables for a step."""
-    file = KERNELS[kernel]
+    file = KERNELS.get(kernel) or INTERNAL[kernel]
     if backend == "reference":
         return getattr(importlib.import_module(f"fekernels.reference.{file}"), kernel)
-    name = f"{kernel[:-1]}_table_" if kernel.endswith("_") else kernel
+    name = f"{kernel[:-1]}_table_" if kernel in STEPS else kernel
     if backend == "triton":
         return getattr(importlib.import_module(f"fekernels.triton.{file}"), name)
     _extension.load()

@@ -14,7 +14,10 @@ import fekernels as fe
 from fekernels import _backends
 
 NAMES = ("reference", "cpp", "triton", "cuda")
-OPS = {"philox_bits", "philox_uniform", "philox_normal", "langevin_adam_", "sgld_"}
+OPS = {
+    *("philox_bits", "philox_uniform", "philox_normal", "langevin_adam_", "sgld_"),
+    *("free_energy", "reparameterize", "reparameterize_backward"),
+}
 needs_cpp = pytest.mark.skipif("CPU_PLACES[1].obstacle() is not None", reason="no C++ kernels here")
 
 

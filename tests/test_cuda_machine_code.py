@@ -20,6 +20,18 @@ from fekernels import _build
 pytestmark = pytest.mark.slow
 
 
+# Term, dtypes of parameters and target -> four-element accesses that one thread has on their way at a time.
+_BATCHES = {"Mse": 4, "Gaussian": 4, "GaussianLearned": 2, "Bernoulli": 4, "NormalKl": 4, "NormalPriorKl": 1}
+_OPERANDS = {"Mse": 1, "Gaussian": 1, "GaussianLearned": 2, "Bernoulli": 1, "NormalKl": 2, "NormalPriorKl": 4}
+F32, BF16 = 0, 2  # of enum DType
+PLAIN_TERMS = [
+    (term, param, target)
+    for term in _BATCHES
+    for param, target in ((F32, F32), (BF16, F32), (BF16, BF16))
+    if target == F32 or not term.startswith("Normal")
+]
+
+
 @dataclass
 class MachineCode:
     """What nvcc makes of one kernel for sm_90."""
@@ -90,7 +102,8 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MachineC
 
 
 def test_no_kernel_spills(machine_code):
-    assert len(machine_code) == len(DTYPES) + 4 + 3
+    # Langevin-Adam, SGLD, random; free energy: the fast kernels, those for everything, and the others; scale, z.
+    assert len(machine_code) == len(DTYPES) + 4 + 3 + len(PLAIN_TERMS) + 7 + 3 + 3 + 3 + 1 + 2
     for kernel, code in machine_code.items():
         assert (code.stack, code.spilled) == (0, 0), kernel
         assert ".local" not in code.ptx, kernel
@@ -110,3 +123,37 @@ def test_float32_moves_in_128_bits_with_five_blocks_a_multiprocessor(machine_cod
     if code.sass is not None:
         assert len(re.findall(r"\bLDG\.[\w.]*128", code.sass)) >= loads
         assert len(re.findall(r"\bSTG\.[\w.]*128", code.sass)) >= stores
+
+
+@pytest.mark.parametrize("term, param, target", PLAIN_TERMS)
+def test_the_free_energy_loads_a_batch_before_it_computes(machine_code, term, param, target):
+    """As many loads as the batch has, in the widest accesses, and no store between them that would wait for one."""
+    pattern = rf"plain_terms_kernel\w*?\d{term}ELi\d+ELNS_\d*DTypeE{param}ELS\w*?_{target}EEEv"
+    names = [name for name in machine_code if re.search(pattern, name)]
+    assert len(names) == 1
+    code = machine_code[names[0]]
+    batch, operands = _BATCHES[term], _OPERANDS[term]
+    loads = {F32: 0, BF16: 0}
+    loads[param] += batch * operands
+    loads[target] += 0 if term.startswith("Normal") else batch
+    stores = {F32: 0, BF16: 0, param: batch * operands}
+    for dtype, suffix, width in ((F32, "v4", "128"), (BF16, "v2", "64")):
+        assert len(re.findall(rf"\bld\.global\.cg\.{suffix}\.u32", code.ptx)) == loads[dtype]
+        assert len(re.findall(rf"\bst\.global\.cg\.{suffix}\.(?:u32|b32)", code.ptx)) == stores[dtype]
+        if code.sass is not None:
+            assert len(re.findall(rf"\bLDG\.[\w.]*\b{width}\b[\w.]*\.STRONG", code.sass)) == loads[dtype]
+    if code.sass is not None:
+        wide = [m.start() for m in re.finditer(r"\bLDG\.[\w.]*\b(?:64|128)\b[\w.]*\.STRONG", code.sass)]
+        first_store = re.search(r"\bSTG\.[\w.]*\b(?:64|128)\b", code.sass)
+        assert len(wide) == sum(loads.values())
+        assert first_store is not None and wide[-1] < first_store.start()
+    # Six blocks a multiprocessor, 24 warps of four 16-byte loads an operand, is more than hides the memory's latency.
+    assert code.registers * 128 * 6 <= 65536
+
+
+def test_columns_meet_in_shared_memory(machine_code):
+    """In 16 bytes at a time, and not through an access to global memory, which the shim could take for one."""
+    names = [name for name in machine_code if "any_terms_kernel" in name]
+    assert len(names) == 7 + 3 + 3
+    for name in names:
+        assert re.search(r"\bst\.shared\.v4\.(?:u32|b32|f32)", machine_code[name].ptx), name

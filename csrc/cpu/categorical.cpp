@@ -50,17 +50,18 @@ float largest(Logits& logits) {
 float sum_of_exponentials(Logits& logits, float shift) {
   double sum = 0.0;
   for (int64_t first = 0; first < logits.blocks(); first += kBlocks) {
-    double totals[kBlocks] = {};
-    for (int64_t b = first; b < logits.blocks() && b < first + kBlocks; ++b) {
+    double totals[kBlocks];
+    int count = 0;
+    for (int64_t b = first; b < logits.blocks() && count < kBlocks; ++b) {
       const float* values = logits.block(b);
       FloatV lanes[kParts];
       for (int i = 0; i < kColumns / kLanes; ++i) {
         const FloatV term = exp_negative<FloatV>(load(values + i * kLanes) - shift);
         lanes[i % kParts] = i < kParts ? term : lanes[i % kParts] + term;
       }
-      totals[b - first] = fold(lanes);
+      totals[count++] = fold(lanes);
     }
-    sum += fold(totals);
+    sum += fold(totals, count);
   }
   return static_cast<float>(sum);
 }

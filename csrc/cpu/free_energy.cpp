@@ -10,23 +10,20 @@ namespace {
 
 static_assert(kSegment == kBlocks * kColumns);
 
-// Up to 128 columns of one row. Values come straight from memory where they are float32 and fill the block, else
-// through `buffer`; so do the results.
+// Consecutive columns of one row: as many blocks as the segment has where values come straight from memory, else one,
+// whose values pass through `staged`.
 template <int kParams>
-struct Block {
-  static constexpr int kInputs = kParams + 1;  // the target last
-
-  int count;  // columns
-  bool first_row;  // of a block of rows: column gradients begin here
+struct Run {
+  int count;          // columns; a multiple of kFold unless staged
+  bool first_row;     // of a block of rows: column gradients begin here
   float row_scale;
-  const float* in[kInputs];
-  bool per_column[kInputs];  // false: `in` holds one value, in every lane
+  const float* in[kParams + 1];  // the target last
+  bool per_column[kParams + 1];  // false: `in` holds one value, in every lane
+  GradKind kinds[kParams];
   float* out[kParams];
   bool streamed[kParams];
   const uint8_t* mask;
-  FloatV energy[kParts], sums[kParams][kParts];
-  alignas(64) float buffer[kInputs][kColumns], results[kParams][kColumns];
-  alignas(64) uint8_t observed[kColumns];
+  double* totals[kParams + 1];  // of blocks: sums of gradients, and of the energy last
 };
 
 // False in lanes whose mask byte is 0.
@@ -37,21 +34,21 @@ FE_HD SignedV observed(const uint8_t* mask) {
   return __builtin_convertvector(bytes, SignedV) != 0;
 }
 
-// A block's inputs and outputs as local values: what is stored through a pointer could otherwise change the block itself,
-// and everything would be loaded again, and the sums kept in memory, at every vector.
+// A run's inputs and outputs as local values: what is stored through a pointer could otherwise change the run itself, and
+// everything would be loaded again, and the sums kept in memory, at every vector.
 template <bool kMasked, int kParams>
 class Lanes {
  public:
-  FE_HD Lanes(const Block<kParams>& block, const GradKind kinds[])
-      : first_row_(block.first_row), row_scale_(Lane<FloatV>::splat(block.row_scale)), mask_(block.mask) {
+  FE_HD explicit Lanes(const Run<kParams>& run)
+      : first_row_(run.first_row), row_scale_(Lane<FloatV>::splat(run.row_scale)), mask_(run.mask) {
     for (int i = 0; i <= kParams; ++i) {
-      in_[i] = block.in[i];
-      moves_[i] = block.per_column[i] ? -1 : 0;
+      in_[i] = run.in[i];
+      moves_[i] = run.per_column[i] ? -1 : 0;
     }
     for (int i = 0; i < kParams; ++i) {
-      out_[i] = block.out[i];
-      kinds_[i] = kinds[i];
-      streamed_[i] = block.streamed[i];
+      out_[i] = run.out[i];
+      kinds_[i] = run.kinds[i];
+      streamed_[i] = run.streamed[i];
     }
   }
 
@@ -83,11 +80,11 @@ class Lanes {
     }
   }
 
-  FE_HD void finish(Block<kParams>& block) const {
-    for (int part = 0; part < kParts; ++part) {
-      block.energy[part] = energy_[part];
-      for (int i = 0; i < kParams; ++i) block.sums[i][part] = sums_[i][part];
-    }
+  FE_HD void finish_block(const Run<kParams>& run, int block) const {
+    run.totals[kParams][block] = fold(energy_);
+#pragma GCC unroll 4
+    for (int i = 0; i < kParams; ++i)
+      if (kinds_[i] == GradKind::kSum) run.totals[i][block] = fold(sums_[i]);
   }
 
  private:
@@ -102,53 +99,38 @@ class Lanes {
 };
 
 template <template <class> class Term, bool kMasked, int kParams = Term<float>::kParams>
-void run_dense(Block<kParams>& block, const GradKind kinds[]) {
-  Lanes<kMasked, kParams> lanes(block, kinds);
-  const int count = block.count;
-  for (int column = 0; column < count; column += kFold) {
+void run_dense(const Run<kParams>& run) {
+  Lanes<kMasked, kParams> lanes(run);
+  const int count = run.count;
+  for (int begin = 0; begin < count; begin += kColumns) {
+    const int end = count - begin < kColumns ? count : begin + kColumns;
+    for (int column = begin; column < end; column += kFold) {
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) {
-      const int at = column + part * kLanes;
-      FloatV p[kParams], e, g[kParams];
+      for (int part = 0; part < kParts; ++part) {
+        const int at = column + part * kLanes;
+        FloatV p[kParams], e, g[kParams];
 #pragma GCC unroll 4
-      for (int i = 0; i < kParams; ++i) p[i] = lanes.input(i, at);
-      Term<FloatV>::terms(p, lanes.input(kParams, at), e, g);
-      lanes.keep(at, part, column == 0, e, g);
+        for (int i = 0; i < kParams; ++i) p[i] = lanes.input(i, at);
+        Term<FloatV>::terms(p, lanes.input(kParams, at), e, g);
+        lanes.keep(at, part, column == begin, e, g);
+      }
     }
+    lanes.finish_block(run, begin / kColumns);
   }
-  lanes.finish(block);
 }
 
-// Counts are mostly zeros, where the energy is short: it is computed for all, and the long form for those that are left,
-// brought together to fill vectors.
-template <template <class> class Term, bool kMasked, int kParams = Term<float>::kParams>
-void run_sparse(Block<kParams>& block, const GradKind kinds[]) {
-  alignas(64) float energies[kColumns], gradients[kParams][kColumns];
-  int counted[kColumns], n = 0;
-  const float* target = block.in[kParams];
-  Lanes<kMasked, kParams> lanes(block, kinds);
-  const int filled = (block.count + kFold - 1) / kFold * kFold;
-  for (int column = 0; column < filled; column += kLanes) {
-    FloatV p[kParams], e, g[kParams];
-#pragma GCC unroll 4
-    for (int i = 0; i < kParams; ++i) p[i] = lanes.input(i, column);
-    Term<FloatV>::zero(p, e, g);
-    store(energies + column, e);
-#pragma GCC unroll 4
-    for (int i = 0; i < kParams; ++i) store(gradients[i] + column, g[i]);
-    for (int i = column; i < column + kLanes; ++i) {
-      counted[n] = i;
-      n += target[i] != 0.0f;  // NaN too
-    }
-  }
-  for (int begin = 0; begin < n; begin += kLanes) {
+// The long form of the energy at the columns `counted`, brought together to fill vectors.
+template <template <class> class Term, int kParams = Term<float>::kParams>
+void run_counts(const Run<kParams>& run, const int* counted, int n, int begin, float* energies,
+                float (*gradients)[kColumns]) {
+  for (int first = 0; first < n; first += kLanes) {
     alignas(64) float p[kParams][kLanes], x[kLanes], e[kLanes], g[kParams][kLanes];
-    const int last = n - begin < kLanes ? n - begin : kLanes;
+    const int last = n - first < kLanes ? n - first : kLanes;
     for (int lane = 0; lane < kLanes; ++lane) {
-      const int at = counted[begin + (lane < last ? lane : 0)];
-      x[lane] = target[at];
+      const int at = counted[first + (lane < last ? lane : 0)];
+      x[lane] = run.in[kParams][at];
 #pragma GCC unroll 4
-      for (int i = 0; i < kParams; ++i) p[i][lane] = block.in[i][block.per_column[i] ? at : 0];
+      for (int i = 0; i < kParams; ++i) p[i][lane] = run.in[i][run.per_column[i] ? at : 0];
     }
     FloatV pv[kParams], ev, gv[kParams];
 #pragma GCC unroll 4
@@ -158,126 +140,182 @@ void run_sparse(Block<kParams>& block, const GradKind kinds[]) {
 #pragma GCC unroll 4
     for (int i = 0; i < kParams; ++i) store(g[i], gv[i]);
     for (int lane = 0; lane < last; ++lane) {
-      const int at = counted[begin + lane];
+      const int at = counted[first + lane] - begin;
       energies[at] = e[lane];
 #pragma GCC unroll 4
       for (int i = 0; i < kParams; ++i) gradients[i][at] = g[i][lane];
     }
   }
-  for (int column = 0; column < block.count; column += kFold) {
-#pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) {
-      const int at = column + part * kLanes;
-      FloatV g[kParams];
-#pragma GCC unroll 4
-      for (int i = 0; i < kParams; ++i) g[i] = load(gradients[i] + at);
-      lanes.keep(at, part, column == 0, load(energies + at), g);
-    }
-  }
-  lanes.finish(block);
 }
 
-template <template <class> class Term, bool kMasked, int kParams>
-void run_block(Block<kParams>& block, const GradKind kinds[]) {
+// Counts are mostly zeros, where the energy is short: it is computed for all, and the long form for those that are left.
+template <template <class> class Term, bool kMasked, int kParams = Term<float>::kParams>
+void run_sparse(const Run<kParams>& run) {
+  Lanes<kMasked, kParams> lanes(run);
+  const float* target = run.in[kParams];
+  const int filled = (run.count + kFold - 1) / kFold * kFold;
+  for (int begin = 0; begin < filled; begin += kColumns) {
+    alignas(64) float energies[kColumns], gradients[kParams][kColumns];
+    int counted[kColumns + 1], n = 0;
+    const int end = filled - begin < kColumns ? filled : begin + kColumns;
+    for (int column = begin; column < end; column += kLanes) {
+      FloatV p[kParams], e, g[kParams];
+#pragma GCC unroll 4
+      for (int i = 0; i < kParams; ++i) p[i] = lanes.input(i, column);
+      Term<FloatV>::zero(p, e, g);
+      store(energies + column - begin, e);
+#pragma GCC unroll 4
+      for (int i = 0; i < kParams; ++i) store(gradients[i] + column - begin, g[i]);
+      for (int i = column; i < column + kLanes; ++i) {
+        counted[n] = i;
+        n += target[i] != 0.0f;  // NaN too
+      }
+    }
+    run_counts<Term>(run, counted, n, begin, energies, gradients);
+    for (int column = begin; column < end; column += kFold) {
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) {
+        const int at = column + part * kLanes;
+        FloatV g[kParams];
+#pragma GCC unroll 4
+        for (int i = 0; i < kParams; ++i) g[i] = load(gradients[i] + at - begin);
+        lanes.keep(at, part, column == begin, load(energies + at - begin), g);
+      }
+    }
+    lanes.finish_block(run, begin / kColumns);
+  }
+}
+
+template <template <class> class Term, int kParams>
+void run_columns(const Run<kParams>& run) {
   if constexpr (Term<float>::kSparse) {
-    run_sparse<Term, kMasked>(block, kinds);
+    run.mask ? run_sparse<Term, true>(run) : run_sparse<Term, false>(run);
   } else {
-    run_dense<Term, kMasked>(block, kinds);
+    run.mask ? run_dense<Term, true>(run) : run_dense<Term, false>(run);
   }
 }
 
+// Goes over segments of rows.
 template <template <class> class Term>
-void run_segment(const TermCall& call, int64_t row, int64_t segment, bool first_row) {
-  constexpr int kParams = Term<float>::kParams;
-  Block<kParams> block;
-  GradKind kinds[kParams];
-  double totals[kParams + 1][kBlocks] = {};
-  const TermInput* inputs[kParams + 1];
-  for (int i = 0; i <= kParams; ++i) {
-    inputs[i] = &call.inputs[i < kParams ? i : kTarget];
-    block.per_column[i] = inputs[i]->per_column;
-    if (inputs[i]->per_column) continue;
-    const float value = inputs[i]->data ? to_float(inputs[i]->data, inputs[i]->dtype, row * inputs[i]->row_stride) : 0.0f;
-    store(block.buffer[i], Lane<FloatV>::splat(value));
-    block.in[i] = block.buffer[i];
-  }
-  for (int i = 0; i < kParams; ++i) kinds[i] = call.grads[i].kind;
-  block.row_scale = call.row_scale ? call.row_scale[row] : 1.0f;
-  block.first_row = first_row;
+class Rows {
+  static constexpr int kParams = Term<float>::kParams;
 
-  const int64_t begin = segment * kSegment, end = begin + kSegment < call.columns ? begin + kSegment : call.columns;
-  for (int64_t column = begin; column < end; column += kColumns) {
-    block.count = end - column < kColumns ? static_cast<int>(end - column) : kColumns;
-    const bool whole = block.count == kColumns;
+ public:
+  explicit Rows(const TermCall& call) : call_(call), direct_(true) {
     for (int i = 0; i <= kParams; ++i) {
-      if (!inputs[i]->per_column) continue;
-      const int64_t at = row * inputs[i]->row_stride + column;
-      if (whole && inputs[i]->dtype == kFloat32) {
-        block.in[i] = static_cast<const float*>(inputs[i]->data) + at;
-      } else {
-        if (!whole) __builtin_memset(block.buffer[i], 0, sizeof block.buffer[i]);
-        to_float(inputs[i]->data, inputs[i]->dtype, at, block.count, block.buffer[i]);
-        block.in[i] = block.buffer[i];
-      }
+      inputs_[i] = &call.inputs[i < kParams ? i : kTarget];
+      run_.per_column[i] = inputs_[i]->per_column;
+      run_.totals[i] = totals_[i];
+      direct_ &= !inputs_[i]->per_column || inputs_[i]->dtype == kFloat32;
     }
-    float* column_sums[kParams] = {};
     for (int i = 0; i < kParams; ++i) {
-      const TermGrad& grad = call.grads[i];
-      if (kinds[i] == GradKind::kColumn) column_sums[i] = static_cast<float*>(grad.data) + row / kRowBlock * call.columns + column;
-      block.out[i] = block.results[i];
-      block.streamed[i] = whole && grad.streamed;
-      if (whole && kinds[i] == GradKind::kFull && grad.dtype == kFloat32) {
-        block.out[i] = static_cast<float*>(grad.data) + row * grad.row_stride + column;
-      } else if (whole && kinds[i] == GradKind::kColumn) {
-        block.out[i] = column_sums[i];
-      } else if (kinds[i] == GradKind::kColumn && !first_row) {
-        __builtin_memcpy(block.results[i], column_sums[i], block.count * sizeof(float));
-      }
+      run_.kinds[i] = call.grads[i].kind;
+      direct_ &= call.grads[i].kind != GradKind::kFull || call.grads[i].dtype == kFloat32;
     }
-    const uint8_t* mask = call.mask ? call.mask + row * call.mask_stride + column : nullptr;
-    block.mask = mask;
-    if (!whole) {  // the columns that are missing count as unobserved
-      __builtin_memset(block.observed, 0, sizeof block.observed);
-      if (mask) {
-        __builtin_memcpy(block.observed, mask, block.count);
-      } else {
-        __builtin_memset(block.observed, 1, block.count);
-      }
-      block.mask = block.observed;
+  }
+
+  void segment(int64_t row, int64_t segment, bool first_row) {
+    for (int i = 0; i <= kParams; ++i) {
+      const TermInput& input = *inputs_[i];
+      if (input.per_column) continue;
+      const float value = input.data ? to_float(input.data, input.dtype, row * input.row_stride) : 0.0f;
+      store(staged_[i], Lane<FloatV>::splat(value));
+      run_.in[i] = staged_[i];
     }
-    if (block.mask) {
-      run_block<Term, true>(block, kinds);
-    } else {
-      run_block<Term, false>(block, kinds);
+    run_.row_scale = call_.row_scale ? call_.row_scale[row] : 1.0f;
+    run_.first_row = first_row;
+    const int64_t begin = segment * kSegment, end = begin + kSegment < call_.columns ? begin + kSegment : call_.columns;
+    const int64_t until = direct_ ? begin + (end - begin) / kFold * kFold : begin;
+    // Straight from memory, but for the columns behind the last whole vector; these share a block with whole ones.
+    const int64_t whole = until == end ? end : begin + (until - begin) / kColumns * kColumns;
+    if (whole > begin) run_direct(row, begin, static_cast<int>(whole - begin));
+    for (int64_t column = whole; column < end; column += kColumns) {
+      const int count = end - column < kColumns ? static_cast<int>(end - column) : kColumns;
+      run_staged(row, column, count, static_cast<int>((column - begin) / kColumns));
     }
-    const int64_t b = (column - begin) / kColumns;
-    totals[kParams][b] = fold(block.energy);
+    const int blocks = static_cast<int>((end - begin + kColumns - 1) / kColumns);
+    const int64_t at = row * call_.segments() + segment;
+    call_.sums[at] = fold(totals_[kParams], blocks);
+    for (int i = 0; i < kParams; ++i)
+      if (run_.kinds[i] == GradKind::kSum) static_cast<double*>(call_.grads[i].data)[at] = fold(totals_[i], blocks);
+  }
+
+ private:
+  float* column_sums(int i, int64_t row, int64_t column) const {
+    return static_cast<float*>(call_.grads[i].data) + row / kRowBlock * call_.columns + column;
+  }
+
+  void run_direct(int64_t row, int64_t column, int count) {
+    run_.count = count;
+    for (int i = 0; i <= kParams; ++i) {
+      run_.totals[i] = totals_[i];
+      if (inputs_[i]->per_column) run_.in[i] = static_cast<const float*>(inputs_[i]->data) + row * inputs_[i]->row_stride + column;
+    }
     for (int i = 0; i < kParams; ++i) {
-      const TermGrad& grad = call.grads[i];
-      if (kinds[i] == GradKind::kSum) {
-        totals[i][b] = fold(block.sums[i]);
-      } else if (kinds[i] != GradKind::kNone && block.out[i] == block.results[i]) {
-        if (kinds[i] == GradKind::kColumn) {
-          __builtin_memcpy(column_sums[i], block.results[i], block.count * sizeof(float));
-        } else {
-          from_float(block.results[i], block.count, grad.data, grad.dtype, row * grad.row_stride + column);
-        }
+      const TermGrad& grad = call_.grads[i];
+      run_.streamed[i] = grad.streamed;
+      if (grad.kind == GradKind::kFull) run_.out[i] = static_cast<float*>(grad.data) + row * grad.row_stride + column;
+      if (grad.kind == GradKind::kColumn) run_.out[i] = column_sums(i, row, column);
+    }
+    run_.mask = call_.mask ? call_.mask + row * call_.mask_stride + column : nullptr;
+    run_columns<Term>(run_);
+  }
+
+  // One block, the columns that are missing in its last vector counting as unobserved.
+  void run_staged(int64_t row, int64_t column, int count, int block) {
+    const int filled = (count + kFold - 1) / kFold * kFold;
+    run_.count = count;
+    for (int i = 0; i <= kParams; ++i) {
+      run_.totals[i] = totals_[i] + block;
+      if (!inputs_[i]->per_column) continue;
+      to_float(inputs_[i]->data, inputs_[i]->dtype, row * inputs_[i]->row_stride + column, count, staged_[i]);
+      for (int c = count; c < filled; ++c) staged_[i][c] = 0.0f;
+      run_.in[i] = staged_[i];
+    }
+    for (int i = 0; i < kParams; ++i) {
+      run_.out[i] = results_[i];
+      run_.streamed[i] = false;
+      if (run_.kinds[i] == GradKind::kColumn && !run_.first_row)
+        __builtin_memcpy(results_[i], column_sums(i, row, column), count * sizeof(float));
+    }
+    run_.mask = nullptr;
+    if (call_.mask || filled != count) {
+      if (call_.mask) {
+        __builtin_memcpy(observed_, call_.mask + row * call_.mask_stride + column, count);
+      } else {
+        __builtin_memset(observed_, 1, count);
+      }
+      __builtin_memset(observed_ + count, 0, filled - count);
+      run_.mask = observed_;
+    }
+    run_columns<Term>(run_);
+    for (int i = 0; i < kParams; ++i) {
+      const TermGrad& grad = call_.grads[i];
+      if (grad.kind == GradKind::kFull) {
+        from_float(results_[i], count, grad.data, grad.dtype, row * grad.row_stride + column);
+      } else if (grad.kind == GradKind::kColumn) {
+        __builtin_memcpy(column_sums(i, row, column), results_[i], count * sizeof(float));
       }
     }
   }
-  const int64_t at = row * call.segments() + segment;
-  call.sums[at] = fold(totals[kParams]);
-  for (int i = 0; i < kParams; ++i)
-    if (kinds[i] == GradKind::kSum) static_cast<double*>(call.grads[i].data)[at] = fold(totals[i]);
-}
+
+  const TermCall& call_;
+  const TermInput* inputs_[kParams + 1];
+  bool direct_;  // whole vectors need no conversion
+  Run<kParams> run_;
+  double totals_[kParams + 1][kBlocks];
+  alignas(64) float staged_[kParams + 1][kColumns], results_[kParams][kColumns];
+  alignas(64) uint8_t observed_[kColumns];
+};
 
 template <template <class> class Term>
 void run_units(const TermCall& call, int64_t begin, int64_t end) {
-  const int64_t segments = call.segments(), rows = call.unit_rows();
+  Rows<Term> rows(call);
+  const int64_t segments = call.segments(), unit_rows = call.unit_rows();
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t first = unit / segments * rows;
-    for (int64_t row = first; row < first + rows && row < call.rows; ++row)
-      run_segment<Term>(call, row, unit % segments, row == first);
+    const int64_t first = unit / segments * unit_rows;
+    for (int64_t row = first; row < first + unit_rows && row < call.rows; ++row)
+      rows.segment(row, unit % segments, row == first);
   }
   end_stream();
 }

@@ -42,6 +42,70 @@ extern "C" bool fe_cuda_sgld_supports(int64_t dtypes);
 extern "C" int fe_cuda_langevin_adam(const LangevinAdamCall* call, void* stream);
 extern "C" int fe_cuda_sgld(const StepCall* call, void* stream);
 
+// One operand of the free energy: [rows or 1, columns or 1] in elements, inner stride 1.
+struct FreeEnergyOperand {
+  const void* data;
+  int64_t rows, columns, row_stride;
+  void* gradient;  // contiguous, of the operand's shape and dtype; null: not wanted. That of params[0] may be its data.
+  int32_t dtype;
+};
+
+// The contract of torch.ops.fekernels_native.free_energy. `categorical` has one parameter, [rows, columns, classes], and
+// it, its target and its mask are contiguous.
+struct FreeEnergyCall {
+  FreeEnergyOperand params[3], latent[4];
+  FreeEnergyOperand target;  // [rows, columns]; int64 when categorical
+  const uint8_t* mask;       // [rows, columns], nonzero: observed; may be null
+  int64_t mask_stride;
+  const float* weight;       // [rows]; may be null
+  const float* upstream[2];  // [rows], of energy and KL; may be null
+  float* out[3];             // free energy, energy, KL: [rows] without a reduction, else one
+  void* scratch;             // fe_cuda_free_energy_scratch bytes on a multiple of 16; need not be cleared
+  int64_t rows, columns, latents, classes;  // [rows, latents]: the shape of latent[0]
+  double beta;
+  int32_t n_params, n_latent;
+  int32_t likelihood;  // a Likelihood of math/free_energy.h
+  int32_t reduction;   // 0 none, 1 mean, 2 sum
+};
+
+// `scratch` and `out` of the call need not be set.
+extern "C" int64_t fe_cuda_free_energy_scratch(const FreeEnergyCall* call);
+extern "C" int fe_cuda_free_energy(const FreeEnergyCall* call, void* stream);
+
+struct ReparameterizeCall {
+  const void* mean;    // forward: [rows, latents]
+  const void* logvar;
+  void* z;             // forward: [samples, rows, latents], as mean
+  const void* grad;    // backward: [samples, rows, latents]
+  void* grad_mean;     // backward: [rows, latents], as grad
+  void* grad_logvar;   // likewise, as logvar
+  int64_t rows, latents, samples;
+  int64_t offset, seed;  // offset: of the first row in the whole batch
+  uint32_t stream, step;
+  int32_t dtype, logvar_dtype;  // of mean, z, grad, grad_mean; of logvar, grad_logvar
+};
+
+// All contiguous.
+extern "C" int fe_cuda_reparameterize(const ReparameterizeCall* call, void* stream);
+extern "C" int fe_cuda_reparameterize_backward(const ReparameterizeCall* call, void* stream);
+
+struct ScaledTensor {
+  void* data;  // contiguous
+  int64_t count;
+  int32_t dtype;
+};
+
+// Up to this many tensors a call; more make it return cudaErrorInvalidValue with nothing launched.
+inline constexpr int kMaxScaled = 8;
+
+struct ScaleCall {
+  ScaledTensor tensors[kMaxScaled];
+  const float* factor;  // at 1 nothing is read or written
+  int64_t n_tensors;
+};
+
+extern "C" int fe_cuda_scale(const ScaleCall* call, void* stream);
+
 // Fill out[0 .. count) with elements offset .. offset + count of the draw named by the rest.
 extern "C" int fe_cuda_philox_bits(uint32_t* out, int64_t count, int64_t seed, uint32_t draw_stream, uint32_t step,
                                    int64_t offset, uint32_t purpose, void* stream);

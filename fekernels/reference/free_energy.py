@@ -236,3 +236,9 @@ def free_energy(
     energy, kl = reduced(energies, reduction), reduced(kls, reduction)
     results = [value.to(dtype) for value in (energy + beta * kl, energy, kl)]
     return results + [g.to(operands[i].dtype) for i, g in gradients.items()]
+
+
+def scale_(tensors: list[Tensor], factor: Tensor) -> None:
+    """Multiply in place by a scalar tensor."""
+    for tensor in tensors:
+        tensor.mul_(factor)

@@ -17,7 +17,12 @@ from fekernels._table import CHUNK, DTYPE_CODES, FLAGS, NOISES, PointerTable
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-SOURCES = ("random", "langevin_adam", "sgld")
+STEP_SOURCES = ("random", "langevin_adam", "sgld")
+FREE_ENERGY_SOURCES = (
+    *("free_energy_counts", "free_energy_other", "free_energy_gaussian", "free_energy_categorical"),
+    *("free_energy", "reparameterize", "scale"),
+)
+SOURCES = FREE_ENERGY_SOURCES + STEP_SOURCES  # the slowest first
 
 SUCCESS, INVALID_VALUE = 0, 1
 
@@ -49,10 +54,12 @@ def compiler() -> list[str] | None:
     return [found] if found else None
 
 
-def compile_kernels(cxx: Sequence[str], directory: Path, csrc: Path = CSRC) -> ctypes.CDLL:
-    """Build ``csrc/cuda/*.cu`` in ``directory`` and load the library."""
+def compile_kernels(
+    cxx: Sequence[str], directory: Path, csrc: Path = CSRC, sources: Sequence[str] = STEP_SOURCES
+) -> ctypes.CDLL:
+    """Build these of ``csrc/cuda/*.cu`` in ``directory`` and load the library."""
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-I", str(csrc), "-I", str(HERE)]
-    files = [csrc / "cuda" / f"{name}.cu" for name in SOURCES] + [HERE / "kernels.cpp"]
+    files = [csrc / "cuda" / f"{name}.cu" for name in sources] + [HERE / "kernels.cpp"]
     objects = [directory / f"{file.stem}.o" for file in files]
     running = []
     for file, made in zip(files, objects, strict=True):
@@ -164,4 +171,15 @@ class Kernels:
         return int(self._library.fe_cuda_sgld(ctypes.byref(call), None))
 
 
-__all__ = ["CSRC", "FLAGS", "INVALID_VALUE", "SUCCESS", "Kernels", "compile_kernels", "compiler"]
+__all__ = [
+    "CSRC",
+    "FLAGS",
+    "FREE_ENERGY_SOURCES",
+    "INVALID_VALUE",
+    "SOURCES",
+    "STEP_SOURCES",
+    "SUCCESS",
+    "Kernels",
+    "compile_kernels",
+    "compiler",
+]

@@ -1,8 +1,9 @@
 // Runs the CUDA sources on a CPU, for tests: `g++ -x c++` compiles a .cu file as it is, blocks run one after another, and
 // the threads of a block are contexts that take turns at barriers. It is strict where a GPU is merely lucky: shared memory
-// begins poisoned in every block, a wide access must be aligned, every thread must reach every barrier, and the order in
-// which threads and blocks run can be turned round, so that a missing barrier or a race changes results.
-// It knows what the kernels use and no more: no warp intrinsics, no dynamic shared memory, one-dimensional grids.
+// begins poisoned in every block, a wide access must be aligned and to global memory, every thread must reach every
+// barrier (and every thread of a warp its exchanges), and the order in which threads and blocks run can be turned round,
+// so that a missing barrier or a race changes results. It knows what the kernels use and no more: exchanges of whole warps
+// alone, no dynamic shared memory, one-dimensional grids.
 #pragma once
 
 #include <setjmp.h>
@@ -44,16 +45,28 @@ enum cudaError {
 namespace cuda_on_cpu {
 
 inline constexpr size_t kStackBytes = 256 << 10;
+inline constexpr int kWarp = 32;
+
+enum class Waits { kNot, kForWarp, kForBlock, kForever };  // forever: it has finished
 
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
-  bool waiting, finished;
+  Waits waits;
+  // What it gave to its latest two exchanges: none is written again before all threads of the warp have read it.
+  uint64_t given[2];
+  unsigned exchanges;
+};
+
+struct Shared {
+  int place;  // in the source
+  size_t bytes;
+  std::unique_ptr<char[]> memory;
 };
 
 struct State {
   std::vector<Thread> threads;
-  std::vector<std::pair<int, std::unique_ptr<char[]>>> shared;  // by place in the source
+  std::vector<Shared> shared;
   std::function<void()> body;
   ucontext_t scheduler;
   sigjmp_buf outside;
@@ -64,28 +77,38 @@ struct State {
 inline State state;
 
 inline void* shared_memory(int place, size_t bytes) {
-  for (auto& [known, memory] : state.shared) {
-    if (known == place) return memory.get();
+  for (Shared& known : state.shared) {
+    if (known.place == place) return known.memory.get();
   }
-  state.shared.emplace_back(place, new char[bytes]);
-  std::memset(state.shared.back().second.get(), 0xff, bytes);
-  return state.shared.back().second.get();
+  state.shared.push_back({place, bytes, std::unique_ptr<char[]>(new char[bytes])});
+  std::memset(state.shared.back().memory.get(), 0xff, bytes);
+  return state.shared.back().memory.get();
 }
 
-inline void barrier() {
+inline void wait(Waits what) {
   Thread& thread = state.threads[state.current];
-  thread.waiting = true;
+  thread.waits = what;
   swapcontext(&thread.context, &state.scheduler);
+}
+
+// What thread `lane ^ mask` of the warp gives.
+inline uint64_t exchange(uint64_t value, int mask) {
+  const int me = state.current;
+  const unsigned turn = state.threads[me].exchanges++ % 2;
+  state.threads[me].given[turn] = value;
+  wait(Waits::kForWarp);
+  return state.threads[me ^ mask].given[turn];
 }
 
 inline void thread_main() {
   state.body();
-  state.threads[state.current].finished = true;
+  state.threads[state.current].waits = Waits::kForever;
 }
 
 inline void start(Thread& thread) {
   if (!thread.stack) thread.stack.reset(new char[kStackBytes]);
-  thread.waiting = thread.finished = false;
+  thread.waits = Waits::kNot;
+  thread.exchanges = 0;
   getcontext(&thread.context);
   thread.context.uc_stack.ss_sp = thread.stack.get();
   thread.context.uc_stack.ss_size = kStackBytes;
@@ -93,25 +116,45 @@ inline void start(Thread& thread) {
   makecontext(&thread.context, thread_main, 0);
 }
 
-// Each round takes every thread from one barrier to the next, or to its end.
+inline bool all_wait(int begin, int end, Waits what) {
+  for (int i = begin; i < end; ++i) {
+    if (state.threads[i].waits != what) return false;
+  }
+  return true;
+}
+
+// Lets the threads of a warp, or of the block, go on when all of them wait for each other.
+inline bool release(int begin, int end, Waits what) {
+  if (!all_wait(begin, end, what)) return false;
+  for (int i = begin; i < end; ++i) state.threads[i].waits = Waits::kNot;
+  return true;
+}
+
+// Takes the threads of a warp as far as they come without the rest of the block.
+inline void run_warp(int begin, int end) {
+  do {
+    for (int turn = begin; turn < end; ++turn) {
+      state.current = state.backwards ? begin + end - 1 - turn : turn;
+      Thread& thread = state.threads[state.current];
+      if (thread.waits != Waits::kNot) continue;
+      threadIdx = {static_cast<unsigned>(state.current)};
+      swapcontext(&state.scheduler, &thread.context);
+    }
+  } while (release(begin, end, Waits::kForWarp));
+}
+
+// Each round takes every warp from one barrier to the next, or to its end.
 inline void run_block(int threads) {
   state.shared.clear();
   for (int i = 0; i < threads; ++i) start(state.threads[i]);
-  for (int finished = 0; finished < threads;) {
-    finished = 0;
-    for (int turn = 0; turn < threads; ++turn) {
-      state.current = state.backwards ? threads - 1 - turn : turn;
-      Thread& thread = state.threads[state.current];
-      thread.waiting = false;
-      threadIdx = {static_cast<unsigned>(state.current)};
-      swapcontext(&state.scheduler, &thread.context);
-      finished += thread.finished;
+  const int warps = (threads + kWarp - 1) / kWarp;
+  do {
+    for (int turn = 0; turn < warps; ++turn) {
+      const int begin = kWarp * (state.backwards ? warps - 1 - turn : turn);
+      run_warp(begin, begin + kWarp < threads ? begin + kWarp : threads);
     }
-    if (finished > 0 && finished < threads) {
-      state.error = cudaErrorLaunchFailure;  // on a GPU the barrier might hang
-      return;
-    }
-  }
+  } while (release(0, threads, Waits::kForBlock));
+  if (!all_wait(0, threads, Waits::kForever)) state.error = cudaErrorLaunchFailure;  // on a GPU the barrier might hang
 }
 
 inline void leave_kernel(int) { siglongjmp(state.outside, 1); }
@@ -144,13 +187,19 @@ inline int launch(int64_t blocks, int threads, std::function<void()> body) {
   return state.error;
 }
 
-inline void check_alignment(const void* pointer, size_t bytes) {
+// Of an access that is for global memory alone.
+inline void check_global(const void* pointer, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) state.error = cudaErrorMisalignedAddress;
+  for (const Shared& shared : state.shared) {
+    const char* begin = shared.memory.get();
+    if (pointer >= begin && pointer < begin + shared.bytes) state.error = cudaErrorIllegalAddress;
+  }
 }
 
 }  // namespace cuda_on_cpu
 
-#define __syncthreads() ::cuda_on_cpu::barrier()
+#define __syncthreads() ::cuda_on_cpu::wait(::cuda_on_cpu::Waits::kForBlock)
+#define __syncwarp() ::cuda_on_cpu::wait(::cuda_on_cpu::Waits::kForWarp)
 inline void __threadfence() {}
 
 template <class T>
@@ -160,10 +209,20 @@ T atomicAdd(T* pointer, T value) {
   return before;
 }
 
+template <class T>
+T __shfl_xor_sync(unsigned threads, T value, int mask) {
+  if (threads != 0xffffffffu) ::cuda_on_cpu::state.error = cudaErrorInvalidValue;
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = ::cuda_on_cpu::exchange(bits, mask);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
 // As memcpy, so that a misaligned access is reported and not undefined.
 template <class T>
 T __ldcg(const T* pointer) {
-  ::cuda_on_cpu::check_alignment(pointer, sizeof(T));
+  ::cuda_on_cpu::check_global(pointer, sizeof(T));
   T value;
   std::memcpy(&value, pointer, sizeof(T));
   return value;
@@ -171,7 +230,7 @@ T __ldcg(const T* pointer) {
 
 template <class T>
 void __stcg(T* pointer, T value) {
-  ::cuda_on_cpu::check_alignment(pointer, sizeof(T));
+  ::cuda_on_cpu::check_global(pointer, sizeof(T));
   std::memcpy(static_cast<void*>(pointer), &value, sizeof(T));
 }
 

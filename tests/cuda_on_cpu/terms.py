@@ -1,0 +1,113 @@
+"""Operands of the free energy, and a comparison of two backends bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cuda_on_cpu.free_energy import FreeEnergyKernels
+from cuda_on_cpu.rows import F32
+
+NONE, MEAN, SUM = range(3)
+# name -> code, parameters
+LIKELIHOODS = {
+    "mse": (0, 1),
+    "gaussian": (1, 1),
+    "gaussian_learned": (2, 2),
+    "bernoulli": (3, 1),
+    "continuous_bernoulli": (4, 1),
+    "laplace": (6, 2),
+    "student_t": (7, 3),
+    "poisson": (8, 1),
+    "negative_binomial": (9, 2),
+    "zero_inflated_negative_binomial": (10, 3),
+}
+ALL = ~0  # every gradient is wanted
+
+
+def assert_same(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    """Bit by bit; but one NaN is like another."""
+    assert len(mine) == len(theirs)
+    for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), i
+        words = torch.int32 if a.dtype == F32 else torch.int16
+        wrong = (a.view(words) != b.view(words)) & ~(a.isnan() & b.isnan())
+        assert not wrong.any(), f"result {i} {tuple(a.shape)}: {a[wrong][:3]} for {b[wrong][:3]}"
+
+
+def strided(tensor: Tensor, gap: int, shift: int = 0) -> Tensor:
+    """The same values with ``gap`` elements after each row, ``shift`` elements beyond an aligned address."""
+    rows, columns = tensor.shape
+    buffer = torch.full((rows * (columns + gap) + shift,), float("nan"), dtype=tensor.dtype)
+    view = buffer[shift:].as_strided((rows, columns), (columns + gap, 1))
+    return view.copy_(tensor)
+
+
+def shape_of(kind: str, rows: int, columns: int) -> tuple[int, int]:
+    return {"full": (rows, columns), "column": (1, columns), "row": (rows, 1), "scalar": (1, 1)}[kind]
+
+
+def make_params(
+    name: str, rows: int, columns: int, kinds: Sequence[str] = (), dtypes: Sequence[torch.dtype] = ()
+) -> list[Tensor]:
+    params = []
+    for i in range(LIKELIHOODS[name][1]):
+        shape = shape_of(kinds[i] if kinds else "full", rows, columns)
+        values = torch.randn(shape) * (2.0 if name.endswith("bernoulli") else 0.7)
+        if name == "student_t" and i == 2:
+            values = values.exp() + 1.0
+        if name.endswith("negative_binomial") and i < 2:
+            values = (values * 2.0).exp()
+        params.append(values.to(dtypes[i] if dtypes else F32))
+    return params
+
+
+def make_target(name: str, rows: int, columns: int, dtype: torch.dtype = F32) -> Tensor:
+    if name.endswith("bernoulli"):
+        return torch.rand(rows, columns).to(dtype)
+    if name in ("poisson", "negative_binomial", "zero_inflated_negative_binomial"):
+        return (torch.randn(rows, columns) * 3.0).exp().sub(1.0).clamp_(0.0, 90.0).floor().to(dtype)
+    return torch.randn(rows, columns).to(dtype)
+
+
+def make_latent(rows: int, latents: int, prior: Sequence[str] = ()) -> list[Tensor]:
+    latent = [torch.randn(rows, latents), torch.randn(rows, latents) * 0.5]
+    return latent + [torch.randn(shape_of(kind, rows, latents)) * 0.5 for kind in prior]
+
+
+def run_both(
+    kernels: FreeEnergyKernels,
+    native,
+    likelihood: int,
+    params: Sequence[Tensor],
+    target: Tensor | None,
+    latent: Sequence[Tensor] = (),
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    upstream: Sequence[Tensor] = (),
+    reduction: int = MEAN,
+    beta: float = 1.7,
+    needs: int = ALL,
+    inplace: bool = False,
+) -> list[Tensor]:
+    """Compares, and returns the results."""
+    needs &= (1 << (len(params) + len(latent))) - 1
+    results = []
+    for backend in (kernels, native):
+        mine = list(params)
+        if inplace:
+            mine[0] = params[0].clone()
+        results.append(
+            backend.free_energy(
+                mine, target, mask, list(latent), weight, list(upstream), likelihood, reduction, beta, needs,
+                inplace,
+            )
+        )  # fmt: skip
+        if inplace:
+            assert results[-1][3].data_ptr() == mine[0].data_ptr()
+    assert_same(*results)
+    assert len(results[0]) == 3 + needs.bit_count()
+    return results[0]
