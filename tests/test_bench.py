@@ -96,7 +96,7 @@ def test_command_writes_tables_and_json(
     monkeypatch.setattr(bench, "import_seconds", lambda times: 0.01)
     threads = torch.get_num_threads()
     path = tmp_path / "new" / "bench.json"
-    assert bench.main(["--quick", "--json", str(path), "--threads", "1"]) == 0
+    assert bench.main(["--quick", "--json", str(path), "--threads", "1", "--only", "optimizers"]) == 0
     assert torch.get_num_threads() == threads
     printed = capsys.readouterr().out
     report = json.loads(path.read_text())
@@ -217,7 +217,10 @@ def test_without_compiled_kernels_nothing_is_timed() -> None:
     assert "no compiled kernels to time: FEKERNELS_BUILD=none" in done.stderr
 
 
-def test_bad_thread_count() -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--threads", "0"], ["--only", "pears"], ["--only", "optimizers", "--plot", "a.png"]]
+)
+def test_bad_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        bench.main(["--threads", "0"])
+        bench.main(arguments)
     assert ended.value.code == 2

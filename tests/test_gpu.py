@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,16 @@ from fekernels import _backends, _extension
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
 
-from benchmarks import gpu_check, gpu_checks, gpu_steps, gpu_systems, gpu_worker  # noqa: E402
+from benchmarks import (  # noqa: E402
+    gpu_check,
+    gpu_checks,
+    gpu_free_energy,
+    gpu_free_energy_times,
+    gpu_steps,
+    gpu_systems,
+    gpu_times,
+    gpu_worker,
+)
 from benchmarks.gpu_checks import Check, Comparison, NotPossible, Target  # noqa: E402
 
 CHECKS = gpu_checks.all_checks()
@@ -96,10 +106,45 @@ def test_steps_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", [gpu_systems.check_checkpoint, gpu_systems.check_scaler, gpu_steps.check_shards]
+    "check",
+    [
+        gpu_systems.check_checkpoint,
+        gpu_systems.check_scaler,
+        gpu_steps.check_shards,
+        gpu_free_energy.check_autograd,
+        gpu_free_energy.check_reparameterize,
+        partial(gpu_free_energy.check_kernel, gpu_free_energy.CATEGORICAL),
+    ],
 )
 def test_checks_run_on_a_cpu(check) -> None:  # type: ignore[no-untyped-def]
     assert check(HERE)["unequal"] == 0
+
+
+def test_free_energies_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = gpu_free_energy.Call.run
+    calls: list[int] = []
+
+    def wrong(call: gpu_free_energy.Call, *arguments: object) -> list[torch.Tensor]:
+        results = run(call, *arguments)  # type: ignore[arg-type]
+        calls.append(1)
+        if len(calls) % 2 == 0 and results[-1].numel():
+            results[-1].view(-1)[-1] += 0.01
+        return results
+
+    monkeypatch.setattr(gpu_free_energy.Call, "run", wrong)
+    with pytest.raises(AssertionError, match="result 7"):
+        gpu_free_energy.check_kernel(0, HERE)
+
+
+def test_times_of_the_free_energy_and_their_verdicts() -> None:
+    rows = gpu_free_energy_times.measure(["reference"], torch.device("cpu"), (8, 16, 2), rounds=1)
+    ours = [row for row in rows if row.get("contestant", "").startswith("reference: ")]
+    assert [row["contestant"] for row in ours] == ["reference: free_energy", "reference: inplace"] * 2
+    assert all(row["of_copy"] > 0 and row["of_peer"] > 0 for row in ours)
+    verdicts = gpu_free_energy_times.verdicts(rows)
+    shares = [v for v in verdicts if v["goal"].endswith("copy's bandwidth")]
+    assert len(shares) == 4 and all(v["met"] == (v["worst"] >= 0.9) for v in shares)
+    assert gpu_times.table(rows).count("reference: ") == 4
 
 
 def test_how_parts_end() -> None:

@@ -16,6 +16,13 @@ from unittest import mock
 
 import cases
 import torch
+from triton_free_energy_worker import (  # noqa: F401
+    free_energy,
+    free_energy_and_arguments,
+    reparameterize,
+    reparameterize_backward,
+    scale_,
+)
 
 from fekernels._table import PointerTable, Row
 from fekernels.ops import langevin_adam, sgld
