@@ -43,6 +43,9 @@ def run_all():
         p = torch.ones(3, requires_grad=True)
         p.grad = torch.ones(3)
         make([p], lr=0.1).step()
+    mean, logvar = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 3)
+    z = fe.reparameterize(mean, logvar, seed=0)
+    fe.free_energy(z, torch.zeros(2, 3), mean, logvar).free_energy.backward()
 
 
 def test_a_compiler_gives_the_cpp_backend():
