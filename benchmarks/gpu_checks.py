@@ -1,4 +1,4 @@
-"""Checks of a backend on a device against the CPU, bit for bit: noise, and steps in every variety.
+"""Checks of a backend on a device against the CPU, bit for bit: noise here, steps and the free energy beside it.
 
 `python -m benchmarks.gpu_check` runs them one after another and `tests/test_gpu.py` as tests; both take `all_checks()`.
 A check returns the numbers that belong in a report, or raises AssertionError with what differs.
@@ -168,10 +168,11 @@ def check_noise_large(target: Target) -> Numbers:
 
 def all_checks() -> list[Check]:
     """Every check there is, those of noise and steps first."""
+    from benchmarks.gpu_free_energy import free_energy_checks
     from benchmarks.gpu_steps import step_checks
     from benchmarks.gpu_systems import system_checks
 
     checks = [Check(f"noise: {kind}", partial(check_noise, kind)) for kind in DRAWS]
     checks.append(Check("noise: unaligned output", check_noise_into_unaligned))
     checks.append(Check("noise: ten million", check_noise_large, slow=True))
-    return checks + step_checks() + system_checks()
+    return checks + step_checks() + free_energy_checks() + system_checks()

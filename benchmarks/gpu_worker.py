@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_times
+from benchmarks import gpu_free_energy_times, gpu_times
 from benchmarks.gpu_checks import Check, NotPossible, Target, all_checks
 
 MARK = "@@gpu_check "
@@ -90,7 +90,15 @@ def times(backends: list[str], device: torch.device, quick: bool) -> dict[str, A
             free_bytes=torch.cuda.mem_get_info(device)[0] if cuda else None,
             progress=lambda text: emit(note=f"timing {text}"),
         )
-    return {"rows": rows, "verdicts": gpu_times.verdicts(rows)}
+    energies = gpu_free_energy_times.measure(
+        backends,
+        device,
+        (4096, 12288, 128) if cuda else (64, 256, 8),
+        rounds=(7 if quick else 31) if cuda else 2,
+        progress=lambda text: emit(note=f"timing {text}"),
+    )
+    verdicts = gpu_times.verdicts(rows) + gpu_free_energy_times.verdicts(energies)
+    return {"rows": rows + energies, "verdicts": verdicts}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -63,6 +63,7 @@ class Group:
     contestants: list[Contestant]
     rows: list[Row]
     turn_seconds: float = 0.0
+    copied: int = 0  # elements that the contestant COPY copies, if other than ``elements``
 
 
 def groups(sizes: Sizes) -> list[Callable[[], Group]]:

@@ -19,6 +19,8 @@ import torch
 from tqdm import tqdm
 
 from fekernels import _bench_cases as cases
+from fekernels import _bench_free_energy as free_energy
+from fekernels import _bench_memory as memory
 from fekernels import _extension
 from fekernels._bench_timing import Timing, interleave, machine
 
@@ -26,6 +28,17 @@ __all__ = ["main", "measure", "table"]
 
 FULL = cases.Sizes()
 QUICK = cases.Sizes(large=2_560_000, cached=64_000, tensors=50, rounds=5, seconds=0.3, turn_seconds=0.003)
+FREE_ENERGY_FULL = free_energy.Sizes()
+FREE_ENERGY_QUICK = free_energy.Sizes(
+    large=(1024, 4096, 128),
+    middle=(512, 784, 64),
+    counts=(128, 5000, 10),
+    sweep_elements=1 << 21,
+    rounds=5,
+    seconds=0.3,
+    turn_seconds=0.003,
+)
+SUBJECTS = ("optimizers", "free_energy")
 
 JIT_SECONDS, IMPORT_SECONDS = 30.0, 0.05
 
@@ -46,13 +59,14 @@ print(time.perf_counter() - started)
 """
 
 
-def measure(sizes: cases.Sizes, progress: bool = False) -> list[dict[str, Any]]:
+def measure(sizes: cases.Sizes | free_energy.Sizes, progress: bool = False) -> list[dict[str, Any]]:
     """Time every case. One dict a row: names, milliseconds, ratio, goal, and bandwidth where memory is the limit."""
+    makers = cases.groups(sizes) if isinstance(sizes, cases.Sizes) else free_energy.groups(sizes)
     rows: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         # That weights without a gradient would walk without a prior does not matter here.
         warnings.filterwarnings("ignore", message=".*temperature > 0 with prior_precision = 0")
-        for make in tqdm(cases.groups(sizes), desc="bench", leave=False, disable=not progress):
+        for make in tqdm(makers, desc="bench", leave=False, disable=not progress):
             group = make()
             times = interleave(
                 group.contestants, rounds=sizes.rounds, seconds=sizes.seconds, turn_seconds=group.turn_seconds
@@ -86,7 +100,8 @@ def _row(row: cases.Row, group: cases.Group, times: dict[str, Timing]) -> dict[s
         "gb_per_s": group.elements * row.bytes_per_element / ours.median / 1e9,
     }
     if cases.COPY in times:
-        result["copy_gb_per_s"] = group.elements * 8 / times[cases.COPY].median / 1e9
+        copied = group.copied or group.elements
+        result["copy_gb_per_s"] = copied * 8 / times[cases.COPY].median / 1e9
         result["of_copy"] = result["gb_per_s"] / result["copy_gb_per_s"]
     return result
 
@@ -171,25 +186,65 @@ def _once_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def optimizers(quick: bool, progress: bool) -> dict[str, Any]:
+    """Measure and print the optimizers' part."""
+    rows = measure(QUICK if quick else FULL, progress)
+    print(table(rows))
+    copies = [row["copy_gb_per_s"] for row in rows if "copy_gb_per_s" in row]
+    print(
+        f"\nMedians of interleaved rounds. GB/s: the bytes that a step cannot avoid, over its time; a copy in the same "
+        f"rounds moved {min(copies):.1f} to {max(copies):.1f}, reads and writes counted.\n"
+    )
+    waits = once(quick)
+    print(_once_table(waits))
+    return {"rows": rows, "once": waits}
+
+
+def free_energies(quick: bool, progress: bool, plot: Path | None) -> dict[str, Any]:
+    """Measure and print the free energy's part: forward and backward, their peak memory, and every width."""
+    sizes = FREE_ENERGY_QUICK if quick else FREE_ENERGY_FULL
+    rows = measure(sizes, progress)
+    print(table(rows))
+    print(
+        "\nForward + backward, float32. GB/s: operands read once and gradients written once, over the time.\n"
+    )
+    peaks = memory.measure(sizes.large, torch.get_num_threads())
+    print(f"{memory.table(peaks)}\n")
+    widths = free_energy.sweep(sizes)
+    print(free_energy.sweep_table(widths))
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        free_energy.sweep_figure(widths).savefig(plot, dpi=150)
+        print(f"\nwritten: {plot}")
+    return {"free_energy": rows, "free_energy_memory": peaks, "free_energy_widths": widths}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the tables and write the JSON. 0 also where a goal is missed: it is a measurement, not a test."""
     parser = argparse.ArgumentParser(prog="python -m fekernels bench", description=__doc__)
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="write the rows and the machine's facts there"
     )
+    parser.add_argument("--only", choices=SUBJECTS, help="one of the two parts")
     parser.add_argument(
-        "--quick", action="store_true", help="smaller sizes, in 20 seconds; no figures to quote"
+        "--plot", type=Path, metavar="PATH", help="draw the free energy's bandwidth over the width there"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller sizes, in a minute; no figures to quote"
     )
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of torch, default 2")
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
         parser.error(f"--threads must be 1 or more; got {arguments.threads}")
+    if arguments.plot is not None and arguments.only == "optimizers":
+        parser.error("--plot draws the free energy, which --only optimizers leaves out")
     reason = _extension.unavailable_reason()
     if reason is not None:
         print(f"bench: no compiled kernels to time: {reason}", file=sys.stderr)
         return 1
 
-    threads = torch.get_num_threads()
+    threads, progress = torch.get_num_threads(), sys.stderr.isatty()
+    report: dict[str, Any] = {}
     torch.set_num_threads(arguments.threads)
     try:
         facts = machine()
@@ -200,20 +255,16 @@ def main(argv: list[str] | None = None) -> int:
         )
         if arguments.quick:
             print("--quick: smaller sizes and fewer rounds. No figures to hold against the goals.\n")
-        rows = measure(QUICK if arguments.quick else FULL, progress=sys.stderr.isatty())
+        if arguments.only != "free_energy":
+            report |= optimizers(arguments.quick, progress)
+            print()
+        if arguments.only != "optimizers":
+            report |= free_energies(arguments.quick, progress, arguments.plot)
     finally:
         torch.set_num_threads(threads)
-    print(table(rows))
-    copies = [row["copy_gb_per_s"] for row in rows if "copy_gb_per_s" in row]
-    print(
-        f"\nMedians of interleaved rounds. GB/s: the bytes that a step cannot avoid, over its time; a copy in the same "
-        f"rounds moved {min(copies):.1f} to {max(copies):.1f}, reads and writes counted.\n"
-    )
-    waits = once(arguments.quick)
-    print(_once_table(waits))
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        report = {"machine": facts, "quick": arguments.quick, "rows": rows, "once": waits}
+        report = {"machine": facts, "quick": arguments.quick} | report
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
         print(f"\nwritten: {arguments.json}")
     return 0

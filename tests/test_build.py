@@ -63,7 +63,8 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     tools = _build.Toolchain("ninja", ("ccache", "g++"), "gcc 12", "nvcc", "nvcc 13.0", (80, 90))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     steps = dict(_build.build_steps(tools, Path("csrc"), Path("torch")))
-    assert len(steps) == 2 + 3 * 3 + 3 + 1
+    sources = len(_build.BASELINE_SOURCES) + 3 * len(_build.PER_ISA_SOURCES) + len(_build.CUDA_SOURCES)
+    assert len(steps) == sources + 1
     assert "-DFE_ISA=avx2" in steps["cpu_sgld.cpp.avx2.o"] and "-mavx2" in steps["cpu_sgld.cpp.avx2.o"]
     assert not any(
         word.startswith("-m") for word in steps["register.cpp.o"] + steps["cpu_sgld.cpp.baseline.o"]
@@ -75,7 +76,7 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     arm = dict(_build.build_steps(_build.Toolchain("ninja", ("g++",), "gcc 12"), Path("csrc"), Path("torch")))
-    assert len(arm) == 2 + 3 + 1
+    assert len(arm) == len(_build.BASELINE_SOURCES) + len(_build.PER_ISA_SOURCES) + 1
     assert not any(word.startswith(("-m", "-DFE_HAVE")) for step in arm.values() for word in step)
 
 

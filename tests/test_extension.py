@@ -151,7 +151,13 @@ def test_the_first_use_compiles_and_the_next_process_does_not(environment: dict[
     assert sorted(path.split(".", 1)[1] for path in left) == ["so", "so.lock"]
 
 
-def test_import_compiles_nothing_runs_nothing_and_is_quick(environment: dict[str, str]) -> None:
+def test_import_compiles_nothing_runs_nothing_and_is_quick(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    # As installed: pip leaves Python's bytecode beside the sources, which this run may not have been allowed to.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
+    run("", environment)
     watch = """
 import sys, time
 import torch, numpy

@@ -1,5 +1,5 @@
 // The terms of a free energy: e = -log p(x | p) an element with its gradients in the parameters p, and the elementwise
-// KL of two Gaussians. Formulas in docs/free_energy.md; s and v are log-variances (Laplace: a log scale).
+// KL of two Gaussians. Formulas in docs/likelihoods.md; s and v are log-variances (Laplace: a log scale).
 //
 // Squares of a difference are taken after scaling: (r - x)^2 e^-s = ((r - x) e^(-s/2))^2 overflows only with its value.
 // A count likelihood (kSparse) has `zero` for every element, as cheap as x = 0 is, and `counts` for those with x > 0; a
@@ -345,7 +345,7 @@ struct NormalPriorKl {  // m, v, p, w
     g[0] = root.times(scaled);
     g[1] = growth;
     g[2] = -g[0];
-    g[3] = -L::fma(half_scaled, scaled, growth);
+    g[3] = L::fma(-half_scaled, scaled, -growth);
   }
 };
 

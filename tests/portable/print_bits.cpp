@@ -1,4 +1,5 @@
-// Writes the bits of some noise and of one Langevin-Adam step of each kind, for comparison between compilers and processors.
+// Writes the bits of some noise, of one Langevin-Adam step of each kind, of each term of a free energy and of a
+// reparameterised sample, for comparison between compilers and processors.
 #include <cstdio>
 #include <vector>
 
@@ -13,8 +14,59 @@ static void print_hard_fmas() {
   std::fwrite(&sums, 4, 4, stdout);
 }
 
+static void print_term(int term, int n_params) {
+  const int n = 777;
+  std::vector<float> params[fe::kMaxParams], grads[fe::kMaxParams], target(n);
+  const std::vector<float> row_scale(1, 0.7f);
+  double sum = 0.0;
+  fe::TermCall call{};
+  call.term = term;
+  call.rows = 1;
+  call.columns = n;
+  call.row_scale = row_scale.data();
+  call.sums = &sum;
+  for (int i = 0; i < n; ++i) target[i] = term == 0 ? i * 0.01f : static_cast<float>(i % 3 ? 0 : i % 7);
+  for (int p = 0; p < n_params; ++p) {
+    params[p].resize(n);
+    grads[p].resize(n);
+    for (int i = 0; i < n; ++i) params[p][i] = 0.05f + 0.013f * ((i * (7 + p)) % 311);
+    call.inputs[p] = {params[p].data(), n, true, fe::kFloat32};
+    call.grads[p] = {fe::GradKind::kFull, fe::kFloat32, grads[p].data(), n, false};
+  }
+  call.inputs[fe::kTarget] = {target.data(), n, true, fe::kFloat32};
+  fe::cpu_kernels().free_energy(call, 0, call.units());
+  std::fwrite(&sum, 8, 1, stdout);
+  for (int p = 0; p < n_params; ++p) std::fwrite(grads[p].data(), 4, n, stdout);
+}
+
+static void print_sample() {
+  const int n = 777;
+  std::vector<float> mean(n), logvar(n), z(2 * n);
+  for (int i = 0; i < n; ++i) {
+    mean[i] = 0.01f * i;
+    logvar[i] = 0.1f * (i % 31) - 2.0f;
+  }
+  fe::ReparameterizeCall call{};
+  call.elements = n;
+  call.samples = 2;
+  call.index = 99;
+  call.key = fe::noise_key(5, 1, 2, fe::kLatentSample);
+  call.mean = mean.data();
+  call.logvar = logvar.data();
+  call.z = z.data();
+  fe::cpu_kernels().reparameterize(call, 0, n);
+  std::fwrite(z.data(), 4, z.size(), stdout);
+}
+
 int main() {
   print_hard_fmas();
+  const int params_of_term[] = {1, 1, 2, 1, 1, 0, 2, 3, 1, 2, 3};
+  for (int term = 0; term < 11; ++term)
+    if (params_of_term[term]) print_term(term, params_of_term[term]);
+  print_term(fe::kStandardNormalKl, 2);
+  print_term(fe::kNormalKl, 4);
+  print_term(fe::kValue, 1);
+  print_sample();
   std::vector<float> normals(1003);
   const fe::NoiseKey key = fe::noise_key(123456789012, 9, 7, 4);
   fe::cpu_kernels().fill_philox(fe::Draw::kNormal, normals.data(), 1003, (uint64_t{1} << 34) - 500, key);

@@ -1,0 +1,136 @@
+"""The free energy beside its peers, forward + backward: ``pytest benchmarks/bench_free_energy.py``.
+
+Every row of ``python -m fekernels bench --only free_energy`` is one benchmark here: ours is what pytest-benchmark
+times, and before each of its rounds the peer takes its turn. Likelihoods that no goal names stand beside eager PyTorch.
+Nothing is asserted about times. BENCH_THREADS sets torch's threads (default 2); BENCH_QUICK=1 takes the small sizes.
+
+From what the bench command wrote, ``python -m benchmarks.bench_free_energy markdown RESULTS.json`` prints README's
+table, and ``plot RESULTS.json FIGURE.png`` draws the bandwidth over the width of a sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import peers
+from fekernels import _bench_free_energy as cases
+from fekernels import bench
+from fekernels._bench_cases import Group
+from fekernels._bench_timing import Contestant
+
+SIZES = bench.FREE_ENERGY_QUICK if os.environ.get("BENCH_QUICK") == "1" else bench.FREE_ENERGY_FULL
+MAKERS = cases.groups(SIZES)
+ROWS = (5, 4, 2, 2, 2, 2, 2, 2)  # of each group, as the groups' tensors are not to be made at collection
+OTHERS = [name for name in peers.ENERGIES if name not in cases.PEERS]
+
+ROUNDS = 15
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("BENCH_THREADS", "2")))
+    yield
+    torch.set_num_threads(before)
+
+
+_made: dict[int, Group] = {}
+
+
+def group_at(index: int) -> Group:
+    """The group; the one before it is let go, so that only one is in memory."""
+    if index not in _made:
+        _made.clear()
+        _made[index] = MAKERS[index]()
+        assert len(_made[index].rows) == ROWS[index]
+    return _made[index]
+
+
+def beside(benchmark, ours: Contestant, peer: Contestant, rounds: int) -> float:  # type: ignore[no-untyped-def]
+    """Time ours with a turn of the peer before each round. Returns the peer's median in seconds."""
+    peer_times: list[float] = []
+
+    def peer_takes_its_turn() -> None:
+        peer.run()
+        started = time.perf_counter()
+        peer.run()
+        peer_times.append(time.perf_counter() - started)
+        ours.run()
+        if ours.prepare is not None:
+            ours.prepare()
+
+    benchmark.pedantic(ours.run, setup=peer_takes_its_turn, rounds=rounds, iterations=1, warmup_rounds=1)
+    return statistics.median(peer_times[-rounds:])
+
+
+@pytest.mark.parametrize(("index", "number"), [(i, n) for i, rows in enumerate(ROWS) for n in range(rows)])
+def test_row(benchmark, index: int, number: int) -> None:  # type: ignore[no-untyped-def]
+    """A row of the issue's table."""
+    group = group_at(index)
+    row = group.rows[number]
+    if row.missing:
+        pytest.skip(f"{row.case}: {row.missing}")
+    contestants = {contestant.name: contestant for contestant in group.contestants}
+    benchmark.group, benchmark.name = row.case, f"ours: {row.case}, beside {row.peer}"
+    rounds = 10 * ROUNDS if group.turn_seconds > 0 else ROUNDS
+    median = beside(benchmark, contestants[row.ours], contestants[row.peer], rounds)
+    benchmark.extra_info |= {
+        "case": row.case,
+        "peer": row.peer,
+        "peer_ms": median * 1e3,
+        "reach": row.reach,
+    }
+    if benchmark.stats is not None:  # --benchmark-disable leaves none
+        ratio = benchmark.stats.stats.median / median
+        benchmark.extra_info |= {"ratio": ratio, "met": ratio <= row.reach}
+        print(f"\n{row.case}: {ratio:.2f} of {row.peer}, to reach {row.reach}")
+
+
+@pytest.mark.parametrize("likelihood", OTHERS)
+def test_other_likelihood(benchmark, likelihood: str) -> None:  # type: ignore[no-untyped-def]
+    """Likelihoods that no goal names, beside eager PyTorch."""
+    batch, width, latents = SIZES.middle
+    given = cases.problem(likelihood, (batch // 4, width, latents))
+    ours = Contestant(cases.OURS, cases.step(given))
+    peer = Contestant(cases.EAGER, cases.step(given, peers.ENERGIES[likelihood]))
+    benchmark.group, benchmark.name = f"{likelihood} {batch // 4} x {width}", f"ours, beside {cases.EAGER}"
+    median = beside(benchmark, ours, peer, 10 * ROUNDS)
+    benchmark.extra_info |= {"peer": cases.EAGER, "peer_ms": median * 1e3}
+    if benchmark.stats is not None:
+        print(f"\n{likelihood}: {benchmark.stats.stats.median / median:.2f} of {cases.EAGER}")
+
+
+def plot(results: Path, figure: Path) -> None:
+    rows = json.loads(results.read_text())["free_energy_widths"]
+    cases.sweep_figure(rows).savefig(figure, dpi=150)
+
+
+def markdown(results: Path) -> None:
+    """README's table: a line a case and peer, what misses its aim in bold."""
+    report = json.loads(results.read_text())
+    print("| case | peer | peer ms | ours ms | ratio | aim |\n|---|---|---|---|---|---|")
+    for row in report["free_energy"]:
+        start = f"| {row['case']} | {row['peer']}"
+        if "missing" in row:
+            print(f"{start} | {row['missing']} | | | {row['reach']} |")
+            continue
+        ratio = f"{row['ratio']:.2f}" if row["met"] else f"**{row['ratio']:.2f}**"
+        print(f"{start} | {row['peer_ms']:.3g} | {row['ours_ms']:.3g} | {ratio} | {row['reach']} |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["plot"]:
+        plot(*(Path(argument) for argument in sys.argv[2:4]))
+    elif sys.argv[1:2] == ["markdown"]:
+        markdown(Path(sys.argv[2]))
+    else:
+        sys.exit(pytest.main([__file__, *sys.argv[1:]]))
