@@ -19,7 +19,7 @@ enum Reduction : int64_t { kRows = 0, kMean = 1, kTotal = 2 };
 
 constexpr int64_t kCategorical = 5;  // of enum Likelihood
 // Results at least this large are written past the caches: the last of them could be read from there at best.
-constexpr int64_t kStreamedElements = int64_t{4} << 20;
+constexpr int64_t kStreamedElements = int64_t{2} << 20;
 
 // Sums over rows in an order of its own: 256 interleaved partial sums, folded.
 class RowTotal {

@@ -99,22 +99,15 @@ def _sum(first: Tensor | None, factor: float, second: Tensor | None) -> Tensor |
     return scaled if second is None else scaled + second
 
 
-def _filled(first: Tensor | None, second: Tensor | None) -> list[Tensor]:
-    """Both, zeros for one that is None."""
-    if first is None:
-        assert second is not None
-        return [torch.zeros_like(second), second]
-    return [first, torch.zeros_like(first) if second is None else second]
-
-
-def _scale(gradients: list[Tensor], factor: Tensor, backend: str) -> None:
+def _scale(gradients: Sequence[Tensor | None], factor: Tensor | None, backend: str) -> None:
     """In place, by a scalar tensor that is nearly always 1; a GPU's kernel reads it there."""
-    if not gradients:
+    wanted = [gradient for gradient in gradients if gradient is not None]
+    if factor is None or not wanted:
         return
     if factor.is_cuda:
-        _backends.implementation("scale_", backend)(gradients, factor)
+        _backends.implementation("scale_", backend)(wanted, factor)
     elif (value := factor.item()) != 1.0:
-        for gradient in gradients:
+        for gradient in wanted:
             gradient.mul_(value)
 
 
@@ -124,16 +117,13 @@ class _Terms(torch.autograd.Function):
         ctx: Any, call: _Call, data: tuple[Tensor | None, ...], *operands: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        early = call.reduction != NONE
-        free_energy, energy, kl, *gradients = call.run(
-            operands, data, [], call.needs if early else 0, call.inplace
-        )
+        early = call.needs if call.reduction != NONE else 0
+        free_energy, energy, kl, *gradients = call.run(operands, data, [], early, call.inplace)
         ctx.call = call
         ctx.gradients = gradients if early else None
         if call.inplace:
-            gradients[0] = gradients[
-                0
-            ].detach()  # autograd may keep it as it is, which an input it would copy
+            # As a tensor of its own, autograd may keep it for `.grad`; an input it would copy.
+            gradients[0] = gradients[0].detach()
             torch.autograd.graph.increment_version(operands[0])
         else:
             ctx.save_for_backward(*operands, *data)
@@ -150,34 +140,31 @@ class _Terms(torch.autograd.Function):
             )
         if torch.is_grad_enabled():
             return None, None, *_differentiable(call, ctx.saved_tensors, (g_free, g_energy, g_kl))
-        above = [_sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)]
-        params_only = (1 << call.n_params) - 1
-        needs = call.needs
-        for group, bits in zip(above, (params_only, ~params_only), strict=True):
-            needs &= ~bits if group is None else ~0
+        of_energy, of_kl = _sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)
         if gradients is None:
             operands, data = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
             upstream = []
             if call.reduction == NONE:
-                upstream = [g.contiguous() for g in _filled(*above)]
-            computed = iter(call.run(operands, data, upstream, needs)[3:])
-        else:
-            computed = iter(gradients)
-            if needs != call.needs:
-                kept = [i for i in range(call.needs.bit_length()) if call.needs >> i & 1]
-                computed = iter([g for i, g in zip(kept, gradients, strict=True) if needs >> i & 1])
-        results = [next(computed) if needs >> i & 1 else None for i in range(len(ctx.needs_input_grad) - 2)]
+                rows = of_energy if of_energy is not None else of_kl
+                assert rows is not None
+                upstream = [
+                    torch.zeros_like(rows) if g is None else g.contiguous() for g in (of_energy, of_kl)
+                ]
+            gradients = call.run(operands, data, upstream, call.needs)[3:]
+        left = iter(gradients)
+        results = [next(left) if call.needs >> i & 1 else None for i in range(len(ctx.needs_input_grad) - 2)]
+        params, latent = results[: call.n_params], results[call.n_params :]
         if call.reduction != NONE:
-            wanted = [g for g in results if g is not None]
-            if above[0] is above[1] and above[0] is not None:
-                _scale(wanted, above[0], call.backend)
+            if of_energy is of_kl:
+                _scale(results, of_energy, call.backend)
             else:
-                for group, part in zip(
-                    above, (results[: call.n_params], results[call.n_params :]), strict=True
-                ):
-                    if group is not None:
-                        _scale([g for g in part if g is not None], group, call.backend)
-        return None, None, *results
+                _scale(params, of_energy, call.backend)
+                _scale(latent, of_kl, call.backend)
+        if of_energy is None:
+            params = [None] * len(params)
+        if of_kl is None:
+            latent = [None] * len(latent)
+        return None, None, *params, *latent
 
 
 def _differentiable(
