@@ -18,14 +18,16 @@ namespace fe {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLarge = size_t{1} << 20;  // malloc gives a larger block back to the system when it is freed
-constexpr size_t kKept = 16;              // several losses, with up to five large gradients each
+constexpr size_t kPage = 4096;
+constexpr size_t kLarge = size_t{128} << 10;  // malloc gives a larger block back to the system when it is freed
+constexpr size_t kKept = 32;                  // several losses, with up to five large gradients each
 constexpr size_t kResident = size_t{256} << 20;  // free memory beyond this may be taken by the system (at 5% of a step)
 
 class Buffers {
  public:
   void* take(size_t bytes) {
-    bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    const size_t page = bytes < kHugePage ? kPage : kHugePage;
+    bytes = (bytes + page - 1) / page * page;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       for (size_t i = free_.size(); i-- > 0;) {  // the youngest first: it may still be in a cache
@@ -35,10 +37,10 @@ class Buffers {
         return found;
       }
     }
-    void* made = std::aligned_alloc(kHugePage, bytes);
+    void* made = std::aligned_alloc(page, bytes);
     if (!made) return nullptr;
 #if defined(MADV_HUGEPAGE)
-    madvise(made, bytes, MADV_HUGEPAGE);  // refused: slower, not wrong
+    if (page == kHugePage) madvise(made, bytes, MADV_HUGEPAGE);  // refused: slower, not wrong
 #endif
     const std::lock_guard<std::mutex> lock(mutex_);
     sizes_[made] = bytes;

@@ -233,6 +233,8 @@ def test_integer_targets(backend):
         assert torch.equal(
             fe.energy(rate, counts.to(dtype), "poisson"), fe.energy(rate, counts.float(), "poisson")
         )
+    wide = counts.double()
+    assert torch.equal(fe.energy(rate, wide, "poisson"), fe.energy(rate, counts, "poisson"))
     pixels = torch.rand(4, 6, device=backend.device) < 0.5
     assert torch.equal(fe.energy(rate, pixels, "bernoulli"), fe.energy(rate, pixels.float(), "bernoulli"))
 

@@ -93,7 +93,8 @@ def prepare_target(function: str, target: object, params: list[Tensor], categori
         return target.long().reshape(target.shape[0], math.prod(target.shape[1:])).contiguous()
     if target.dtype.is_complex:
         raise TypeError(f"{function}: target must be real; got {str(target.dtype)[6:]}")
-    if target.dtype not in FLOATS:  # counts and images often come as integers
+    narrow = target.dtype is torch.float64 and all(param.dtype is not torch.float64 for param in params)
+    if narrow or target.dtype not in FLOATS:  # counts and images often come as integers
         target = target.float()
     return whole(target)
 

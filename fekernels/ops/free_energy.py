@@ -194,31 +194,28 @@ def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, ne
 def _compute(
     operands: Operands, likelihood: int, reduction: int, beta: float, inplace: bool
 ) -> FreeEnergyTerms:
-    tensors = [*operands.params, *operands.latent]
-    if any(tensor.dtype == torch.float64 for tensor in tensors) or (
-        not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    ):
+    params = operands.params
+    tensors = [*params, *operands.latent]
+    tracing = torch.compiler.is_compiling()
+    wide, needs, bit = False, 0, 1 if torch.is_grad_enabled() else 0
+    for tensor in tensors:
+        wide |= tensor.dtype is torch.float64
+        if tensor.requires_grad:
+            needs |= bit
+        bit <<= 1
+    if wide or (not tracing and torch._C._are_functorch_transforms_active()):
         from fekernels.reference.free_energy import values
 
-        return FreeEnergyTerms(
-            *values(
-                operands.params, operands.target, operands.mask, operands.latent, operands.weight, likelihood,
-                reduction, beta,
-            )
-        )  # fmt: skip
-    needs = 0
-    if torch.is_grad_enabled():
-        for i, tensor in enumerate(tensors):
-            needs |= tensor.requires_grad << i
-    if torch.compiler.is_compiling():
+        data = operands.target, operands.mask, operands.latent, operands.weight
+        return FreeEnergyTerms(*values(params, *data, likelihood, reduction, beta))
+    if tracing:
         return _traced(operands, likelihood, reduction, beta, needs)
     backend = _backends.choose(tensors[0].device.type)
-    n_params = len(operands.params)
-    call = _Call(backend, likelihood, n_params, reduction, beta, needs, inplace and bool(needs & 1))
-    data = operands.target, operands.mask, operands.weight
+    call = _Call(backend, likelihood, len(params), reduction, beta, needs, inplace and needs & 1 == 1)
+    known = operands.target, operands.mask, operands.weight
     if not needs:
-        return FreeEnergyTerms(*call.run(tensors, data, [], 0))
-    return FreeEnergyTerms(*_Terms.apply(call, data, *tensors))
+        return FreeEnergyTerms(*call.run(tensors, known, [], 0))
+    return FreeEnergyTerms(*_Terms.apply(call, known, *tensors))
 
 
 def _reduction(function: str, reduction: str) -> int:
