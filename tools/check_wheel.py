@@ -2,7 +2,7 @@
 
 The wheel is built from a copy of this checkout with the CPU kernels, and the CUDA kernels if there is nvcc.
 It is installed beside the torch of this interpreter, and in a new virtual environment with another torch;
-both compute the same noise and optimizer steps. Run it where `pip install -e ".[test]"` was done:
+both compute the same noise, optimizer steps and free energies. Run it where `pip install -e ".[test]"` was done:
 
     python tools/check_wheel.py [--torch 2.11.0 ...]
 """
@@ -57,6 +57,13 @@ for isa in ("baseline", "avx2", "avx512"):
             optimizer.step()
         for number, weight in enumerate(weights):
             record(f"{make.__name__} {number}, {isa}", weight)
+    logits = fe.random.normal((300, 1201), seed=5).requires_grad_()  # large: its gradient's memory is the library's own
+    target = (fe.random.uniform((300, 1201), seed=6) < 0.5).float()
+    mean = fe.random.normal((300, 33), seed=8).requires_grad_()
+    z = fe.reparameterize(mean, mean, seed=9)
+    value = fe.free_energy(logits, target, z, mean, likelihood="bernoulli").free_energy
+    value.backward()
+    record(f"free energy, {isa}", torch.cat((value.detach().view(1), logits.grad.flatten(), mean.grad.flatten())))
 facts = {"torch": torch.__version__, "build": native.build_info()}
 print(json.dumps({"facts": facts, "results": results}))
 """
