@@ -73,15 +73,23 @@ def continuous_bernoulli_gradient(x: Tensor, logit: Tensor) -> tuple[Tensor, ...
     return (langevin(logit / 2) / 2 + (0.5 - x),)
 
 
+def existing(x: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """[..., 1] indices that exist, and a factor: 1, or NaN where there is no such class."""
+    index = x.unsqueeze(-1)
+    exists = (index >= 0) & (index < classes)
+    return torch.where(exists, index, 0), torch.where(exists, 1.0, torch.nan).double()
+
+
 def categorical(x: Tensor, logits: Tensor) -> Tensor:
     """logits [..., K], x [...] the class."""
-    return -torch.log_softmax(logits, -1).gather(-1, x.unsqueeze(-1)).squeeze(-1)
+    index, factor = existing(x, logits.shape[-1])
+    return -(torch.log_softmax(logits, -1).gather(-1, index) * factor).squeeze(-1)
 
 
 def categorical_gradient(x: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-    gradient = torch.softmax(logits, -1)
-    index = x.unsqueeze(-1)
-    return (gradient.scatter_add(-1, index, torch.full_like(index, -1, dtype=gradient.dtype)),)
+    index, factor = existing(x, logits.shape[-1])
+    onehot_less = torch.softmax(logits, -1).scatter_add(-1, index, -torch.ones_like(factor))
+    return (onehot_less * factor,)
 
 
 def laplace(x: Tensor, r: Tensor, s: Tensor) -> Tensor:
