@@ -78,10 +78,10 @@ using FromBlob = AOTITorchError (*)(void*, int64_t, const int64_t*, const int64_
 
 }  // namespace
 
-Tensor empty_like_large(const Tensor& like) {
+Tensor empty_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   static const auto from_blob = reinterpret_cast<FromBlob>(dlsym(RTLD_DEFAULT, "torch_from_blob"));
-  const auto sizes = like.sizes();
-  const size_t bytes = static_cast<size_t>(like.numel()) * like.element_size();
+  size_t bytes = like.element_size();
+  for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
   if (!from_blob || bytes < kLarge) return torch::stable::new_empty(like, sizes);
   void* data = buffers().take(bytes);
   STD_TORCH_CHECK(data, "no memory for a gradient of ", bytes, " bytes");

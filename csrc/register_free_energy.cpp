@@ -8,6 +8,7 @@
 #include "cpu/dispatch.h"
 #include "large_tensors.h"
 #include "math/bf16.h"
+#include "math/free_energy.h"
 #include "register.h"
 
 using torch::headeronly::ScalarType;
@@ -17,7 +18,7 @@ namespace {
 
 enum Reduction : int64_t { kRows = 0, kMean = 1, kTotal = 2 };
 
-constexpr int64_t kCategorical = 5;  // of enum Likelihood
+constexpr auto kCategorical = static_cast<int64_t>(fe::Likelihood::kCategorical);
 // Results at least this large are written past the caches: the last of them could be read from there at best.
 constexpr int64_t kStreamedElements = int64_t{2} << 20;
 
@@ -79,7 +80,7 @@ class Terms {
   // Plans the gradient of operand `which`, into `out` where it is given.
   void gradient(int which, const Tensor& operand, std::optional<Tensor> out) {
     const bool per_row = operand.size(0) == call_.rows, per_column = operand.size(1) == call_.columns;
-    const Tensor made = out ? *out : fe::empty_like_large(operand);
+    const Tensor made = out ? *out : fe::empty_large(operand, operand.sizes());
     fe::TermGrad& grad = call_.grads[which];
     grad.dtype = fe::dtype_of(operand);
     if (per_row && per_column) {
@@ -206,7 +207,8 @@ const float* floats(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
 }
 
-// The contract is in fekernels/ops/free_energy.py.
+// As fekernels/reference/free_energy.py says, on operands that fekernels/ops/_operands.py has brought into two
+// dimensions.
 std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Tensor> target,
                                     std::optional<Tensor> mask, std::vector<Tensor> latent,
                                     std::optional<Tensor> weight, std::vector<Tensor> upstream, int64_t likelihood,
@@ -221,14 +223,29 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
     return row_scales(rows, weights, from_above, reduction);
   };
 
+  STD_TORCH_CHECK(!inplace || params[0].is_contiguous(), "inplace needs a contiguous prediction");
+  STD_TORCH_CHECK(!mask || (mask->scalar_type() == ScalarType::Bool && mask->dim() == 2 && mask->size(0) == rows &&
+                            mask->size(1) == widest.size(1) && (mask->size(1) <= 1 || mask->stride(1) == 1)),
+                  "mask must be bool, of target's shape, with inner stride 1");
+  const auto check_rows = [rows](const Tensor& tensor) {
+    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() && tensor.numel() == rows,
+                    "weight and upstream must be contiguous float32 of shape [", rows, "]");
+  };
+  if (weight) check_rows(*weight);
+  for (const Tensor& tensor : upstream) check_rows(tensor);
+
   std::vector<Tensor> gradients;
   std::vector<const fe::TermCall*> calls;
   std::vector<float> energies;
   std::optional<Terms> energy, kl;
   if (likelihood == kCategorical && n_params) {
+    STD_TORCH_CHECK(params[0].dim() == 3 && params[0].is_contiguous() && params[0].size(0) == rows &&
+                        params[0].size(1) == target->size(1) && target->scalar_type() == ScalarType::Long &&
+                        target->is_contiguous() && (!mask || mask->is_contiguous()),
+                    "categorical takes contiguous logits [rows, positions, classes], int64 target and mask");
     const std::vector<float> scale = scales(0);
     std::optional<Tensor> grad;
-    if (needs & 1) grad = inplace ? params[0] : fe::empty_like_large(params[0]);
+    if (needs & 1) grad = inplace ? params[0] : fe::empty_large(params[0], params[0].sizes());
     energies = categorical_energies(params[0], *target, mask, scale.data(), grad ? grad->data_ptr() : nullptr);
     if (grad) gradients.push_back(*grad);
     energy.emplace(fe::kValue, rows, widest.size(1));
@@ -310,7 +327,7 @@ void run(const fe::ReparameterizeCall& call, fe::ReparameterizeKernel* kernel) {
 Tensor reparameterize_cpu(Tensor mean, Tensor logvar, int64_t seed, int64_t stream, int64_t step, int64_t offset,
                           int64_t samples) {
   const int64_t shape[3] = {samples, mean.size(0), mean.size(1)};
-  Tensor z = torch::stable::new_empty(mean, {shape, size_t{3}});
+  Tensor z = fe::empty_large(mean, {shape, size_t{3}});
   fe::ReparameterizeCall call = reparameterize_call(mean, logvar, seed, stream, step, offset);
   call.samples = samples;
   call.mean = mean.const_data_ptr();
@@ -322,7 +339,7 @@ Tensor reparameterize_cpu(Tensor mean, Tensor logvar, int64_t seed, int64_t stre
 std::vector<Tensor> reparameterize_backward_cpu(Tensor grad, Tensor logvar, int64_t seed, int64_t stream, int64_t step,
                                                 int64_t offset) {
   const int64_t shape[2] = {logvar.size(0), logvar.size(1)};
-  Tensor grad_mean = torch::stable::new_empty(grad, {shape, size_t{2}}), grad_logvar = fe::empty_like_large(logvar);
+  Tensor grad_mean = fe::empty_large(grad, {shape, size_t{2}}), grad_logvar = fe::empty_large(logvar, logvar.sizes());
   fe::ReparameterizeCall call = reparameterize_call(grad, logvar, seed, stream, step, offset);
   call.samples = grad.size(0);
   call.grad = grad.const_data_ptr();

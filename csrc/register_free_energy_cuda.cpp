@@ -34,6 +34,7 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
   STD_TORCH_CHECK(params.empty() || target, "params without a target");
   STD_TORCH_CHECK(params.size() <= 3 && (latent.empty() || latent.size() == 2 || latent.size() == 4),
                   "too many operands");
+  STD_TORCH_CHECK(!inplace || params[0].is_contiguous(), "inplace needs a contiguous prediction");
   const Tensor& widest = params.empty() ? latent[0] : *target;
   const int32_t device = widest.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);

@@ -153,12 +153,14 @@ def problem(likelihood: str, shape: Shape, seed: int = 0) -> Problem:
 
 def step(given: Problem, loss: Loss | None = None, inplace: bool = False) -> Callable[[], None]:
     """Forward, backward, and the gradients let go, as a training loop does; by ours without ``loss``."""
-    params = given.params if len(given.params) > 1 else given.params[0]
 
     def run() -> None:
         if loss is None:
+            first, *others = given.params
+            # As from a layer: a leaf that wants a gradient may not be overwritten.
+            prediction = first.view_as(first) if inplace else first
             terms = free_energy(
-                params,
+                (prediction, *others),
                 given.target,
                 given.mean,
                 given.logvar,

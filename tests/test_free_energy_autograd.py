@@ -116,6 +116,52 @@ def test_second_derivatives(likelihood, backend):
     assert close(*results, bound=1e-5)
 
 
+def test_second_derivatives_where_operands_depend_on_each_other(backend):
+    """As in every VAE: z, and with it the prediction, is a function of the mean."""
+    weight, target = torch.randn(3, 5, device=backend.device), torch.rand(4, 5, device=backend.device)
+    start = torch.randn(4, 3, device=backend.device)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        mean = start.to(dtype).requires_grad_()
+        prediction = torch.tanh(mean @ weight.to(dtype))
+        value = fe.free_energy(
+            prediction, target.to(dtype), mean, mean / 2, likelihood="bernoulli"
+        ).free_energy
+        (first,) = torch.autograd.grad(value, mean, create_graph=True)
+        results.append([first, *torch.autograd.grad(first.square().sum(), mean)])
+    assert close(*results, bound=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_float16_gradients_under_a_grad_scaler(compiled, backend):
+    """1e-4 / 8192 is far below float16, 65536 times that is not."""
+    residual = torch.full((8192, 2), 1e-4, dtype=torch.float16, device=backend.device).requires_grad_()
+    zero = torch.zeros(8192, 2, device=backend.device)
+
+    def loss(residual):
+        return fe.free_energy(residual, zero, zero, zero, likelihood="mse").free_energy
+
+    torch._dynamo.reset()
+    value = (torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss)(residual)
+    (gradient,) = torch.autograd.grad(value * 65536, residual)
+    assert gradient.dtype == torch.float16
+    assert torch.allclose(gradient, 2 * residual * 8, rtol=2e-3, atol=0)
+    assert torch.allclose(value, 2 * residual.float().square().mean(), rtol=1e-5)
+
+
+def test_forward_mode(backend):
+    call = inputs(3, backend)
+    plain, tangent = call.params[0].detach(), torch.randn_like(call.params[0])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(plain, tangent)
+        value = fe.energy(dual, call.target, "bernoulli", reduction="sum")
+        got = torch.autograd.forward_ad.unpack_dual(value).tangent
+    wanted = gradients(
+        fe.energy(call.params[0], call.target, "bernoulli", reduction="sum"), call, allow_unused=True
+    )[0]
+    assert torch.allclose(got, (wanted * tangent).sum(), rtol=1e-4, atol=1e-5)
+
+
 @LIKELIHOOD
 def test_gradcheck(likelihood):
     call = inputs(likelihood, type("Place", (), {"device": "cpu"}), torch.float64, (2, 3, 2))
@@ -178,9 +224,46 @@ def test_inplace_backward_cannot_be_differentiated(backend):
     if backend.backend == "reference":
         pytest.skip("the reference does not write in place")
     call = inputs(0, backend)
-    value = terms(call, 0, inplace_backward=True).free_energy
+    prediction = call.params[0].view_as(call.params[0])
+    value = fe.free_energy(
+        prediction, call.target, *call.latent, likelihood="mse", inplace_backward=True
+    ).free_energy
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         gradients(value, call, create_graph=True)
+
+
+def test_inplace_backward_leaves_leaves_alone(backend):
+    """An optimizer would step from what the gradient left in its parameter."""
+    call = inputs(0, backend)
+    before = call.params[0].detach().clone()
+    with pytest.raises(
+        ValueError, match="params must be the result of an operation with inplace_backward=True"
+    ):
+        terms(call, 0, inplace_backward=True)
+    assert torch.equal(call.params[0], before)
+
+
+@pytest.mark.parametrize("layout", ["chunk", "slice", "expand", "transposed"])
+def test_inplace_backward_overwrites_nobody_else(layout, backend):
+    """Predictions that share their memory: two heads of one decoder, a bias for all rows."""
+    source = torch.randn(6, 20, device=backend.device, requires_grad=True)
+    target, mean = torch.randn(6, 10, device=backend.device), torch.randn(6, 2, device=backend.device)
+    view = {
+        "chunk": lambda t: t.chunk(2, 1)[1],
+        "slice": lambda t: t[:, 3:13],
+        "expand": lambda t: t[:1, :10].expand(6, 10),
+        "transposed": lambda t: t.flatten()[:60].view(10, 6).mT,
+    }[layout]
+    results = []
+    for inplace in (False, True):
+        hidden = source * 1
+        before = hidden.detach().clone()
+        loss = fe.free_energy(
+            view(hidden), target, mean, mean, likelihood="mse", inplace_backward=inplace
+        ).free_energy
+        results.append(torch.autograd.grad(loss, source)[0])
+        assert torch.equal(hidden, before)
+    assert same(*[[result] for result in results])
 
 
 SHAPES = {
@@ -226,6 +309,21 @@ def test_events_of_any_shape(backend):
     assert close(*results)
 
 
+def test_an_expanded_parameter_of_part_of_the_event(backend):
+    location, target = (torch.randn(2, 3, 7, device=backend.device) for _ in range(2))
+    scale = torch.tensor(0.3, device=backend.device).expand(7)
+    got = fe.energy((location, scale), target)
+    assert torch.equal(got, fe.energy((location, scale.expand(2, 3, 7).contiguous()), target))
+
+
+def test_float64_stays_float64(backend):
+    r = torch.zeros(1, 1, dtype=torch.float64, device=backend.device)
+    large = torch.tensor([[(1 << 24) + 1]], device=backend.device)
+    weight = torch.tensor([0.1], dtype=torch.float64, device=backend.device)
+    energy = fe.energy(r, large, "mse", weight=weight)
+    assert abs(energy.item() / (0.1 * ((1 << 24) + 1) ** 2) - 1) < 1e-14
+
+
 def test_integer_targets(backend):
     counts = torch.randint(0, 9, (4, 6), device=backend.device)
     rate = torch.randn(4, 6, device=backend.device)
@@ -268,6 +366,8 @@ def test_free_bits(reduction, backend):
     assert torch.allclose(mean.grad, wanted)
     with pytest.raises(ValueError, match="free_bits"):
         fe.free_energy(x, x, mean, logvar, free_bits=0.5, reduction="none")
+    empty = fe.free_energy(x[:0], x[:0], mean[:0], logvar[:0], free_bits=0.5, reduction=reduction)
+    assert empty.kl == 0 if reduction == "sum" else empty.kl.isnan()
 
 
 def test_autocast(backend):
@@ -324,6 +424,8 @@ def test_function_transforms(backend):
 
     got = torch.func.grad(value)(logits)
     assert torch.allclose(got, torch.sigmoid(logits) - call.target, atol=1e-6)
+    torch._dynamo.reset()
+    assert torch.allclose(torch.compile(torch.func.grad(value), backend="aot_eager")(logits), got, atol=1e-6)
     diagonal = torch.func.jvp(torch.func.grad(value), (logits,), (torch.ones_like(logits),))[1]
     assert torch.allclose(diagonal, torch.sigmoid(logits) * torch.sigmoid(-logits), atol=1e-6)
 
@@ -351,6 +453,35 @@ def test_opcheck_of_the_other_operators(backend):
     priors = [torch.randn(1, 4, device=backend.device, requires_grad=True) for _ in range(2)]
     for prior in ([None, None], priors):
         torch.library.opcheck(torch.ops.fekernels.gaussian_kl.default, (*call.latent, *prior, "sum"))
+
+
+def test_the_operator_takes_any_layout(backend):
+    call = inputs(3, backend, masked=True, weighted=True)
+    plain = call._map(torch.Tensor.detach)
+    operator = torch.ops.fekernels.free_energy
+
+    def turned(tensor):
+        return tensor.mT.contiguous().mT
+
+    wanted = operator(
+        plain.params, plain.target, plain.mask, plain.latent, plain.weight, "bernoulli", "sum", 7
+    )
+    double = torch.stack((plain.weight, plain.weight), 1)[:, 0].double()
+    got = operator(
+        [turned(plain.params[0])], turned(plain.target), turned(plain.mask), [turned(t) for t in plain.latent],
+        double, "bernoulli", "sum", 7,
+    )  # fmt: skip
+    assert same([*got[:2], *got[2]], [*wanted[:2], *wanted[2]])
+    logits, labels = (
+        torch.randn(5, 3, 4, device=backend.device),
+        torch.randint(0, 4, (3, 5), device=backend.device).mT,
+    )
+    wanted = operator([logits], labels.contiguous(), None, [], None, "categorical", "none", 0)
+    got = operator([logits.mT.contiguous().mT], labels, None, [], None, "categorical", "none", 0)
+    assert same(got[:2], wanted[:2])
+    for mask, weight in ((plain.mask[:, :1], None), (None, plain.weight[:2])):
+        with pytest.raises(ValueError, match="must"):
+            operator(plain.params, plain.target, mask, plain.latent, weight, "bernoulli", "sum", 0)
 
 
 def test_the_operator_refuses_second_derivatives(backend):

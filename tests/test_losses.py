@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fekernels as fe
-from fekernels.losses.likelihoods import validate_target
+from fekernels.ops._validate import validate_target
 from fekernels.reference._likelihoods import SAFE
 from fekernels.reference.free_energy import LIKELIHOODS, code, energy_elements
 

@@ -98,12 +98,13 @@ class Lanes {
   FloatV energy_[kParts] = {}, sums_[kParams][kParts] = {};
 };
 
-template <template <class> class Term, bool kMasked, int kParams = Term<float>::kParams>
+// Sums are finished every `kBlock` columns: kColumns, or kFold where a row is one vector.
+template <template <class> class Term, bool kMasked, int kBlock, int kParams = Term<float>::kParams>
 void run_dense(const Run<kParams>& run) {
   Lanes<kMasked, kParams> lanes(run);
   const int count = run.count;
-  for (int begin = 0; begin < count; begin += kColumns) {
-    const int end = count - begin < kColumns ? count : begin + kColumns;
+  for (int begin = 0; begin < count; begin += kBlock) {
+    const int end = count - begin < kBlock ? count : begin + kBlock;
     for (int column = begin; column < end; column += kFold) {
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
@@ -115,7 +116,7 @@ void run_dense(const Run<kParams>& run) {
         lanes.keep(at, part, column == begin, e, g);
       }
     }
-    lanes.finish_block(run, begin / kColumns);
+    lanes.finish_block(run, begin / kBlock);
   }
 }
 
@@ -149,15 +150,15 @@ void run_counts(const Run<kParams>& run, const int* counted, int n, int begin, f
 }
 
 // Counts are mostly zeros, where the energy is short: it is computed for all, and the long form for those that are left.
-template <template <class> class Term, bool kMasked, int kParams = Term<float>::kParams>
+template <template <class> class Term, bool kMasked, int kBlock, int kParams = Term<float>::kParams>
 void run_sparse(const Run<kParams>& run) {
   Lanes<kMasked, kParams> lanes(run);
   const float* target = run.in[kParams];
   const int filled = (run.count + kFold - 1) / kFold * kFold;
-  for (int begin = 0; begin < filled; begin += kColumns) {
+  for (int begin = 0; begin < filled; begin += kBlock) {
     alignas(64) float energies[kColumns], gradients[kParams][kColumns];
     int counted[kColumns + 1], n = 0;
-    const int end = filled - begin < kColumns ? filled : begin + kColumns;
+    const int end = filled - begin < kBlock ? filled : begin + kBlock;
     for (int column = begin; column < end; column += kLanes) {
       FloatV p[kParams], e, g[kParams];
 #pragma GCC unroll 4
@@ -182,16 +183,16 @@ void run_sparse(const Run<kParams>& run) {
         lanes.keep(at, part, column == begin, load(energies + at - begin), g);
       }
     }
-    lanes.finish_block(run, begin / kColumns);
+    lanes.finish_block(run, begin / kBlock);
   }
 }
 
-template <template <class> class Term, int kParams>
-void run_columns(const Run<kParams>& run) {
+template <template <class> class Term, bool kMasked, int kBlock, int kParams>
+void run_blocks(const Run<kParams>& run) {
   if constexpr (Term<float>::kSparse) {
-    run.mask ? run_sparse<Term, true>(run) : run_sparse<Term, false>(run);
+    run_sparse<Term, kMasked, kBlock>(run);
   } else {
-    run.mask ? run_dense<Term, true>(run) : run_dense<Term, false>(run);
+    run_dense<Term, kMasked, kBlock>(run);
   }
 }
 
@@ -211,6 +212,30 @@ class Rows {
     for (int i = 0; i < kParams; ++i) {
       run_.kinds[i] = call.grads[i].kind;
       direct_ &= call.grads[i].kind != GradKind::kFull || call.grads[i].dtype == kFloat32;
+    }
+    if (call.columns <= kFold) prepare_packs();
+  }
+
+  // Rows of no more than one vector, up to kPack of them: alone, each would be mostly preparation.
+  void pack(int64_t row, int count, bool first_row) {
+    const int columns = static_cast<int>(call_.columns);
+    run_.count = count * kFold;
+    for (int i = 0; i <= kParams; ++i) {
+      const TermInput& input = *inputs_[i];
+      if (!input.data) continue;
+      for (int r = 0; r < count; ++r) {
+        float* to = staged_[i] + r * kFold;
+        const int64_t at = (row + r) * input.row_stride;
+        for (int c = 0; c < columns; ++c) to[c] = to_float(input.data, input.dtype, at + (input.per_column ? c : 0));
+      }
+    }
+    for (int r = 0; call_.mask && r < count; ++r)
+      for (int c = 0; c < columns; ++c) observed_[r * kFold + c] = call_.mask[(row + r) * call_.mask_stride + c];
+    run_blocks<Term, true, kFold>(run_);
+    for (int r = 0; r < count; ++r) {
+      call_.sums[row + r] = totals_[kParams][r] + 0.0;
+      const float scale = call_.row_scale ? call_.row_scale[row + r] : 1.0f;
+      for (int i = 0; i < kParams; ++i) keep_packed(i, row + r, results_[i] + r * kFold, scale, first_row && r == 0, totals_[i][r]);
     }
   }
 
@@ -240,7 +265,41 @@ class Rows {
       if (run_.kinds[i] == GradKind::kSum) static_cast<double*>(call_.grads[i].data)[at] = fold(totals_[i], blocks);
   }
 
+  static constexpr int kPack = kColumns / kFold;
+
  private:
+  void prepare_packs() {
+    __builtin_memset(staged_, 0, sizeof staged_);
+    __builtin_memset(observed_, 0, sizeof observed_);
+    for (int r = 0; r < kPack; ++r)
+      for (int c = 0; c < call_.columns; ++c) observed_[r * kFold + c] = 1;
+    run_.mask = observed_;
+    run_.row_scale = 1.0f;  // rows of a pack have scales of their own
+    run_.first_row = true;
+    for (int i = 0; i <= kParams; ++i) {
+      run_.per_column[i] = true;
+      run_.in[i] = staged_[i];
+    }
+    for (int i = 0; i < kParams; ++i) {
+      run_.out[i] = results_[i];
+      run_.streamed[i] = false;
+    }
+  }
+
+  void keep_packed(int i, int64_t row, float* gradient, float scale, bool first_row, double sum) {
+    const TermGrad& grad = call_.grads[i];
+    const int columns = static_cast<int>(call_.columns);
+    if (grad.kind == GradKind::kFull) {
+      for (int c = 0; c < columns; ++c) gradient[c] *= scale;
+      from_float(gradient, columns, grad.data, grad.dtype, row * grad.row_stride);
+    } else if (grad.kind == GradKind::kColumn) {
+      float* sums = column_sums(i, row, 0);
+      for (int c = 0; c < columns; ++c) sums[c] = first_row ? gradient[c] * scale : sums[c] + gradient[c] * scale;
+    } else if (grad.kind == GradKind::kSum) {
+      static_cast<double*>(grad.data)[row] = sum + 0.0;
+    }
+  }
+
   float* column_sums(int i, int64_t row, int64_t column) const {
     return static_cast<float*>(call_.grads[i].data) + row / kRowBlock * call_.columns + column;
   }
@@ -258,7 +317,15 @@ class Rows {
       if (grad.kind == GradKind::kColumn) run_.out[i] = column_sums(i, row, column);
     }
     run_.mask = call_.mask ? call_.mask + row * call_.mask_stride + column : nullptr;
-    run_columns<Term>(run_);
+    run_columns();
+  }
+
+  void run_columns() {
+    if (run_.mask) {
+      run_blocks<Term, true, kColumns>(run_);
+    } else {
+      run_blocks<Term, false, kColumns>(run_);
+    }
   }
 
   // One block, the columns that are missing in its last vector counting as unobserved.
@@ -288,7 +355,7 @@ class Rows {
       __builtin_memset(observed_ + count, 0, filled - count);
       run_.mask = observed_;
     }
-    run_columns<Term>(run_);
+    run_columns();
     for (int i = 0; i < kParams; ++i) {
       const TermGrad& grad = call_.grads[i];
       if (grad.kind == GradKind::kFull) {
@@ -312,6 +379,14 @@ template <template <class> class Term>
 void run_units(const TermCall& call, int64_t begin, int64_t end) {
   Rows<Term> rows(call);
   const int64_t segments = call.segments(), unit_rows = call.unit_rows();
+  if (call.columns <= kFold) {  // one segment a row
+    const int64_t last = end * unit_rows < call.rows ? end * unit_rows : call.rows;
+    for (int64_t row = begin * unit_rows; row < last; row += Rows<Term>::kPack) {
+      const int count = last - row < Rows<Term>::kPack ? static_cast<int>(last - row) : Rows<Term>::kPack;
+      rows.pack(row, count, row % unit_rows == 0);
+    }
+    return;
+  }
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t first = unit / segments * unit_rows;
     for (int64_t row = first; row < first + unit_rows && row < call.rows; ++row)

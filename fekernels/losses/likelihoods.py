@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fekernels.losses._validate import validate_target
 from fekernels.reference._special import langevin
 
-__all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample", "validate_target"]
+__all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample"]
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "mse": ("location",),

@@ -32,12 +32,33 @@ def _run(
     wide = any(tensor.dtype == torch.float64 for tensor in operands)
     backend = "reference" if wide else _backends.choose(operands[0].device.type)
     number = code(likelihood, len(params)) if params else 0
-    # A kernel takes rows whose elements lie in order.
-    flat = [t if t.dim() == 3 or t.stride(1) == 1 or t.shape[1] <= 1 else t.contiguous() for t in operands]
+    operands = [_in_rows(tensor) for tensor in operands]
+    rows = (latent[0] if target is None else target).shape[0]
+    if target is not None:
+        target = target.contiguous() if likelihood == "categorical" else _in_rows(target)
+    if mask is not None:
+        if target is None or mask.shape != target.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"free_energy: mask must be bool, of target's shape; got {mask.dtype} {tuple(mask.shape)}"
+            )
+        mask = mask.contiguous()
+    for name, tensor in (("weight", weight), *(("upstream", tensor) for tensor in upstream)):
+        if tensor is not None and tensor.shape != (rows,):
+            raise ValueError(f"free_energy: {name} must have shape ({rows},); got {tuple(tensor.shape)}")
+    if weight is not None:
+        weight = weight.to(torch.float64 if wide else torch.float32).contiguous()
+    upstream = [tensor.to(torch.float64 if wide else torch.float32).contiguous() for tensor in upstream]
     return _backends.implementation("free_energy", backend)(  # type: ignore[return-value]
-        flat[: len(params)], target, mask, flat[len(params) :], weight, upstream, number, REDUCTIONS.index(reduction),
-        1.0, needs, False,
+        operands[: len(params)], target, mask, operands[len(params) :], weight, upstream, number,
+        REDUCTIONS.index(reduction), 1.0, needs, False,
     )  # fmt: skip
+
+
+def _in_rows(tensor: Tensor) -> Tensor:
+    """With the elements of a row in order, as a kernel takes them; logits [B, P, K] without any gap."""
+    if tensor.dim() == 2 and (tensor.stride(1) == 1 or tensor.shape[1] <= 1):
+        return tensor
+    return tensor.contiguous()
 
 
 def _forward(
@@ -66,8 +87,7 @@ def _backward(
     likelihood: str,
     needs: int,
 ) -> list[Tensor]:
-    upstream = [g_energy.contiguous(), g_kl.contiguous()]
-    return _run(params, target, mask, latent, weight, likelihood, "none", needs, upstream)[3:]
+    return _run(params, target, mask, latent, weight, likelihood, "none", needs, [g_energy, g_kl])[3:]
 
 
 def _wanted(operands: list[Tensor], needs: int) -> list[Tensor]:
@@ -115,6 +135,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list
     params, target, mask, latent, weight, likelihood, reduction, needs = inputs
     ctx.call = likelihood, reduction, needs, len(params), len(latent)
     ctx.set_materialize_grads(True)
+    ctx.mark_non_differentiable(*output[2])
     # A reduced call has its gradients and needs its inputs no more.
     if reduction == "none":
         ctx.save_for_backward(*params, *latent, target, mask, weight)

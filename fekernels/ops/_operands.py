@@ -28,6 +28,8 @@ class Operands:
 def floating(function: str, name: str, tensor: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor; got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{function}: {name} must be dense; got layout {str(tensor.layout)[6:]}")
     if tensor.dtype not in FLOATS:
         raise TypeError(
             f"{function}: {name} must be float32, bfloat16, float16 or float64; got {str(tensor.dtype)[6:]}"
@@ -70,7 +72,7 @@ def rows(function: str, name: str, tensor: Tensor, full: Sequence[int], like: st
     event = math.prod(shape[1:])
     if event == math.prod(full[1:]) or event == 1:
         return whole(tensor.reshape(shape[0], event))
-    return tensor.reshape(shape).expand(shape[0], *full[1:]).reshape(shape[0], math.prod(full[1:]))
+    return whole(tensor.reshape(shape).expand(shape[0], *full[1:]))
 
 
 def prepare_target(function: str, target: object, params: list[Tensor], categorical: bool) -> Tensor:
@@ -93,9 +95,13 @@ def prepare_target(function: str, target: object, params: list[Tensor], categori
         return target.long().reshape(target.shape[0], math.prod(target.shape[1:])).contiguous()
     if target.dtype.is_complex:
         raise TypeError(f"{function}: target must be real; got {str(target.dtype)[6:]}")
-    narrow = target.dtype is torch.float64 and all(param.dtype is not torch.float64 for param in params)
-    if narrow or target.dtype not in FLOATS:  # counts and images often come as integers
-        target = target.float()
+    if target.layout is not torch.strided:
+        raise TypeError(f"{function}: target must be dense; got layout {str(target.layout)[6:]}")
+    wide = any(param.dtype is torch.float64 for param in params)
+    if (
+        target.dtype is torch.float64 and not wide
+    ) or target.dtype not in FLOATS:  # counts often come as integers
+        target = target.double() if wide else target.float()
     return whole(target)
 
 
@@ -219,5 +225,6 @@ def gather(
         same_device(function, "weight", weight, device)
         if weight.requires_grad:
             raise ValueError(f"{function}: weight must not require a gradient, since it gets none; detach it")
-        weight = weight.float().contiguous()
+        wide = any(tensor.dtype is torch.float64 for tensor in (*kernel_params, *latent))
+        weight = (weight.double() if wide else weight.float()).contiguous()
     return Operands(kernel_params, kernel_target, mask, latent, weight)

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import fekernels.ops._free_energy_ops  # noqa: F401 (defines the operators)
 from fekernels import _backends
 from fekernels.ops._operands import Operands, floating, gather
+from fekernels.ops._validate import validate_target
 from fekernels.reference._likelihoods import SAFE
 from fekernels.reference.free_energy import LIKELIHOODS, REDUCTIONS
 
@@ -171,7 +173,8 @@ def _differentiable(
     call: _Call, saved: Sequence[Tensor], above: tuple[Tensor | None, ...]
 ) -> list[Tensor | None]:
     """The gradients as functions of operands and of ``above``, by plain PyTorch: for create_graph=True."""
-    operands, data = saved[:-3], saved[-3:]
+    # Views, so that a path from one operand to another (mean to z to the prediction) is left to the outer graph.
+    operands, data = [operand.view_as(operand) for operand in saved[:-3]], saved[-3:]
     values = call.values(operands, data)
     wanted = [operand for i, operand in enumerate(operands) if call.needs >> i & 1]
     given = [(value, g) for value, g in zip(values, above, strict=True) if g is not None]
@@ -196,22 +199,29 @@ def _compute(
 ) -> FreeEnergyTerms:
     params = operands.params
     tensors = [*params, *operands.latent]
-    tracing = torch.compiler.is_compiling()
-    wide, needs, bit = False, 0, 1 if torch.is_grad_enabled() else 0
+    wide = halves = False
+    needs, bit = 0, 1 if torch.is_grad_enabled() else 0
     for tensor in tensors:
         wide |= tensor.dtype is torch.float64
         if tensor.requires_grad:
             needs |= bit
+            halves |= tensor.dtype is torch.float16
         bit <<= 1
-    if wide or (not tracing and torch._C._are_functorch_transforms_active()):
+    if wide or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         from fekernels.reference.free_energy import values
 
         data = operands.target, operands.mask, operands.latent, operands.weight
         return FreeEnergyTerms(*values(params, *data, likelihood, reduction, beta))
-    if tracing:
+    if halves and needs and reduction != NONE:
+        # A gradient stored in float16 before a GradScaler's factor is on it would underflow: it is made in backward.
+        rows = _compute(operands, likelihood, NONE, beta, False)
+        return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
+    if torch.compiler.is_compiling():
         return _traced(operands, likelihood, reduction, beta, needs)
     backend = _backends.choose(tensors[0].device.type)
-    call = _Call(backend, likelihood, len(params), reduction, beta, needs, inplace and needs & 1 == 1)
+    # Elsewhere than in a plain prediction that nobody else's elements lie between, the gradient gets its own memory.
+    inplace = inplace and needs & 1 == 1 and params[0].is_contiguous()
+    call = _Call(backend, likelihood, len(params), reduction, beta, needs, inplace)
     known = operands.target, operands.mask, operands.weight
     if not needs:
         return FreeEnergyTerms(*call.run(tensors, known, [], 0))
@@ -280,7 +290,8 @@ def free_energy(
         inplace_backward: write the gradient over ``params`` (its first tensor) instead of into new memory. Only right
             where the operation that made it does not need its output, as a linear layer or a convolution, unlike a
             sigmoid; autograd's version counter finds the others in backward. "mean" and "sum" only. Backward runs once.
-            Nothing is written where no gradient is wanted; under torch.compile it is not needed, and ignored.
+            Nothing is written where no gradient is wanted. Ignored for a prediction that is not contiguous, in float16
+            or float64, and under torch.compile.
         validate: check that the target's values are possible (counts whole and not negative, probabilities in
             [0, 1], classes that exist), at the price of reading it once more and, on a GPU, of a synchronisation.
 
@@ -318,6 +329,8 @@ def free_energy(
         likelihood,
         list(codes),
     )
+    if inplace_backward:
+        _may_be_overwritten(function, params)
     if validate:
         _validate(function, likelihood, operands)
     code = codes[len(operands.params)]
@@ -366,9 +379,16 @@ def gaussian_kl(
     return _compute(operands, 0, how, 1.0, False).kl
 
 
-def _validate(function: str, likelihood: str, operands: Operands) -> None:
-    from fekernels.losses.likelihoods import validate_target
+def _may_be_overwritten(function: str, params: Tensor | Sequence[Tensor]) -> None:
+    prediction = params if isinstance(params, Tensor) else params[0]
+    if torch.is_grad_enabled() and prediction.requires_grad and prediction.is_leaf:
+        raise ValueError(
+            f"{function}: params must be the result of an operation with inplace_backward=True; got a leaf that"
+            " requires a gradient, whose values the gradient would replace"
+        )
 
+
+def _validate(function: str, likelihood: str, operands: Operands) -> None:
     assert operands.target is not None
     target = operands.target if operands.mask is None else operands.target[operands.mask]
     validate_target(function, likelihood, target, operands.params)
@@ -378,6 +398,8 @@ def _free_bits_kl(latent: list[Tensor], weight: Tensor | None, free_bits: float,
     from fekernels.reference.free_energy import kl_elements
 
     elements = kl_elements(latent)
+    if reduction == SUM and elements.shape[0] == 0:
+        return elements.sum()
     if weight is not None:
         elements = elements * weight.double().unsqueeze(1)
     total = elements.mean(0).clamp(min=free_bits).sum()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fekernels import _backends
 from fekernels.ops._library import LIBRARY, define_functional
@@ -54,9 +55,10 @@ def _noise(samples: int, like: Tensor, key: Key) -> Tensor:
 
 def _differentiable_backward(grad: Tensor, logvar: Tensor, key: Key) -> tuple[Tensor, Tensor]:
     """The gradients as functions of ``grad`` and ``logvar``, by plain PyTorch: for create_graph=True."""
-    eps = _noise(grad.shape[0], logvar, key).to(torch.float64 if _wide(grad, logvar) else torch.float32)
-    along_eps = 0.5 * torch.exp(0.5 * logvar) * (grad * eps).sum(0)
-    return grad.sum(0), along_eps.to(logvar.dtype)
+    dtype = torch.float64 if _wide(grad, logvar) else torch.float32
+    eps = _noise(grad.shape[0], logvar, key).to(dtype)
+    along_eps = 0.5 * torch.exp(0.5 * logvar.to(dtype)) * (grad.to(dtype) * eps).sum(0)
+    return grad.to(dtype).sum(0).to(grad.dtype), along_eps.to(logvar.dtype)
 
 
 class _Reparameterize(torch.autograd.Function):
@@ -126,12 +128,12 @@ def reparameterize(
         integer(function, "offset", offset, 0, LAST_INDEX // max(latents, 1) - rows + 1),
     )
     flat_mean, flat_logvar = mean.reshape(rows, latents), logvar.reshape(rows, latents)
-    if torch.compiler.is_compiling():
-        z = torch.ops.fekernels.reparameterize(flat_mean, flat_logvar, *key, count)
-    elif torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         wide = flat_mean if flat_mean.dtype == torch.float64 else flat_mean.float()
         deviation = torch.exp(0.5 * flat_logvar.to(wide.dtype))
         z = (wide + deviation * _noise(count, flat_mean, key).to(wide.dtype)).to(mean.dtype)
+    elif torch.compiler.is_compiling():
+        z = torch.ops.fekernels.reparameterize(flat_mean, flat_logvar, *key, count)
     else:
         z = _Reparameterize.apply(flat_mean, flat_logvar, key, count)
     return z.reshape(mean.shape if samples is None else (count, *mean.shape))

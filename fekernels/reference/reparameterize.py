@@ -12,7 +12,7 @@ from torch import Tensor
 from fekernels.reference._functions import exp
 from fekernels.reference.random import MASK, fma, philox_normal
 
-__all__ = ["noise", "reparameterize", "reparameterize_backward", "values"]
+__all__ = ["reparameterize", "reparameterize_backward"]
 
 PURPOSE = 3
 
@@ -28,23 +28,12 @@ def standard_deviation(logvar: Tensor) -> Tensor:
     return torch.exp(0.5 * logvar) if logvar.dtype == torch.float64 else exp(0.5 * logvar.float())
 
 
-def values(
-    mean: Tensor, logvar: Tensor, seed: int, stream: int, step: int, offset: int, samples: int
-) -> Tensor:
-    """z [samples, B, Z] for autograd, differentiable as often as wanted; to the last bit only in float64."""
-    dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    eps = torch.empty((samples, *mean.shape), dtype=dtype, device=mean.device)
-    for k in range(samples):
-        eps[k] = noise(mean, seed, stream + k, step, offset)
-    return (mean.to(dtype) + torch.exp(0.5 * logvar.to(dtype)) * eps).to(mean.dtype)
-
-
 def reparameterize(
     mean: Tensor, logvar: Tensor, seed: int, stream: int, step: int, offset: int, samples: int
 ) -> Tensor:
     """z [samples, B, Z] in the type of ``mean``; mean and logvar [B, Z]."""
     z = torch.empty((samples, *mean.shape), dtype=mean.dtype, device=mean.device)
-    sd = standard_deviation(logvar)
+    sd = standard_deviation(logvar.double() if mean.dtype == torch.float64 else logvar)
     for k in range(samples):
         eps = noise(mean, seed, stream + k, step, offset)
         z[k] = mean + sd * eps if mean.dtype == torch.float64 else fma(sd.float(), eps, mean.float())
