@@ -1,6 +1,6 @@
-// The only file that knows torch: checks, threading, and registration of the kernels under torch.ops.fekernels_native
-// through the LibTorch stable ABI. The public operators of torch.ops.fekernels are defined in Python (fekernels/ops) and
-// call these.
+// With register_*.cpp and large_tensors.cpp the only files that know torch: checks, threading, and registration of the
+// kernels under torch.ops.fekernels_native through the LibTorch stable ABI. The public operators of torch.ops.fekernels
+// are defined in Python (fekernels/ops) and call these.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -1,0 +1,217 @@
+"""How the terms of a free energy are computed and differentiated, on checked operands.
+
+In a reduced ("mean" or "sum") call whose gradient is wanted, the kernel writes the gradients of energy and KL in the
+same pass; the first backward scales them in place by what comes from above, which is 1 for a loss, and hands them over.
+Any later one computes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import fekernels.ops._free_energy_ops  # noqa: F401 (defines the operators)
+from fekernels import _backends
+from fekernels.ops._operands import Operands
+from fekernels.reference.free_energy import LIKELIHOODS, REDUCTIONS
+
+__all__ = ["MEAN", "NONE", "SUM", "FreeEnergyTerms", "compute"]
+
+NONE, MEAN, SUM = range(3)
+
+
+class FreeEnergyTerms(NamedTuple):
+    """The terms of a free energy, each a scalar ("mean", "sum") or of shape [B] ("none"); ``kl`` is before beta."""
+
+    free_energy: Tensor
+    energy: Tensor
+    kl: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """The evidence lower bound (at beta = 1): ``-free_energy``."""
+        return -self.free_energy
+
+
+class _Call:
+    """What a kernel takes beside the differentiable operands (parameters of the likelihood, then latent)."""
+
+    __slots__ = ("backend", "beta", "inplace", "likelihood", "n_params", "needs", "reduction")
+
+    def __init__(
+        self,
+        backend: str,
+        likelihood: int,
+        n_params: int,
+        reduction: int,
+        beta: float,
+        needs: int,
+        inplace: bool,
+    ) -> None:
+        self.backend, self.likelihood, self.n_params = backend, likelihood, n_params
+        self.reduction, self.beta, self.needs, self.inplace = reduction, beta, needs, inplace
+
+    def run(
+        self,
+        operands: Sequence[Tensor],
+        data: Sequence[Tensor | None],
+        upstream: list[Tensor],
+        needs: int,
+        inplace: bool = False,
+    ) -> list[Tensor]:
+        """[free_energy, energy, kl, *gradients of those operands whose bit of ``needs`` is set]."""
+        target, mask, weight = data
+        kernel = _backends.implementation("free_energy", self.backend)
+        return kernel(  # type: ignore[return-value]
+            list(operands[: self.n_params]), target, mask, list(operands[self.n_params :]), weight, upstream,
+            self.likelihood, self.reduction, self.beta, needs, inplace,
+        )  # fmt: skip
+
+    def values(
+        self, operands: Sequence[Tensor], data: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in plain PyTorch, for gradients of gradients."""
+        from fekernels.reference.free_energy import values
+
+        target, mask, weight = data
+        params, latent = list(operands[: self.n_params]), list(operands[self.n_params :])
+        return values(params, target, mask, latent, weight, self.likelihood, self.reduction, self.beta)
+
+
+def _sum(first: Tensor | None, factor: float, second: Tensor | None) -> Tensor | None:
+    """factor * first + second, where None is 0."""
+    if first is None:
+        return second
+    scaled = first if factor == 1.0 else first * factor
+    return scaled if second is None else scaled + second
+
+
+def _scale(gradients: Sequence[Tensor | None], factor: Tensor | None, backend: str) -> None:
+    """In place, by a scalar tensor that is nearly always 1; a GPU's kernel reads it there."""
+    wanted = [gradient for gradient in gradients if gradient is not None]
+    if factor is None or not wanted:
+        return
+    if factor.is_cuda:
+        _backends.implementation("scale_", backend)(wanted, factor)
+    elif (value := factor.item()) != 1.0:
+        for gradient in wanted:
+            gradient.mul_(value)
+
+
+class _Terms(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, call: _Call, data: tuple[Tensor | None, ...], *operands: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        early = call.needs if call.reduction != NONE else 0
+        free_energy, energy, kl, *gradients = call.run(operands, data, [], early, call.inplace)
+        ctx.call = call
+        ctx.gradients = gradients if early else None
+        if call.inplace:
+            # As a tensor of its own, autograd may keep it for `.grad`; an input it would copy.
+            gradients[0] = gradients[0].detach()
+            torch.autograd.graph.increment_version(operands[0])
+        else:
+            ctx.save_for_backward(*operands, *data)
+        return free_energy, energy, kl
+
+    @staticmethod
+    def backward(ctx: Any, g_free: Tensor | None, g_energy: Tensor | None, g_kl: Tensor | None) -> Any:
+        call: _Call = ctx.call
+        gradients, ctx.gradients = ctx.gradients, None
+        if call.inplace and (gradients is None or torch.is_grad_enabled()):
+            raise RuntimeError(
+                "free_energy: with inplace_backward=True the prediction is overwritten by its gradient, so backward"
+                " runs once and cannot be differentiated; use inplace_backward=False"
+            )
+        if torch.is_grad_enabled():
+            return None, None, *_differentiable(call, ctx.saved_tensors, (g_free, g_energy, g_kl))
+        of_energy, of_kl = _sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)
+        if gradients is None:
+            operands, data = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
+            upstream = []
+            if call.reduction == NONE:
+                rows = of_energy if of_energy is not None else of_kl
+                assert rows is not None
+                upstream = [
+                    torch.zeros_like(rows) if g is None else g.contiguous() for g in (of_energy, of_kl)
+                ]
+            gradients = call.run(operands, data, upstream, call.needs)[3:]
+        left = iter(gradients)
+        results = [next(left) if call.needs >> i & 1 else None for i in range(len(ctx.needs_input_grad) - 2)]
+        params, latent = results[: call.n_params], results[call.n_params :]
+        if call.reduction != NONE:
+            if of_energy is of_kl:
+                _scale(results, of_energy, call.backend)
+            else:
+                _scale(params, of_energy, call.backend)
+                _scale(latent, of_kl, call.backend)
+        if of_energy is None:
+            params = [None] * len(params)
+        if of_kl is None:
+            latent = [None] * len(latent)
+        return None, None, *params, *latent
+
+
+def _differentiable(
+    call: _Call, saved: Sequence[Tensor], above: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """The gradients as functions of operands and of ``above``, by plain PyTorch: for create_graph=True."""
+    # Views, so that a path from one operand to another (mean to z to the prediction) is left to the outer graph.
+    operands, data = [operand.view_as(operand) for operand in saved[:-3]], saved[-3:]
+    values = call.values(operands, data)
+    wanted = [operand for i, operand in enumerate(operands) if call.needs >> i & 1]
+    given = [(value, g) for value, g in zip(values, above, strict=True) if g is not None]
+    gradients = iter(
+        torch.autograd.grad(
+            [value for value, _ in given], wanted, [g for _, g in given], create_graph=True, allow_unused=True
+        )
+    )
+    return [next(gradients) if call.needs >> i & 1 else None for i in range(len(operands))]
+
+
+def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, needs: int) -> FreeEnergyTerms:
+    energy, kl, _ = torch.ops.fekernels.free_energy(
+        operands.params, operands.target, operands.mask, operands.latent, operands.weight, LIKELIHOODS[likelihood],
+        REDUCTIONS[reduction], needs,
+    )  # fmt: skip
+    return FreeEnergyTerms(energy + beta * kl, energy, kl)
+
+
+def compute(
+    operands: Operands, likelihood: int, reduction: int, beta: float, inplace: bool
+) -> FreeEnergyTerms:
+    params = operands.params
+    tensors = [*params, *operands.latent]
+    wide = halves = False
+    needs, bit = 0, 1 if torch.is_grad_enabled() else 0
+    for tensor in tensors:
+        wide |= tensor.dtype is torch.float64
+        if tensor.requires_grad:
+            needs |= bit
+            halves |= tensor.dtype is torch.float16
+        bit <<= 1
+    if wide or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        from fekernels.reference.free_energy import values
+
+        data = operands.target, operands.mask, operands.latent, operands.weight
+        return FreeEnergyTerms(*values(params, *data, likelihood, reduction, beta))
+    if halves and needs and reduction != NONE:
+        # A gradient stored in float16 before a GradScaler's factor is on it would underflow: it is made in backward.
+        rows = compute(operands, likelihood, NONE, beta, False)
+        return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
+    if torch.compiler.is_compiling():
+        return _traced(operands, likelihood, reduction, beta, needs)
+    backend = _backends.choose(tensors[0].device.type)
+    # Elsewhere than in a plain prediction that nobody else's elements lie between, the gradient gets its own memory.
+    inplace = inplace and needs & 1 == 1 and params[0].is_contiguous()
+    call = _Call(backend, likelihood, len(params), reduction, beta, needs, inplace)
+    known = operands.target, operands.mask, operands.weight
+    if not needs:
+        return FreeEnergyTerms(*call.run(tensors, known, [], 0))
+    return FreeEnergyTerms(*_Terms.apply(call, known, *tensors))
