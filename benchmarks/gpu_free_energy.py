@@ -189,8 +189,9 @@ def check_autograd(target: Target) -> Numbers:
                 found.append((f"{name}, energy", list(torch.autograd.grad(terms.energy.sum(), given[:1]))))
                 if reduction != "none":
                     given = leaves(device)
+                    # What may be overwritten is a result that its producer needs no longer, never a leaf.
                     terms = fe.free_energy(
-                        given[0],
+                        2 * given[0],
                         x,
                         *given[1:],
                         likelihood=likelihood,
