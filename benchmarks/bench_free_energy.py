@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from benchmarks import peers
+from benchmarks.harness import record
 from fekernels import _bench_free_energy as cases
 from fekernels import bench
 from fekernels._bench_cases import Group
@@ -83,16 +84,7 @@ def test_row(benchmark, index: int, number: int) -> None:  # type: ignore[no-unt
     benchmark.group, benchmark.name = row.case, f"ours: {row.case}, beside {row.peer}"
     rounds = 10 * ROUNDS if group.turn_seconds > 0 else ROUNDS
     median = beside(benchmark, contestants[row.ours], contestants[row.peer], rounds)
-    benchmark.extra_info |= {
-        "case": row.case,
-        "peer": row.peer,
-        "peer_ms": median * 1e3,
-        "reach": row.reach,
-    }
-    if benchmark.stats is not None:  # --benchmark-disable leaves none
-        ratio = benchmark.stats.stats.median / median
-        benchmark.extra_info |= {"ratio": ratio, "met": ratio <= row.reach}
-        print(f"\n{row.case}: {ratio:.2f} of {row.peer}, to reach {row.reach}")
+    record(benchmark, row, median)
 
 
 @pytest.mark.parametrize("likelihood", OTHERS)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from benchmarks import peers
+from benchmarks.harness import record
 from fekernels import _bench_cases as cases
 from fekernels import bench
 from fekernels._bench_timing import Contestant
@@ -109,16 +110,7 @@ def test_row(benchmark, index: int, number: int) -> None:  # type: ignore[no-unt
     finally:
         _finish(ours)
     peer_median = statistics.median(peer_times[-rounds:])
-    benchmark.extra_info |= {
-        "case": row.case,
-        "peer": row.peer,
-        "peer_ms": peer_median * 1e3,
-        "reach": row.reach,
-    }
-    if benchmark.stats is not None:  # --benchmark-disable leaves none
-        ratio = benchmark.stats.stats.median / peer_median
-        benchmark.extra_info |= {"ratio": ratio, "met": ratio <= row.reach}
-        print(f"\n{row.case}: {ratio:.2f} of {row.peer}, to reach {row.reach}")
+    record(benchmark, row, peer_median)
 
 
 def _rounds(group: cases.Group) -> int:

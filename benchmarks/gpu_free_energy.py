@@ -7,119 +7,22 @@ close.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import fekernels as fe
+from benchmarks.free_energy_calls import CATEGORICAL, KINDS, MEAN, NONE, SHAPES, SUM, Call, make_call
 from benchmarks.gpu_checks import Check, Comparison, Numbers, Target
-from fekernels import _backends
 from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS
 
-CATEGORICAL = LIKELIHOODS.index("categorical")
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
-NONE, MEAN, SUM = range(3)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# (rows, columns, latents): a vector and a block of 128 give or take one, segments of 4096, blocks of 64 rows.
-SHAPES = (
-    (1, 1, 1),
-    (3, 17, 5),
-    (5, 128, 16),
-    (4, 129, 17),
-    (130, 20, 20),
-    (2, 4097, 3),
-    (65, 300, 7),
-    (0, 5, 2),
-)
-CLASSES = 5
 
 
 def likelihood_name(code: int) -> str:
     return f"{LIKELIHOODS[code]}, {N_PARAMS[code]} parameters"
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of the kernel, on the CPU."""
-
-    params: tuple[Tensor, ...]
-    target: Tensor
-    mask: Tensor | None
-    latent: tuple[Tensor, ...]
-    weight: Tensor | None
-    upstream: tuple[Tensor, ...]
-    likelihood: int
-    reduction: int
-    inplace: bool = False
-
-    def run(self, backend: str, device: torch.device) -> list[Tensor]:
-        def there(tensor: Tensor | None) -> Any:
-            return None if tensor is None else tensor.to(device, copy=True)
-
-        kernel = _backends.implementation("free_energy", backend)
-        needs = (1 << len(self.params) + len(self.latent)) - 1
-        return kernel(  # type: ignore[return-value]
-            [there(p) for p in self.params], there(self.target), there(self.mask), [there(t) for t in self.latent],
-            there(self.weight), [there(g) for g in self.upstream], self.likelihood, self.reduction, 0.7, needs,
-            self.inplace,
-        )  # fmt: skip
-
-
-def operand(kind: str, rows: int, columns: int, positive: bool, generator: torch.Generator) -> Tensor:
-    shape = (rows if kind in ("full", "row") else 1, columns if kind in ("full", "column") else 1)
-    values = torch.randn(shape, generator=generator)
-    return values.exp() if positive else values
-
-
-def make_call(
-    likelihood: int,
-    shape: tuple[int, int, int],
-    reduction: int,
-    kind: str = "full",
-    dtype: torch.dtype = torch.float32,
-    masked: bool = False,
-) -> Call:
-    """Random operands, the first parameter full and the others of ``kind``; masked places hold NaN."""
-    rows, columns, latents = shape
-    generator = torch.Generator().manual_seed(100 * likelihood + rows + columns)
-    name = LIKELIHOODS[likelihood]
-    if likelihood == CATEGORICAL:
-        params = [torch.randn(rows, columns, CLASSES, generator=generator)]
-        target = torch.randint(0, CLASSES, (rows, columns), generator=generator)
-    else:
-        positive = {"negative_binomial": (0, 1), "zero_inflated_negative_binomial": (0, 1), "student_t": (2,)}
-        params = [
-            operand("full" if i == 0 else kind, rows, columns, i in positive.get(name, ()), generator)
-            for i in range(N_PARAMS[likelihood])
-        ]
-        target = torch.rand(rows, columns, generator=generator)
-        if name in COUNTS:
-            rates = torch.where(target < 0.7, 0.0, 6.0)
-            target = torch.poisson(rates, generator=generator)
-        target = target.to(dtype)
-    params = [p.to(dtype) for p in params]
-    mask = torch.rand(rows, columns, generator=generator) < 0.7 if masked else None
-    if mask is not None:
-        params[0][~mask] = torch.nan
-        if likelihood != CATEGORICAL:
-            target[~mask] = torch.nan
-    latent = [operand("full", rows, latents, False, generator) for _ in range(2)]
-    latent += [operand(each, rows, latents, False, generator) for each in ("column", "scalar")]
-    upstream = [torch.randn(rows, generator=generator) for _ in range(2)] if reduction == NONE else []
-    return Call(
-        tuple(params),
-        target,
-        mask,
-        tuple(t.to(dtype) for t in latent),
-        torch.rand(rows, generator=generator) if masked else None,
-        tuple(upstream),
-        likelihood,
-        reduction,
-    )
 
 
 def comparison_for(target: Target) -> Comparison:
@@ -138,25 +41,28 @@ def add_all(comparison: Comparison, name: str, got: list[Tensor], want: list[Ten
 def check_kernel(likelihood: int, target: Target) -> Numbers:
     """Every shape, reduction, kind of parameter and dtype, masked and not, and the gradient over the prediction."""
     comparison = comparison_for(target)
-    kinds = ("full", "column", "row", "scalar") if N_PARAMS[likelihood] > 1 else ("full",)
-    calls = [
+    kinds = KINDS if N_PARAMS[likelihood] > 1 else KINDS[:1]
+    generator = torch.Generator().manual_seed(likelihood)
+    make = partial(make_call, likelihood, generator=generator)
+    calls: list[tuple[str, Call]] = [
         (
             f"{shape}, reduction {reduction}, {kind}",
-            make_call(likelihood, shape, reduction, kind, masked=masked),
+            make(shape, kind, reduction=reduction, masked=masked, weighted=masked),
         )
         for (shape, kind), reduction, masked in itertools.product(
             itertools.product(SHAPES, kinds), (NONE, MEAN, SUM), (False, True)
         )
     ]
     calls += [
-        (f"{dtype}, {kind}", make_call(likelihood, (66, 150, 9), MEAN, kind, dtype))
+        (f"{dtype}, {kind}", make((66, 150, 9), kind, dtype))
         for dtype, kind in itertools.product(DTYPES, kinds)
     ]
     if likelihood != CATEGORICAL:
-        calls.append(("in place", replace(make_call(likelihood, (66, 150, 9), SUM), inplace=True)))
+        calls.append(("in place", replace(make((66, 150, 9), reduction=SUM), inplace=True)))
     for name, call in calls:
-        want = call.run(target.truth, torch.device("cpu"))
-        add_all(comparison, name, call.run(target.backend, target.device), want)
+        # Of copies, as the gradient in place overwrites what it is given.
+        want = call.map(torch.clone).run_on(target.truth, "cpu")
+        add_all(comparison, name, call.map(torch.clone).run_on(target.backend, target.device), want)
     return comparison.result()
 
 
@@ -308,6 +214,7 @@ def check_compile(target: Target) -> Numbers:
             given = [leaf.detach()[:rows].requires_grad_() for leaf in leaves(target.device)]
             x = torch.rand(rows, 700, device=target.device)
             values = [function(given[0], x, *given[1:]) for function in (compiled, loss)]
+            # Among the sums are up to 1152 normals, added in float32 in another order.
             torch.testing.assert_close(values[0], values[1], rtol=1e-6, atol=0)
             gradients = [[g.cpu() for g in torch.autograd.grad(value, given)] for value in values]
             add_all(comparison, f"batch of {rows}", *gradients)

@@ -169,10 +169,7 @@ def _measure(
         row: dict[str, Any] = {
             "case": case,
             "contestant": name,
-            "device_ms": seconds * 1e3,
-            "host_ms": timing.host_median * 1e3,
-            "called_ms": timing.called_median * 1e3,
-            "device_ms_rounds": [t * 1e3 for t in timing.device],
+            **timing.milliseconds(),
             "bytes_per_element": floors[name],
             "gb_per_s": elements * floors[name] / seconds / 1e9,
             "of_peer": seconds / peer.device_median,

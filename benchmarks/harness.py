@@ -7,13 +7,15 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fekernels._bench_cases import Row
 from fekernels._bench_timing import Contestant, Timing, interleave, machine
 
-__all__ = ["Contestant", "DeviceTiming", "Timing", "device_interleave", "interleave", "machine"]
+__all__ = ["Contestant", "DeviceTiming", "Timing", "device_interleave", "interleave", "machine", "record"]
 
 FLUSH_BYTES = 1 << 30  # more than any cache
 
@@ -40,6 +42,15 @@ class DeviceTiming:
     def called_median(self) -> float:
         """Time a step of a loop of steps, from an idle device until it is idle again."""
         return statistics.median(self.called)
+
+    def milliseconds(self) -> dict[str, Any]:
+        """The columns of a table of times."""
+        return {
+            "device_ms": self.device_median * 1e3,
+            "host_ms": self.host_median * 1e3,
+            "called_ms": self.called_median * 1e3,
+            "device_ms_rounds": [t * 1e3 for t in self.device],
+        }
 
 
 class _Device:
@@ -132,6 +143,20 @@ def device_interleave(
         name: DeviceTiming(*(tuple(column) for column in zip(*values, strict=True)))
         for name, values in turns.items()
     }
+
+
+def record(benchmark: Any, row: Row, peer_seconds: float) -> None:
+    """Leave with pytest-benchmark how the row's times compare with its peer's median, and print that."""
+    benchmark.extra_info |= {
+        "case": row.case,
+        "peer": row.peer,
+        "peer_ms": peer_seconds * 1e3,
+        "reach": row.reach,
+    }
+    if benchmark.stats is not None:  # --benchmark-disable leaves none
+        ratio = benchmark.stats.stats.median / peer_seconds
+        benchmark.extra_info |= {"ratio": ratio, "met": ratio <= row.reach}
+        print(f"\n{row.case}: {ratio:.2f} of {row.peer}, to reach {row.reach}")
 
 
 def random_values(

@@ -15,8 +15,10 @@ from torch import Tensor
 from fekernels import _backends
 
 SEED = 0x1234_5678_9ABC_DEF0
+UNIT = 2.0**-24  # the largest relative error of one rounding to float32
 ISAS = ("avx512", "avx2", "baseline")
 NOISES = ("momentum", "preconditioned", "isotropic")
+DRAWS = {"bits": torch.int32, "uniform": torch.float32, "normal": torch.float32}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -239,58 +241,13 @@ def _scalar(value: float | None, like: Tensor) -> Tensor | None:
     return None if value is None else torch.tensor(value, dtype=torch.float32, device=like.device)
 
 
-def call_langevin_adam(
-    rows: list[Row], options: Options, backend: str | None = None, **changes: Any
-) -> Tensor:
-    """One call of the list operator. Returns `previous` as it left it."""
-    o, device = options, rows[0].param.device
-    previous = torch.tensor(o.previous, dtype=torch.float64, device=device)
-    lists = {
-        name: [getattr(row, name) for row in rows] for name in Row.WRITTEN + ("grad", "anchor", "stream")
-    }
-    shards = [n for row in rows for n in row.shard] if rows[0].shard else []
-    arguments = dict(
-        params=lists["param"],
-        grads=lists["grad"],
-        exp_avgs=lists["exp_avg"],
-        exp_avg_sqs=lists["exp_avg_sq"],
-        max_exp_avg_sqs=lists["max_exp_avg_sq"] if o.amsgrad else [],
-        steps=lists["step"],
-        previous=previous,
-        anchors=lists["anchor"] if o.anchor else [],
-        streams=lists["stream"],
-        shards=shards,
-        lr=o.lr,
-        lr_tensor=None,
-        temperature=o.temperature,
-        temperature_tensor=None,
-        beta1=o.beta1,
-        beta2=o.beta2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        prior_precision=o.prior_precision,
-        noise=o.noise,
-        amsgrad=o.amsgrad,
-        maximize=o.maximize,
-        decoupled_weight_decay=o.decoupled_weight_decay,
-        bias_correction=o.bias_correction,
-        stochastic_rounding=o.stochastic_rounding,
-        seed=o.seed,
-        grad_scale=_scalar(o.grad_scale, rows[0].param),
-        found_inf=_scalar(o.found_inf, rows[0].param),
-        backend=backend,
-    )
-    torch.ops.fekernels.langevin_adam_(**{**arguments, **changes})
-    return previous
-
-
-def call_sgld(rows: list[Row], options: Options, backend: str | None = None, **changes: Any) -> None:
-    """One call of the list operator."""
+def _step_arguments(rows: list[Row], options: Options, backend: str | None) -> dict[str, Any]:
+    """What every step takes."""
     o = options
     lists = {
         name: [getattr(row, name) for row in rows] for name in ("param", "grad", "step", "anchor", "stream")
     }
-    arguments = dict(
+    return dict(
         params=lists["param"],
         grads=lists["grad"],
         steps=lists["step"],
@@ -310,7 +267,34 @@ def call_sgld(rows: list[Row], options: Options, backend: str | None = None, **c
         found_inf=_scalar(o.found_inf, rows[0].param),
         backend=backend,
     )
-    torch.ops.fekernels.sgld_(**{**arguments, **changes})
+
+
+def call_langevin_adam(
+    rows: list[Row], options: Options, backend: str | None = None, **changes: Any
+) -> Tensor:
+    """One call of the list operator. Returns `previous` as it left it."""
+    o = options
+    previous = torch.tensor(o.previous, dtype=torch.float64, device=rows[0].param.device)
+    arguments = _step_arguments(rows, o, backend) | dict(
+        exp_avgs=[row.exp_avg for row in rows],
+        exp_avg_sqs=[row.exp_avg_sq for row in rows],
+        max_exp_avg_sqs=[row.max_exp_avg_sq for row in rows] if o.amsgrad else [],
+        previous=previous,
+        beta1=o.beta1,
+        beta2=o.beta2,
+        eps=o.eps,
+        noise=o.noise,
+        amsgrad=o.amsgrad,
+        decoupled_weight_decay=o.decoupled_weight_decay,
+        bias_correction=o.bias_correction,
+    )
+    torch.ops.fekernels.langevin_adam_(**{**arguments, **changes})
+    return previous
+
+
+def call_sgld(rows: list[Row], options: Options, backend: str | None = None, **changes: Any) -> None:
+    """One call of the list operator."""
+    torch.ops.fekernels.sgld_(**{**_step_arguments(rows, options, backend), **changes})
 
 
 def bits_equal(a: Tensor, b: Tensor) -> bool:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import cuda_on_cpu
 import pytest
 import torch
 from cases import ISAS, PLACES, Place, instruction_set
 
-from fekernels import _backends
+import fekernels as fe
+from fekernels import _backends, _extension
 
 
 def pytest_configure() -> None:
@@ -35,6 +37,13 @@ def place(request: pytest.FixtureRequest) -> Place:
     return request.param
 
 
+@pytest.fixture
+def backend(place: Place) -> Iterator[Place]:
+    """`place`, and the public functions use its backend."""
+    with fe.use_backend(place.backend):
+        yield place
+
+
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of the C++ kernels that this processor has."""
@@ -43,6 +52,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(obstacle)
     with instruction_set(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def native() -> object:
+    """The operators of the C++ CPU kernels."""
+    if cuda_on_cpu.compiler() is None:
+        pytest.skip("no C++ compiler")
+    _extension.load()
+    return torch.ops.fekernels_native
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
-from cases import Options, Row
+from cases import OPTIONS, SGLD_OPTIONS, Options, Row, call_langevin_adam, call_sgld
 from torch import Tensor
 
 import fekernels as fe
@@ -99,3 +100,13 @@ def assert_close_to_formula(got: Tensor, exact: Tensor, eager: Tensor, what: str
         f"{what}: element {worst} is {got.flatten()[worst]:.9g}, exact {exact.flatten()[worst]:.9g}, "
         f"error {error.flatten()[worst]:.3g} > {bound.flatten()[worst]:.3g}"
     )
+
+
+# Operator -> its call, what that must give, and the options to try.
+STEPS = {
+    "langevin_adam_": (call_langevin_adam, langevin_adam_formula, OPTIONS),
+    "sgld_": (call_sgld, sgld_formula, SGLD_OPTIONS),
+}
+BY_OPTIONS = [
+    pytest.param(op, name, id=f"{op}-{name}") for op, (_, _, table) in STEPS.items() for name in table
+]

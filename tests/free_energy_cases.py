@@ -1,74 +1,67 @@
-"""What the free energy's kernels run on: likelihoods, shapes, kinds of operands, dtypes; and their judge in float64."""
+"""Calls of the free energy and their judge in float64; and the public functions on the operands of such a call."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from cases import Place
 from torch import Tensor
 
-from fekernels import _backends
+import fekernels as fe
 from fekernels.reference import free_energy as reference
-from fekernels.reference._likelihoods import SAFE
-from fekernels.reference.free_energy import LIKELIHOODS
+from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS
 
-CATEGORICAL = LIKELIHOODS.index("categorical")
-NAMES = [f"{name}{len(safe)}" for name, safe in zip(LIKELIHOODS, SAFE, strict=True)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
+
+from benchmarks.free_energy_calls import (  # noqa: E402
+    CATEGORICAL,
+    KINDS,
+    MEAN,
+    NONE,
+    SHAPES,
+    SUM,
+    Call,
+    make_call,
+)
+
+__all__ = [
+    "CATEGORICAL",
+    "ELEMENTWISE",
+    "KINDS",
+    "LIKELIHOOD",
+    "MEAN",
+    "NAMES",
+    "NONE",
+    "SHAPES",
+    "SUM",
+    "Arguments",
+    "arguments",
+    "close",
+    "gradients",
+    "inputs",
+    "same",
+    "terms",
+]
+
+NAMES = [f"{name}{count}" for name, count in zip(LIKELIHOODS, N_PARAMS, strict=True)]
+LIKELIHOOD = pytest.mark.parametrize("likelihood", range(len(NAMES)), ids=NAMES)
 ELEMENTWISE = [number for number in range(len(LIKELIHOODS)) if number != CATEGORICAL]
-COUNTS = [
-    NAMES.index(name) for name in ("poisson1", "negative_binomial2", "zero_inflated_negative_binomial3")
-]
-POSITIVE = {"negative_binomial2": (0, 1), "zero_inflated_negative_binomial3": (0, 1), "student_t3": (2,)}
-KINDS = ("full", "column", "row", "scalar")
-NONE, MEAN, SUM = range(3)
-
-# (rows, columns, latents): vectors and blocks (128) give or take one, segments (4096), blocks of rows (64).
-SHAPES = [
-    (1, 1, 1),
-    (3, 17, 5),
-    (5, 128, 16),
-    (4, 129, 17),
-    (130, 20, 20),
-    (2, 4097, 3),
-    (65, 300, 7),
-    (0, 5, 2),
-    (4, 0, 3),
-    (3, 5, 0),
-]
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """One call of a backend's ``free_energy``."""
-
-    params: list[Tensor]
-    target: Tensor | None
-    mask: Tensor | None
-    latent: list[Tensor]
-    weight: Tensor | None
-    upstream: list[Tensor]
-    likelihood: int
-    reduction: int = MEAN
-    beta: float = 0.7
-    inplace: bool = False
-
-    @property
-    def operands(self) -> list[Tensor]:
-        return [*self.params, *self.latent]
+class Arguments(Call):
+    """A call, and what it must give."""
 
     def run(self, place: Place, needs: int | None = None) -> list[Tensor]:
-        kernel = _backends.implementation("free_energy", place.backend)
-        arguments = self.to(place.device)
-        needs = (1 << len(self.operands)) - 1 if needs is None else needs
-        return kernel(
-            arguments.params, arguments.target, arguments.mask, arguments.latent, arguments.weight, arguments.upstream,
-            self.likelihood, self.reduction, self.beta, needs, self.inplace,
-        )  # fmt: skip
+        return self.run_on(place.backend, place.device, needs)
 
     def exact(self) -> list[Tensor]:
         """In float64, of the values that the operands really have."""
-        wide = self._map(lambda t: t.double() if t.dtype.is_floating_point else t)
+        wide = self.map(lambda t: t.double() if t.dtype.is_floating_point else t)
         return reference.free_energy(
             wide.params, wide.target, wide.mask, wide.latent, wide.weight, wide.upstream, self.likelihood,
             self.reduction, self.beta, (1 << len(self.operands)) - 1, False,
@@ -95,63 +88,47 @@ class Arguments:
             (each.abs().max() if each.numel() else each.new_zeros(())) for each in [*exact[:3], *gradients]
         ]
 
-    def to(self, device: str) -> Arguments:
-        return self._map(lambda t: t.to(device))
-
     def rows(self, begin: int, end: int) -> Arguments:
         """The call on a part of its batch."""
         count = len(self.target if self.target is not None else self.latent[0])
-        return self._map(lambda t: t[begin:end] if len(t) == count else t)
-
-    def _map(self, change) -> Arguments:  # type: ignore[no-untyped-def]
-        def each(given):  # type: ignore[no-untyped-def]
-            if isinstance(given, list):
-                return [change(tensor) for tensor in given]
-            return None if given is None else change(given)
-
-        names = ("params", "target", "mask", "latent", "weight", "upstream")
-        return replace(self, **{name: each(getattr(self, name)) for name in names})
+        return self.map(lambda t: t[begin:end] if len(t) == count else t)
 
 
-def operand(kind: str, rows: int, columns: int, positive: bool, dtype: torch.dtype) -> Tensor:
-    shape = (rows if kind in ("full", "row") else 1, columns if kind in ("full", "column") else 1)
-    values = torch.randn(shape)
-    return (values.exp() if positive else values).to(dtype)
+def arguments(*given: Any, **keywords: Any) -> Arguments:
+    """`make_call` from torch's global random state."""
+    return Arguments(**vars(make_call(*given, **keywords)))
 
 
-def arguments(
-    likelihood: int,
-    shape: tuple[int, int, int] = (5, 130, 7),
-    kind: str = "full",
-    dtype: torch.dtype = torch.float32,
-    masked: bool = False,
-    weighted: bool = False,
-    reduction: int = MEAN,
-    prior: bool = True,
-) -> Arguments:
-    """Random operands: the first parameter full, the others of ``kind``; masked places hold NaN."""
-    rows, columns, latents = shape
-    if likelihood == CATEGORICAL:
-        params = [3 * torch.randn(rows, columns, 5).to(dtype)]
-        target = torch.randint(0, 5, (rows, columns))
-    else:
-        positive = POSITIVE.get(NAMES[likelihood], ())
-        params = [
-            operand(kind if i else "full", rows, columns, i in positive, dtype)
-            for i in range(len(SAFE[likelihood]))
-        ]
-        target = torch.rand(rows, columns)
-        if likelihood in COUNTS:
-            target = torch.poisson(torch.where(torch.rand(rows, columns) < 0.7, 0.0, 6.0))
-        target = target.to(dtype)
-    mask = torch.rand(rows, columns) < 0.7 if masked else None
-    if mask is not None:
-        params[0][~mask] = torch.nan
-        if likelihood != CATEGORICAL:
-            target[~mask] = torch.nan
-    latent = [torch.randn(rows, latents).to(dtype) for _ in range(2)]
-    if prior:
-        latent += [operand(each, rows, latents, False, dtype) for each in ("column", "scalar")]
-    weight = torch.rand(rows) if weighted else None
-    upstream = [torch.randn(rows), torch.randn(rows)] if reduction == NONE else []
-    return Arguments(params, target, mask, latent, weight, upstream, likelihood, reduction)
+# Calls of the public functions.
+
+
+def inputs(likelihood, place, dtype=torch.float32, shape=(6, 37, 4), **keywords):
+    """(params, target, latent) with gradients wanted."""
+    call = arguments(likelihood, shape, dtype=dtype, prior=False, **keywords).to(place.device)
+    for operand in call.operands:
+        operand.requires_grad_()
+    return call
+
+
+def terms(call, likelihood, **keywords):
+    keywords = {"beta": 0.7, "mask": call.mask, "weight": call.weight, **keywords}
+    return fe.free_energy(
+        tuple(call.params), call.target, *call.latent, likelihood=LIKELIHOODS[likelihood], **keywords
+    )
+
+
+def gradients(value, call, **keywords):
+    return torch.autograd.grad(value, call.operands, **keywords)
+
+
+def same(ones, others):
+    return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
+
+
+def close(ones, others):
+    """To 2e-6 of the largest: 1e-6 an element, as in test_free_energy_numerics.py, and as much for what is done with
+    elements in float32, factors and sums of a few terms."""
+    return all(
+        (one.double().cpu() - other.double().cpu()).abs().max() <= 2e-6 * other.abs().max()
+        for one, other in zip(ones, others, strict=True)
+    )

@@ -12,7 +12,6 @@ from cuda_on_cpu import FLAGS, INVALID_VALUE, SUCCESS, Kernels
 from cuda_on_cpu.rows import BF16, DTYPES, F16, F32, F64, GUARD, ROWS, Arena, assert_same, bits, make_rows
 from torch import Tensor
 
-from fekernels import _extension
 from fekernels._table import NOISES, PointerTable
 
 SEED = -0x123456789ABCDEF
@@ -24,15 +23,6 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     if cxx is None:
         pytest.skip("no C++ compiler")
     return Kernels(cuda_on_cpu.compile_kernels(cxx, tmp_path_factory.mktemp("cuda_on_cpu")))
-
-
-@pytest.fixture(scope="module")
-def native() -> object:
-    """The C++ CPU kernels."""
-    if cuda_on_cpu.compiler() is None:
-        pytest.skip("no C++ compiler")
-    _extension.load()
-    return torch.ops.fekernels_native
 
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])

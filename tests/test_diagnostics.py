@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import UNIT
 
 from fekernels.diagnostics import auroc, calibration, mutual_information, predictive_entropy
 
@@ -11,11 +12,12 @@ def test_calibration_of_a_hand_example():
     # Ten bins. Confidence .9 twice, one right; .65 once, right; .55 once, wrong.
     p = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.65, 0.35], [0.55, 0.45]])
     result = calibration(p, torch.tensor([0, 0, 0, 1]), bins=10)
-    assert result.error == pytest.approx(2 / 4 * 0.4 + 1 / 4 * 0.35 + 1 / 4 * 0.55, abs=1e-6)
-    assert result.maximum_error == pytest.approx(0.55, abs=1e-6)
+    # The probabilities are float32.
+    assert result.error == pytest.approx(2 / 4 * 0.4 + 1 / 4 * 0.35 + 1 / 4 * 0.55, abs=UNIT)
+    assert result.maximum_error == pytest.approx(0.55, abs=UNIT)
     assert result.count.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 2, 0]
     assert result.accuracy[8] == 0.5 and math.isnan(result.accuracy[0])
-    assert result.confidence[6] == pytest.approx(0.65, abs=1e-6)
+    assert result.confidence[6] == pytest.approx(0.65, abs=UNIT)
 
 
 def test_bins_are_closed_on_the_right():

@@ -3,22 +3,23 @@
 import distributed_worker as worker
 import pytest
 import torch
-from cases import Frozen, bits_equal
+from cases import UNIT, Frozen, bits_equal
 
 import fekernels as fe
 from fekernels.optim._shards import shard_geometry
 
 
 def check_joint_batch(kind, results):
-    """The gradients' sums differ in rounding, and nothing else does."""
+    """The gradients' sums differ in rounding, and nothing else does: a dozen terms a step, of numbers near 1."""
+    tolerance = 12 * worker.STEPS * UNIT
     net = worker.network()
     optimizer = worker.train(net, slice(None))
     for (name, p), got in zip(net.named_parameters(), results[kind], strict=True):
-        torch.testing.assert_close(got, p, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got, p, rtol=tolerance, atol=tolerance)
         if kind == "fsdp":
             saved, state = results["fsdp_states"][name], optimizer.state[p]
             assert saved["step"].item() == worker.STEPS
-            torch.testing.assert_close(saved["exp_avg"], state["exp_avg"], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(saved["exp_avg"], state["exp_avg"], rtol=tolerance, atol=tolerance)
             assert bits_equal(saved["anchor"], state["anchor"])
 
 

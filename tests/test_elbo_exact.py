@@ -204,7 +204,8 @@ class GaussianLatent:
 def test_dreg_expects_the_gradient_of_the_iwae_bound():
     model = GaussianLatent()
     exact = model.gradients("iwae", detached=False)
-    torch.testing.assert_close(model.gradients("dreg", detached=True), exact, rtol=1e-6, atol=1e-8)
+    # 80 nodes leave 4e-8 of these integrals.
+    torch.testing.assert_close(model.gradients("dreg", detached=True), exact, rtol=1e-7, atol=0)
     # Without the squares the encoder's part is another; with the score of q left in, too.
     assert (model.gradients("iwae", detached=True) - exact)[:2].abs().min() > 1e-3
     assert (model.gradients("dreg", detached=False) - exact)[:2].abs().min() > 1e-3

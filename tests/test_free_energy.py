@@ -8,6 +8,7 @@ from cases import ISAS, Place, instruction_set
 from free_energy_cases import (
     CATEGORICAL,
     KINDS,
+    LIKELIHOOD,
     MEAN,
     NAMES,
     NONE,
@@ -17,7 +18,6 @@ from free_energy_cases import (
     arguments,
 )
 
-LIKELIHOOD = pytest.mark.parametrize("likelihood", range(len(NAMES)), ids=NAMES)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPP = Place("cpp", "cpu")
 

@@ -18,6 +18,7 @@ from fekernels import _backends, _extension
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
 
 from benchmarks import (  # noqa: E402
+    free_energy_calls,
     gpu_check,
     gpu_checks,
     gpu_free_energy,
@@ -113,7 +114,7 @@ def test_steps_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu_steps.check_shards,
         gpu_free_energy.check_autograd,
         gpu_free_energy.check_reparameterize,
-        partial(gpu_free_energy.check_kernel, gpu_free_energy.CATEGORICAL),
+        partial(gpu_free_energy.check_kernel, free_energy_calls.CATEGORICAL),
     ],
 )
 def test_checks_run_on_a_cpu(check) -> None:  # type: ignore[no-untyped-def]
@@ -121,17 +122,17 @@ def test_checks_run_on_a_cpu(check) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_free_energies_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = gpu_free_energy.Call.run
+    run = free_energy_calls.Call.run_on
     calls: list[int] = []
 
-    def wrong(call: gpu_free_energy.Call, *arguments: object) -> list[torch.Tensor]:
+    def wrong(call: free_energy_calls.Call, *arguments: object) -> list[torch.Tensor]:
         results = run(call, *arguments)  # type: ignore[arg-type]
         calls.append(1)
         if len(calls) % 2 == 0 and results[-1].numel():
             results[-1].view(-1)[-1] += 0.01
         return results
 
-    monkeypatch.setattr(gpu_free_energy.Call, "run", wrong)
+    monkeypatch.setattr(free_energy_calls.Call, "run_on", wrong)
     with pytest.raises(AssertionError, match="result 7"):
         gpu_free_energy.check_kernel(0, HERE)
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from cases import DTYPES, NOISES, Case, Frozen, Options, Row, bits_equal, make_row
+from cases import DTYPES, NOISES, UNIT, Case, Frozen, Options, Row, bits_equal, make_row
 from formulas import assert_close_to_formula, langevin_adam_formula
 
 import fekernels as fe
@@ -198,7 +198,7 @@ def test_trains_as_adam_does(flags, place):
             schedule.step()
         losses.append(torch.tensor(history))
     assert losses[0][-1] < 0.2 * losses[0][0]
-    torch.testing.assert_close(losses[1], losses[0], rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(losses[1], losses[0], rtol=4 * 80 * UNIT, atol=0)  # a few roundings a step
 
 
 # What must not move, and what must come back.
@@ -218,7 +218,7 @@ def test_lr_zero_moves_nothing_and_makes_no_noise(noise, place):
         optimizer.step()
         momentum = 0.9 * momentum + 0.1  # g = 1 and nothing else
     assert before.unchanged() and bits_equal(group["previous"], previous) and previous[0] == 0.1
-    torch.testing.assert_close(state["exp_avg"], momentum)
+    torch.testing.assert_close(state["exp_avg"], momentum, rtol=18 * UNIT, atol=0)  # six roundings a step
     assert state["step"].item() == 4
 
 
@@ -238,9 +238,10 @@ def test_a_prior_holds_weights_that_get_no_gradient(temperature, place):
     p.grad = torch.zeros_like(p)
     for _ in range(200):
         optimizer.step()
-    # D = lr * prior_precision there: what is left is momentum, and noise of variance temperature / prior_precision.
     distance = (p.detach().cpu() - anchor).square().mean().sqrt().item()
-    assert distance < 1e-4 if temperature == 0 else 0.5e-3 < distance < 2e-3
+    # D = lr * prior_precision: x = 1 in the variance of test_sampling.py. The start falls as sqrt(beta1)^t, to 3e-5.
+    expected = math.sqrt(temperature / (1 - (1 - 0.9) / (2 * (1 + 0.9))))
+    assert abs(distance - expected) < (5 * expected / math.sqrt(2 * p.numel()) if temperature else 1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, NOISES, Case, Options, bits_equal, instruction_set, lay_out, make_row, threads
+from cases import DTYPES, NOISES, UNIT, Case, Options, bits_equal, instruction_set, lay_out, make_row, threads
 
 import fekernels as fe
 
@@ -41,9 +41,9 @@ def test_noise_is_the_named_draw(noise, place):
         xi = fe.random.normal((33, 7), seed=2**63 + 5, stream=1, step=t, purpose=0)
         # D = 1, no drift: each rule moves by sqrt(2 T h) xi, "momentum" against the gradient's direction
         sign = -1 if noise == "momentum" else 1
-        torch.testing.assert_close(
-            (p - before).detach().cpu(), sign * math.sqrt(2.0) * xi, rtol=1e-5, atol=1e-6
-        )
+        moved, wanted = (p.detach() - before).cpu(), sign * math.sqrt(2.0) * xi.double()
+        # The sum is rounded once, what is added has come through at most six roundings.
+        assert ((moved - wanted).abs() <= UNIT * (p.detach().cpu().abs() + 6 * wanted.abs())).all()
 
 
 def test_streams_count_over_all_groups_and_go_on_in_new_ones(place):

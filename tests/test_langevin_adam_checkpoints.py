@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from cases import DTYPES, NOISES, Frozen, bits_equal
+from optimizer_cases import HOT, step
 
 import fekernels as fe
 
@@ -18,15 +19,6 @@ def parameters(dtype=torch.float32, place=None):
     torch.manual_seed(1)
     values = [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in SHAPES]
     return [v.to(place.device if place else "cpu").requires_grad_() for v in values]
-
-
-def step(optimizer, i, scale=1.0):
-    """A step whose gradients depend on i alone."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            wave = (torch.arange(p.numel(), dtype=torch.float64) * 0.7 + i).sin().view(p.shape) * scale
-            p.grad = wave.to(p.device, p.dtype)
-    optimizer.step()
 
 
 def through_a_file(state_dict):
@@ -53,7 +45,6 @@ def cyclical(optimizer):
     return torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=4, eta_min=1e-4)
 
 
-HOT = dict(lr=0.1, temperature=0.5, eps=0.1, seed=77)
 VARIANTS = {
     **{noise: dict(noise=noise) for noise in NOISES},
     "cold": dict(temperature=0.0),

@@ -3,46 +3,10 @@
 import pytest
 import torch
 from cases import CPU_PLACES, NOISES, Frozen, bits_equal
+from optimizer_cases import HOT, everything, parameters, same, set_gradients, step
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fekernels as fe
-
-HOT = dict(lr=0.1, temperature=0.5, eps=0.1, seed=77)
-SHAPES = ((33, 7), (130,), (1,))
-
-
-def parameters(place, dtype=torch.float32):
-    torch.manual_seed(1)
-    return [
-        torch.randn(shape, dtype=torch.float64).to(place.device, dtype).requires_grad_() for shape in SHAPES
-    ]
-
-
-def set_gradients(optimizer, i, scale=1.0):
-    """New gradient tensors, which depend on i alone."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            wave = (torch.arange(p.numel(), dtype=torch.float64) * 0.7 + i).sin().view(p.shape) * scale
-            p.grad = wave.to(p.device, p.dtype)
-
-
-def step(optimizer, i):
-    set_gradients(optimizer, i)
-    optimizer.step()
-
-
-def everything(optimizer):
-    tensors = []
-    for group in optimizer.param_groups:
-        tensors += [group["previous"]] if "previous" in group else []
-        for p in group["params"]:
-            tensors += [p, *optimizer.state[p].values()] if p in optimizer.state else [p]
-    return tensors
-
-
-def same(a, b):
-    return all(bits_equal(x, y) for x, y in zip(everything(a), everything(b), strict=True))
-
 
 # torch.compile.
 

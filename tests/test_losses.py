@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import UNIT
 from torch import nn
 
 import fekernels as fe
@@ -136,7 +137,9 @@ def test_names_reach_their_formulas(name):
     for given in (params, [p.float() for p in params]):
         expected = energy_elements(given, x.to(given[0].dtype), code(name, len(params))).sum(1)
         got = fe.energy(tuple(given), x.to(given[0].dtype), name)
-        torch.testing.assert_close(got, expected.to(got.dtype), rtol=1e-5, atol=1e-5)
+        # Sums of a few elements, each right to 1e-6 in float32 (test_free_energy_numerics.py).
+        error = 2e-6 if got.dtype == torch.float32 else 1e-13
+        torch.testing.assert_close(got, expected.to(got.dtype), rtol=error, atol=error)
 
 
 @pytest.mark.parametrize(
@@ -250,13 +253,15 @@ def test_priors_given_as_distributions():
 def test_mixture_prior_is_a_density():
     prior = fe.GaussianMixturePrior(*torch.randn(2, 3, 1).double(), torch.randn(3).double())
     z = torch.linspace(-40, 40, 20_001, dtype=torch.float64)
-    assert abs(prior.log_prob(z[:, None]).exp().sum().item() * 0.004 - 1) < 1e-10
+    # Equal steps over an analytic density leave nothing but rounding.
+    assert abs(prior.log_prob(z[:, None]).exp().sum().item() * 0.004 - 1) < 1e-13
     weights = torch.softmax(prior.logits, 0)
     drawn = prior.sample(N, generator=torch.Generator().manual_seed(0))
     mean = (weights * prior.mean[:, 0]).sum()
     spread = (weights * (prior.logvar[:, 0].exp() + prior.mean[:, 0] ** 2)).sum() - mean**2
     assert abs(drawn.mean() - mean) < 5 * (spread / N).sqrt()
-    assert abs(drawn.var() / spread - 1) < 0.05
+    centred = (drawn - mean) ** 2
+    assert abs(centred.mean() - spread) < 5 * (centred.var() / N).sqrt()
 
 
 @pytest.mark.parametrize(
@@ -304,7 +309,7 @@ def test_renyi_near_one_keeps_its_digits():
         t = 1 - alpha
         wanted = (torch.logsumexp(t * exact, 0) - math.log(8)) / t  # nine digits are left of sixteen
         got = fe.importance_weighted_bound(log_w, estimator="renyi", alpha=alpha)
-        assert (got - wanted).abs().max() < 1e-5
+        assert (got - wanted).abs().max() < 4 * UNIT * log_w.abs().max()
     leaf = exact.clone().requires_grad_()
     for alpha in (0.9, 1.1, -3.0, 1 - 1e-5):
         assert torch.autograd.gradcheck(

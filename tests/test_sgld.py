@@ -5,22 +5,15 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, Case, Frozen, Options, bits_equal, lay_out, make_row, threads
+from cases import DTYPES, UNIT, Case, Frozen, Options, bits_equal, lay_out, make_row, threads
 from formulas import assert_close_to_formula, sgld_formula
+from optimizer_cases import step
 
 import fekernels as fe
 
 
 def leaf(values, place):
     return values.detach().clone().to(place.device).requires_grad_()
-
-
-def step(optimizer, i):
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            wave = (torch.arange(p.numel(), dtype=torch.float64) * 0.7 + i).sin().view(p.shape)
-            p.grad = wave.to(p.device, p.dtype)
-    optimizer.step()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +83,8 @@ def test_localised_sgld_of_local_learning_coefficients(place):
         step(optimizer, t)
         xi = fe.random.normal(1000, seed=1, step=t, purpose=0).double()
         want = want - e / 2 * (n * beta * p.grad.cpu().double() + gamma * (want - start)) + math.sqrt(e) * xi
-    torch.testing.assert_close(p.detach().cpu().double(), want, rtol=1e-6, atol=1e-6)
+    # Two roundings a step of numbers near the parameter, which are far larger than what is added to it.
+    torch.testing.assert_close(p.detach().cpu().double(), want, rtol=8 * UNIT, atol=8 * UNIT)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "misaligned", "channels_last"])
@@ -118,7 +112,8 @@ def test_bits_do_not_depend_on_threads_or_instruction_set(isa):
     step(optimizer, 0)
     for a, b, c in zip(*runs, reference, strict=True):
         assert bits_equal(a, b)
-        torch.testing.assert_close(a, c, rtol=1e-6, atol=1e-6)
+        # Four roundings of numbers near 1 on either side.
+        torch.testing.assert_close(a, c, rtol=8 * UNIT, atol=8 * UNIT)
 
 
 @pytest.mark.parametrize("how", ["checkpoint", "deepcopy"])

@@ -17,17 +17,16 @@ from cases import (
     OPTIONS,
     SEED,
     SGLD_OPTIONS,
+    UNIT,
     Case,
     Options,
     Place,
     Row,
     bits_equal,
-    call_langevin_adam,
-    call_sgld,
     lay_out,
     make_row,
 )
-from formulas import assert_close_to_formula, langevin_adam_formula, sgld_formula
+from formulas import BY_OPTIONS, STEPS, assert_close_to_formula, langevin_adam_formula
 
 from fekernels.reference import random as reference
 
@@ -36,13 +35,6 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton_aot  # noqa: E402
 from triton_worker import interpreter  # noqa: E402
 
-STEPS = {
-    "langevin_adam_": (call_langevin_adam, langevin_adam_formula, OPTIONS),
-    "sgld_": (call_sgld, sgld_formula, SGLD_OPTIONS),
-}
-BY_OPTIONS = [
-    pytest.param(op, name, id=f"{op}-{name}") for op, (_, _, table) in STEPS.items() for name in table
-]
 CAPABILITIES = (80, 90, 100)
 
 
@@ -114,7 +106,8 @@ def test_draws_are_the_references(run, fuses, offset):
         if kind != "normal" or fuses:
             assert bits_equal(got, expected), kind
         else:
-            torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
+            # Three units in the last place of the largest normals, as test_random.py.
+            torch.testing.assert_close(got, expected, rtol=0, atol=1.5e-6)
 
 
 def test_slices_are_slices_of_the_whole(run):
@@ -254,9 +247,9 @@ def test_shards(run, check, dtype, shard):
     row.grad.zero_()
     row.param.zero_()
     (got,), _ = run("step", "sgld_", [row], plain, {})
-    torch.testing.assert_close(
-        got.param, math.sqrt(2 * plain.temperature * plain.lr) * noise, rtol=1e-6, atol=1e-6
-    )
+    # The scale, and the product: two roundings on either side.
+    wanted = math.sqrt(2 * plain.temperature * plain.lr) * noise
+    torch.testing.assert_close(got.param, wanted, rtol=4 * UNIT, atol=0)
 
 
 @pytest.mark.parametrize("op", STEPS)

@@ -104,9 +104,23 @@ def compiled(name: str, capability: int) -> Code:
     constants = {key: value for key, value in spec.constants.items() if key not in ("num_warps", "maxnreg")}
     constants |= {key: None for key in _OPTIONAL if key in spec.kernel.arg_names and key not in spec.tensors}
     types = {p.name: p.annotation_type or _TYPES.get(p.name) for p in spec.kernel.params}
+    return machine_code(
+        spec.kernel, types, constants, capability, spec.constants["num_warps"], spec.constants.get("maxnreg")
+    )
+
+
+def machine_code(
+    kernel: Any,
+    types: dict[str, Any],
+    constants: dict[str, Any],
+    capability: int,
+    warps: int,
+    registers_at_most: int | None,
+) -> Code:
+    """The kernel compiled with what is not in `constants` of these types."""
     signature = {name: "constexpr" if name in constants else of for name, of in types.items()}
-    source = ASTSource(fn=spec.kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": spec.constants["num_warps"], "maxnreg": spec.constants.get("maxnreg"), **EXACT}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": warps, "maxnreg": registers_at_most, **EXACT}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage, sass = _disassemble(binary.asm["cubin"])
     numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)

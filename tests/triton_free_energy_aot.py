@@ -1,19 +1,14 @@
 """Compiles the Triton kernels of the free energy for a GPU that need not be there, and reads the machine code."""
 
 import functools
-import re
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton_aot import Code, _disassemble
+from triton_aot import Code, machine_code
 
 from fekernels.triton import _categorical as categorical
 from fekernels.triton import _free_energy_kernels as kernels
 from fekernels.triton import _operand_codes as codes
 from fekernels.triton import free_energy, reparameterize
-from fekernels.triton._launch import EXACT
 
 TYPES = {"sums": "*fp64", "mask": "*u8", "target": "*fp32"}
 PARAMS = {
@@ -33,28 +28,7 @@ def build(
 ) -> Code:
     """The kernel compiled; what is in neither `types` nor `constants` has the type that it is annotated with."""
     of = {p.name: types.get(p.name) or p.annotation_type or TYPES.get(p.name, "*fp32") for p in kernel.params}
-    signature = {name: "constexpr" if name in constants else of[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    binary = triton.compile(
-        source,
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "maxnreg": most, **EXACT},
-    )
-    usage, sass = _disassemble(binary.asm["cubin"])
-    numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-    assert numbers is not None, usage
-    registers, stack, local = (int(n) for n in numbers.groups())
-    return Code(
-        registers=registers,
-        local=stack + local,
-        shared=binary.metadata.shared,
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        loads_128=len(re.findall(r"\bLDG\.[\w.]*\b128\b", sass)),
-        stores_128=len(re.findall(r"\bSTG\.[\w.]*\b128\b", sass)),
-        ptx=binary.asm["ptx"],
-        llvm=binary.asm["llir"],
-        fuses=binary.metadata.enable_fp_fusion,
-    )
+    return machine_code(kernel, of, constants, capability, warps, most)
 
 
 @functools.cache

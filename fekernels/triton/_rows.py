@@ -1,8 +1,9 @@
-"""Device functions on the pointer table (csrc/table.h): typed loads and stores, noise, step counters."""
+"""A step over the pointer table (csrc/table.h): its launch; and on the device loads, stores, noise, step counters."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -10,6 +11,7 @@ import triton.language as tl
 
 from fekernels.triton import _codes as codes
 from fekernels.triton import _numerics as numerics
+from fekernels.triton._launch import EXACT, on_device_of
 
 
 @functools.cache
@@ -72,6 +74,31 @@ def chunks_of(table: torch.Tensor, chunks: torch.Tensor, dtypes: int) -> torch.T
         (row, chunk) for row, numel in enumerate(sizes) for chunk in range(-(-numel // codes.CHUNK.value))
     ]
     return torch.tensor(pairs, dtype=torch.int32).view(-1, 2)
+
+
+def launch(
+    kernel: Any,
+    table: torch.Tensor,
+    layouts: torch.Tensor,
+    chunks: torch.Tensor,
+    scratch: torch.Tensor,
+    values: tuple[Any, ...],
+    noise: int,
+    flags: int,
+    dtypes: int,
+) -> None:
+    """One step of all rows. values: the kernel's parameters between those that every step has."""
+    rows = table.shape[0]
+    if rows == 0:
+        return
+    chunks = chunks_of(table, chunks, dtypes)
+    blocks = chunks.shape[0]
+    with on_device_of(table):
+        # Where no row has elements there is still one program, as the steps advance.
+        kernel[(max(blocks, 1),)](
+            table, rows, layouts, chunks, blocks, scratch, *values, noise, flags, dtypes,
+            **configuration(dtypes, flags), **EXACT,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -13,7 +13,6 @@ import triton.language as tl
 from fekernels.triton import _codes as codes
 from fekernels.triton import _numerics as numerics
 from fekernels.triton import _rows as rows_of
-from fekernels.triton._launch import EXACT, on_device_of
 
 
 @triton.jit
@@ -248,21 +247,14 @@ def langevin_adam_table_(
     dtypes: int,
 ) -> None:
     """The operator of the same name (fekernels.ops.langevin_adam). dtypes: the table's column 12, one for all rows."""
-    rows = table.shape[0]
-    if rows == 0:
-        return
-    chunks = rows_of.chunks_of(table, chunks, dtypes)
-    blocks = chunks.shape[0]
     # A kernel is compiled for what is in use, never for a value: a new lr compiles nothing.
     from_tensors = lr_tensor is not None or temperature_tensor is not None
     kind = noise if from_tensors or (temperature > 0 and lr > 0) else codes.NONE.value
     flags |= rows_of.features(weight_decay, prior_precision, grad_scale, from_tensors)
     if noise == codes.MOMENTUM.value:
         flags |= codes.RESCALE.value
-    with on_device_of(table):
-        # Where no row has elements there is still one program, as the steps advance.
-        langevin_adam_kernel[(max(blocks, 1),)](
-            table, rows, layouts, chunks, blocks, scratch, previous, lr, lr_tensor, temperature, temperature_tensor,
-            beta1, beta2, eps, weight_decay, prior_precision, seed, grad_scale, found_inf, kind, flags, dtypes,
-            **rows_of.configuration(dtypes, flags), **EXACT,
-        )  # fmt: skip
+    values = (
+        previous, lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision,
+        seed, grad_scale, found_inf,
+    )  # fmt: skip
+    rows_of.launch(langevin_adam_kernel, table, layouts, chunks, scratch, values, kind, flags, dtypes)

@@ -12,7 +12,6 @@ import triton.language as tl
 from fekernels.triton import _codes as codes
 from fekernels.triton import _numerics as numerics
 from fekernels.triton import _rows as rows_of
-from fekernels.triton._launch import EXACT, on_device_of
 
 
 @triton.jit
@@ -125,18 +124,10 @@ def sgld_table_(
     dtypes: int,
 ) -> None:
     """The operator of the same name (fekernels.ops.sgld). dtypes: the table's column 12, one for all rows."""
-    rows = table.shape[0]
-    if rows == 0:
-        return
-    chunks = rows_of.chunks_of(table, chunks, dtypes)
-    blocks = chunks.shape[0]
     from_tensors = lr_tensor is not None or temperature_tensor is not None
     noisy = from_tensors or (temperature > 0 and lr > 0)
     flags |= rows_of.features(weight_decay, prior_precision, grad_scale, from_tensors)
-    with on_device_of(table):
-        # Where no row has elements there is still one program, as the steps advance.
-        sgld_kernel[(max(blocks, 1),)](
-            table, rows, layouts, chunks, blocks, scratch, lr, lr_tensor, temperature, temperature_tensor, weight_decay,
-            prior_precision, seed, grad_scale, found_inf, noisy, flags, dtypes,
-            **rows_of.configuration(dtypes, flags), **EXACT,
-        )  # fmt: skip
+    values = (
+        lr, lr_tensor, temperature, temperature_tensor, weight_decay, prior_precision, seed, grad_scale, found_inf,
+    )  # fmt: skip
+    rows_of.launch(sgld_kernel, table, layouts, chunks, scratch, values, noisy, flags, dtypes)

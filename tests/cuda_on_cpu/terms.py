@@ -1,4 +1,4 @@
-"""Operands of the free energy, and a comparison of two backends bit by bit."""
+"""Operands of the free energy, and the assertion that two backends give the same bits."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def make_latent(rows: int, latents: int, prior: Sequence[str] = ()) -> list[Tens
     return latent + [torch.randn(shape_of(kind, rows, latents)) * 0.5 for kind in prior]
 
 
-def run_both(
+def assert_bits_of_the_cpu(
     kernels: FreeEnergyKernels,
     native,
     likelihood: int,
@@ -93,7 +93,7 @@ def run_both(
     needs: int = ALL,
     inplace: bool = False,
 ) -> list[Tensor]:
-    """Compares, and returns the results."""
+    """The CUDA kernels give the C++ kernels' results, gradients included, bit for bit. Returns them."""
     needs &= (1 << (len(params) + len(latent))) - 1
     results = []
     for backend in (kernels, native):
