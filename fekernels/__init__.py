@@ -6,7 +6,7 @@ from fekernels import _extension
 
 _extension.check_torch_version(torch.__version__)
 
-from fekernels import losses, optim, random  # noqa: E402
+from fekernels import losses, optim, random, stein  # noqa: E402
 from fekernels._backends import BackendUnavailable, backends, use_backend  # noqa: E402
 from fekernels._extension import build  # noqa: E402
 from fekernels.losses import (  # noqa: E402
@@ -23,11 +23,20 @@ from fekernels.losses import (  # noqa: E402
     reparameterize,
 )
 from fekernels.optim import SGLD, LangevinAdam, PosteriorSamples, UnifiedOptimizer  # noqa: E402
+from fekernels.stein import (  # noqa: E402
+    SVGD,
+    kernel_stein_discrepancy,
+    kernels,
+    median_bandwidth,
+    pairwise_sq_dist_median,
+    svgd_direction,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SGLD",
+    "SVGD",
     "BackendUnavailable",
     "FreeEnergyLoss",
     "FreeEnergyTerms",
@@ -43,11 +52,17 @@ __all__ = [
     "free_energy",
     "gaussian_kl",
     "importance_weighted_bound",
+    "kernel_stein_discrepancy",
+    "kernels",
     "likelihoods",
     "losses",
+    "median_bandwidth",
     "monte_carlo_kl",
     "optim",
+    "pairwise_sq_dist_median",
     "random",
     "reparameterize",
+    "stein",
+    "svgd_direction",
     "use_backend",
 ]

@@ -36,7 +36,19 @@ KERNELS = {
     "free_energy": "free_energy",
     "reparameterize": "reparameterize",
     "reparameterize_backward": "reparameterize",
+    "svgd_direction": "svgd_direction",
+    "svgd_direction_backward": "svgd_direction",
+    "kernel_stein_discrepancy": "kernel_stein_discrepancy",
+    "sq_dist_rank": "sq_dist_rank",
 }
+
+# These have no CUDA C++ kernel: Triton's tensor-core products are what one would be written for.
+WITHOUT_CUDA = (
+    "svgd_direction",
+    "svgd_direction_backward",
+    "kernel_stein_discrepancy",
+    "sq_dist_rank",
+)
 
 # Those of the optimizers take pointer tables; and what no user calls, so that no table of backends shows it.
 STEPS = ("langevin_adam_", "sgld_")
@@ -71,8 +83,8 @@ def _current() -> str:
     return name
 
 
-def _obstacle(backend: str, device_type: str) -> str | None:
-    """Why ``backend`` cannot run on tensors of ``device_type``, or None when it can."""
+def _obstacle(backend: str, device_type: str, kernel: str | None = None) -> str | None:
+    """Why ``backend`` cannot run, or not this kernel, on tensors of ``device_type``; None when it can."""
     if backend == "reference":
         return None
     if backend == "cpp":
@@ -87,6 +99,8 @@ def _obstacle(backend: str, device_type: str) -> str | None:
         return None
     if device_type != "cuda":
         return "the CUDA kernels run on GPU tensors"
+    if kernel in WITHOUT_CUDA:
+        return f"{kernel} has no CUDA C++ kernel; triton has one"
     reason = _extension.unavailable_reason()
     if reason is None and not _extension.has_cuda_kernels():
         reason = (
@@ -99,8 +113,11 @@ def _device_types() -> tuple[str, ...]:
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
-def choose(device_type: str, backend: str | None = None) -> str:
+def choose(device_type: str, backend: str | None = None, kernel: str | None = None) -> str:
     """The backend that runs on ``device_type``: ``backend``, else what ``use_backend`` or FEKERNELS_BACKEND names.
+
+    Args:
+        kernel: one of KERNELS, where not every backend of the device has it.
 
     Raises:
         BackendUnavailable: a backend was named and cannot run; the message has its reason.
@@ -108,8 +125,8 @@ def choose(device_type: str, backend: str | None = None) -> str:
     name = _checked(backend) if backend is not None else _current()
     if name == "auto":
         order = PREFERENCE.get(device_type, ("reference",))
-        return next(candidate for candidate in order if _obstacle(candidate, device_type) is None)
-    obstacle = _obstacle(name, device_type)
+        return next(candidate for candidate in order if _obstacle(candidate, device_type, kernel) is None)
+    obstacle = _obstacle(name, device_type, kernel)
     if obstacle is not None:
         raise BackendUnavailable(f"backend {name!r} cannot run on {device_type} tensors: {obstacle}")
     return name
@@ -188,10 +205,11 @@ class BackendTable:
         raise KeyError(key)
 
     def __str__(self) -> str:
-        lines = [f"{'op':<18}{'device':<8}{'in use':<11}could also run"]
+        width = max(len(row.op) for row in self._rows) + 2
+        lines = [f"{'op':<{width}}{'device':<8}{'in use':<11}could also run"]
         for row in self._rows:
             others = ", ".join(name for name in row.available if name != row.in_use) or "-"
-            lines.append(f"{row.op:<18}{row.device:<8}{row.in_use:<11}{others}")
+            lines.append(f"{row.op:<{width}}{row.device:<8}{row.in_use:<11}{others}")
         reasons: dict[tuple[str, str], None] = {}
         for row in self._rows:
             reasons.update({(row.device, f"{name}: {why}"): None for name, why in row.reasons.items()})
@@ -209,12 +227,12 @@ def backends() -> BackendTable:
     rows = []
     for op in KERNELS:
         for device in _device_types():
-            obstacles = {backend: _obstacle(backend, device) for backend in BACKENDS}
+            obstacles = {backend: _obstacle(backend, device, op) for backend in BACKENDS}
             rows.append(
                 BackendRow(
                     op=op,
                     device=device,
-                    in_use=choose(device),
+                    in_use=choose(device, kernel=op),
                     available=tuple(name for name, why in obstacles.items() if why is None),
                     reasons={name: why for name, why in obstacles.items() if why is not None},
                 )

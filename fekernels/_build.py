@@ -28,6 +28,7 @@ BASELINE_SOURCES = (
     "register.cpp",
     "register_free_energy.cpp",
     "register_free_energy_cuda.cpp",  # empty without CUDA
+    "register_stein.cpp",
     "large_tensors.cpp",
     "cpu/dispatch.cpp",
 )
@@ -38,6 +39,12 @@ PER_ISA_SOURCES = (
     "cpu/random.cpp",
     "cpu/categorical.cpp",
     "cpu/reparameterize.cpp",
+    "cpu/svgd_direction.cpp",
+    "cpu/svgd_direction_wide.cpp",
+    "cpu/svgd_direction_backward.cpp",
+    "cpu/kernel_stein_discrepancy.cpp",
+    "cpu/sq_dist_rank.cpp",
+    "cpu/pairs.cpp",
 )
 CUDA_SOURCES = (
     "cuda/free_energy_gaussian.cu",  # the first three take longest

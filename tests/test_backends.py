@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CPU_PLACES
+from cases import CPU_PLACES, UNIT
 
 import fekernels as fe
 from fekernels import _backends
@@ -108,7 +108,8 @@ def test_a_backend_may_change_between_steps(calls):
         steady.step()
     assert [backend for _, backend in calls[::2]] == ["cpp", "reference", "cpp", "reference"]
     assert optimizer.state[p]["step"].item() == 4
-    torch.testing.assert_close(p, q)
+    # Four steps of numbers below 4, a few roundings each.
+    torch.testing.assert_close(p, q, rtol=0, atol=4 * 4 * 4 * UNIT)
 
 
 def test_unknown_names():

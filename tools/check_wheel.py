@@ -2,7 +2,8 @@
 
 The wheel is built from a copy of this checkout with the CPU kernels, and the CUDA kernels if there is nvcc.
 It is installed beside the torch of this interpreter, and in a new virtual environment with another torch;
-both compute the same noise, optimizer steps and free energies. Run it where `pip install -e ".[test]"` was done:
+both compute the same noise, optimizer steps, free energies and Stein directions. Run it where
+`pip install -e ".[test]"` was done:
 
     python tools/check_wheel.py [--torch 2.11.0 ...]
 """
@@ -63,6 +64,11 @@ for isa in ("baseline", "avx2", "avx512"):
     z = fe.reparameterize(mean, mean, seed=9)
     value = fe.free_energy(logits, target, z, mean, likelihood="bernoulli").free_energy
     value.backward()
+    x, s = fe.random.normal((300, 20), seed=3), fe.random.normal((300, 20), seed=10)
+    phi = fe.svgd_direction(x.requires_grad_(), s)
+    phi.sum().backward()
+    discrepancy = fe.kernel_stein_discrepancy(x.detach(), s).view(1)
+    record(f"Stein direction, {isa}", torch.cat((phi.detach().flatten(), x.grad.flatten(), discrepancy)))
     record(f"free energy, {isa}", torch.cat((value.detach().view(1), logits.grad.flatten(), mean.grad.flatten())))
 facts = {"torch": torch.__version__, "build": native.build_info()}
 print(json.dumps({"facts": facts, "results": results}))

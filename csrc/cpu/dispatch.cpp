@@ -14,11 +14,20 @@
   TermKernel free_energy_units;    \
   CategoricalKernel categorical_units; \
   ReparameterizeKernel reparameterize, reparameterize_backward; \
+  SvgdKernel svgd_direction, svgd_direction_backward; \
+  SvgdWorkspace svgd_direction_workspace, svgd_direction_backward_workspace; \
+  DiscrepancyKernel kernel_stein_discrepancy; \
+  DiscrepancyWorkspace kernel_stein_discrepancy_workspace; \
+  RankKernel sq_dist_rank;         \
+  SqDistKernel sq_dist;            \
   }
 #define FE_KERNELS(isa, supported) \
   CpuKernels { \
     #isa, supported, fe::isa::fill_philox, fe::isa::langevin_adam_span, fe::isa::sgld_span, fe::isa::free_energy_units, \
-        fe::isa::categorical_units, fe::isa::reparameterize, fe::isa::reparameterize_backward \
+        fe::isa::categorical_units, fe::isa::reparameterize, fe::isa::reparameterize_backward, \
+        fe::isa::svgd_direction, fe::isa::svgd_direction_backward, fe::isa::svgd_direction_workspace, \
+        fe::isa::svgd_direction_backward_workspace, fe::isa::kernel_stein_discrepancy, \
+        fe::isa::kernel_stein_discrepancy_workspace, fe::isa::sq_dist_rank, fe::isa::sq_dist \
   }
 
 FE_DECLARE(baseline)

@@ -3,10 +3,13 @@
 
 #include "cpu/categorical.h"
 #include "cpu/free_energy.h"
+#include "cpu/kernel_stein_discrepancy.h"
 #include "cpu/langevin_adam.h"
 #include "cpu/random.h"
 #include "cpu/reparameterize.h"
 #include "cpu/sgld.h"
+#include "cpu/sq_dist_rank.h"
+#include "cpu/svgd_direction.h"
 
 namespace fe {
 
@@ -20,6 +23,12 @@ struct CpuKernels {
   CategoricalKernel* categorical;
   ReparameterizeKernel* reparameterize;
   ReparameterizeKernel* reparameterize_backward;
+  SvgdKernel *svgd_direction, *svgd_direction_backward;
+  SvgdWorkspace *svgd_direction_workspace, *svgd_direction_backward_workspace;
+  DiscrepancyKernel* kernel_stein_discrepancy;
+  DiscrepancyWorkspace* kernel_stein_discrepancy_workspace;
+  RankKernel* sq_dist_rank;
+  SqDistKernel* sq_dist;
 };
 
 // The kernels in use. Throws std::invalid_argument when FEKERNELS_ISA names a set that is unknown or cannot run here.

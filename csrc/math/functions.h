@@ -94,6 +94,20 @@ FE_HD F exp_negative(F x) {
   return x < -87.33f ? L::splat(0.0f) : value;
 }
 
+// 2^x for x <= 0; below -126, where the result would be subnormal, 0. 2^f - 1 for |f| <= 1/2 to 2e-9. A third cheaper than
+// e^x, which has to take its remainder in two parts.
+template <class F>
+FE_HD F exp2_negative(F x) {
+  using L = Lane<F>;
+  using U = typename L::Unsigned;
+  const F shifted = x + 12582912.0f;
+  const F f = x - (shifted - 12582912.0f);
+  const F q = polynomial<F>(f, 0.00015353362f, 0.0013398875f, 0.009618437f, 0.055503324f, 0.24022648f, 0.6931472f);
+  const F value = L::fma(f, q, L::splat(1.0f));
+  const F scaled = L::from_bits(L::bits(value) + (L::bits(shifted) << 23));  // the magic number's low bits hold n
+  return x < -126.0f ? L::splat(0.0f) : scaled;
+}
+
 // e^d - 1 - d for |d| < 1, to 5.3e-9 of it.
 template <class F>
 FE_HD F expm1_remainder_near_zero(F d) {

@@ -58,8 +58,58 @@ static void print_sample() {
   std::fwrite(z.data(), 4, z.size(), stdout);
 }
 
+static std::vector<float> wave(int64_t size, int period) {
+  std::vector<float> values(size);
+  for (int64_t i = 0; i < size; ++i) values[i] = 0.037f * ((i * 29 + i / 7) % period) - 1.1f;
+  return values;
+}
+
+// Several tiles at 150 x 20, differences at 70 x 3, and few particles with very many coordinates.
+static void print_stein(int kernel, int64_t n, int64_t d) {
+  const std::vector<float> particles = wave(n * d, 97), scores = wave(n * d, 61), grad = wave(n * d, 53);
+  std::vector<float> direction(n * d), grad_particles(n * d), grad_scores(n * d);
+  float grad_bandwidth = 0.0f, rank = 0.0f;
+  const fe::CpuKernels& kernels = fe::cpu_kernels();
+  fe::SvgdCall call{};
+  call.n = n;
+  call.d = d;
+  call.particles = particles.data();
+  call.scores = scores.data();
+  call.grad = grad.data();
+  call.kernel = kernel;
+  call.params = {-0.3f, 1.2f};
+  call.bandwidth = 1.3f * d;
+  call.temperature = 0.7f;
+  call.direction = direction.data();
+  call.grad_particles = grad_particles.data();
+  call.grad_scores = grad_scores.data();
+  call.grad_bandwidth = &grad_bandwidth;
+  const int64_t floats = kernels.svgd_direction_workspace(n, d) + kernels.svgd_direction_backward_workspace(n, d) +
+                         kernels.kernel_stein_discrepancy_workspace(n, d, 2);
+  std::vector<float> memory(floats + 16);
+  call.workspace = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  kernels.svgd_direction(call);
+  kernels.svgd_direction_backward(call);
+  for (const auto* result : {&direction, &grad_particles, &grad_scores}) std::fwrite(result->data(), 4, n * d, stdout);
+  std::fwrite(&grad_bandwidth, 4, 1, stdout);
+  double sums[2] = {};
+  const std::vector<float> weights = wave(2 * n, 31);
+  if (kernel != fe::kLaplace)
+    kernels.kernel_stein_discrepancy({n, d, 2, particles.data(), scores.data(), fe::kFloat32, fe::kFloat32, weights.data(),
+                                      kernel, call.params, call.bandwidth, sums, call.workspace, nullptr});
+  std::fwrite(sums, 8, 2, stdout);
+  const int64_t middle = n * (n - 1) / 4;
+  kernels.sq_dist_rank({n, d, particles.data(), fe::kFloat32, 1, &middle, nullptr, &rank, nullptr});
+  std::fwrite(&rank, 4, 1, stdout);
+}
+
 int main() {
   print_hard_fmas();
+  for (int kernel = 0; kernel < 3; ++kernel) {
+    print_stein(kernel, 150, 20);
+    print_stein(kernel, 70, 3);
+    print_stein(kernel, 10, 2100);
+  }
   const int params_of_term[] = {1, 1, 2, 1, 1, 0, 2, 3, 1, 2, 3};
   for (int term = 0; term < 11; ++term)
     if (params_of_term[term]) print_term(term, params_of_term[term]);

@@ -1,0 +1,125 @@
+"""Arguments of the Stein functions, checked and brought into the kernels' shape: [B, n, d], [B] bandwidths."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fekernels.ops._operands import floating, same_device
+from fekernels.reference._stein import KERNELS
+
+__all__ = [
+    "Kernel",
+    "check_particles",
+    "check_scores",
+    "flat_bandwidth",
+    "flatten",
+    "number",
+    "transformed",
+    "which_kernel",
+    "wide",
+]
+
+
+class Kernel(NamedTuple):
+    """A kernel as the operators take it: its code, and the two numbers of imq."""
+
+    code: int
+    beta: float
+    c: float
+
+
+DEFAULTS = {name: Kernel(code, -0.5, 1.0) for code, name in enumerate(KERNELS)}
+
+
+def which_kernel(function: str, kernel: object) -> Kernel:
+    """By name, or an instance of one of ``fe.kernels``, known by its ``name``, ``beta`` and ``c``."""
+    name = kernel if isinstance(kernel, str) else getattr(kernel, "name", None)
+    expected = f"one of {', '.join(KERNELS)} or an instance of fe.kernels"
+    if isinstance(kernel, type) or not isinstance(name, str):
+        kind = f"the class {kernel.__name__}" if isinstance(kernel, type) else type(kernel).__name__
+        raise TypeError(f"{function}: kernel must be {expected}; got {kind}")
+    if name not in DEFAULTS:
+        raise ValueError(f"{function}: kernel must be {expected}; got {name!r}")
+    default = DEFAULTS[name]
+    return Kernel(default.code, getattr(kernel, "beta", default.beta), getattr(kernel, "c", default.c))
+
+
+def number(function: str, name: str, value: object, *, least: float = 0.0, infinite: bool = False) -> float:
+    """A float that is no less than ``least``; NaN is refused, and infinity unless it is said to be right."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{function}: {name} must be a number; got {type(value).__name__}")
+    if not value >= least or (value == math.inf and not infinite):
+        finite = "" if infinite else "finite and "
+        raise ValueError(f"{function}: {name} must be {finite}>= {least:g}; got {value}")
+    return float(value)
+
+
+def check_particles(function: str, particles: object) -> Tensor:
+    tensor = floating(function, "particles", particles)
+    if tensor.dim() < 2:
+        raise ValueError(f"{function}: particles must have shape (..., n, d); got {tuple(tensor.shape)}")
+    return tensor
+
+
+def check_scores(function: str, scores: object, particles: Tensor) -> Tensor:
+    tensor = floating(function, "scores", scores)
+    if tensor.shape != particles.shape:
+        raise ValueError(
+            f"{function}: scores must have shape {tuple(particles.shape)} like particles; got {tuple(tensor.shape)}"
+        )
+    same_device(function, "scores", tensor, particles.device)
+    return tensor
+
+
+def flatten(tensor: Tensor) -> Tensor:
+    """[..., n, d] as [B, n, d]."""
+    if tensor.dim() == 3:
+        return tensor
+    return tensor.reshape(math.prod(tensor.shape[:-2]), *tensor.shape[-2:])
+
+
+def wide(*tensors: Tensor) -> torch.dtype:
+    """What is computed in: float64 as soon as one operand is that, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def flat_bandwidth(function: str, bandwidth: Tensor | float, particles: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number, or a tensor that broadcasts to the batch dimensions, as [B] of ``dtype``.
+
+    A tensor's values are looked at on a CPU only: elsewhere that would wait for the device.
+    """
+    batch = particles.shape[:-2]
+    count = math.prod(batch)
+    if not isinstance(bandwidth, Tensor):
+        if isinstance(bandwidth, str):
+            raise ValueError(
+                f"{function}: bandwidth must be 'median', a number or a tensor; got {bandwidth!r}"
+            )
+        value = number(function, "bandwidth", bandwidth, infinite=True)
+        return torch.full((count,), value, dtype=dtype, device=particles.device)
+    floating(function, "bandwidth", bandwidth)
+    same_device(function, "bandwidth", bandwidth, particles.device)
+    short = len(batch) - bandwidth.dim()
+    if short < 0 or any(
+        size not in (1, full) for size, full in zip(bandwidth.shape, batch[short:], strict=True)
+    ):
+        raise ValueError(
+            f"{function}: bandwidth must have a shape that broadcasts to the batch {tuple(batch)} of particles; got"
+            f" {tuple(bandwidth.shape)}"
+        )
+    if bandwidth.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
+        # Of one element directly: a comparison and a reduction would take as long as a small problem.
+        least = bandwidth.item() if bandwidth.numel() == 1 else bandwidth.min().item() if count else 0.0
+        if least < 0:
+            raise ValueError(f"{function}: bandwidth must be >= 0; got {least}")
+    return bandwidth.to(dtype).expand(batch).reshape(count)
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: those take the plain formula."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

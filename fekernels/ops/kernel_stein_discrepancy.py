@@ -1,0 +1,259 @@
+"""The squared kernelised Stein discrepancy between particles and a target known by its scores.
+
+Source: Liu, Lee & Jordan 2016, arXiv:1602.03253; Chwialkowski, Strathmann & Gretton 2016, arXiv:1602.02964; the imq
+kernel, which detects non-convergence: Gorham & Mackey 2017, arXiv:1703.01717.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fekernels import _backends
+from fekernels.ops._library import LIBRARY, define_functional
+from fekernels.ops._stein_operands import (
+    Kernel,
+    check_particles,
+    check_scores,
+    flat_bandwidth,
+    flatten,
+    transformed,
+    which_kernel,
+    wide,
+)
+from fekernels.ops.sq_dist_rank import liu_wang
+from fekernels.reference import kernel_stein_discrepancy as reference
+from fekernels.reference._stein import LAPLACE, LINEAR, at_zero
+
+__all__ = ["kernel_stein_discrepancy", "off_diagonal_sums", "stein_kernel"]
+
+STATISTICS = ("u", "v")
+
+
+def _check(particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor) -> None:
+    """Of operators that are called directly: kernels go by addresses and would not notice."""
+    if particles.dim() != 3:
+        raise ValueError(
+            f"kernel_stein_discrepancy: particles must have shape (B, n, d); got {tuple(particles.shape)}"
+        )
+    batch, n, _ = particles.shape
+    if scores.shape != particles.shape:
+        raise ValueError(
+            f"kernel_stein_discrepancy: scores must have shape {tuple(particles.shape)} like particles; got"
+            f" {tuple(scores.shape)}"
+        )
+    if bandwidth.shape != (batch,):
+        raise ValueError(
+            f"kernel_stein_discrepancy: bandwidth must have shape ({batch},); got {tuple(bandwidth.shape)}"
+        )
+    if weights.dim() != 3 or weights.shape[0] not in (1, batch) or weights.shape[1] != n:
+        raise ValueError(
+            f"kernel_stein_discrepancy: weights must have shape (1 or {batch}, {n}, m); got {tuple(weights.shape)}"
+        )
+
+
+def _forward(
+    particles: Tensor,
+    scores: Tensor,
+    bandwidth: Tensor,
+    weights: Tensor,
+    kernel: int,
+    beta: float,
+    c: float,
+) -> Tensor:
+    _check(particles, scores, bandwidth, weights)
+    if not particles.numel() or not weights.numel():
+        return _fake(particles, scores, bandwidth, weights).zero_()
+    run: Any
+    if kernel == LINEAR or wide(particles, scores, bandwidth) == torch.float64:
+        run = reference.kernel_stein_discrepancy
+    else:
+        name = "kernel_stein_discrepancy"
+        run = _backends.implementation(name, _backends.choose(particles.device.type, kernel=name))
+        weights = weights.float()
+    return run(
+        particles.contiguous(), scores.contiguous(), bandwidth.contiguous(), weights.contiguous(), kernel, beta, c
+    )  # fmt: skip
+
+
+def _fake(particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, *_: float) -> Tensor:
+    return particles.new_empty((particles.shape[0], weights.shape[2]), dtype=torch.float64)
+
+
+def _differentiable(
+    grad: Tensor, operands: tuple[Tensor, ...], wanted: tuple[bool, ...], kernel: Kernel
+) -> list[Tensor | None]:
+    """The gradients as functions of the operands and of ``grad``, by plain PyTorch: for create_graph=True."""
+    # Views, so that a path from one operand to another is left to the outer graph.
+    x, s, h, weights = (operand.view_as(operand) for operand in operands)
+    sums = reference.plain_discrepancy(x, s, h, weights, *kernel)
+    chosen = [view for view, want in zip((x, s, h), wanted, strict=True) if want]
+    gradients = iter(
+        torch.autograd.grad(sums, chosen, grad, create_graph=True, allow_unused=True, materialize_grads=True)
+    )
+    return [next(gradients) if want else None for want in wanted]
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, kernel: Kernel
+    ) -> Tensor:
+        ctx.kernel = kernel
+        ctx.save_for_backward(particles, scores, bandwidth, weights)
+        return _forward(particles, scores, bandwidth, weights, *kernel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return *_gradients(ctx, grad, reference.kernel_stein_discrepancy_backward), None, None
+
+
+def _gradients(ctx: Any, grad: Tensor, backward: Any) -> list[Tensor | None]:
+    wanted = tuple(ctx.needs_input_grad[:3])
+    if ctx.needs_input_grad[3]:
+        raise RuntimeError("kernel_stein_discrepancy: weights get no gradient; detach them")
+    if torch.is_grad_enabled():
+        return _differentiable(grad, ctx.saved_tensors, wanted, ctx.kernel)
+    needs = sum(want << i for i, want in enumerate(wanted))
+    gradients = backward(grad, *ctx.saved_tensors, *ctx.kernel, needs)
+    return [g if want else None for g, want in zip(gradients, wanted, strict=True)]
+
+
+def off_diagonal_sums(x: Tensor, s: Tensor, h: Tensor, weights: Tensor, kernel: Kernel) -> Tensor:
+    """sum_{i != j} w_i w_j kp(i, j): float64 [B, m], of checked operands; weights [1 or B, n, m]."""
+    if transformed():
+        return reference.plain_discrepancy(x, s, h, weights, *kernel)
+    if torch.compiler.is_compiling():
+        return torch.ops.fekernels.kernel_stein_discrepancy(x, s, h, weights, *kernel)
+    if torch.is_grad_enabled() and (x.requires_grad or s.requires_grad or h.requires_grad):
+        return _Sums.apply(x, s, h, weights, kernel)
+    return _forward(x, s, h, weights, *kernel)
+
+
+def _diagonal_sum(x: Tensor, s: Tensor, h: Tensor, kernel: Kernel) -> Tensor:
+    """sum_i kp(i, i): float64 [B]."""
+    n, d = x.shape[1:]
+    squares = s.to(h.dtype).square()
+    if kernel.code == LINEAR:
+        x, s = x.double(), s.double()
+        squares = squares.double().sum(2)
+        return ((x.square().sum(2) + 1) * squares + 2 * (x * s).sum(2)).sum(1) + n * d
+    value, p1 = at_zero(kernel.code, kernel.beta, kernel.c)
+    h = h.double()
+    # No repulsion at h = 0, by the same convention as off the diagonal.
+    return value * squares.sum((1, 2), dtype=torch.float64) + n * d * p1 / torch.where(h == 0, torch.inf, h)
+
+
+def stein_kernel(function: str, kernel: object) -> Kernel:
+    """A kernel whose discrepancy is finite."""
+    found = which_kernel(function, kernel)
+    if found.code == LAPLACE:
+        raise ValueError(
+            f"{function}: kernel must be one of rbf, imq, linear; got 'laplace', whose discrepancy is infinite"
+        )
+    return found
+
+
+def gather(
+    function: str, particles: Tensor, scores: Tensor, kernel: Kernel, bandwidth: Tensor | float | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked particles and scores [B, n, d], and bandwidths [B]."""
+    particles = check_particles(function, particles)
+    scores = check_scores(function, scores, particles)
+    x, s, dtype = flatten(particles), flatten(scores), wide(particles, scores)
+    median = isinstance(bandwidth, str) and bandwidth == "median"
+    if median and kernel.code != LINEAR:
+        return x, s, liu_wang(x).to(dtype)
+    return x, s, flat_bandwidth(function, 1.0 if median else bandwidth, particles, dtype)  # type: ignore[arg-type]
+
+
+def kernel_stein_discrepancy(
+    particles: Tensor,
+    scores: Tensor,
+    *,
+    kernel: object = "rbf",
+    bandwidth: Tensor | float | str = "median",
+    statistic: str = "u",
+) -> Tensor:
+    """The *squared* kernelised Stein discrepancy: 0 in expectation if the particles are draws from the target.
+
+    Args:
+        particles: [..., n, d]; leading dimensions are problems of their own. float32, bfloat16, float16 (computed in
+            float32), or float64 (computed by the reference).
+        scores: grad log p at the particles, of their shape.
+        kernel: "rbf", "imq" or "linear", or an instance of ``fe.kernels``. "imq" alone tells samples that drift away
+            to infinity. Laplace's discrepancy is infinite.
+        bandwidth: h, as in ``svgd_direction``.
+        statistic: "u", unbiased, the mean over pairs of different particles, may be negative (NaN for n = 1);
+            or "v", the mean over all pairs, never negative but for rounding, and too large by O(1/n).
+
+    Returns:
+        [...], float32, float64 for float64 operands. Differentiable in particles, scores and bandwidth, in
+        O(n d) memory; twice by plain PyTorch on n x n matrices.
+
+    Raises:
+        TypeError: an argument of a wrong type or dtype.
+        ValueError: a wrong value, shape or device; the message has the name, what was expected and what came.
+    """
+    function = "kernel_stein_discrepancy"
+    found = stein_kernel(function, kernel)
+    if statistic not in STATISTICS:
+        raise ValueError(f"{function}: statistic must be one of {', '.join(STATISTICS)}; got {statistic!r}")
+    x, s, h = gather(function, particles, scores, found, bandwidth)
+    n = x.shape[1]
+    total = off_diagonal_sums(x, s, h, h.new_ones(1, n, 1), found)[:, 0]
+    if statistic == "v":
+        value = (total + _diagonal_sum(x, s, h, found)) / (n * n)
+    else:
+        value = total / (n * (n - 1))
+    return value.to(wide(x, s)).reshape(particles.shape[:-2])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *operands, kernel, beta, c = inputs
+    ctx.kernel = Kernel(kernel, beta, c)
+    ctx.save_for_backward(*operands)
+
+
+def _backward(
+    grad: Tensor,
+    particles: Tensor,
+    scores: Tensor,
+    bandwidth: Tensor,
+    weights: Tensor,
+    kernel: int,
+    beta: float,
+    c: float,
+    needs: int,
+) -> list[Tensor]:
+    _check(particles, scores, bandwidth, weights)
+    return reference.kernel_stein_discrepancy_backward(
+        grad, particles, scores, bandwidth, weights, kernel, beta, c, needs
+    )
+
+
+def _fake_backward(
+    grad: Tensor, particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, *call: float
+) -> list[Tensor]:
+    needs = int(call[-1])
+    operands = (particles, scores, bandwidth)
+    return [o.new_empty(o.shape if needs >> i & 1 else (0,)) for i, o in enumerate(operands)]
+
+
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    backward = torch.ops.fekernels.kernel_stein_discrepancy_backward
+    return *_gradients(ctx, grad, backward), *(None,) * 4
+
+
+_ARGUMENTS = (
+    "Tensor particles, Tensor scores, Tensor bandwidth, Tensor weights, int kernel, float beta, float c"
+)
+_name = define_functional(f"kernel_stein_discrepancy({_ARGUMENTS}) -> Tensor", _forward, _fake)
+torch.library.register_autograd(_name, _autograd, setup_context=_setup, lib=LIBRARY)
+define_functional(
+    f"kernel_stein_discrepancy_backward(Tensor grad, {_ARGUMENTS}, int needs) -> Tensor[]",
+    _backward,
+    _fake_backward,
+)

@@ -1,0 +1,102 @@
+"""What the Stein operations share in plain PyTorch: radial kernels and their derivatives, distances, blocks of rows.
+
+All of it is computed in float64 whatever the operands are: repulsion is a difference of sums that nearly cancel where
+the bandwidth is far below the particles' spread, and the reference is what other backends are held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "IMQ",
+    "KERNELS",
+    "LAPLACE",
+    "LINEAR",
+    "RBF",
+    "at_zero",
+    "centred",
+    "problems",
+    "radial",
+    "row_blocks",
+    "square_distances",
+]
+
+KERNELS = ("rbf", "imq", "laplace", "linear")  # position = code, in every backend
+RBF, IMQ, LAPLACE, LINEAR = range(4)
+
+PAIRS = 1 << 19  # of a block: 4 MB a float64 temporary, whatever n is
+ROWS = 16  # of a block at least: fewer make matrix products slow
+DIRECT = 16  # dimensions up to which distances by differences are as fast as by inner products
+
+
+def radial(kernel: int, u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
+    """[phi, p1, p2, p3][: order + 1] at u = t/h >= 0, where p_k = (-2)^k times the k-th derivative of phi.
+
+    So for k = phi(|x - y|^2 / h) the gradient is -(p1/h)(x - y), and p1, p2, p3 are positive. Laplace's p1 and p2
+    diverge at u = 0 and are 0 there by convention; its p3 is not needed, since its discrepancy is infinite.
+    """
+    if kernel == RBF:
+        k = torch.exp(-u)
+        return [factor * k if factor > 1 else k for factor in (1, 2, 4, 8)[: order + 1]]
+    if kernel == IMQ:
+        base = c * c + u
+        values = [base**beta]
+        for i in range(order):
+            values.append(values[i] * (2 * (i - beta)) / base)
+        return values
+    zero = u == 0
+    s = torch.sqrt(torch.where(zero, 1.0, u))
+    k = torch.exp(-s)
+    p1 = k / s
+    p2 = p1 / s * (1 + 1 / s)  # k (1 + s)/s^3, which is 0 and no NaN at s = inf
+    return [torch.where(zero, at, value) for at, value in ((1.0, k), (0.0, p1), (0.0, p2))][: order + 1]
+
+
+def at_zero(kernel: int, beta: float, c: float) -> tuple[float, float]:
+    """phi(0) and p1(0)."""
+    if kernel == IMQ:
+        return c ** (2 * beta), -2 * beta * c ** (2 * beta - 2)
+    return 1.0, 2.0 if kernel == RBF else 0.0
+
+
+def centred(particles: Tensor) -> Tensor:
+    """float64, less the mean over the particles: an offset common to all would cost digits of inner products."""
+    x = particles.double()
+    return x - x.mean(-2, keepdim=True)
+
+
+def square_distances(rows: Tensor, x: Tensor) -> Tensor:
+    """t [B, r, n] from centred float64 rows [B, r, d] and x [B, n, d]; 0 exactly where two particles coincide."""
+    if x.shape[-1] <= DIRECT:
+        return torch.cdist(rows, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    squares = rows.square().sum(-1).unsqueeze(-1) + x.square().sum(-1).unsqueeze(-2)
+    t = torch.baddbmm(squares, rows, x.mT, alpha=-2)
+    return torch.where(coincide(t, squares), 0.0, t)
+
+
+def coincide(t: Tensor, squares: Tensor) -> Tensor:
+    """Where t, a difference of numbers as large as ``squares``, is no more than their rounding."""
+    return t <= 2.0**-46 * squares
+
+
+def problems(batch: int, n: int) -> Iterator[slice]:
+    """The batch in parts: as many problems at once as fill a block, else one by one."""
+    step = max(1, PAIRS // max(1, n * n))
+    for begin in range(0, batch if n else 0, step):
+        yield slice(begin, min(batch, begin + step))
+
+
+def row_blocks(n: int) -> Iterator[slice]:
+    """The rows of one problem in blocks: all of a small one's."""
+    step = n if n * n <= PAIRS else max(ROWS, PAIRS // n)
+    for begin in range(0, n, max(1, step)):
+        yield slice(begin, min(n, begin + step))
+
+
+def over_bandwidth(t: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """u = t/h and what p1 is divided by, h [B, 1, 1]. At h = 0: u = 0 where t = 0, else inf; p1 / inf = 0."""
+    return torch.where(t == 0, 0.0, t / h), torch.where(h == 0, torch.inf, h)

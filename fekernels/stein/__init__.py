@@ -1,0 +1,31 @@
+"""Particles that follow a target: their Stein direction, the discrepancy, median bandwidths and the sampler."""
+
+from fekernels.ops.kernel_stein_discrepancy import kernel_stein_discrepancy
+from fekernels.ops.svgd_direction import svgd_direction
+from fekernels.stein import kernels
+from fekernels.stein._trace import SVGDResult
+from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
+from fekernels.stein.bandwidth import median_bandwidth, pairwise_sq_dist_median
+from fekernels.stein.ensemble import SVGDEnsemble
+from fekernels.stein.goodness_of_fit import GoodnessOfFit, goodness_of_fit
+from fekernels.stein.kernels import IMQ, RBF, Laplace, Linear
+from fekernels.stein.svgd import SVGD
+
+__all__ = [
+    "IMQ",
+    "RBF",
+    "SVGD",
+    "CyclicalAnnealing",
+    "GoodnessOfFit",
+    "Laplace",
+    "Linear",
+    "SVGDEnsemble",
+    "SVGDResult",
+    "TanhAnnealing",
+    "goodness_of_fit",
+    "kernel_stein_discrepancy",
+    "kernels",
+    "median_bandwidth",
+    "pairwise_sq_dist_median",
+    "svgd_direction",
+]

@@ -1,0 +1,62 @@
+"""Mini-batch kernels: particles dealt at random into groups, each of which moves by itself.
+
+Source: Li, Li, Liu, Liu & Lu 2020, "A stochastic version of Stein variational gradient descent for efficient sampling",
+arXiv:1902.03394.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fekernels import random
+from fekernels.ops._stein_operands import which_kernel
+from fekernels.ops.svgd_direction import svgd_direction
+from fekernels.reference._stein import at_zero
+from fekernels.stein.bandwidth import pairwise_sq_dist_median
+
+__all__ = ["group_bandwidth", "group_direction", "random_groups"]
+
+LANGEVIN, STREAM = 0, 1  # purpose tag and stream: the noise of the same seed is stream 0
+
+
+def random_groups(n: int, size: int, seed: int, step: int, device: torch.device) -> list[Tensor]:
+    """Indices of n >= 2 particles dealt into groups of at most `size` (3 where 2 does not go into n).
+
+    Returns:
+        One or two tensors int64 [groups, members]: the numbers of members differ by one at most, none is below 2.
+    """
+    words = random.bits((n,), seed=seed, stream=STREAM, step=step, purpose=LANGEVIN, device=device)
+    order = torch.argsort(words, stable=True)
+    count = min(-(-n // size), n // 2)
+    members, larger = divmod(n, count)
+    split = larger * (members + 1)
+    parts = order[:split].view(larger, members + 1), order[split:].view(count - larger, members)
+    return [part for part in parts if len(part)]
+
+
+def group_bandwidth(x: Tensor, groups: list[Tensor]) -> Tensor:
+    """The mean over the groups of the median squared distance of their pairs, over log(n + 1); one element."""
+    medians = [pairwise_sq_dist_median(x[index], include_diagonal=False) for index in groups]
+    return torch.cat(medians).mean() / math.log(len(x) + 1)
+
+
+def group_direction(
+    x: Tensor, scores: Tensor, groups: list[Tensor], kernel: object, **settings: Any
+) -> Tensor:
+    """[n, d], whose mean over all deals is the direction of all particles.
+
+    The others of a group stand for all n - 1 others, hence the factor (n - 1) / (m - 1); the pair of a particle with
+    itself is in every group, and keeps its weight.
+    """
+    n, phi = len(x), torch.empty_like(x)
+    diagonal, _ = at_zero(*which_kernel("svgd_direction", kernel))
+    for index in groups:
+        m = index.shape[1]
+        own = diagonal * scores[index]
+        within = svgd_direction(x[index], scores[index], kernel=kernel, **settings)
+        phi[index] = (own + (n - 1) / (m - 1) * (m * within - own)) / n
+    return phi

@@ -1,0 +1,104 @@
+"""Median bandwidths, exact and in O(n d) memory."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fekernels.ops._operands import floating, same_device
+from fekernels.ops._stein_operands import check_particles, flatten, wide
+from fekernels.ops.sq_dist_rank import log, median_ranks, median_sq_dist, select
+
+__all__ = ["median_bandwidth", "pairwise_sq_dist_median"]
+
+CONVENTIONS = ("liu_wang", "pairs", "blackjax", "numpyro")
+
+
+def _hint(function: str, hint: object, particles: Tensor) -> Tensor | None:
+    if hint is None:
+        return None
+    tensor = floating(function, "hint", hint)
+    if tensor.shape != particles.shape[:-2]:
+        raise ValueError(
+            f"{function}: hint must have shape {tuple(particles.shape[:-2])}, the batch of particles; got"
+            f" {tuple(tensor.shape)}"
+        )
+    same_device(function, "hint", tensor, particles.device)
+    return tensor.detach().reshape(-1).to(wide(particles))
+
+
+def _at_least(function: str, n: int, least: int, why: str) -> None:
+    if n < least:
+        raise ValueError(f"{function}: particles must be at least {least} ({why}); got {n}")
+
+
+def pairwise_sq_dist_median(
+    particles: Tensor, include_diagonal: bool = True, *, hint: Tensor | None = None
+) -> Tensor:
+    """The median of \\|x_i - x_j\\|^2 over all n^2 pairs, or over those with i < j; exact.
+
+    Args:
+        particles: [..., n, d], float32, bfloat16, float16 (distances in float32) or float64.
+        include_diagonal: whether the n zeros count, and every other pair twice.
+        hint: an earlier result, of the same shape. Saves time where it is about right; never changes the result.
+
+    Returns:
+        [...], float32 or float64; the mean of the two middle values of an even count. It has no gradient.
+
+    Raises:
+        TypeError, ValueError: as elsewhere; ValueError for no particles, and for one without the diagonal.
+    """
+    function = "pairwise_sq_dist_median"
+    particles = check_particles(function, particles)
+    if not isinstance(include_diagonal, bool):
+        raise TypeError(f"{function}: include_diagonal must be a bool; got {type(include_diagonal).__name__}")
+    _at_least(function, particles.shape[-2], *((1, "n") if include_diagonal else (2, "n, for a pair")))
+    near = _hint(function, hint, particles)
+    return median_sq_dist(flatten(particles), include_diagonal, near).reshape(particles.shape[:-2])
+
+
+def median_bandwidth(
+    particles: Tensor, convention: str = "liu_wang", *, hint: Tensor | None = None
+) -> Tensor:
+    """A bandwidth h, as in exp(-\\|x - y\\|^2 / h), from the median distance between particles; exact.
+
+    Args:
+        particles: [..., n, d], float32, bfloat16, float16 (distances in float32) or float64.
+        convention: "liu_wang": median of all n^2 squared distances, the diagonal included, / log(n + 1): the code of
+            Liu & Wang 2016. "pairs": the lower median of the squared distances of pairs / log(n + 1).
+            "blackjax": (median distance of pairs)^2 / log(n). "numpyro": (median of all n^2 distances)^2 / log(n).
+        hint: the bandwidth of an earlier, similar set, of the same convention and shape. Saves time where it is about
+            right; never changes the result.
+
+    Returns:
+        [...], float32 or float64. Medians of even counts are the mean of the two middle values, but in "pairs". No
+        gradient flows through it.
+
+    Raises:
+        TypeError, ValueError: as elsewhere; ValueError for too few particles: none, or one where there is no pair or
+            log(n) = 0 (all but "liu_wang", which gives 0).
+    """
+    function = "median_bandwidth"
+    particles = check_particles(function, particles)
+    if convention not in CONVENTIONS:
+        raise ValueError(
+            f"{function}: convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}"
+        )
+    x, n, batch = flatten(particles), particles.shape[-2], particles.shape[:-2]
+    if convention == "liu_wang":
+        _at_least(function, n, 1, "n")
+    else:
+        _at_least(function, n, 2, f"n, for convention {convention!r}")
+    near = _hint(function, hint, particles)
+    scale = log(n if convention in ("blackjax", "numpyro") else n + 1, x)
+    if near is not None:
+        near = near * scale
+    if convention == "liu_wang":
+        return (median_sq_dist(x, True, near) / scale).reshape(batch)
+    if convention == "pairs":
+        near = None if near is None else near.unsqueeze(1)
+        return (select(x, median_ranks(n, False)[:1], near)[:, 0] / scale).reshape(batch)
+    if convention == "numpyro" and n == 2:  # the distances are 0, 0, r, r
+        return (select(x, [0])[:, 0] / 4 / scale).reshape(batch)
+    near = None if near is None else near.unsqueeze(1).expand(-1, 2)
+    middle = select(x, median_ranks(n, convention == "numpyro"), near).sqrt()
+    return ((middle / 2).sum(1).square() / scale).reshape(batch)

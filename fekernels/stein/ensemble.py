@@ -1,0 +1,272 @@
+"""A repulsive ensemble: the weights of several copies of a network as the particles of `fe.SVGD`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fekernels import random
+from fekernels.ops._noise_key import integer, signed_seed
+from fekernels.ops._stein_operands import number
+from fekernels.optim._prediction import Activation, Average, Prediction
+from fekernels.stein._target import State, Target
+from fekernels.stein.svgd import SVGD
+
+__all__ = ["SVGDEnsemble"]
+
+LANGEVIN, INITIAL = 0, 2  # purpose tag and stream: noise and groups of the same seed are streams 0 and 1
+
+
+class SVGDEnsemble(SVGD):
+    """Copies of one network that repel each other (D'Angelo & Fortuin 2021, arXiv:2106.11642).
+
+    Particle k holds the weights of member k, flattened. Its log-density is -loss - prior_precision/2 |weights|^2. With
+    a loss summed over the data that is Bayes' posterior; with a mean loss over N data points, `temperature=1/N` and
+    a prior divided by N make it that, as for `fe.LangevinAdam`. `bandwidth=0` switches all interaction off: a plain
+    ensemble of MAP estimates.
+
+        ensemble = fe.SVGD.from_model(make_model, F.cross_entropy, size=16, temperature=1 / N, prior_precision=1 / N)
+        ensemble.run(2000, batches=loader)  # or ensemble.step(x, y)
+        ensemble.predict(test_x).mean
+
+    Args:
+        model: a function that makes a member; or a module, whose copies get new weights by the `reset_parameters` of
+            its parts; or a sequence of modules, the members as they are. In the mode (train or eval) that it comes in.
+        loss: called as loss(model(x), *targets) with the arguments (x, *targets) of `step`; returns a scalar.
+        size: number of members, for a function or a module.
+        prior_precision: of a Gaussian prior around 0 on each weight, in units of the loss.
+        chunk_size: members that go through the network at once; None is all. Memory of activations grows with it.
+        options: of `fe.SVGD`; the seed makes the initial weights too.
+
+    Trainable parameters must have one dtype and device; others (requires_grad=False) are the first member's for all.
+    Buffers belong to each member, and travel with `state_dict`. Dropout draws a mask a member from torch's
+    generator, which is no part of `state_dict`.
+
+    Raises:
+        TypeError, ValueError: naming the argument; nothing has changed then.
+    """
+
+    _target: _Members
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module] | Sequence[nn.Module],
+        loss: Callable[..., Tensor],
+        *,
+        size: int | None = None,
+        prior_precision: float = 0.0,
+        chunk_size: int | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        name = type(self).__name__
+        if not callable(loss):
+            raise TypeError(f"{name}: loss must be callable; got {type(loss).__name__}")
+        precision = number(name, "prior_precision", prior_precision)
+        if chunk_size is not None:
+            integer(name, "chunk_size", chunk_size, 1, 1 << 31)
+        for key in ("log_prob", "scores", "batched", "particles"):
+            if key in options:
+                raise TypeError(f"{name}: {key} must not be given; the model and the loss make it")
+        if seed is None:
+            seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu"))
+        else:
+            signed_seed(name, seed)
+        members = _members(name, model, size, seed)
+        target, particles = _Members.of(name, members, loss, precision, chunk_size)
+        super().__init__(target, particles, seed=seed, **options)
+
+    @property
+    def size(self) -> int:
+        """Number of members."""
+        return len(self._particles)
+
+    def parameters_of(self, member: int) -> State:
+        """The weights and buffers of a member by name, as `load_state_dict` of its network takes them; copies."""
+        integer(type(self).__name__, "member", member, 0, self.size)
+        own = self._target.unflatten(self._particles[member])
+        return {
+            name: tensor.clone()
+            for name, tensor in {**own, **{k: v[member] for k, v in self._target.buffers.items()}}.items()
+        }
+
+    @torch.no_grad()
+    def outputs(self, *inputs: Any) -> Iterator[Tensor]:
+        """What each member returns for these inputs, in eval mode and without gradients."""
+        for k, particle in enumerate(self._particles):
+            yield self._target.output(particle, k, inputs)
+
+    def predict(self, x: Any, activation: Activation = "softmax") -> Prediction:
+        """The prediction averaged over the members, and how far they disagree.
+
+        Args:
+            x: the network's input [B, ...], or a tuple of its positional inputs.
+            activation: "softmax" over the last dimension, for logits; "sigmoid"; a callable from outputs to
+                probabilities; None for regression: mean and variance of the output as it is.
+
+        Raises:
+            ValueError: unknown activation, or negative probabilities from a callable.
+        """
+        if not (activation is None or callable(activation) or activation in ("softmax", "sigmoid")):
+            raise ValueError(
+                f"{type(self).__name__}.predict: activation must be 'softmax', 'sigmoid', None or a callable; "
+                f"got {activation!r}"
+            )
+        average = Average(activation)
+        for output in self.outputs(*(x if isinstance(x, tuple) else (x,))):
+            average.add(output)
+        return average.prediction()
+
+
+def _members(name: str, model: Any, size: int | None, seed: int) -> Iterator[nn.Module]:
+    """The members one by one, so that no more than one of them is held besides the particles."""
+    if isinstance(model, Sequence):
+        if not model or size not in (None, len(model)):
+            raise ValueError(
+                f"{name}: model must be as many modules as size={size}, at least 1; got {len(model)}"
+            )
+        for i, member in enumerate(model):
+            if not isinstance(member, nn.Module):
+                raise TypeError(f"{name}: model[{i}] must be a module; got {type(member).__name__}")
+        return iter(model)
+    if not isinstance(model, nn.Module) and not callable(model):
+        raise TypeError(
+            f"{name}: model must be a module, a function that makes one, or a sequence of them; "
+            f"got {type(model).__name__}"
+        )
+    if size is None:
+        raise TypeError(f"{name}: size must be given with a single model; got None")
+    count = integer(name, "size", size, 1, 1 << 31)
+    if isinstance(model, nn.Module):
+        for path, part in model.named_modules():
+            if list(part.parameters(recurse=False)) and not hasattr(part, "reset_parameters"):
+                raise ValueError(
+                    f"{name}: model must be a function that makes a member, since {path or 'the model'!r} "
+                    f"({type(part).__name__}) has parameters and no reset_parameters()"
+                )
+    return _made(name, model, count, seed)
+
+
+def _made(name: str, model: Any, count: int, seed: int) -> Iterator[nn.Module]:
+    member: nn.Module | None = copy.deepcopy(model) if isinstance(model, nn.Module) else None
+    words = random.bits((count, 2), seed=seed, stream=INITIAL, purpose=LANGEVIN)
+    for k in range(count):
+        # A generator state of its own for each member: the first k members do not depend on their number.
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(int.from_bytes(words[k].numpy().tobytes(), "little"))
+            if member is None:
+                made = model()
+            else:
+                made = member
+                for part in made.modules():
+                    reset: Any = getattr(part, "reset_parameters", None)
+                    if reset is not None:
+                        reset()
+        if not isinstance(made, nn.Module):
+            raise TypeError(f"{name}: model must return a module; got {type(made).__name__}")
+        yield made
+
+
+class _Members(Target):
+    """Log-densities of flattened weights: the network is called once, over all members, by vmap."""
+
+    def __init__(
+        self,
+        skeleton: nn.Module,
+        shapes: dict[str, torch.Size],
+        buffers: State,
+        loss: Callable[..., Tensor],
+        prior_precision: float,
+        chunk_size: int | None,
+    ) -> None:
+        self.skeleton, self.shapes, self.buffers = skeleton, shapes, buffers
+        self.loss, self.prior_precision, self.chunk_size = loss, prior_precision, chunk_size
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        members: Iterator[nn.Module],
+        loss: Callable[..., Tensor],
+        prior_precision: float,
+        chunk_size: int | None,
+    ) -> tuple[_Members, Tensor]:
+        rows: list[Tensor] = []
+        buffers: list[State] = []
+        skeleton: nn.Module | None = None
+        shapes: dict[str, torch.Size] = {}
+        for member in members:
+            own = {key: param for key, param in member.named_parameters() if param.requires_grad}
+            kinds = {(param.dtype, param.device) for param in own.values()}
+            if len(kinds) != 1:
+                raise ValueError(
+                    f"{name}: model must have trainable parameters of one dtype on one device; "
+                    f"got {sorted(map(str, kinds))}"
+                )
+            sizes = {key: param.shape for key, param in own.items()}
+            if skeleton is None:
+                skeleton, shapes = copy.deepcopy(member), sizes
+            elif sizes != shapes:
+                raise ValueError(
+                    f"{name}: model must give members of the same parameters; got {sizes} after {shapes}"
+                )
+            rows.append(torch.cat([param.detach().reshape(-1) for param in own.values()]))
+            buffers.append({key: buffer.detach().clone() for key, buffer in member.named_buffers()})
+        assert skeleton is not None
+        stacked = {key: torch.stack([each[key] for each in buffers]) for key in buffers[0]}
+        return cls(skeleton, shapes, stacked, loss, prior_precision, chunk_size), torch.stack(rows)
+
+    def unflatten(self, particle: Tensor) -> State:
+        parts = particle.split([shape.numel() for shape in self.shapes.values()])
+        return {key: part.view(shape) for (key, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def output(self, particle: Tensor, member: int, inputs: tuple[Any, ...]) -> Tensor:
+        # Copies: a forward that writes a buffer must not reach the member's.
+        buffers = {key: buffer[member].clone() for key, buffer in self.buffers.items()}
+        modes = [(module, module.training) for module in self.skeleton.modules()]
+        try:
+            self.skeleton.eval()
+            return torch.func.functional_call(self.skeleton, {**self.unflatten(particle), **buffers}, inputs)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def evaluate(self, particles: Tensor, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+        if not batch:
+            raise TypeError("SVGDEnsemble: step must be called with a batch (x, *targets); got nothing")
+        inputs = batch[0] if isinstance(batch[0], tuple) else batch[:1]
+
+        def energy(particle: Tensor, buffers: State) -> Tensor:
+            output = torch.func.functional_call(
+                self.skeleton, {**self.unflatten(particle), **buffers}, inputs
+            )
+            loss = self.loss(output, *batch[1:])
+            if not isinstance(loss, Tensor):
+                raise TypeError(f"SVGDEnsemble: loss must return a tensor; got {type(loss).__name__}")
+            if loss.dim():
+                raise ValueError(f"SVGDEnsemble: loss must return a scalar; got shape {tuple(loss.shape)}")
+            return loss
+
+        with torch.enable_grad():
+            x = particles.detach().requires_grad_(True)
+            losses = torch.vmap(energy, randomness="different", chunk_size=self.chunk_size)(x, self.buffers)
+            (gradients,) = torch.autograd.grad(losses.sum(), x)
+        scores = gradients.neg_()
+        log_prob = -losses.detach()
+        if self.prior_precision:
+            # By hand: autograd would keep a copy of all weights for it.
+            scores.add_(particles, alpha=-self.prior_precision)
+            squares = torch.linalg.vector_norm(particles, dim=1).square()  # no temporary of their size
+            log_prob = log_prob - self.prior_precision / 2 * squares
+        return scores, log_prob
+
+    def state(self) -> State:
+        return {key: buffer.clone() for key, buffer in self.buffers.items()}
+
+    def load(self, state: State) -> None:
+        for key, buffer in self.buffers.items():
+            buffer.copy_(state[key])

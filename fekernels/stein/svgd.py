@@ -1,0 +1,358 @@
+"""`fe.SVGD`: particles transported by the Stein variational gradient."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fekernels.ops._noise_key import integer, signed_seed
+from fekernels.ops._stein_operands import number, which_kernel
+from fekernels.ops.svgd_direction import svgd_direction
+from fekernels.reference._stein import KERNELS, LINEAR
+from fekernels.stein._groups import group_bandwidth, group_direction, random_groups
+from fekernels.stein._noise import make_noise
+from fekernels.stein._settings import checked_particles, first_non_finite, make_optimizer, positive
+from fekernels.stein._target import Target, make_target
+from fekernels.stein._trace import SVGDResult, discrepancy_kernel, endless, measure
+from fekernels.stein.annealing import annealing
+from fekernels.stein.bandwidth import median_bandwidth
+
+if TYPE_CHECKING:
+    from fekernels.stein.ensemble import SVGDEnsemble
+
+__all__ = ["SVGD"]
+
+PRECISIONS = ("fp32", "tf32", "bf16x3")
+STATE = ("particles", "optimizer", "iteration", "seed", "target")
+
+
+class SVGD:
+    """Stein variational gradient descent (Liu & Wang 2016, arXiv:1608.04471): n particles that sample exp(log_prob).
+
+    A step moves every particle along phi = `fe.svgd_direction`, the direction in the unit ball of the kernel's space
+    along which KL(particles || target) falls fastest. The optimizer is handed -phi as the gradient.
+
+    Args:
+        log_prob: unnormalised log-density by which autograd makes the scores: batched, [n, d] -> [n], or of one
+            particle, [d] -> scalar, then vmapped. Called once a step, as log_prob(particles, *batch) with the arguments
+            of `step`, so it may draw minibatches or keep state. None with `scores`.
+        particles: [n, d], n >= 1, of float32, float64, bfloat16 or float16. Copied.
+        scores: in place of log_prob: its gradient as a function, [n, d] -> [n, d].
+        batched: whether log_prob is batched. None finds out at the first step, which takes a function that is not
+            a second call.
+        optimizer: None is Adam(lr=0.1); "adam", "adagrad", "sgd"; a torch.optim class; or a factory, called with
+            [particles] (or with the tensor, where that is a TypeError). It holds the particles and nothing else.
+        lr: of a named optimizer (default 0.1) or a class (default the class's own).
+        kernel: a name or an instance of `fe.kernels`, as `fe.svgd_direction`.
+        bandwidth: h in exp(-t/h): a number, "median" (of the particles at each step), or a schedule, called with the
+            number of steps made so far and returning one of these.
+        bandwidth_scale: factor of h, > 0. Above 1 the median loses less variance in many dimensions, and detail.
+        temperature: factor of the repulsion, >= 0. With a log_prob that is a mean over N data points, 1/N is Bayes.
+        anneal: gamma(step), a factor of the scores: None (1); a callable of the number of steps made so far;
+            "cyclical" or "tanh" over `anneal_steps` steps: `fe.stein.CyclicalAnnealing`, `fe.stein.TanhAnnealing`.
+        kernel_batch: m >= 2: each step deals the particles at random into groups of at most m, and a particle is moved
+            by its own group alone, weighted so that the mean over all deals is the full direction (Li et al. 2020,
+            arXiv:1902.03394): n m d operations. "median" is then the mean over the groups of their pairs' medians,
+            over log(n + 1). Radial kernels only.
+        noise: None; "kernel", stochastic SVGD (Gallego & Insua 2018, arXiv:1812.00071); or "independent". See below.
+        noise_rate: a of the noise, >= 0; default 0 for "kernel", 1 for "independent".
+        precision: as `fe.svgd_direction`.
+        seed: of noise, groups and (`from_model`) initial weights; None draws one from torch's default generator.
+
+    **Noise.** With e = lr, temperature T and K the kernel matrix, to e phi a step adds
+
+    * "kernel": e a s_i + sqrt(2 e T) (K/n + a I)^(1/2) xi. The drift is then D s + T div D for D = K/n + a I (phi's
+      repulsion is the divergence of K/n), and the step Euler's for the Langevin diffusion of all n particles with
+      that matrix (Ma et al. 2015, arXiv:1506.04696). It leaves n independent draws from target^(1/T) invariant at any
+      n and a, up to an error of order e. For that h must not follow the particles: "median" leaves a term of
+      order 1/n out. n^3/3 operations and 16 n^2 bytes, in float64.
+    * "independent": e a s_i + sqrt(2 e T a) xi, Langevin dynamics of each particle beside SVGD. The target is invariant
+      as n -> infinity, where phi vanishes on it; at finite n a bias remains that falls as a grows.
+
+    Both need plain descent, x - lr grad (`optimizer="sgd"`): momentum and preconditioners change the law.
+
+    Attributes:
+        particles: [n, d] where they are now, the tensor itself: it changes with each step.
+        optimizer: for learning-rate schedulers.
+        iteration: steps made.
+        seed: as given or drawn.
+        bandwidth: h of the last step, one element; None before the first.
+        log_prob: [n] what log_prob returned in the last step; None before the first, and with `scores`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; nothing has changed then.
+    """
+
+    def __init__(
+        self,
+        log_prob: Callable[..., Tensor] | Target | None,
+        particles: Tensor,
+        *,
+        scores: Callable[..., Tensor] | None = None,
+        batched: bool | None = None,
+        optimizer: str | Callable[..., Optimizer] | None = None,
+        lr: float | None = None,
+        kernel: object = "rbf",
+        bandwidth: float | Tensor | str | Callable[[int], Any] = "median",
+        bandwidth_scale: float = 1.0,
+        temperature: float = 1.0,
+        anneal: str | Callable[[int], float] | None = None,
+        anneal_steps: int | None = None,
+        kernel_batch: int | None = None,
+        noise: Literal["independent", "kernel"] | None = None,
+        noise_rate: float | None = None,
+        precision: str = "fp32",
+        seed: int | None = None,
+    ) -> None:
+        name = type(self).__name__
+        self._target = make_target(name, log_prob, scores, batched)
+        self._particles = checked_particles(name, particles)
+        self._kernel, self._code = kernel, which_kernel(name, kernel)
+        self._bandwidth = bandwidth
+        if not callable(bandwidth):
+            self._checked_bandwidth(bandwidth)
+        self._scale = positive(name, "bandwidth_scale", bandwidth_scale)
+        self._temperature = number(name, "temperature", temperature)
+        self._anneal = annealing(name, anneal, anneal_steps)
+        if kernel_batch is not None:
+            integer(name, "kernel_batch", kernel_batch, 2, 1 << 62)
+            if self._code.code == LINEAR:
+                raise ValueError(
+                    f"{name}: kernel_batch must have a radial kernel; got 'linear', O(n d) as it is"
+                )
+        self._kernel_batch = kernel_batch
+        self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch)
+        if precision not in PRECISIONS:
+            raise ValueError(f"{name}: precision must be one of {list(PRECISIONS)}; got {precision!r}")
+        self._precision = precision
+        if seed is not None:
+            signed_seed(name, seed)
+        self.optimizer = make_optimizer(name, optimizer, lr, self._particles)
+        if self._noise is not None:
+            self._noise.check(name, self.optimizer)
+        self.seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu")) if seed is None else seed
+        self.iteration = 0
+        self.bandwidth: Tensor | None = None
+        self.log_prob: Tensor | None = None
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module | Callable[[], nn.Module] | Sequence[nn.Module],
+        loss: Callable[..., Tensor],
+        *,
+        size: int | None = None,
+        prior_precision: float = 0.0,
+        chunk_size: int | None = None,
+        **options: Any,
+    ) -> SVGDEnsemble:
+        """A repulsive ensemble of networks: `fe.stein.SVGDEnsemble` with these arguments."""
+        from fekernels.stein.ensemble import SVGDEnsemble
+
+        return SVGDEnsemble(
+            model, loss, size=size, prior_precision=prior_precision, chunk_size=chunk_size, **options
+        )
+
+    @property
+    def particles(self) -> Tensor:
+        return self._particles
+
+    def __repr__(self) -> str:
+        n, d = self._particles.shape
+        return (
+            f"{type(self).__name__}(n={n}, d={d}, kernel={KERNELS[self._code.code]!r}, "
+            f"optimizer={type(self.optimizer).__name__}, iteration={self.iteration})"
+        )
+
+    def step(self, *batch: Any) -> None:
+        """Move the particles once.
+
+        Args:
+            batch: handed on to log_prob or scores, behind the particles.
+
+        Raises:
+            ValueError: a score that is NaN or infinite; names the step and the first such particle. Particles,
+                optimizer and step count are then as they were before the call, and so they are after an exception
+                from log_prob.
+        """
+        self._advance(batch, None)
+
+    def run(
+        self,
+        steps: int,
+        *,
+        batches: Iterable[Any] | None = None,
+        progress: bool = True,
+        every: int | None = None,
+        discrepancy: object = None,
+        callback: Callable[[SVGD], Any] | None = None,
+    ) -> SVGDResult:
+        """Take steps, and measure the kernel Stein discrepancy now and then.
+
+        Args:
+            steps: how many, >= 0.
+            batches: one item a step for `step` (of a tuple or list its items), begun again when they end: a DataLoader,
+                say. None: nothing.
+            progress: a tqdm bar with the last discrepancy.
+            every: steps between measurements. What enters a step is measured, with that step's scores and
+                bandwidth; always what enters the last. None is a fiftieth of the steps, 0 is never. A measurement
+                costs about as much as a direction, n^2 d operations with `kernel_batch` too.
+            discrepancy: its kernel. None is the sampler's own (IMQ for Laplace, whose discrepancy is infinite): then
+                the V-statistic is |phi|^2 in the kernel's space, the rate at which KL falls for many particles. With
+                few it stays above 0 where they come to rest.
+            callback: called with the sampler after each step: to step a learning-rate scheduler, to keep particles.
+
+        Raises:
+            ValueError: as `step`; batches without an item.
+        """
+        name = f"{type(self).__name__}.run"
+        integer(name, "steps", steps, 0, 1 << 32)
+        interval = max(1, steps // 50) if every is None else integer(name, "every", every, 0, 1 << 62)
+        kernel = discrepancy_kernel(name, discrepancy, self._kernel)
+        if batches is not None and not isinstance(batches, Iterable):
+            raise TypeError(f"{name}: batches must be iterable; got {type(batches).__name__}")
+        from tqdm import tqdm  # a tenth of this package's import time
+
+        arguments = endless(name, batches)
+        taken: list[int] = []
+        rows: list[Tensor] = []
+        bar = tqdm(range(steps), desc=type(self).__name__, disable=not progress)
+        for i in bar:
+            due = interval > 0 and (i % interval == 0 or i == steps - 1)
+            measured = self._advance(next(arguments), kernel if due else None)
+            if measured is not None:
+                taken.append(self.iteration - 1)
+                rows.append(measured)
+                if progress:
+                    bar.set_postfix(discrepancy=f"{float(measured[0]):.3g}", refresh=False)
+            if callback is not None:
+                callback(self)
+        return SVGDResult.of(self._particles, taken, rows)
+
+    @torch.no_grad()
+    def _advance(self, batch: tuple[Any, ...], kernel: object) -> Tensor | None:
+        """One step; with `kernel`, the discrepancy, the bandwidth and the mean log_prob of what enters it."""
+        x, held = self._particles, self._target.state()
+        try:
+            phi, kick, h, log_prob, measured = self._direction(batch, kernel)
+        except BaseException:
+            self._target.load(held)
+            raise
+        x.grad = phi.neg_()
+        try:
+            self.optimizer.step()
+        finally:
+            x.grad = None  # as large as the particles, and of no further use
+        if kick is not None:
+            x.add_(kick)
+        self.iteration, self.bandwidth, self.log_prob = self.iteration + 1, h, log_prob
+        return measured
+
+    def _direction(
+        self, batch: tuple[Any, ...], kernel: object
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+        """All of a step that may fail, which changes nothing here: phi, noise, h, log_prob and what was measured."""
+        name, x, step = type(self).__name__, self._particles, self.iteration + 1
+        if self._noise is not None:
+            self._noise.check(name, self.optimizer)  # its groups may have been changed
+        gamma = 1.0 if self._anneal is None else number(name, "anneal", self._anneal(self.iteration))
+        asked = self._bandwidth(self.iteration) if callable(self._bandwidth) else self._bandwidth
+        h = self._checked_bandwidth(asked)
+        scores, log_prob = self._target.evaluate(x, batch)
+        self._check_finite("scores", scores, step)
+        groups = None
+        if self._kernel_batch is not None and self._kernel_batch < len(x):
+            groups = random_groups(len(x), self._kernel_batch, self.seed, step, x.device)
+        if h is None and groups is not None:
+            h = group_bandwidth(x, groups)
+        elif h is None:
+            # The last one is a hint where to look, and changes nothing.
+            h = median_bandwidth(x, hint=None if self.bandwidth is None else self.bandwidth / self._scale)
+        if self._scale != 1:
+            h = h * self._scale
+        drift = scores if gamma == 1 else gamma * scores
+        settings: dict[str, Any] = {
+            "bandwidth": h,
+            "temperature": self._temperature,
+            "precision": self._precision,
+        }
+        if groups is None:
+            phi = svgd_direction(x, drift, kernel=self._kernel, **settings)
+        else:
+            phi = group_direction(x, drift, groups, self._kernel, **settings)
+        kick = None
+        if self._noise is not None:
+            phi.add_(drift, alpha=self._noise.rate)
+            lr = float(self.optimizer.param_groups[0]["lr"])
+            kick = self._noise.kick(x, self._code, h, self._temperature, lr, self.seed, step)
+        self._check_finite("the direction", phi, step)
+        return phi, kick, h, log_prob, None if kernel is None else measure(kernel, x, scores, h, log_prob)
+
+    def _check_finite(self, what: str, rows: Tensor, step: int) -> None:
+        bad = first_non_finite(rows)
+        if bad is not None:
+            raise ValueError(
+                f"{type(self).__name__}: {what} must be finite; got {bad[1]} for particle {bad[0]} at step {step} "
+                "(particles, optimizer and step count are as before this step)"
+            )
+
+    def _checked_bandwidth(self, value: Any) -> Tensor | None:
+        """h as a tensor of one element; None for the median."""
+        name, x = type(self).__name__, self._particles
+        if self._code.code == LINEAR:
+            return torch.ones((), dtype=torch.float32, device=x.device)  # it has none
+        if isinstance(value, str):
+            if value != "median":
+                raise ValueError(
+                    f"{name}: bandwidth must be a number, 'median' or a schedule step -> one of them; got {value!r}"
+                )
+            return None
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        return torch.tensor(number(name, "bandwidth", value, infinite=True), dtype=wide, device=x.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of particles, optimizer state, step count and seed: all that the further path depends on, apart from
+        what log_prob and schedules of the user's keep themselves. Tensors, numbers and dicts only."""
+        return {
+            "particles": self._particles.clone(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "iteration": self.iteration,
+            "seed": self.seed,
+            "target": self._target.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the `state_dict` of a sampler with the same settings: the same path, bit for bit.
+
+        Raises:
+            TypeError, ValueError: a state that does not fit; nothing has changed then.
+        """
+        name, mine = f"{type(self).__name__}.load_state_dict", self._particles
+        if not isinstance(state, dict):
+            raise TypeError(f"{name}: state must be a dict; got {type(state).__name__}")
+        for key in STATE:
+            if key not in state:
+                raise ValueError(f"{name}: state must hold {key!r}; got {sorted(map(str, state))}")
+        particles = checked_particles(name, state["particles"])
+        if particles.shape != mine.shape or particles.dtype != mine.dtype:
+            raise ValueError(
+                f"{name}: particles must be {mine.dtype} of shape {tuple(mine.shape)}; "
+                f"got {particles.dtype} of {tuple(particles.shape)}"
+            )
+        iteration = integer(name, "iteration", state["iteration"], 0, 1 << 32)
+        signed_seed(name, state["seed"])
+        if not isinstance(state["optimizer"], dict):
+            raise TypeError(f"{name}: optimizer must be a dict; got {type(state['optimizer']).__name__}")
+        self._target.check(name, state["target"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._target.load(state["target"])
+        mine.copy_(particles)
+        self.iteration, self.seed = iteration, state["seed"]
+        self.bandwidth = self.log_prob = None
