@@ -1,0 +1,188 @@
+"""fe.SVGD refuses what makes no sense, and a step that fails changes nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from svgd_helpers import draws, normal, same
+
+from fekernels.stein.svgd import SVGD
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"log_prob": lambda x: x}, ValueError, r"log_prob must map \[n, d\] to \[n\]"),
+        (
+            {"log_prob": lambda x: x.sum(1, keepdim=True), "batched": True},
+            ValueError,
+            r"shape \(4,\).*got \(4, 1\)",
+        ),
+        ({"log_prob": lambda x: 0.0, "batched": True}, TypeError, "must return a tensor; got float"),
+        ({"log_prob": None, "scores": lambda x: x[:2]}, ValueError, r"shape \(4, 2\).*got \(2, 2\)"),
+        ({"log_prob": None, "scores": lambda x: x.int()}, TypeError, "floating-point.*got torch.int32"),
+        ({"log_prob": None, "scores": lambda x: 0}, TypeError, "must return a tensor; got int"),
+        ({"anneal": lambda k: -1.0}, ValueError, "anneal must be finite and >= 0; got -1"),
+        ({"bandwidth": lambda k: math.nan}, ValueError, "bandwidth must be >= 0; got nan"),
+        ({"bandwidth": lambda k: "mean"}, ValueError, "bandwidth must be .*'median'.*got 'mean'"),
+        ({"log_prob": lambda x: normal(x) / 0}, ValueError, "scores must be finite"),
+    ],
+)
+def test_a_step_that_fails_changes_nothing(settings, error, message) -> None:
+    sampler = SVGD(**{"log_prob": normal, "particles": draws(4, 2), "seed": 0, **settings})
+    before = sampler.state_dict()
+    with pytest.raises(error, match=message):
+        sampler.step()
+    assert same(sampler.state_dict(), before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite(bad: float) -> None:
+    """It names step and particle; everything is as before that step, and the sampler can go on."""
+    poison = False
+
+    def scores(x: torch.Tensor) -> torch.Tensor:
+        s = -x
+        if poison:
+            s[4, 1] = s[6, 0] = bad
+        return s
+
+    def sampler() -> SVGD:
+        return SVGD(None, draws(8, 2), scores=scores, seed=3, kernel_batch=4)
+
+    one, other = sampler(), sampler()
+    one.run(5, progress=False)
+    other.run(5, progress=False)
+    before = one.state_dict()
+    poison = True
+    with pytest.raises(ValueError, match=rf"got {bad} for particle 4 at step 6\b"):
+        one.run(3, progress=False)
+    assert same(one.state_dict(), before) and one.particles.grad is None
+    poison = False
+    one.step()
+    other.step()
+    assert torch.equal(one.particles, other.particles)
+
+
+def test_a_density_with_a_particle_outside_its_support() -> None:
+    x = draws(6, 2).abs()
+    x[3, 0] = -1.0
+    sampler = SVGD(lambda x: x.log().sum(-1) - x.sum(-1), x)  # a Gamma; its score is finite even there
+    sampler.step()
+    sampler = SVGD(lambda x: x.sqrt().sum(-1) - x.sum(-1), x)
+    with pytest.raises(ValueError, match="got nan for particle 3 at step 1"):
+        sampler.step()
+    assert sampler._target.batched is True  # 0 / 0 in other rows is not taken for dependence
+
+
+PARTICLES = torch.zeros(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"log_prob": 3}, TypeError, "log_prob must be callable; got int"),
+        ({"log_prob": None}, TypeError, "one of log_prob and scores must be given; got neither"),
+        ({"scores": normal}, TypeError, "one of log_prob and scores must be given; got both"),
+        ({"log_prob": None, "scores": 3}, TypeError, "scores must be callable; got int"),
+        ({"log_prob": None, "scores": normal, "batched": True}, ValueError, "batched belongs to log_prob"),
+        ({"batched": "yes"}, TypeError, "batched must be None, True or False; got str"),
+        ({"particles": [[0.0]]}, TypeError, "particles must be a tensor; got list"),
+        ({"particles": torch.zeros(4, 2, dtype=torch.int64)}, TypeError, "particles must be .*; got int64"),
+        ({"particles": torch.zeros(4)}, ValueError, r"particles must have shape \[n, d\].*got \(4,\)"),
+        ({"particles": torch.zeros(0, 2)}, ValueError, r"particles must have shape \[n, d\].*got \(0, 2\)"),
+        ({"particles": torch.tensor([[0.0], [math.nan]])}, ValueError, "finite; got nan in particle 1"),
+        (
+            {"optimizer": "adamw"},
+            ValueError,
+            r"optimizer must be one of \['adagrad', 'adam', 'sgd'\].*got 'adamw'",
+        ),
+        (
+            {"optimizer": torch.optim.Adam([PARTICLES])},
+            TypeError,
+            "optimizer must be .*; got an instance of Adam",
+        ),
+        ({"optimizer": 3}, TypeError, "optimizer must be .*; got int"),
+        (
+            {"optimizer": lambda p: None},
+            TypeError,
+            "optimizer must return a torch.optim.Optimizer; got NoneType",
+        ),
+        (
+            {"optimizer": lambda p: torch.optim.Adam([PARTICLES])},
+            ValueError,
+            r"optimizer must hold the particles.*\[\(4, 2\)\]",
+        ),
+        (
+            {"optimizer": lambda p: torch.optim.Adam(p), "lr": 0.1},
+            ValueError,
+            "lr belongs to a named optimizer",
+        ),
+        ({"lr": -1.0}, ValueError, "lr must be finite and >= 0; got -1"),
+        ({"lr": "fast"}, TypeError, "lr must be a number; got str"),
+        ({"kernel": "cosine"}, ValueError, "kernel must be one of rbf, imq, laplace, linear.*got 'cosine'"),
+        ({"bandwidth": "mean"}, ValueError, "bandwidth must be .*; got 'mean'"),
+        ({"bandwidth": -1.0}, ValueError, "bandwidth must be >= 0; got -1"),
+        ({"bandwidth": torch.zeros(3)}, TypeError, "bandwidth must be a number; got Tensor"),
+        ({"bandwidth_scale": 0.0}, ValueError, "bandwidth_scale must be > 0; got 0"),
+        ({"temperature": -1.0}, ValueError, "temperature must be finite and >= 0; got -1"),
+        ({"anneal": "linear"}, ValueError, r"anneal must be .*\['cyclical', 'tanh'\]; got 'linear'"),
+        ({"anneal": "tanh"}, ValueError, "anneal_steps must be given"),
+        ({"anneal": 0.5}, TypeError, "anneal must be .*; got float"),
+        ({"anneal_steps": 3}, ValueError, "anneal_steps belongs to a named schedule"),
+        ({"anneal": "tanh", "anneal_steps": 0}, ValueError, "anneal_steps must be in .*; got 0"),
+        ({"kernel_batch": 1}, ValueError, "kernel_batch must be in .*; got 1"),
+        ({"kernel_batch": 2.0}, TypeError, "kernel_batch must be an int; got float"),
+        ({"kernel_batch": 2, "kernel": "linear"}, ValueError, "kernel_batch must have a radial kernel"),
+        (
+            {"noise": "white"},
+            ValueError,
+            r"noise must be None or one of \['independent', 'kernel'\]; got 'white'",
+        ),
+        ({"noise_rate": 1.0}, ValueError, "noise_rate must be None without noise"),
+        ({"noise": "kernel"}, ValueError, "optimizer must be plain descent.*got Adam"),
+        (
+            {"noise": "independent", "optimizer": lambda p: torch.optim.SGD(p, momentum=0.9)},
+            ValueError,
+            "optimizer must be plain descent.*got SGD",
+        ),
+        (
+            {"noise": "kernel", "optimizer": "sgd", "kernel": "linear"},
+            ValueError,
+            "must have a radial kernel",
+        ),
+        ({"noise": "kernel", "optimizer": "sgd", "kernel_batch": 2}, ValueError, "got kernel_batch=2"),
+        (
+            {"noise": "kernel", "optimizer": "sgd", "noise_rate": -1.0},
+            ValueError,
+            "noise_rate must be .*got -1",
+        ),
+        ({"precision": "fp8"}, ValueError, "precision must be one of .*got 'fp8'"),
+        ({"seed": 1.0}, TypeError, "seed must be an int; got float"),
+    ],
+)
+def test_bad_settings(settings, error, message) -> None:
+    with pytest.raises(error, match=message):
+        SVGD(**{"log_prob": normal, "particles": PARTICLES, **settings})
+    assert torch.equal(PARTICLES, torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"steps": -1}, ValueError, "steps must be in .*; got -1"),
+        ({"steps": 2.0}, TypeError, "steps must be an int; got float"),
+        ({"every": -1}, ValueError, "every must be in .*; got -1"),
+        ({"discrepancy": "laplace"}, ValueError, "kernel must be one of rbf, imq, linear; got 'laplace'"),
+        ({"batches": 3}, TypeError, "batches must be iterable; got int"),
+        ({"batches": []}, ValueError, "batches must hold an item"),
+    ],
+)
+def test_bad_runs(settings, error, message) -> None:
+    sampler = SVGD(normal, draws(4, 2), seed=0)
+    before = sampler.state_dict()
+    with pytest.raises(error, match=message):
+        sampler.run(**{"steps": 2, "progress": False, **settings})
+    assert same(sampler.state_dict(), before)
