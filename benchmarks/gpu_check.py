@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import gpu_times  # noqa: E402
+from benchmarks import gpu_svgd_times, gpu_times  # noqa: E402
 from benchmarks.gpu_checks import NotPossible  # noqa: E402
 from benchmarks.gpu_environment import backends_of, build, environment  # noqa: E402
 from benchmarks.gpu_worker import MARK, chosen_checks, run_part  # noqa: E402
@@ -270,7 +270,12 @@ def _print_end(report: Report) -> None:
     parts = report.data["parts"]
     times = parts[-1]["result"] if parts[-1]["name"] == "times" else None
     if times:
-        print(f"\n{gpu_times.table(times['rows'])}\n\n{verdict_table(times['verdicts'])}")
+        print(f"\n{gpu_times.table(times['rows'])}\n\n{gpu_svgd_times.table(times['svgd_rows'])}")
+        print(f"\n{verdict_table(times['verdicts'])}")
+        if report.path is not None and importlib.util.find_spec("matplotlib") is not None:
+            picture = report.path.with_suffix(".svgd.png")
+            gpu_svgd_times.plot(times["svgd_rows"], picture)
+            print(f"\ncurve: {picture}")
     counts: dict[str, int] = {}
     for part in parts:
         counts[part["status"]] = counts.get(part["status"], 0) + 1

@@ -170,9 +170,10 @@ def all_checks() -> list[Check]:
     """Every check there is, those of noise and steps first."""
     from benchmarks.gpu_free_energy import free_energy_checks
     from benchmarks.gpu_steps import step_checks
+    from benchmarks.gpu_svgd import svgd_checks
     from benchmarks.gpu_systems import system_checks
 
     checks = [Check(f"noise: {kind}", partial(check_noise, kind)) for kind in DRAWS]
     checks.append(Check("noise: unaligned output", check_noise_into_unaligned))
     checks.append(Check("noise: ten million", check_noise_large, slow=True))
-    return checks + step_checks() + free_energy_checks() + system_checks()
+    return checks + step_checks() + free_energy_checks() + svgd_checks() + system_checks()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_free_energy_times, gpu_times
+from benchmarks import gpu_free_energy_times, gpu_svgd_times, gpu_times
 from benchmarks.gpu_checks import Check, NotPossible, Target, all_checks
 
 MARK = "@@gpu_check "
@@ -97,8 +97,20 @@ def times(backends: list[str], device: torch.device, quick: bool) -> dict[str, A
         rounds=(7 if quick else 31) if cuda else 2,
         progress=lambda text: emit(note=f"timing {text}"),
     )
+    curve = [(n, 64) for n in (1024, 4096, 16_384, 65_536, 262_144, 1_000_000)][: 4 if quick else 6]
+    directions = gpu_svgd_times.measure(
+        backends,
+        device,
+        [*curve, (65_536, 3), (20_000, 784), *([] if quick else [(1_000_000, 3)])]
+        if cuda
+        else [(128, 4), (256, 4)],
+        rounds=(3 if quick else 9) if cuda else 1,
+        largest_plain=65_536,
+        progress=lambda text: emit(note=f"timing {text}"),
+    )
     verdicts = gpu_times.verdicts(rows) + gpu_free_energy_times.verdicts(energies)
-    return {"rows": rows + energies, "verdicts": verdicts}
+    verdicts += gpu_svgd_times.verdicts(directions)
+    return {"rows": rows + energies, "svgd_rows": directions, "verdicts": verdicts}
 
 
 def main(argv: list[str] | None = None) -> int:

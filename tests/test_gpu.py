@@ -24,6 +24,8 @@ from benchmarks import (  # noqa: E402
     gpu_free_energy,
     gpu_free_energy_times,
     gpu_steps,
+    gpu_svgd,
+    gpu_svgd_times,
     gpu_systems,
     gpu_times,
     gpu_worker,
@@ -146,6 +148,59 @@ def test_times_of_the_free_energy_and_their_verdicts() -> None:
     shares = [v for v in verdicts if v["goal"].endswith("copy's bandwidth")]
     assert len(shares) == 4 and all(v["met"] == (v["worst"] >= 0.9) for v in shares)
     assert gpu_times.table(rows).count("reference: ") == 4
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        gpu_svgd.check_batches,
+        partial(gpu_svgd.check_backward, 1),
+        gpu_svgd.check_discrepancy,
+    ],
+)
+def test_checks_of_stein_kernels_run_on_a_cpu(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(HERE)
+    assert found.get("problems", 0) == 16 or found["results"] >= 42 and found["of_tolerance"] < 1
+
+
+def test_stein_directions_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_svgd, "SHAPES", ((2, 30, 3), (0, 4, 3)))
+    gpu_svgd.check_direction(0, HERE)
+    implementation = gpu_svgd.implementation
+
+    def wrong(name: str, target: Target) -> object:
+        run = implementation(name, target)
+        return lambda *arguments: run(*arguments) * (1 + 1e-4)
+
+    monkeypatch.setattr(gpu_svgd, "implementation", wrong)
+    with pytest.raises(AssertionError, match=r"\(2, 30, 3\), fp32: off by"):
+        gpu_svgd.check_direction(0, HERE)
+
+
+def test_ranks_that_are_not_those_of_the_distances_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = gpu_svgd.implementation("sq_dist_rank", HERE)
+    assert gpu_svgd.check_ranks(HERE)["results"] == 12
+    monkeypatch.setattr(
+        gpu_svgd, "implementation", lambda name, target: lambda x, ranks, hint: run(x, [0] * len(ranks))
+    )
+    with pytest.raises(AssertionError, match="37 x 3: off by"):
+        gpu_svgd.check_ranks(HERE)
+
+
+def test_times_of_the_stein_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # its time is not of interest here
+    monkeypatch.setitem(gpu_svgd_times.GOALS, (64, 4, "fp32"), 1e6)
+    monkeypatch.setitem(gpu_svgd_times.GOALS, (64, 4, "tf32"), 0.0)
+    rows = gpu_svgd_times.measure(["reference", "cuda"], torch.device("cpu"), [(32, 4), (64, 4)], 1, 32)
+    names = [row["contestant"] for row in rows]
+    ours = [f"reference: {precision}" for precision in gpu_svgd.PRECISIONS]
+    assert names == [gpu_svgd_times.EAGER, gpu_svgd_times.COMPILED, *ours, *ours]
+    assert all(row["ms"] > 0 for row in rows)
+    assert [v["met"] for v in gpu_svgd_times.verdicts(rows)] == [True, False]
+    assert gpu_svgd_times.table(rows).count("reference: ") == 6
+    pytest.importorskip("matplotlib")
+    gpu_svgd_times.plot(rows, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
 def test_how_parts_end() -> None:

@@ -23,6 +23,13 @@ from triton_free_energy_worker import (  # noqa: F401
     reparameterize_backward,
     scale_,
 )
+from triton_stein_worker import (  # noqa: F401
+    kernel_stein_discrepancy,
+    patched,
+    sq_dist_rank,
+    svgd_direction,
+    svgd_direction_backward,
+)
 
 from fekernels._table import PointerTable, Row
 from fekernels.ops import langevin_adam, sgld
