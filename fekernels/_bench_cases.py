@@ -50,8 +50,8 @@ class Row:
     case: str
     peer: str
     ours: str
-    reach: float
-    bytes_per_element: int
+    reach: float | None  # None: no goal names this row
+    bytes_per_element: int  # 0: memory is not the limit
     missing: str = ""  # why this row cannot be measured here
 
 
@@ -64,6 +64,7 @@ class Group:
     rows: list[Row]
     turn_seconds: float = 0.0
     copied: int = 0  # elements that the contestant COPY copies, if other than ``elements``
+    rounds: int = 0  # where a contestant takes so long that it gets these and no more
 
 
 def groups(sizes: Sizes) -> list[Callable[[], Group]]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from fekernels import _bench_free_energy as cases
 
-__all__ = ["measure", "table"]
+__all__ = ["CLEAR", "in_process", "measure", "peak", "table"]
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 RESET_PEAK = "5"  # makes VmHWM what VmRSS is
@@ -27,8 +28,18 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def peak(run: Callable[[], object]) -> int:
+    """Bytes by which the resident set peaks over what it was before, what ``run`` returns included."""
+    CLEAR.write_text(RESET_PEAK)
+    before = _resident("VmRSS")
+    result = run()
+    grown = _resident("VmHWM") - before
+    del result
+    return grown
+
+
 def growth(likelihood: str, contestant: str, shape: cases.Shape) -> int:
-    """Bytes by which the resident set peaks over what it was before. Call it once a process: ours keeps a buffer."""
+    """The peak of one forward and backward. Call it once a process: ours keeps a buffer."""
 
     def runner(given: cases.Problem) -> Any:
         if contestant == cases.COMPILED:
@@ -44,11 +55,7 @@ def growth(likelihood: str, contestant: str, shape: cases.Shape) -> int:
     small = runner(cases.problem(likelihood, (256, 64, 8)))
     small()
     given = cases.problem(likelihood, shape)
-    run = runner(given)  # compiles for this shape where that is to be done, and runs it once
-    CLEAR.write_text(RESET_PEAK)
-    before = _resident("VmRSS")
-    run()
-    return _resident("VmHWM") - before
+    return peak(runner(given))  # compiles for this shape first where that is to be done, and runs it once
 
 
 def measure(shape: cases.Shape, threads: int) -> list[dict[str, Any]]:
@@ -74,12 +81,20 @@ def measure(shape: cases.Shape, threads: int) -> list[dict[str, Any]]:
 
 
 def _in_process(likelihood: str, contestant: str, shape: cases.Shape, threads: int) -> int:
+    return in_process("fekernels._bench_memory", likelihood, contestant, shape, threads)
+
+
+def in_process(module: str, *arguments: Any) -> int:
+    """The number that a module of this package, run with the arguments as JSON, prints last.
+
+    Raises:
+        RuntimeError: it failed, with its last line; or this system cannot tell a peak.
+    """
     if not os.access(CLEAR, os.W_OK):
         raise RuntimeError(f"this system has no {CLEAR}")
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    arguments = json.dumps([likelihood, contestant, shape, threads])
     done = subprocess.run(
-        [sys.executable, "-m", "fekernels._bench_memory", arguments],
+        [sys.executable, "-m", module, json.dumps(arguments)],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

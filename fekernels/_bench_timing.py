@@ -100,7 +100,7 @@ def _turn(contestant: Contestant, repeats: int, warm: bool) -> float:
 
 def _repeats(contestant: Contestant, turn_seconds: float) -> int:
     """Warm the contestant up, and count how many of its runs make a turn."""
-    _turn(contestant, 1, True)
+    _turn(contestant, 1, False)
     if turn_seconds == 0:
         return 1
     return max(1, math.ceil(turn_seconds / (_turn(contestant, 3, False) * contestant.steps)))

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tqdm import tqdm
 from fekernels import _bench_cases as cases
 from fekernels import _bench_free_energy as free_energy
 from fekernels import _bench_memory as memory
+from fekernels import _bench_svgd as svgd
+from fekernels import _bench_svgd_memory as svgd_memory
 from fekernels import _extension
 from fekernels._bench_timing import Timing, interleave, machine
 
@@ -38,7 +41,22 @@ FREE_ENERGY_QUICK = free_energy.Sizes(
     seconds=0.3,
     turn_seconds=0.003,
 )
-SUBJECTS = ("optimizers", "free_energy")
+SVGD_FULL = svgd.Sizes()
+SVGD_QUICK = svgd.Sizes(
+    middle=(1_000, 64),
+    low=(2_000, 16),
+    wide=(1_000, 256),
+    odd=(1_000, 37),
+    planar=(2_000, 2),
+    small=(200, 64),
+    few=(50, 20_000),
+    batch=(32, 16, 6),
+    memory=(4_000, 16),
+    rounds=5,
+    seconds=0.2,
+    turn_seconds=0.003,
+)
+SUBJECTS = ("optimizers", "free_energy", "svgd")
 
 JIT_SECONDS, IMPORT_SECONDS = 30.0, 0.05
 
@@ -59,9 +77,15 @@ print(time.perf_counter() - started)
 """
 
 
-def measure(sizes: cases.Sizes | free_energy.Sizes, progress: bool = False) -> list[dict[str, Any]]:
-    """Time every case. One dict a row: names, milliseconds, ratio, goal, and bandwidth where memory is the limit."""
-    makers = cases.groups(sizes) if isinstance(sizes, cases.Sizes) else free_energy.groups(sizes)
+def measure(
+    sizes: cases.Sizes | free_energy.Sizes | svgd.Sizes, progress: bool = False
+) -> list[dict[str, Any]]:
+    """Time every case. One dict a row: names, milliseconds, ratio, goal; and bandwidth where memory is the limit, pairs
+    a nanosecond where it is not."""
+    if isinstance(sizes, cases.Sizes):
+        makers = cases.groups(sizes)
+    else:
+        makers = free_energy.groups(sizes) if isinstance(sizes, free_energy.Sizes) else svgd.groups(sizes)
     rows: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         # That weights without a gradient would walk without a prior does not matter here.
@@ -69,7 +93,10 @@ def measure(sizes: cases.Sizes | free_energy.Sizes, progress: bool = False) -> l
         for make in tqdm(makers, desc="bench", leave=False, disable=not progress):
             group = make()
             times = interleave(
-                group.contestants, rounds=sizes.rounds, seconds=sizes.seconds, turn_seconds=group.turn_seconds
+                group.contestants,
+                rounds=group.rounds or sizes.rounds,
+                seconds=0.0 if group.rounds else sizes.seconds,
+                turn_seconds=group.turn_seconds,
             )
             rows += [_row(row, group, times) for row in group.rows]
             del group
@@ -92,10 +119,14 @@ def _row(row: cases.Row, group: cases.Group, times: dict[str, Timing]) -> dict[s
         "peer_ms": peer.median * 1e3,
         "ours_ms": ours.median * 1e3,
         "ratio": ratio,
-        "met": ratio <= row.reach,
+        "met": None if row.reach is None else ratio <= row.reach,
         "peer_quartiles_ms": [t * 1e3 for t in peer.quartiles()],
         "ours_quartiles_ms": [t * 1e3 for t in ours.quartiles()],
         "rounds": len(ours.rounds),
+    }
+    if not row.bytes_per_element:
+        return result | {"pairs_per_ns": group.elements / ours.median / 1e9}
+    result |= {
         "bytes_per_element": row.bytes_per_element,
         "gb_per_s": group.elements * row.bytes_per_element / ours.median / 1e9,
     }
@@ -157,21 +188,22 @@ def once(quick: bool) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The ratio table as text."""
-    header = (
-        f"{'case':51}{'peer = 1':38}{'peer ms':>8}{'ours ms':>9}{'ratio':>7}{'reach':>7}  met"
-        f"{'GB/s':>7}{'of copy':>9}"
-    )
+    pairs = any("pairs_per_ns" in row for row in rows)
+    header = f"{'case':51}{'peer = 1':38}{'peer ms':>9}{'ours ms':>9}{'ratio':>7}{'reach':>7}  met"
+    header += f"{'pairs/ns':>10}" if pairs else f"{'GB/s':>7}{'of copy':>9}"
     lines = [header, "-" * len(header)]
     for row in rows:
         start = f"{row['case']:51}{row['peer']:38}"
         if "missing" in row:
             lines.append(f"{start}not measured: {row['missing']}")
             continue
+        goal = f"{'-':>7}{'':5}"
+        if row["reach"] is not None:
+            goal = f"{row['reach']:7.3g}{'yes' if row['met'] else 'NO':>5}"
         of_copy = f"{row['of_copy']:9.2f}" if "of_copy" in row else f"{'-':>9}"
-        lines.append(
-            f"{start}{row['peer_ms']:8.3f}{row['ours_ms']:9.3f}{row['ratio']:7.2f}{row['reach']:7.2f}"
-            f"{'yes' if row['met'] else 'NO':>5}{row['gb_per_s']:7.1f}{of_copy}"
-        )
+        rate = f"{row['pairs_per_ns']:10.3f}" if pairs else f"{row['gb_per_s']:7.1f}{of_copy}"
+        ratio = f"{row['ratio']:7.2f}" if row["ratio"] >= 0.1 else f"{row['ratio']:7.3f}"
+        lines.append(f"{start}{row['peer_ms']:9.3f}{row['ours_ms']:9.3f}{ratio}{goal}{rate}")
     return "\n".join(lines)
 
 
@@ -219,13 +251,24 @@ def free_energies(quick: bool, progress: bool, plot: Path | None) -> dict[str, A
     return {"free_energy": rows, "free_energy_memory": peaks, "free_energy_widths": widths}
 
 
+def stein(quick: bool, progress: bool) -> dict[str, Any]:
+    """Measure and print the Stein direction's part: times, and peak memory where no n x n matrix could be kept."""
+    sizes = SVGD_QUICK if quick else SVGD_FULL
+    rows = measure(sizes, progress)
+    print(table(rows))
+    print("\nfloat32, the bandwidth given. Pairs: n^2 a problem, over the time of ours.\n")
+    peaks = svgd_memory.measure(sizes, torch.get_num_threads())
+    print(svgd_memory.table(peaks))
+    return {"svgd": rows, "svgd_memory": peaks}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the tables and write the JSON. 0 also where a goal is missed: it is a measurement, not a test."""
     parser = argparse.ArgumentParser(prog="python -m fekernels bench", description=__doc__)
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="write the rows and the machine's facts there"
     )
-    parser.add_argument("--only", choices=SUBJECTS, help="one of the two parts")
+    parser.add_argument("--only", choices=SUBJECTS, help="one of the three parts")
     parser.add_argument(
         "--plot", type=Path, metavar="PATH", help="draw the free energy's bandwidth over the width there"
     )
@@ -236,8 +279,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
         parser.error(f"--threads must be 1 or more; got {arguments.threads}")
-    if arguments.plot is not None and arguments.only == "optimizers":
-        parser.error("--plot draws the free energy, which --only optimizers leaves out")
+    if arguments.plot is not None and arguments.only not in (None, "free_energy"):
+        parser.error(f"--plot draws the free energy, which --only {arguments.only} leaves out")
     reason = _extension.unavailable_reason()
     if reason is not None:
         print(f"bench: no compiled kernels to time: {reason}", file=sys.stderr)
@@ -255,11 +298,14 @@ def main(argv: list[str] | None = None) -> int:
         )
         if arguments.quick:
             print("--quick: smaller sizes and fewer rounds. No figures to hold against the goals.\n")
-        if arguments.only != "free_energy":
-            report |= optimizers(arguments.quick, progress)
-            print()
-        if arguments.only != "optimizers":
-            report |= free_energies(arguments.quick, progress, arguments.plot)
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "optimizers": partial(optimizers, arguments.quick, progress),
+            "free_energy": partial(free_energies, arguments.quick, progress, arguments.plot),
+            "svgd": partial(stein, arguments.quick, progress),
+        }
+        for subject in SUBJECTS if arguments.only is None else (arguments.only,):
+            print("\n" * bool(report), end="")
+            report |= parts[subject]()
     finally:
         torch.set_num_threads(threads)
     if arguments.json is not None:
