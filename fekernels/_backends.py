@@ -177,7 +177,10 @@ class use_backend:  # noqa: N801 (reads as a function, and is used as one)
 
 @dataclass(frozen=True)
 class BackendRow:
-    """One op on one device: the backend in use, the others that could be, and for every other one the reason."""
+    """One op on one device: the backend in use, the others that could be, and for every other one the reason.
+
+    "none" is in use where a backend was asked for by name that cannot run this op here.
+    """
 
     op: str
     device: str
@@ -219,6 +222,13 @@ class BackendTable:
     __repr__ = __str__
 
 
+def _in_use(device_type: str, kernel: str) -> str:
+    try:
+        return choose(device_type, kernel=kernel)
+    except BackendUnavailable:
+        return "none"
+
+
 def backends() -> BackendTable:
     """Which backend is in use for each op on each device of this machine, and why every other one is not available.
 
@@ -232,7 +242,7 @@ def backends() -> BackendTable:
                 BackendRow(
                     op=op,
                     device=device,
-                    in_use=choose(device, kernel=op),
+                    in_use=_in_use(device, op),
                     available=tuple(name for name, why in obstacles.items() if why is None),
                     reasons={name: why for name, why in obstacles.items() if why is not None},
                 )

@@ -17,6 +17,7 @@ NAMES = ("reference", "cpp", "triton", "cuda")
 OPS = {
     *("philox_bits", "philox_uniform", "philox_normal", "langevin_adam_", "sgld_"),
     *("free_energy", "reparameterize", "reparameterize_backward"),
+    *("svgd_direction", "svgd_direction_backward", "kernel_stein_discrepancy", "sq_dist_rank"),
 }
 needs_cpp = pytest.mark.skipif("CPU_PLACES[1].obstacle() is not None", reason="no C++ kernels here")
 
@@ -46,6 +47,9 @@ def run_all():
     mean, logvar = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 3)
     z = fe.reparameterize(mean, logvar, seed=0)
     fe.free_energy(z, torch.zeros(2, 3), mean, logvar).free_energy.backward()
+    particles = torch.randn(5, 2, requires_grad=True)
+    fe.svgd_direction(particles, particles.detach()).sum().backward()
+    fe.kernel_stein_discrepancy(particles.detach(), particles.detach())
 
 
 def test_a_compiler_gives_the_cpp_backend():
@@ -139,6 +143,18 @@ def test_cpp_is_for_cpu_tensors():
         fe.BackendUnavailable, match="cannot run on cuda tensors: the C.. kernels run on CPU tensors"
     ):
         _backends.choose("cuda", "cpp")
+
+
+def test_what_has_no_cuda_kernel_says_so():
+    with pytest.raises(fe.BackendUnavailable, match="svgd_direction has no CUDA C.. kernel; triton has one"):
+        _backends.choose("cuda", "cuda", kernel="svgd_direction")
+    assert _backends.choose("cuda", "reference", kernel="svgd_direction") == "reference"
+
+
+def test_the_table_says_where_the_named_backend_cannot_run(monkeypatch):
+    """A table that raises would show nothing to whoever looks for the reason."""
+    monkeypatch.setattr(_backends, "_requested", "cuda")
+    assert {row.in_use for row in fe.backends() if row.device == "cpu"} == {"none"}
 
 
 def test_other_devices_get_the_reference():

@@ -26,7 +26,7 @@ void pack_rows(const Columns& from, const float* means, int64_t block, const Poi
       for (int64_t k = 0; k < to.d; ++k) row[k] -= means[k];
     for (int64_t k = to.d; k < to.stride; ++k) row[k] = 0.0f;
   }
-  __builtin_memset(rows + count * to.stride, 0, (kTile - count) * to.stride * sizeof(float));
+  __builtin_memset(rows + count * to.stride, 0, (round_up(count, kUnit) - count) * to.stride * sizeof(float));
 }
 
 void pack(const Columns& from, const float* means, int64_t block, const Points& to) {
@@ -37,14 +37,8 @@ void pack(const Columns& from, const float* means, int64_t block, const Points& 
   // Four points side by side: a fourth of the stores that single values would take.
   for (int i = 0; i < columns; i += 4)
     for (int64_t k = 0; k < to.d; k += kLanes) {
-      const float* row = rows + i * to.stride + k;
-      FloatV fours[4];
-      in_order(load(row), load(row + to.stride), load(row + 2 * to.stride), load(row + 3 * to.stride), fours);
-      alignas(64) float values[4 * kLanes];
-      for (int v = 0; v < 4; ++v) store(values + v * kLanes, fours[v]);
       const int lanes = to.d - k < kLanes ? static_cast<int>(to.d - k) : kLanes;
-      for (int lane = 0; lane < lanes; ++lane)
-        __builtin_memcpy(panel + (k + lane) * kTile + i, values + 4 * counter_of_lane(lane), 4 * sizeof(float));
+      turn_four(rows + i * to.stride + k, to.stride, lanes, panel + k * kTile + i);
     }
   for (int i = 0; i < columns; i += kLanes) {
     FloatV norm{};

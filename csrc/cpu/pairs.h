@@ -33,8 +33,8 @@ inline constexpr int64_t kDirectDimensions = 8;
 
 struct Points {
   int64_t n, d, stride;  // stride: d padded to kUnit
-  float* rows;           // [blocks * kTile, stride], zero in the padding
-  float* panels;         // [blocks, d, kTile], zero in the padding
+  float* rows;           // [blocks * kTile, stride], zero in the padding, up to the next kUnit of rows
+  float* panels;         // [blocks, d, kTile], zero in the padding, up to the next kUnit of points
   float* norms;          // [blocks * kTile]: squared, summed as `products` sums
 
   static int64_t floats(int64_t n, int64_t d) { return round_up(n, kTile) * (round_up(d, kUnit) + d + 1); }
@@ -144,6 +144,59 @@ void weighted_sums(const float* tile, int rows, int terms, const float* values, 
 #endif
 }
 
+template <int kHeight, int kWidth>
+FE_HD void narrow_of(const float* weights, int terms, const float* values, int64_t stride, float* out) {
+  FloatV sum[kHeight][kWidth] = {};
+  for (int j = 0; j < terms; ++j) {
+    FloatV weight[kWidth];
+#pragma GCC unroll 4
+    for (int w = 0; w < kWidth; ++w) weight[w] = load(weights + j * kTile + w * kLanes);
+#pragma GCC unroll 4
+    for (int k = 0; k < kHeight; ++k) {
+      const FloatV value = Lane<FloatV>::splat(values[j * stride + k]);
+#pragma GCC unroll 4
+      for (int w = 0; w < kWidth; ++w) sum[k][w] = Lane<FloatV>::fma(weight[w], value, sum[k][w]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kHeight; ++k)
+#pragma GCC unroll 4
+    for (int w = 0; w < kWidth; ++w) {
+      float* to = out + k * kTile + w * kLanes;
+      store(to, load(to) + sum[k][w]);
+    }
+}
+
+// `weighted_sums` for at most kUnit coordinates, into out[coordinate][row]: rows fill the vectors, which so few coordinates
+// would leave empty (d = 2) or starve of loads (d = 16: 80 of 116 GFLOP/s a core). The weight of (row r, term j) is
+// tile[j][r]: the transposed tile's, or that of row j and column r.
+inline void narrow_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t d, float* out) {
+  const auto run = [&]<int kWidth>(int row) {
+    int64_t k = 0;
+    for (; k + 4 <= d; k += 4)
+      narrow_of<4, kWidth>(tile + row, terms, values + k, stride, out + k * kTile + row);
+    for (; k < d; ++k) narrow_of<1, kWidth>(tile + row, terms, values + k, stride, out + k * kTile + row);
+  };
+  int row = 0;
+  for (; row + kVectors * kLanes <= rows; row += kVectors * kLanes) run.template operator()<kVectors>(row);
+  for (; row < rows; row += kUnit) run.template operator()<kUnit / kLanes>(row);
+}
+
+// Rows i .. i + 3 and columns k .. k + kLanes - 1 of `from`, side by side: out[(k + lane) * kTile + i .. + 3], lane < lanes.
+FE_HD void turn_four(const float* from, int64_t stride, int lanes, float* out) {
+  FloatV fours[4];
+  in_order(load(from), load(from + stride), load(from + 2 * stride), load(from + 3 * stride), fours);
+  alignas(64) float values[4 * kLanes];
+  for (int v = 0; v < 4; ++v) store(values + v * kLanes, fours[v]);
+  for (int lane = 0; lane < lanes; ++lane)
+    __builtin_memcpy(out + lane * kTile, values + 4 * counter_of_lane(lane), 4 * sizeof(float));
+}
+
+inline void transpose(const float* tile, int rows, int columns, float* out) {
+  for (int i = 0; i < rows; i += 4)
+    for (int j = 0; j < columns; j += kLanes) turn_four(tile + i * kTile + j, kTile, kLanes, out + j * kTile + i);
+}
+
 // Squared distances from what `products` left in a tile: row i, columns j .. j + kLanes - 1.
 template <bool kDifferences>
 FE_HD FloatV sq_dist(const float* product, float norm_a, const float* norms_b) {
@@ -174,8 +227,10 @@ FE_HD void add_to_unit(float* unit, int j, FloatV value) {
   store(part, load(part) + value);
 }
 
-inline float unit_total(float* unit) {
+FE_HD float unit_total(float* unit) {
+#pragma GCC unroll 4
   for (int half = kUnit / 2; half > 0; half /= 2)
+#pragma GCC ivdep
     for (int i = 0; i < half; ++i) unit[i] += unit[i + half];
   return unit[0];
 }

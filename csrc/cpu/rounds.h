@@ -35,6 +35,7 @@ inline void wait_a_little() {
 // that all end, with however few threads.
 template <class Pair>
 void for_all_pairs(ParallelFor parallel_for, int64_t blocks, int64_t size, int64_t grain, Pair pair) {
+  if (blocks == 1) return pair(int64_t{0}, int64_t{0});
   const int64_t groups = (blocks + size - 1) / size;
   const int64_t even = groups + groups % 2, turn = even - 1;  // with an odd number, one group rests in every round
   const int64_t meetings = groups + turn * (even / 2);
@@ -56,8 +57,10 @@ void for_all_pairs(ParallelFor parallel_for, int64_t blocks, int64_t size, int64
       for (const int64_t group : {low, high})
         while (!(rests && group == high) && rounds_done[group].load(std::memory_order_acquire) <= round) wait_a_little();
       if (!rests)
-        for (int64_t i = low * size; i < end_of(low); ++i)
-          for (int64_t j = high * size; j < end_of(high); ++j) pair(i, j);
+        // Two blocks of one group stay in the cache while those of the other pass.
+        for (int64_t first = low * size; first < end_of(low); first += 2)
+          for (int64_t j = high * size; j < end_of(high); ++j)
+            for (int64_t i = first; i < first + 2 && i < end_of(low); ++i) pair(i, j);
       rounds_done[low].store(round + 2, std::memory_order_release);
       rounds_done[high].store(round + 2, std::memory_order_release);
     }

@@ -73,10 +73,12 @@ class Direction {
       for (int64_t k = d; k < stride; ++k) value[k] = 0.0f;
       if (Kernel::kFirstIsValue) join_values(d, scale_, x, value);
     }
-    __builtin_memset(rows_of(sums_, block), 0, kTile * stride * sizeof(float));
-    __builtin_memset(row_units_ + block * kTile * kUnit, 0, kTile * kUnit * sizeof(float));
-    __builtin_memset(column_sums_ + block * kTile, 0, kTile * sizeof(float));
-    if (!Kernel::kFirstIsValue) __builtin_memset(rows_of(pulls_, block), 0, kTile * stride * sizeof(float));
+    // Sums of rows in the padding, up to the next kUnit, are made and not read; narrow ones lie a tile's width apart.
+    const int64_t rows = narrow() ? kTile : round_up(count, kUnit);
+    __builtin_memset(rows_of(sums_, block), 0, rows * stride * sizeof(float));
+    __builtin_memset(row_units_ + block * kTile * kUnit, 0, rows * kUnit * sizeof(float));
+    __builtin_memset(column_sums_ + block * kTile, 0, rows * sizeof(float));
+    if (!Kernel::kFirstIsValue) __builtin_memset(rows_of(pulls_, block), 0, rows * stride * sizeof(float));
   }
 
   template <bool kDifferences>
@@ -87,8 +89,15 @@ class Direction {
     const Place place{rows, columns, points_.norms + a * kTile, points_.norms + b * kTile, a == b};
     weigh<kDifferences>(kernel_, to_scaled_, place, weights, row_units_ + a * kTile * kUnit,
                         a == b ? nullptr : column_sums_ + b * kTile);
-    const int64_t stride = points_.stride;
+    const int64_t stride = points_.stride, d = call_.d;
     const auto add = [&](const float* tile, float* values, float* sums) {
+      if (narrow()) {
+        alignas(64) float turned[kTile * kTile];
+        transpose(tile, rows, columns, turned);
+        narrow_sums(turned, rows, columns, rows_of(values, b), stride, d, rows_of(sums, a));
+        if (a != b) narrow_sums(tile, columns, rows, rows_of(values, a), stride, d, rows_of(sums, b));
+        return;
+      }
       weighted_sums<false>(tile, rows, columns, rows_of(values, b), stride, stride, rows_of(sums, a));
       if (a != b) weighted_sums<true>(tile, columns, rows, rows_of(values, a), stride, stride, rows_of(sums, b));
     };
@@ -102,12 +111,22 @@ class Direction {
     for (int i = 0; i < points_.count(block); ++i) {
       const int64_t row = block * kTile + i;
       columns(call_.scores, call_.scores_dtype).row(row, scores);
-      float* sum = sums_ + row * stride;
+      alignas(64) float narrow_sum[kUnit], narrow_pull[kUnit];
+      float* sum = row_of_sums(sums_, block, i, narrow_sum);
+      const float* pull = Kernel::kFirstIsValue ? nullptr : row_of_sums(pulls_, block, i, narrow_pull);
       const float repelling = unit_total(row_units_ + row * kUnit) + column_sums_[row];
-      finish_row(kernel_, call_.n, d, scale_, repelling, points_.row_block(block) + i * stride, scores,
-                 pulls_ + row * stride, sum);
+      finish_row(kernel_, call_.n, d, scale_, repelling, points_.row_block(block) + i * stride, scores, pull, sum);
       from_float(sum, static_cast<int>(d), call_.direction, call_.particles_dtype, row * d);
     }
+  }
+
+  // Sums of so few coordinates lie as [coordinate][row].
+  bool narrow() const { return call_.d <= kUnit; }
+
+  float* row_of_sums(float* sums, int64_t block, int i, float* gathered) const {
+    if (!narrow()) return rows_of(sums, block) + i * points_.stride;
+    for (int64_t k = 0; k < kUnit; ++k) gathered[k] = k < call_.d ? rows_of(sums, block)[k * kTile + i] : 0.0f;
+    return gathered;
   }
 
   const SvgdCall& call_;
