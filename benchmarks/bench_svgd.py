@@ -110,17 +110,22 @@ def markdown(results: Path) -> None:
     report = json.loads(results.read_text())
     print("| case | peer | peer ms | ours ms | ratio | aim |\n|---|---|---|---|---|---|")
     for row in report["svgd"]:
-        start, aim = f"| {row['case']} | {row['peer']}", "" if row["reach"] is None else row["reach"]
+        start, aim = (
+            f"| {row['case'].removeprefix('direction, ')} | {row['peer']}",
+            "" if row["reach"] is None else row["reach"],
+        )
         if "missing" in row:
             print(f"{start} | {row['missing']} | | | {aim} |")
             continue
         ratio = f"{row['ratio']:.2g}" if row["ratio"] < 0.1 else f"{row['ratio']:.2f}"
         ratio = f"**{ratio}**" if row["met"] is False else ratio
-        print(f"{start} | {row['peer_ms']:.3g} | {row['ours_ms']:.3g} | {ratio} | {aim} |")
+        peer, ours = (f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}" for ms in (row["peer_ms"], row["ours_ms"]))
+        print(f"{start} | {peer} | {ours} | {ratio} | {aim} |")
     print("\n| peak memory beyond the operands | by | MB | aim |\n|---|---|---|---|")
     for row in report["svgd_memory"]:
         grown = row["missing"] if "missing" in row else f"{row['growth_mb']:.0f}"
-        print(f"| {row['case']} | {row['contestant']} | {grown} | {row.get('reach_mb', '')} |")
+        aim = f"{row['reach_mb']:.0f}" if "reach_mb" in row else ""
+        print(f"| {row['case']} | {row['contestant']} | {grown} | {aim} |")
 
 
 if __name__ == "__main__":

@@ -51,151 +51,23 @@ struct Points {
   float* panel(int64_t block) const { return panels + block * kTile * d; }
 };
 
-template <bool kDifferences, int kWidth>
-FE_HD void products_of(const float* const (&x)[kRows], const float* panel, int64_t depth, bool add, float* out) {
-  FloatV sum[kRows][kWidth] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    FloatV y[kWidth];
-#pragma GCC unroll 4
-    for (int w = 0; w < kWidth; ++w) y[w] = load(panel + k * kTile + w * kLanes);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const FloatV value = Lane<FloatV>::splat(x[r][k]);
-#pragma GCC unroll 4
-      for (int w = 0; w < kWidth; ++w) {
-        const FloatV left = kDifferences ? value - y[w] : value;
-        sum[r][w] = Lane<FloatV>::fma(left, kDifferences ? left : y[w], sum[r][w]);
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int w = 0; w < kWidth; ++w) {
-      float* to = out + r * kTile + w * kLanes;
-      store(to, add ? load(to) + sum[r][w] : sum[r][w]);
-    }
-}
-
 // out[i][j] (+)= x_i . y_j, or |x_i - y_j|^2, of the first `rows` rows (in fours) and `columns` columns (in units) of a
 // tile. x: rows `stride` apart; panel: as in Points.
 template <bool kDifferences>
-void products(const float* x, int64_t stride, int rows, const float* panel, int columns, int64_t d, bool add, float* out) {
-  for (int64_t begin = 0; begin < d; begin += kDepth) {
-    const int64_t depth = d - begin < kDepth ? d - begin : kDepth;
-    const float* y = panel + begin * kTile;
-    for (int i = 0; i < rows; i += kRows) {
-      const float* const from[kRows] = {x + i * stride + begin, x + (i + 1) * stride + begin, x + (i + 2) * stride + begin,
-                                        x + (i + 3) * stride + begin};
-      const bool onto = add || begin > 0;
-      int j = 0;
-      for (; j + kVectors * kLanes <= columns; j += kVectors * kLanes)
-        products_of<kDifferences, kVectors>(from, y + j, depth, onto, out + i * kTile + j);
-      for (; j < columns; j += kUnit)
-        products_of<kDifferences, kUnit / kLanes>(from, y + j, depth, onto, out + i * kTile + j);
-    }
-  }
-}
-
-// The weight of (row r, term j) is weights[r * row_step + j * term_step].
-template <int kHeight, int kWidth>
-FE_HD void weighted_of(const float* weights, int64_t row_step, int64_t term_step, int terms, const float* values,
-                       int64_t stride, float* out) {
-  FloatV sum[kHeight][kWidth] = {};
-  for (int j = 0; j < terms; ++j) {
-    FloatV value[kWidth];
-#pragma GCC unroll 4
-    for (int w = 0; w < kWidth; ++w) value[w] = load(values + j * stride + w * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < kHeight; ++r) {
-      const FloatV weight = Lane<FloatV>::splat(weights[r * row_step + j * term_step]);
-#pragma GCC unroll 4
-      for (int w = 0; w < kWidth; ++w) sum[r][w] = Lane<FloatV>::fma(weight, value[w], sum[r][w]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kHeight; ++r)
-#pragma GCC unroll 4
-    for (int w = 0; w < kWidth; ++w) {
-      float* to = out + r * stride + w * kLanes;
-      store(to, load(to) + sum[r][w]);
-    }
-}
+void products(const float* x, int64_t stride, int rows, const float* panel, int columns, int64_t d, bool add, float* out);
 
 // out[r] += sum_j weight(r, j) values[j] over `terms` terms, for `rows` rows (up to the next multiple of 8; the buffers
 // have them). Values and out: rows `stride` apart, of `width` floats (in units). Transposed, the weight is that of
 // (row j, column r) of the tile.
 template <bool kTransposed>
-void weighted_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t width, float* out) {
-  constexpr int64_t row_step = kTransposed ? 1 : kTile, term_step = kTransposed ? kTile : 1;
-  const auto run = [&]<int kHeight, int kWidth>(int64_t column) {
-    for (int r = 0; r < rows; r += kHeight)
-      weighted_of<kHeight, kWidth>(tile + r * row_step, row_step, term_step, terms, values + column, stride,
-                                   out + r * stride + column);
-  };
-  int64_t column = 0;
-  for (; column + kVectors * kLanes <= width; column += kVectors * kLanes)
-    run.template operator()<kRows, kVectors>(column);
-#if defined(__AVX512F__)  // one to three vectors are left, of which one alone needs more rows to hide its latency
-  const int64_t left = (width - column) / kLanes;
-  if (left == 3) run.template operator()<kRows, 3>(column);
-  if (left == 2) run.template operator()<kRows, 2>(column);
-  if (left == 1) run.template operator()<2 * kRows, 1>(column);
-#endif
-}
+void weighted_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t width, float* out);
 
-template <int kHeight, int kWidth>
-FE_HD void narrow_of(const float* weights, int terms, const float* values, int64_t stride, float* out) {
-  FloatV sum[kHeight][kWidth] = {};
-  for (int j = 0; j < terms; ++j) {
-    FloatV weight[kWidth];
-#pragma GCC unroll 4
-    for (int w = 0; w < kWidth; ++w) weight[w] = load(weights + j * kTile + w * kLanes);
-#pragma GCC unroll 4
-    for (int k = 0; k < kHeight; ++k) {
-      const FloatV value = Lane<FloatV>::splat(values[j * stride + k]);
-#pragma GCC unroll 4
-      for (int w = 0; w < kWidth; ++w) sum[k][w] = Lane<FloatV>::fma(weight[w], value, sum[k][w]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int k = 0; k < kHeight; ++k)
-#pragma GCC unroll 4
-    for (int w = 0; w < kWidth; ++w) {
-      float* to = out + k * kTile + w * kLanes;
-      store(to, load(to) + sum[k][w]);
-    }
-}
+// The same for at most kUnit coordinates, into out[coordinate][row]: rows fill the vectors, which so few coordinates would
+// leave empty (d = 2) or starve of loads (d = 16: 80 of 116 GFLOP/s a core). The weight of (row r, term j) is tile[j][r]:
+// the transposed tile's, or that of row j and column r.
+void narrow_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t d, float* out);
 
-// `weighted_sums` for at most kUnit coordinates, into out[coordinate][row]: rows fill the vectors, which so few coordinates
-// would leave empty (d = 2) or starve of loads (d = 16: 80 of 116 GFLOP/s a core). The weight of (row r, term j) is
-// tile[j][r]: the transposed tile's, or that of row j and column r.
-inline void narrow_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t d, float* out) {
-  const auto run = [&]<int kWidth>(int row) {
-    int64_t k = 0;
-    for (; k + 4 <= d; k += 4)
-      narrow_of<4, kWidth>(tile + row, terms, values + k, stride, out + k * kTile + row);
-    for (; k < d; ++k) narrow_of<1, kWidth>(tile + row, terms, values + k, stride, out + k * kTile + row);
-  };
-  int row = 0;
-  for (; row + kVectors * kLanes <= rows; row += kVectors * kLanes) run.template operator()<kVectors>(row);
-  for (; row < rows; row += kUnit) run.template operator()<kUnit / kLanes>(row);
-}
-
-// Rows i .. i + 3 and columns k .. k + kLanes - 1 of `from`, side by side: out[(k + lane) * kTile + i .. + 3], lane < lanes.
-FE_HD void turn_four(const float* from, int64_t stride, int lanes, float* out) {
-  FloatV fours[4];
-  in_order(load(from), load(from + stride), load(from + 2 * stride), load(from + 3 * stride), fours);
-  alignas(64) float values[4 * kLanes];
-  for (int v = 0; v < 4; ++v) store(values + v * kLanes, fours[v]);
-  for (int lane = 0; lane < lanes; ++lane)
-    __builtin_memcpy(out + lane * kTile, values + 4 * counter_of_lane(lane), 4 * sizeof(float));
-}
-
-inline void transpose(const float* tile, int rows, int columns, float* out) {
-  for (int i = 0; i < rows; i += 4)
-    for (int j = 0; j < columns; j += kLanes) turn_four(tile + i * kTile + j, kTile, kLanes, out + j * kTile + i);
-}
+void transpose(const float* tile, int rows, int columns, float* out);
 
 // Squared distances from what `products` left in a tile: row i, columns j .. j + kLanes - 1.
 template <bool kDifferences>
