@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.harness import record
+from benchmarks.harness import Groups, record
 from fekernels import _bench_cases as cases
 from fekernels import bench
 from fekernels._bench_timing import Contestant
@@ -47,15 +47,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-_made: dict[int, cases.Group] = {}
-
-
-def group_at(index: int) -> cases.Group:
-    """The group; the one before it is let go, so that only one is in memory."""
-    if index not in _made:
-        _made.clear()
-        _made[index] = MAKERS[index]()
-    return _made[index]
+GROUP_AT = Groups(MAKERS)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +55,7 @@ def group_at(index: int) -> cases.Group:
 )
 def test_peer(benchmark, index: int, peer: str) -> None:  # type: ignore[no-untyped-def]
     """The peers alone, to stand beside ours in the tables."""
-    group = group_at(index)
+    group = GROUP_AT[index]
     contestant = _of(group, peer)
     benchmark.group, benchmark.name = GROUPS[index][0], peer
     _prepare(contestant)
@@ -84,7 +76,7 @@ def test_other_peer(benchmark, number: int) -> None:  # type: ignore[no-untyped-
 )
 def test_row(benchmark, index: int, number: int) -> None:  # type: ignore[no-untyped-def]
     """Ours, with a turn of the peer before each round."""
-    group = group_at(index)
+    group = GROUP_AT[index]
     row = group.rows[number]
     if row.missing:
         pytest.skip(f"{row.case}: {row.missing}")

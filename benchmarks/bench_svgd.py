@@ -12,38 +12,21 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.harness import record
+from benchmarks.harness import Groups, beside, record
 from fekernels import _bench_svgd as cases
 from fekernels import bench
-from fekernels._bench_cases import Group
-from fekernels._bench_timing import Contestant
 
 SIZES = bench.SVGD_QUICK if os.environ.get("BENCH_QUICK") == "1" else bench.SVGD_FULL
 MAKERS = cases.groups(SIZES)
-ROWS = (
-    3,
-    2,
-    1,
-    1,
-    1,
-    3,
-    1,
-    1,
-    1,
-    3,
-    2,
-    1,
-    1,
-)  # of each group, as its tensors are not to be made at collection
+# Of each group, as its tensors are not to be made at collection.
+ROWS = (3, 2, 1, 1, 1, 3, 1, 1, 1, 3, 2, 1, 1)
 
 ROUNDS = 9
 
@@ -56,39 +39,13 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-_made: dict[int, Group] = {}
-
-
-def group_at(index: int) -> Group:
-    """The group; the one before it is let go, so that only one is in memory."""
-    if index not in _made:
-        _made.clear()
-        _made[index] = MAKERS[index]()
-        assert len(_made[index].rows) == ROWS[index]
-    return _made[index]
-
-
-def beside(benchmark, ours: Contestant, peer: Contestant, rounds: int, cached: bool) -> float:  # type: ignore[no-untyped-def]
-    """Time ours with a turn of the peer before each round. Returns the peer's median in seconds."""
-    peer_times: list[float] = []
-
-    def peer_takes_its_turn() -> None:
-        if cached:  # data that the other drove out of the cache comes back first
-            peer.run()
-        started = time.perf_counter()
-        peer.run()
-        peer_times.append(time.perf_counter() - started)
-        if cached:
-            ours.run()
-
-    benchmark.pedantic(ours.run, setup=peer_takes_its_turn, rounds=rounds, iterations=1, warmup_rounds=1)
-    return statistics.median(peer_times[-rounds:])
+GROUP_AT = Groups(MAKERS, ROWS)
 
 
 @pytest.mark.parametrize(("index", "number"), [(i, n) for i, rows in enumerate(ROWS) for n in range(rows)])
 def test_row(benchmark, index: int, number: int) -> None:  # type: ignore[no-untyped-def]
     """A row of the issue's table, or of what no goal names."""
-    group = group_at(index)
+    group = GROUP_AT[index]
     row = group.rows[number]
     if row.missing:
         pytest.skip(f"{row.case}: {row.missing}")

@@ -5,17 +5,27 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fekernels._bench_cases import Row
+from fekernels._bench_cases import Group, Row
 from fekernels._bench_timing import Contestant, Timing, interleave, machine
 
-__all__ = ["Contestant", "DeviceTiming", "Timing", "device_interleave", "interleave", "machine", "record"]
+__all__ = [
+    "Contestant",
+    "DeviceTiming",
+    "Groups",
+    "Timing",
+    "beside",
+    "device_interleave",
+    "interleave",
+    "machine",
+    "record",
+]
 
 FLUSH_BYTES = 1 << 30  # more than any cache
 
@@ -143,6 +153,44 @@ def device_interleave(
         name: DeviceTiming(*(tuple(column) for column in zip(*values, strict=True)))
         for name, values in turns.items()
     }
+
+
+class Groups:
+    """Groups of a suite, made when a test wants one; the one before it is let go, so that only one is in memory."""
+
+    def __init__(self, makers: Sequence[Callable[[], Group]], rows: Sequence[int] | None = None) -> None:
+        """rows: how many each group has, which tests must know before it is made; checked then."""
+        self._makers, self._rows = makers, rows
+        self._made: dict[int, Group] = {}
+
+    def __getitem__(self, index: int) -> Group:
+        if index not in self._made:
+            self._made.clear()
+            self._made[index] = self._makers[index]()
+            assert self._rows is None or len(self._made[index].rows) == self._rows[index]
+        return self._made[index]
+
+
+def beside(benchmark: Any, ours: Contestant, peer: Contestant, rounds: int, cached: bool = True) -> float:
+    """Time ours with a turn of the peer before each round. Returns the peer's median in seconds.
+
+    cached: data that the other drove out of the cache comes back, untimed, before each turn.
+    """
+    peer_times: list[float] = []
+
+    def peer_takes_its_turn() -> None:
+        if cached:
+            peer.run()
+        started = time.perf_counter()
+        peer.run()
+        peer_times.append(time.perf_counter() - started)
+        if cached:
+            ours.run()
+        if ours.prepare is not None:
+            ours.prepare()
+
+    benchmark.pedantic(ours.run, setup=peer_takes_its_turn, rounds=rounds, iterations=1, warmup_rounds=1)
+    return statistics.median(peer_times[-rounds:])
 
 
 def record(benchmark: Any, row: Row, peer_seconds: float) -> None:

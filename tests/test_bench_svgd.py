@@ -238,7 +238,7 @@ def test_command_measures_the_stein_direction(
     printed = capsys.readouterr().out
     assert printed.count("\n| ") == 21 + 1 + len(_bench_svgd_memory.PASSES)
     assert "| pip install numpyro | | | 0.2 |" in printed
-    assert f"| n = 500, d = 4 | {OURS} | 250 | 200.0 |" in printed
+    assert f"| n = 500, d = 4 | {OURS} | 250 | 200 |" in printed
 
 
 @pytest.mark.usefixtures("alone")
