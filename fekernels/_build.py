@@ -66,8 +66,9 @@ CXX_FLAGS = (
     *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 )
-# -O3 makes these 3% faster in the cache; to the others it does nothing but take a third more time to compile.
-O3_SOURCES = ("cpu/langevin_adam.cpp", "cpu/sgld.cpp", "cpu/random.cpp")
+# -O3 makes the noise 3% faster in the cache and a Stein direction of two dimensions 20%; to the others it does nothing
+# but take a third more time to compile.
+O3_SOURCES = ("cpu/langevin_adam.cpp", "cpu/sgld.cpp", "cpu/random.cpp", "cpu/pairs.cpp")
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "baseline": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),

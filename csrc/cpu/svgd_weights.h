@@ -39,6 +39,7 @@ FE_HD void weigh_row(const Kernel& kernel, float scale, const Place& place, int 
     across[j % kUnit / kLanes] = across[j % kUnit / kLanes] + weight;
     down[j / kLanes] = down[j / kLanes] + weight;
   };
+#pragma GCC unroll 4
   for (int j = 0; j < padded; j += kLanes) {
     const FloatV t = sq_dist<kDifferences>(value + j, place.row_norms[i], place.column_norms + j);
     const Radial<FloatV> k = kernel(t <= 0.0f ? FloatV{} : t * scale);
