@@ -152,6 +152,32 @@ def test_optimizer_bits_do_not_depend_on_threads_or_instruction_set(noise, isa):
         assert all(bits_equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
+@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["cold", "hot"])
+def test_bfloat16_straight_from_memory_or_through_a_buffer_has_the_same_bits(temperature, stochastic, isa):
+    values = torch.randn(50_001).bfloat16()
+    values[::97] = math.nan
+    values[1::97] = math.inf
+    values[2::97] = 1e-39
+    values[3::97] = 3.3e38
+    keywords = dict(temperature=temperature, stochastic_rounding=stochastic, backend="cpp")
+    runs = []
+    for name, count, layout in (
+        ("baseline", 1, "sliced"),
+        (isa, 1, "sliced"),
+        (isa, 1, None),
+        (isa, 2, None),
+    ):
+        p = lay_out(values, layout).requires_grad_() if layout else leaf(values)
+        with instruction_set(name), threads(count):
+            optimizer = train([p], steps=2, **keywords)
+        assert p.is_contiguous() != (layout == "sliced")
+        runs.append([p, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]])
+    assert runs[0][0].isnan().sum() == values.isnan().sum() and runs[0][0].isfinite().sum() > 45_000
+    for other in runs[1:]:
+        assert all(bits_equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
 def test_seeds(place):
     def run(seed):
         p = leaf(torch.zeros(100), place)

@@ -99,8 +99,9 @@ inline constexpr int kGroups = 2;
 inline constexpr int kGroups = 1;
 #endif
 
+template <int kVectors>
 struct WideChains {
-  static constexpr int kParts = 2 * kGroups;
+  static constexpr int kParts = 2 * kVectors;
   WideV part[kParts];
 
   template <class Operation>
@@ -121,12 +122,13 @@ struct WideChains {
   }
 };
 
-template <>
-struct Word<WideChains> {
-  static FE_HD void multiply_wide(const WideChains& a, uint32_t b, WideChains& high, WideChains& low) {
-    WideChains products[2];
+template <int kVectors>
+struct Word<WideChains<kVectors>> {
+  using Chains = WideChains<kVectors>;
+  static FE_HD void multiply_wide(const Chains& a, uint32_t b, Chains& high, Chains& low) {
+    Chains products[2];
 #pragma GCC unroll 4
-    for (int i = 0; i < WideChains::kParts; ++i)
+    for (int i = 0; i < Chains::kParts; ++i)
       Word<WideV>::multiply_wide(a.part[i], b, products[0].part[i], products[1].part[i]);
     high = products[0];
     low = products[1];
@@ -191,6 +193,29 @@ FE_HD void in_order(FloatV w0, FloatV w1, FloatV w2, FloatV w3, FloatV out[4]) {
   out[3] = (FloatV)_mm256_unpackhi_pd((__m256d)high01, (__m256d)high23);
 #else
   for (int i = 0; i < 4; ++i) out[i] = FloatV{w0[i], w1[i], w2[i], w3[i]};
+#endif
+}
+
+// The same for elements in pairs: out[0] and out[2] are the even ones of the first and of the second 2 * kLanes elements,
+// out[1] and out[3] the odd ones. Two 16-bit numbers that share a word are such a pair.
+FE_HD constexpr int counter_of_paired_lane(int lane) { return lane % 4 / 2 * (kLanes / 2) + lane / 4 * 2 + lane % 2; }
+
+FE_HD void in_pairs(FloatV w0, FloatV w1, FloatV w2, FloatV w3, FloatV out[4]) {
+#if defined(__AVX512F__)
+  out[0] = (FloatV)_mm512_unpacklo_ps((__m512)w0, (__m512)w2);
+  out[1] = (FloatV)_mm512_unpacklo_ps((__m512)w1, (__m512)w3);
+  out[2] = (FloatV)_mm512_unpackhi_ps((__m512)w0, (__m512)w2);
+  out[3] = (FloatV)_mm512_unpackhi_ps((__m512)w1, (__m512)w3);
+#elif defined(__AVX2__)
+  out[0] = (FloatV)_mm256_unpacklo_ps((__m256)w0, (__m256)w2);
+  out[1] = (FloatV)_mm256_unpacklo_ps((__m256)w1, (__m256)w3);
+  out[2] = (FloatV)_mm256_unpackhi_ps((__m256)w0, (__m256)w2);
+  out[3] = (FloatV)_mm256_unpackhi_ps((__m256)w1, (__m256)w3);
+#else
+  for (int i = 0; i < 2; ++i) {
+    out[2 * i] = FloatV{w0[2 * i], w2[2 * i], w0[2 * i + 1], w2[2 * i + 1]};
+    out[2 * i + 1] = FloatV{w1[2 * i], w3[2 * i], w1[2 * i + 1], w3[2 * i + 1]};
+  }
 #endif
 }
 

@@ -116,6 +116,12 @@ void Stage<S>::save(const Span& span, Operand operand, int64_t begin, const uint
   }
 }
 
+// Of the rounding noise of exp_avg_sq.
+FE_HD NoiseKey second_stream(NoiseKey key) {
+  key.stream ^= 0x80000000u;
+  return key;
+}
+
 // Rounding noise of the elements of one buffer. The parameter takes the low half of its element's word, exp_avg the
 // high half. exp_avg_sq takes the 16-bit halves, in order, of a second stream (that of the parameter with its top bit
 // turned): half h of it is word[h / 2] >> 16 * (h % 2), and element g takes half g.
@@ -126,8 +132,7 @@ struct RoundingNoise {
   const uint16_t* halves() const { return reinterpret_cast<const uint16_t*>(pairs); }
 
   void draw(const NoiseKey& key, uint64_t index, int elements, bool second) {
-    NoiseKey turned = key;
-    turned.stream ^= 0x80000000u;
+    const NoiseKey turned = second_stream(key);
     UnsignedV v[kNoiseVectors];
     for (int i = 0; i < elements; i += kNoiseElements) {
       words_in_order((index + i) / 4, key, v);

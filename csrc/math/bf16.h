@@ -15,9 +15,15 @@ FE_HD uint16_t bf16_truncate(uint32_t bits, uint32_t added) {
   return static_cast<uint16_t>((nan ? bits | 0x400000u : bits + added) >> 16);
 }
 
+// What rounds to nearest, ties to even, when it is added below the kept bits.
+template <class U>
+FE_HD U bf16_nearest(U bits) {
+  return ((bits >> 16) & 1u) + 0x7fffu;
+}
+
 FE_HD uint16_t float_to_bf16(float x) {
   const uint32_t bits = Lane<float>::bits(x);
-  return bf16_truncate(bits, 0x7fffu + ((bits >> 16) & 1u));
+  return bf16_truncate(bits, bf16_nearest(bits));
 }
 
 // Unbiased: x lies between two neighbours, and the upper is taken with the probability of the distance to the lower.
