@@ -1,8 +1,9 @@
 // The ops of Stein's method on the CPU: batches of problems, their workspaces and threads.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -35,14 +36,25 @@ Shape shape_of(const Tensor& particles, std::initializer_list<const Tensor*> ali
   return shape;
 }
 
-size_t bytes(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Float ? 4 : 2; }
+// Where each problem of a batch lies. Asking a tensor costs tens of nanoseconds, as much as a tenth of a small problem.
+template <class Byte>
+struct Problems {
+  Byte* data;
+  int64_t bytes;
 
-const void* problem(const Tensor& tensor, const Shape& shape, int64_t index) {
-  return static_cast<const char*>(tensor.const_data_ptr()) + index * shape.n * shape.d * bytes(tensor);
+  auto operator[](int64_t index) const { return data ? data + index * bytes : nullptr; }
+};
+
+int64_t bytes(const Tensor& tensor, const Shape& shape) {
+  return shape.n * shape.d * (tensor.scalar_type() == ScalarType::Float ? 4 : 2);
 }
 
-void* problem(Tensor& tensor, const Shape& shape, int64_t index) {
-  return static_cast<char*>(tensor.data_ptr()) + index * shape.n * shape.d * bytes(tensor);
+Problems<const char> problems(const Tensor& tensor, const Shape& shape) {
+  return {static_cast<const char*>(tensor.const_data_ptr()), bytes(tensor, shape)};
+}
+
+Problems<char> problems(Tensor& tensor, const Shape& shape) {
+  return {static_cast<char*>(tensor.data_ptr()), bytes(tensor, shape)};
 }
 
 inline constexpr int64_t kSideBySide = 512;  // particles of a problem that a thread takes on its own
@@ -51,16 +63,19 @@ inline constexpr int64_t kSmallWorkspace = 1 << 18;  // floats: a problem that s
 // Runs solve(problem, workspace, parallel_for): small problems side by side, large ones one after the other, each on all
 // threads. A problem's result is the same both ways.
 template <class Solve>
-void each_problem(int64_t batch, int64_t workspace_floats, const Tensor& like_float, Solve solve) {
-  const int64_t padded = workspace_floats + 16;
+void each_problem(const Shape& shape, int64_t workspace_floats, const Tensor& like_float, Solve solve) {
+  const int64_t batch = shape.batch, padded = workspace_floats + 16;
   const auto aligned = [](float* memory) {
     return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
   };
-  if (batch > 1 && padded <= kSmallWorkspace) {
-    const int64_t grain = std::max<int64_t>(1, fe::kParallelElements / padded);
+  if (workspace_floats == 0 || (batch > 1 && padded <= kSmallWorkspace)) {
+    // Work goes with the workspace, which is of whole tiles, or where there is none with the pairs. A kernel without one
+    // has no use for threads either.
+    const int64_t pairs = shape.n * shape.n * (3 * shape.d / 8 + 2);
+    const int64_t grain = fe::kParallelElements / (workspace_floats > 0 ? padded : pairs) + 1;
     torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> memory(padded);
-      for (int64_t b = begin; b < end; ++b) solve(b, aligned(memory.data()), nullptr);
+      const auto memory = std::make_unique_for_overwrite<float[]>(padded);
+      for (int64_t b = begin; b < end; ++b) solve(b, aligned(memory.get()), nullptr);
     });
     return;
   }
@@ -68,21 +83,37 @@ void each_problem(int64_t batch, int64_t workspace_floats, const Tensor& like_fl
   for (int64_t b = 0; b < batch; ++b) solve(b, aligned(static_cast<float*>(memory.data_ptr())), parallel_for);
 }
 
-fe::SvgdCall svgd_call(const Tensor& particles, const Tensor& scores, const Tensor& bandwidth, const Shape& shape,
-                       int64_t index, int64_t kernel, double beta, double c, double temperature) {
-  fe::SvgdCall call{};
-  call.n = shape.n;
-  call.d = shape.d;
-  call.particles = problem(particles, shape, index);
-  call.scores = problem(scores, shape, index);
-  call.particles_dtype = fe::dtype_of(particles);
-  call.scores_dtype = fe::dtype_of(scores);
-  call.kernel = static_cast<int>(kernel);
-  call.params = {static_cast<float>(beta), static_cast<float>(c)};
-  call.bandwidth = static_cast<const float*>(bandwidth.const_data_ptr())[index];
-  call.temperature = static_cast<float>(temperature);
-  return call;
-}
+// What the calls of a batch share, and what is each problem's own.
+class SvgdCalls {
+ public:
+  SvgdCalls(const Tensor& particles, const Tensor& scores, const Tensor& bandwidth, const Shape& shape, int64_t kernel,
+            double beta, double c, double temperature)
+      : particles_(problems(particles, shape)), scores_(problems(scores, shape)),
+        bandwidths_(static_cast<const float*>(bandwidth.const_data_ptr())) {
+    shared_.n = shape.n;
+    shared_.d = shape.d;
+    shared_.particles_dtype = fe::dtype_of(particles);
+    shared_.scores_dtype = fe::dtype_of(scores);
+    shared_.kernel = static_cast<int>(kernel);
+    shared_.params = {static_cast<float>(beta), static_cast<float>(c)};
+    shared_.temperature = static_cast<float>(temperature);
+  }
+
+  fe::SvgdCall at(int64_t index, float* workspace, fe::ParallelFor threads) const {
+    fe::SvgdCall call = shared_;
+    call.particles = particles_[index];
+    call.scores = scores_[index];
+    call.bandwidth = bandwidths_[index];
+    call.workspace = workspace;
+    call.parallel_for = threads;
+    return call;
+  }
+
+ private:
+  fe::SvgdCall shared_{};
+  Problems<const char> particles_, scores_;
+  const float* bandwidths_;
+};
 
 void check_kernel(int64_t kernel) {
   STD_TORCH_CHECK(kernel >= fe::kRbf && kernel <= fe::kLaplace, "kernel must be 0 (rbf), 1 (imq) or 2 (laplace)");
@@ -95,13 +126,12 @@ Tensor svgd_direction_cpu(Tensor particles, Tensor scores, Tensor bandwidth, int
   Tensor out = fe::empty_large(particles, particles.sizes());
   if (out.numel() == 0) return out;
   const fe::CpuKernels& kernels = fe::cpu_kernels();
-  each_problem(shape.batch, kernels.svgd_direction_workspace(shape.n, shape.d), bandwidth,
+  const SvgdCalls calls(particles, scores, bandwidth, shape, kernel, beta, c, temperature);
+  const Problems<char> directions = problems(out, shape);
+  each_problem(shape, kernels.svgd_direction_workspace(shape.n, shape.d), bandwidth,
                [&](int64_t index, float* workspace, fe::ParallelFor threads) {
-                 fe::SvgdCall call =
-                     svgd_call(particles, scores, bandwidth, shape, index, kernel, beta, c, temperature);
-                 call.direction = problem(out, shape, index);
-                 call.workspace = workspace;
-                 call.parallel_for = threads;
+                 fe::SvgdCall call = calls.at(index, workspace, threads);
+                 call.direction = directions[index];
                  kernels.svgd_direction(call);
                });
   return out;
@@ -123,17 +153,20 @@ std::vector<Tensor> svgd_direction_backward_cpu(Tensor grad, Tensor particles, T
     return results;
   }
   const fe::CpuKernels& kernels = fe::cpu_kernels();
-  each_problem(shape.batch, kernels.svgd_direction_backward_workspace(shape.n, shape.d), bandwidth,
+  const SvgdCalls calls(particles, scores, bandwidth, shape, kernel, beta, c, temperature);
+  const Problems<const char> grads = problems(std::as_const(grad), shape);
+  const fe::DType grad_dtype = fe::dtype_of(grad);
+  const Problems<char> none{}, by_particles = needs & 1 ? problems(results[0], shape) : none,
+                               by_scores = needs & 2 ? problems(results[1], shape) : none;
+  float* by_bandwidth = needs & 4 ? static_cast<float*>(results[2].data_ptr()) : nullptr;
+  each_problem(shape, kernels.svgd_direction_backward_workspace(shape.n, shape.d), bandwidth,
                [&](int64_t index, float* workspace, fe::ParallelFor threads) {
-                 fe::SvgdCall call =
-                     svgd_call(particles, scores, bandwidth, shape, index, kernel, beta, c, temperature);
-                 call.grad = problem(grad, shape, index);
-                 call.grad_dtype = fe::dtype_of(grad);
-                 if (needs & 1) call.grad_particles = problem(results[0], shape, index);
-                 if (needs & 2) call.grad_scores = problem(results[1], shape, index);
-                 if (needs & 4) call.grad_bandwidth = static_cast<float*>(results[2].data_ptr()) + index;
-                 call.workspace = workspace;
-                 call.parallel_for = threads;
+                 fe::SvgdCall call = calls.at(index, workspace, threads);
+                 call.grad = grads[index];
+                 call.grad_dtype = grad_dtype;
+                 call.grad_particles = by_particles[index];
+                 call.grad_scores = by_scores[index];
+                 if (by_bandwidth) call.grad_bandwidth = by_bandwidth + index;
                  kernels.svgd_direction_backward(call);
                });
   return results;
@@ -150,12 +183,12 @@ Tensor kernel_stein_discrepancy_cpu(Tensor particles, Tensor scores, Tensor band
   Tensor sums = torch::stable::empty({size, size_t{2}}, ScalarType::Double);
   if (particles.numel() == 0 || columns == 0) return torch::stable::zero_(sums);
   const fe::CpuKernels& kernels = fe::cpu_kernels();
-  each_problem(shape.batch, kernels.kernel_stein_discrepancy_workspace(shape.n, shape.d, columns), bandwidth,
+  const Problems<const char> xs = problems(std::as_const(particles), shape), ss = problems(std::as_const(scores), shape);
+  each_problem(shape, kernels.kernel_stein_discrepancy_workspace(shape.n, shape.d, columns), bandwidth,
                [&](int64_t index, float* workspace, fe::ParallelFor threads) {
                  const int64_t row = weights.size(0) == 1 ? 0 : index;
                  kernels.kernel_stein_discrepancy(
-                     {shape.n, shape.d, columns, problem(particles, shape, index), problem(scores, shape, index),
-                      fe::dtype_of(particles), fe::dtype_of(scores),
+                     {shape.n, shape.d, columns, xs[index], ss[index], fe::dtype_of(particles), fe::dtype_of(scores),
                       static_cast<const float*>(weights.const_data_ptr()) + row * shape.n * columns,
                       static_cast<int>(kernel), {static_cast<float>(beta), static_cast<float>(c)},
                       static_cast<const float*>(bandwidth.const_data_ptr())[index],
@@ -172,9 +205,10 @@ Tensor sq_dist_rank_cpu(Tensor particles, std::vector<int64_t> ranks, std::optio
                             hint->numel() == shape.batch * count),
                   "hint must be contiguous float32 of shape [batch, ranks]");
   Tensor out = torch::stable::empty({size, size_t{2}}, ScalarType::Float);
+  const Problems<const char> xs = problems(std::as_const(particles), shape);
   const auto solve = [&](int64_t index, fe::ParallelFor threads) {
     fe::cpu_kernels().sq_dist_rank(
-        {shape.n, shape.d, problem(particles, shape, index), fe::dtype_of(particles), count, ranks.data(),
+        {shape.n, shape.d, xs[index], fe::dtype_of(particles), count, ranks.data(),
          hint ? static_cast<const float*>(hint->const_data_ptr()) + index * count : nullptr,
          static_cast<float*>(out.data_ptr()) + index * count, threads});
   };
@@ -194,8 +228,9 @@ Tensor sq_dist_cpu(Tensor particles) {
   const Shape shape{particles.size(0), particles.size(1), particles.size(2)};
   const int64_t size[3] = {shape.batch, shape.n, shape.n};
   Tensor out = torch::stable::empty({size, size_t{3}}, ScalarType::Float);
+  const Problems<const char> xs = problems(std::as_const(particles), shape);
   for (int64_t index = 0; index < shape.batch; ++index)
-    fe::cpu_kernels().sq_dist(shape.n, shape.d, problem(particles, shape, index), fe::dtype_of(particles),
+    fe::cpu_kernels().sq_dist(shape.n, shape.d, xs[index], fe::dtype_of(particles),
                               static_cast<float*>(out.data_ptr()) + index * shape.n * shape.n);
   return out;
 }

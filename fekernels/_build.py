@@ -41,6 +41,7 @@ PER_ISA_SOURCES = (
     "cpu/reparameterize.cpp",
     "cpu/svgd_direction.cpp",
     "cpu/svgd_direction_wide.cpp",
+    "cpu/svgd_direction_small.cpp",
     "cpu/svgd_direction_backward.cpp",
     "cpu/kernel_stein_discrepancy.cpp",
     "cpu/sq_dist_rank.cpp",

@@ -1,4 +1,4 @@
-"""The C++ kernels of Stein's method where their ways part: tiles in rounds, wide problems, instruction sets, sizes."""
+"""The C++ kernels of Stein's method where their ways part: small problems, tiles in rounds, wide problems, sets."""
 
 import subprocess
 import sys
@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 from cases import ISAS, instruction_set, threads
-from stein_cases import KERNELS, RADIAL
+from stein_cases import KERNELS, RADIAL, Case, Problem, assert_close, direction_scale, exact_direction
 
 import fekernels as fe
 
-# Blocks of 64 particles: one; an odd and an even number of groups; groups of several blocks with a last one that is not
-# full; the form for few particles with very many coordinates, in one segment and in several, of one block and of two.
-SHAPES = [(40, 3), (64, 20), (200, 37), (500, 130), (2500, 9), (2624, 128), (40, 2048), (90, 3000)]
+# The form for few particles with few coordinates; blocks of 64 particles: one; an odd and an even number of groups;
+# groups of several blocks with a last one that is not full; the form for few particles with very many coordinates, in
+# one segment and in several, of one block and of two.
+SHAPES = [(40, 3), (64, 48), (64, 49), (200, 37), (500, 130), (2500, 9), (2624, 128), (40, 2048), (90, 3000)]
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,66 @@ def test_instruction_sets_and_threads_give_the_same_bits(n, d, name):
                 got = results()
             for a, b in zip(got, want, strict=True):
                 assert torch.equal(a, b), (isa, count)
+
+
+SMALL = (1, 2, 15, 16, 17, 33, 64)  # particles, up to where tiles take over, as they do after 48 coordinates
+SMALL_DIMENSIONS = (1, 3, 4, 6, 16, 17, 48)
+
+
+def small_cases(n: int, d: int) -> list[Case]:
+    """Problems of their own bandwidths: ordinary, far below the spread and far from the origin, 0."""
+    together = (n + 1) // 2
+    return [
+        Case(n, d, (5,)),
+        Case(n, d, (5,), h=1e-3, offset=1e3, coincident=together),
+        Case(n, d, (5,), h=0.0, coincident=together),
+    ]
+
+
+@pytest.mark.parametrize("n", SMALL)
+@pytest.mark.parametrize("name", RADIAL)
+def test_small_problems_are_right(n, name):
+    for d in SMALL_DIMENSIONS:
+        for case in small_cases(n, d):
+            problem = case.make()
+            got = problem.direction(name)
+            assert_close(got, exact_direction(problem, name), direction_scale(problem, name), str(case))
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "float16"), ("float16", "bfloat16")])
+def test_small_problems_in_two_dtypes(dtypes):
+    for n, d in ((16, 6), (33, 48)):
+        problem = Case(n, d, (3,)).make()
+        x, s = (t.to(getattr(torch, dtype)) for t, dtype in zip((problem.x, problem.s), dtypes, strict=True))
+        problem = Problem(x, s, problem.h)
+        got = problem.direction("imq")
+        assert got.dtype == x.dtype
+        assert_close(got, exact_direction(problem, "imq"), direction_scale(problem, "imq"))
+
+
+@pytest.mark.parametrize("n", SMALL)
+@pytest.mark.parametrize("name", RADIAL)
+def test_a_small_problem_has_the_same_bits_in_any_batch_and_instruction_set(n, name):
+    for d in SMALL_DIMENSIONS:
+        for case in small_cases(n, d):
+            problem = case.make()
+            want = problem.direction(name)
+            for i, alone in enumerate(zip(problem.x, problem.s, problem.h, strict=True)):
+                assert torch.equal(Problem(*alone).direction(name), want[i]), case
+            for isa in ISAS:
+                with instruction_set(isa):
+                    assert torch.equal(problem.direction(name), want), (isa, case)
+
+
+def test_many_small_problems_are_shared_among_threads():
+    """Enough of them that each thread gets some; to one thread they all go."""
+    problem = Case(16, 6, (501,)).make()
+    with threads(1):
+        want = problem.direction("rbf")
+    assert_close(want, exact_direction(problem, "rbf"), direction_scale(problem, "rbf"))
+    for count in (2, 3):
+        with threads(count):
+            assert torch.equal(problem.direction("rbf"), want)
 
 
 @pytest.mark.parametrize("n, d", [(2500, 9), (2624, 128), (8300, 5)])

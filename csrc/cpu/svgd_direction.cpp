@@ -139,10 +139,12 @@ class Direction {
 }  // namespace
 
 int64_t svgd_direction_workspace(int64_t n, int64_t d) {
+  if (is_small(n, d)) return 0;
   return WideShape::fits(n, d) ? svgd_direction_wide_workspace(n, d) : Direction<ImqKernel<FloatV>>::floats(n, d);
 }
 
 void svgd_direction(const SvgdCall& call) {
+  if (is_small(call.n, call.d)) return svgd_direction_small(call);
   if (WideShape::fits(call.n, call.d)) return svgd_direction_wide(call);
   switch (call.kernel) {
     case kRbf: return Direction<RbfKernel<FloatV>>(call).run();

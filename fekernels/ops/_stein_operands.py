@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fekernels.ops._operands import floating, same_device
+from fekernels.ops._operands import broadcasts, floating, same_device
 from fekernels.reference._stein import KERNELS
 
 __all__ = [
@@ -38,6 +38,8 @@ DEFAULTS = {name: Kernel(code, -0.5, 1.0) for code, name in enumerate(KERNELS)}
 
 def which_kernel(function: str, kernel: object) -> Kernel:
     """By name, or an instance of one of ``fe.kernels``, known by its ``name``, ``beta`` and ``c``."""
+    if isinstance(kernel, str) and kernel in DEFAULTS:
+        return DEFAULTS[kernel]
     name = kernel if isinstance(kernel, str) else getattr(kernel, "name", None)
     expected = f"one of {', '.join(KERNELS)} or an instance of fe.kernels"
     if isinstance(kernel, type) or not isinstance(name, str):
@@ -85,7 +87,10 @@ def flatten(tensor: Tensor) -> Tensor:
 
 def wide(*tensors: Tensor) -> torch.dtype:
     """What is computed in: float64 as soon as one operand is that, else float32."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def flat_bandwidth(function: str, bandwidth: Tensor | float, particles: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,10 +109,7 @@ def flat_bandwidth(function: str, bandwidth: Tensor | float, particles: Tensor, 
         return torch.full((count,), value, dtype=dtype, device=particles.device)
     floating(function, "bandwidth", bandwidth)
     same_device(function, "bandwidth", bandwidth, particles.device)
-    short = len(batch) - bandwidth.dim()
-    if short < 0 or any(
-        size not in (1, full) for size, full in zip(bandwidth.shape, batch[short:], strict=True)
-    ):
+    if bandwidth.shape != batch and not broadcasts(bandwidth.shape, batch):
         raise ValueError(
             f"{function}: bandwidth must have a shape that broadcasts to the batch {tuple(batch)} of particles; got"
             f" {tuple(bandwidth.shape)}"
@@ -117,7 +119,8 @@ def flat_bandwidth(function: str, bandwidth: Tensor | float, particles: Tensor, 
         least = bandwidth.item() if bandwidth.numel() == 1 else bandwidth.min().item() if count else 0.0
         if least < 0:
             raise ValueError(f"{function}: bandwidth must be >= 0; got {least}")
-    return bandwidth.to(dtype).expand(batch).reshape(count)
+    bandwidth = bandwidth.to(dtype)
+    return bandwidth if bandwidth.shape == (count,) else bandwidth.expand(batch).reshape(count)
 
 
 def transformed() -> bool:

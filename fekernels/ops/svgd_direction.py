@@ -57,7 +57,7 @@ def _check(particles: Tensor, bandwidth: Tensor, **alike: Tensor) -> None:
         )
 
 
-def _forward(
+def _run(
     particles: Tensor,
     scores: Tensor,
     bandwidth: Tensor,
@@ -67,13 +67,17 @@ def _forward(
     temperature: float,
     precision: int,
 ) -> Tensor:
-    _check(particles, bandwidth, scores=scores)
     if not particles.numel():
         return torch.empty_like(particles)
     run = _implementation("svgd_direction", kernel, particles, scores, bandwidth)
     return run(
         particles.contiguous(), scores.contiguous(), bandwidth.contiguous(), kernel, beta, c, temperature, precision
     )  # fmt: skip
+
+
+def _forward(particles: Tensor, scores: Tensor, bandwidth: Tensor, *call: Any) -> Tensor:
+    _check(particles, bandwidth, scores=scores)
+    return _run(particles, scores, bandwidth, *call)
 
 
 def _backward(
@@ -119,7 +123,7 @@ class _Direction(torch.autograd.Function):
     def forward(ctx: Any, particles: Tensor, scores: Tensor, bandwidth: Tensor, call: Call) -> Tensor:
         ctx.call = call
         ctx.save_for_backward(particles, scores, bandwidth)
-        return _forward(particles, scores, bandwidth, *call)
+        return _run(particles, scores, bandwidth, *call)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -190,8 +194,8 @@ def svgd_direction(
     elif torch.is_grad_enabled() and (x.requires_grad or s.requires_grad or h.requires_grad):
         phi = _Direction.apply(x, s, h, call)
     else:
-        phi = _forward(x, s, h, *call)
-    return phi.reshape(particles.shape)
+        phi = _run(x, s, h, *call)
+    return phi if particles.dim() == 3 else phi.reshape(particles.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
