@@ -5,8 +5,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -76,26 +79,59 @@ Buffers& buffers() {
 using FromBlob = AOTITorchError (*)(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t,
                                     AtenTensorHandle*, int32_t, const uint8_t*, int64_t, void (*)(void*, void*), void*);
 
+bool poisoned = false;
+
+// Every bit set: NaN in each floating dtype, and -1.
+void poison(const Tensor& made) {
+  const size_t bytes = made.numel() * made.element_size();
+  if (bytes) std::memset(made.data_ptr(), 0xff, bytes);
+}
+
 }  // namespace
+
+void advise_huge_pages(Tensor fresh) {
+#if defined(MADV_HUGEPAGE)
+  const auto begin = reinterpret_cast<uintptr_t>(fresh.data_ptr()), end = begin + fresh.numel() * fresh.element_size();
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // refused: slower, not wrong
+#endif
+}
+
+void poison_empty(bool on) { poisoned = on; }
+
+Tensor empty_cpu(int32_t dtype, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  std::array<int64_t, 64> strides;  // as many dimensions as a tensor may have elsewhere in PyTorch
+  STD_TORCH_CHECK(sizes.size() <= strides.size(), "at most ", strides.size(), " dimensions; got ", sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes[i])) strides[i] = stride;
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                         dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor made(handle);
+  if (poisoned) poison(made);
+  return made;
+}
 
 Tensor empty_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   static const auto from_blob = reinterpret_cast<FromBlob>(dlsym(RTLD_DEFAULT, "torch_from_blob"));
   size_t bytes = like.element_size();
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
-  if (!from_blob || bytes < kLarge) return torch::stable::new_empty(like, sizes);
+  int32_t dtype = 0, layout = 0;
+  aoti_torch_get_dtype(like.get(), &dtype);
+  if (!from_blob || bytes < kLarge) return empty_cpu(dtype, sizes);
   void* data = buffers().take(bytes);
   STD_TORCH_CHECK(data, "no memory for a gradient of ", bytes, " bytes");
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = strides.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
-  int32_t dtype = 0, device = 0, layout = 0;
   AtenTensorHandle handle = nullptr;
-  aoti_torch_get_dtype(like.get(), &dtype);
-  aoti_torch_get_device_type(like.get(), &device);
   aoti_torch_get_layout(like.get(), &layout);
   const auto give_back = [](void* buffer, void*) { buffers().give(buffer); };
   STABLE_TORCH_ERROR_CODE_CHECK(from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,
-                                          device, -1, &handle, layout, nullptr, 0, give_back, nullptr));
-  return Tensor(handle);
+                                          aoti_torch_device_type_cpu(), -1, &handle, layout, nullptr, 0, give_back,
+                                          nullptr));
+  Tensor made(handle);
+  if (poisoned) poison(made);
+  return made;
 }
 
 }  // namespace fe

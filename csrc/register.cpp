@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "large_tensors.h"
 #include "register.h"
 
 #if defined(FE_HAVE_CUDA)
@@ -367,6 +368,7 @@ STABLE_TORCH_LIBRARY(fekernels_native, m) {
   m.def("sgld_table_(" FE_STEP_ARGUMENTS
         "float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float weight_decay, "
         "float prior_precision, int flags, int seed, Tensor? grad_scale, Tensor? found_inf, int dtypes) -> ()");
+  m.def("advise_huge_pages(Tensor(a!) fresh) -> ()");
   m.def("isa() -> str");
   m.def("set_isa(str name) -> str");
   m.def("build_info() -> str");
@@ -378,6 +380,7 @@ STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
   m.impl("philox_normal", TORCH_BOX(&philox_cpu<fe::Draw::kNormal>));
   m.impl("langevin_adam_table_", TORCH_BOX(&langevin_adam_table_cpu));
   m.impl("sgld_table_", TORCH_BOX(&sgld_table_cpu));
+  m.impl("advise_huge_pages", TORCH_BOX(&fe::advise_huge_pages));
 }
 
 // No tensor argument, hence no device's key.

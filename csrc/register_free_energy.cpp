@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "free_energy_terms.h"
 #include "large_tensors.h"
-#include "math/bf16.h"
 #include "math/free_energy.h"
 #include "register.h"
 
@@ -16,151 +16,7 @@ using torch::stable::Tensor;
 
 namespace {
 
-enum Reduction : int64_t { kRows = 0, kMean = 1, kTotal = 2 };
-
 constexpr auto kCategorical = static_cast<int64_t>(fe::Likelihood::kCategorical);
-// Results at least this large are written past the caches: the last of them could be read from there at best.
-constexpr int64_t kStreamedElements = int64_t{2} << 20;
-
-// Sums over rows in an order of its own: 256 interleaved partial sums, folded.
-class RowTotal {
- public:
-  void add(int64_t row, double value) { partial_[row % kPartials] += value; }
-  double total() {
-    for (int width = kPartials / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) partial_[i] += partial_[i + width];
-    return partial_[0];
-  }
-
- private:
-  static constexpr int kPartials = 256;
-  double partial_[kPartials] = {};
-};
-
-// The factor of each row's gradient: its weight, times what comes from above.
-std::vector<float> row_scales(int64_t rows, const float* weight, const float* upstream, int64_t reduction) {
-  const float common = reduction == kMean ? static_cast<float>(1.0 / static_cast<double>(rows)) : 1.0f;
-  std::vector<float> scales(rows);
-  for (int64_t row = 0; row < rows; ++row)
-    scales[row] = (weight ? weight[row] : 1.0f) * (upstream ? upstream[row] : common);
-  return scales;
-}
-
-// One TermCall with the memory it works in, and the gradients it makes.
-class Terms {
- public:
-  Terms(int64_t term, int64_t rows, int64_t columns) : call_{} {
-    call_.term = static_cast<int32_t>(term);
-    call_.rows = rows;
-    call_.columns = columns;
-    call_.inputs[fe::kTarget].dtype = fe::kFloat32;
-    sums_.resize(rows * call_.segments());
-    call_.sums = sums_.data();
-  }
-
-  const fe::TermCall& call() const { return call_; }
-
-  void input(int which, const Tensor& tensor) {
-    STD_TORCH_CHECK(tensor.dim() == 2, "an operand must have two dimensions; got ", tensor.dim());
-    const int64_t rows = tensor.size(0), columns = tensor.size(1);
-    STD_TORCH_CHECK((rows == call_.rows || rows == 1) && (columns == call_.columns || columns == 1) &&
-                        (columns <= 1 || tensor.stride(1) == 1),
-                    "an operand must have shape [", call_.rows, " or 1, ", call_.columns, " or 1] and inner stride 1");
-    call_.inputs[which] = {tensor.const_data_ptr(), rows == call_.rows ? tensor.stride(0) : 0, columns == call_.columns,
-                           fe::dtype_of(tensor)};
-  }
-
-  void values(const float* energies) { call_.inputs[0] = {energies, call_.columns, true, fe::kFloat32}; }
-
-  void mask(const Tensor& tensor) {
-    call_.mask = static_cast<const uint8_t*>(tensor.const_data_ptr());
-    call_.mask_stride = tensor.stride(0);
-  }
-
-  // Plans the gradient of operand `which`, into `out` where it is given.
-  void gradient(int which, const Tensor& operand, std::optional<Tensor> out) {
-    const bool per_row = operand.size(0) == call_.rows, per_column = operand.size(1) == call_.columns;
-    const Tensor made = out ? *out : fe::empty_large(operand, operand.sizes());
-    fe::TermGrad& grad = call_.grads[which];
-    grad.dtype = fe::dtype_of(operand);
-    if (per_row && per_column) {
-      grad.kind = fe::GradKind::kFull;
-      grad.data = made.data_ptr();
-      grad.row_stride = call_.columns;
-      grad.streamed = !out && grad.dtype == fe::kFloat32 && made.numel() >= kStreamedElements &&
-                      call_.columns % 16 == 0 && reinterpret_cast<uintptr_t>(grad.data) % 64 == 0;
-    } else if (per_column) {
-      grad.kind = fe::GradKind::kColumn;
-      const int64_t blocks = (call_.rows + fe::kRowBlock - 1) / fe::kRowBlock;
-      grad.data = (column_sums_[which] = std::vector<float>(blocks * call_.columns)).data();
-    } else {
-      grad.kind = fe::GradKind::kSum;
-      grad.data = (grad_sums_[which] = std::vector<double>(call_.rows * call_.segments())).data();
-    }
-    gradients_.push_back({which, made});
-  }
-
-  void scale_rows(std::vector<float> scales) {
-    scales_ = std::move(scales);
-    call_.row_scale = scales_.data();
-  }
-
-  // What the units left: sums over rows.
-  void finish(std::vector<Tensor>& results) {
-    for (auto& [which, made] : gradients_) {
-      const fe::TermGrad& grad = call_.grads[which];
-      if (grad.kind == fe::GradKind::kColumn) fold_rows(which, made);
-      if (grad.kind == fe::GradKind::kSum) fold_columns(which, made);
-      results.push_back(made);
-    }
-  }
-
-  double row_sum(const double* sums, int64_t row) const {
-    const int64_t segments = call_.segments();
-    double sum = 0.0;
-    for (int64_t s = 0; s < segments; ++s) sum = s == 0 ? sums[row * segments] : sum + sums[row * segments + s];
-    return sum;
-  }
-  double row_sum(int64_t row) const { return row_sum(sums_.data(), row); }
-
- private:
-  static void store(const Tensor& out, int64_t at, double value) {
-    switch (fe::dtype_of(out)) {
-      case fe::kBFloat16: static_cast<uint16_t*>(out.data_ptr())[at] = fe::float_to_bf16(static_cast<float>(value)); break;
-      case fe::kFloat16: static_cast<uint16_t*>(out.data_ptr())[at] = fe::float_to_fp16(static_cast<float>(value)); break;
-      default: static_cast<float*>(out.data_ptr())[at] = static_cast<float>(value);
-    }
-  }
-
-  void fold_rows(int which, const Tensor& out) const {
-    const std::vector<float>& sums = column_sums_[which];
-    const int64_t columns = call_.columns, blocks = columns ? static_cast<int64_t>(sums.size()) / columns : 0;
-    torch::stable::parallel_for(0, columns, std::max<int64_t>(1, fe::kParallelElements / std::max<int64_t>(1, blocks)),
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t c = begin; c < end; ++c) {
-                                    double sum = 0.0;
-                                    for (int64_t b = 0; b < blocks; ++b) sum += sums[b * columns + c];
-                                    store(out, c, sum);
-                                  }
-                                });
-  }
-
-  void fold_columns(int which, const Tensor& out) const {
-    const bool per_row = out.size(0) == call_.rows;
-    RowTotal total;
-    for (int64_t row = 0; row < call_.rows; ++row) {
-      const double value = row_sum(grad_sums_[which].data(), row) * static_cast<double>(scales_[row]);
-      if (per_row) store(out, row, value);
-      total.add(row, value);
-    }
-    if (!per_row) store(out, 0, total.total());
-  }
-
-  fe::TermCall call_;
-  std::vector<double> sums_, grad_sums_[fe::kMaxParams];
-  std::vector<float> scales_, column_sums_[fe::kMaxParams];
-  std::vector<std::pair<int, Tensor>> gradients_;
-};
 
 // Units of several calls on torch's threads, in one go. Each belongs to the thread in whose range its first element is.
 void run(const std::vector<const fe::TermCall*>& calls) {
@@ -207,6 +63,38 @@ const float* floats(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
 }
 
+// [free_energy, energy, kl], from the sums that the units left; a null term counts 0.
+std::vector<Tensor> values(const fe::Terms* energy, const fe::Terms* kl, int64_t rows, const float* weights, int64_t reduction,
+                           double beta) {
+  const int64_t shape[1] = {rows};
+  const bool reduced = reduction != fe::kRows;
+  const auto result = [&] { return fe::empty_cpu(aoti_torch_dtype_float32(), {shape, reduced ? size_t{0} : size_t{1}}); };
+  std::vector<Tensor> results{result(), result(), result()};
+  float* out[3];
+  for (int i = 0; i < 3; ++i) out[i] = static_cast<float*>(results[i].data_ptr());
+  fe::RowTotal energy_total, kl_total;
+  for (int64_t row = 0; row < rows; ++row) {
+    const double w = weights ? weights[row] : 1.0;
+    const double e = energy ? w * energy->row_sum(row) : 0.0, k = kl ? w * kl->row_sum(row) : 0.0;
+    if (reduced) {
+      energy_total.add(row, e);
+      kl_total.add(row, k);
+    } else {
+      out[0][row] = static_cast<float>(e + beta * k);
+      out[1][row] = static_cast<float>(e);
+      out[2][row] = static_cast<float>(k);
+    }
+  }
+  if (reduced) {
+    const double divisor = reduction == fe::kMean ? static_cast<double>(rows) : 1.0;
+    const double e = energy_total.total() / divisor, k = kl_total.total() / divisor;
+    *out[0] = static_cast<float>(e + beta * k);
+    *out[1] = static_cast<float>(e);
+    *out[2] = static_cast<float>(k);
+  }
+  return results;
+}
+
 // As fekernels/reference/free_energy.py says, on operands that fekernels/ops/_operands.py has brought into two
 // dimensions.
 std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Tensor> target,
@@ -220,7 +108,7 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
   const float* weights = floats(weight);
   const auto scales = [&](int which) {
     const float* from_above = upstream.empty() ? nullptr : static_cast<const float*>(upstream[which].const_data_ptr());
-    return row_scales(rows, weights, from_above, reduction);
+    return fe::row_scales(rows, weights, from_above, reduction);
   };
 
   STD_TORCH_CHECK(!inplace || params[0].is_contiguous(), "inplace needs a contiguous prediction");
@@ -237,7 +125,7 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
   std::vector<Tensor> gradients;
   std::vector<const fe::TermCall*> calls;
   std::vector<float> energies;
-  std::optional<Terms> energy, kl;
+  std::optional<fe::Terms> energy, kl;
   if (likelihood == kCategorical && n_params) {
     STD_TORCH_CHECK(params[0].dim() == 3 && params[0].is_contiguous() && params[0].size(0) == rows &&
                         params[0].size(1) == target->size(1) && target->scalar_type() == ScalarType::Long &&
@@ -273,37 +161,47 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
   }
   run(calls);
 
-  const int64_t shape[1] = {rows};
-  const bool reduced = reduction != kRows;
-  const auto result = [&] {
-    return torch::stable::empty({shape, reduced ? size_t{0} : size_t{1}}, ScalarType::Float);
-  };
-  std::vector<Tensor> results{result(), result(), result()};
-  float* out[3];
-  for (int i = 0; i < 3; ++i) out[i] = static_cast<float*>(results[i].data_ptr());
-  RowTotal energy_total, kl_total;
-  for (int64_t row = 0; row < rows; ++row) {
-    const double w = weights ? weights[row] : 1.0;
-    const double e = energy ? w * energy->row_sum(row) : 0.0, k = kl ? w * kl->row_sum(row) : 0.0;
-    if (reduced) {
-      energy_total.add(row, e);
-      kl_total.add(row, k);
-    } else {
-      out[0][row] = static_cast<float>(e + beta * k);
-      out[1][row] = static_cast<float>(e);
-      out[2][row] = static_cast<float>(k);
-    }
-  }
-  if (reduced) {
-    const double divisor = reduction == kMean ? static_cast<double>(rows) : 1.0;
-    const double e = energy_total.total() / divisor, k = kl_total.total() / divisor;
-    *out[0] = static_cast<float>(e + beta * k);
-    *out[1] = static_cast<float>(e);
-    *out[2] = static_cast<float>(k);
-  }
+  std::vector<Tensor> results = values(energy ? &*energy : nullptr, kl ? &*kl : nullptr, rows, weights, reduction, beta);
   results.insert(results.end(), gradients.begin(), gradients.end());
   if (energy) energy->finish(results);
   if (kl) kl->finish(results);
+  return results;
+}
+
+// What most calls are, in a third of the time that lists of tensors and their checks in Python take: one parameter, no
+// broadcasting, mask, weight or learned prior, and all of it float32 and contiguous, of any shape [rows, ...].
+// Returns nothing where that is not so.
+std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tensor mean, Tensor logvar,
+                                          int64_t likelihood, int64_t reduction, double beta, int64_t needs) {
+  const auto plain = [](const Tensor& tensor) {
+    return tensor.scalar_type() == ScalarType::Float && tensor.dim() > 0 && tensor.is_contiguous();
+  };
+  const auto same_shape = [](const Tensor& a, const Tensor& b) {
+    const auto of_a = a.sizes(), of_b = b.sizes();
+    return of_a.size() == of_b.size() && std::equal(of_a.begin(), of_a.end(), of_b.begin());
+  };
+  if (!plain(prediction) || !plain(target) || !plain(mean) || !plain(logvar)) return {};
+  const int64_t rows = prediction.size(0);
+  const bool expected = likelihood != kCategorical && rows > 0 && mean.size(0) == rows &&
+                        same_shape(prediction, target) && same_shape(mean, logvar);
+  if (!expected) return {};
+
+  fe::Terms energy(likelihood, rows, prediction.numel() / rows), kl(fe::kStandardNormalKl, rows, mean.numel() / rows);
+  energy.contiguous_input(0, prediction);
+  energy.contiguous_input(fe::kTarget, target);
+  kl.contiguous_input(0, mean);
+  kl.contiguous_input(1, logvar);
+  if (needs & 1) {
+    energy.full_gradient(0, prediction);
+    energy.scale_rows(fe::row_scales(rows, nullptr, nullptr, reduction));
+  }
+  if (needs & 2) kl.full_gradient(0, mean);
+  if (needs & 4) kl.full_gradient(1, logvar);
+  if (needs & 6) kl.scale_rows(fe::row_scales(rows, nullptr, nullptr, reduction));
+  run({&energy.call(), &kl.call()});
+  std::vector<Tensor> results = values(&energy, &kl, rows, nullptr, reduction, beta);
+  energy.finish(results);
+  kl.finish(results);
   return results;
 }
 
@@ -356,14 +254,30 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
       "free_energy(Tensor[] params, Tensor? target, Tensor? mask, Tensor[] latent, Tensor? weight, Tensor[] upstream, "
       "int likelihood, int reduction, float beta, int needs, bool inplace) -> Tensor[]");
   m.def(
+      "free_energy.plain(Tensor prediction, Tensor target, Tensor mean, Tensor logvar, int likelihood, int reduction, "
+      "float beta, int needs) -> Tensor[]");
+  m.def(
       "reparameterize(Tensor mean, Tensor logvar, int seed, int stream, int step, int offset, int samples) -> Tensor");
   m.def(
       "reparameterize_backward(Tensor grad, Tensor logvar, int seed, int stream, int step, int offset) -> Tensor[]");
+  m.def("poison_empty(bool on) -> ()");  // for tests
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");  // a GPU's; a CPU reads the factor itself
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
   m.impl("free_energy", TORCH_BOX(&free_energy_cpu));
+  m.impl("free_energy.plain", TORCH_BOX(&free_energy_plain_cpu));
   m.impl("reparameterize", TORCH_BOX(&reparameterize_cpu));
   m.impl("reparameterize_backward", TORCH_BOX(&reparameterize_backward_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CompositeExplicitAutograd, m) {
+  m.impl("poison_empty", TORCH_BOX(&fe::poison_empty));
+}
+
+// PyTorch's own handling of an operator without a gradient does nothing for these, which are called where autograd does
+// not record, but takes 2 us.
+STABLE_TORCH_LIBRARY_IMPL(fekernels_native, AutogradCPU, m) {
+  m.impl("free_energy", TORCH_BOX(&free_energy_cpu));
+  m.impl("free_energy.plain", TORCH_BOX(&free_energy_plain_cpu));
 }

@@ -70,6 +70,11 @@ def poisoned() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     memory.fill_uninitialized_memory = True
+    native = _extension.unavailable_reason() is None  # its own results are made past PyTorch's filling
+    if native:
+        _backends.native_op("poison_empty")(True)
     yield
+    if native:
+        _backends.native_op("poison_empty")(False)
     torch.use_deterministic_algorithms(before[0])
     memory.fill_uninitialized_memory = before[1]

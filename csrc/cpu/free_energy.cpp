@@ -27,7 +27,39 @@ class Rows {
       direct_ &= call.grads[i].kind != GradKind::kFull || call.grads[i].dtype == kFloat32;
     }
     if (call.columns <= kFold) prepare_packs();
+    flat_ = !Term<float>::kSparse && direct_ && !call.mask && call.columns > kFold && call.columns < kColumns;
+    for (int i = 0; i <= kParams; ++i)
+      flat_ &= !inputs_[i]->data || (inputs_[i]->per_column && inputs_[i]->row_stride == call.columns);
+    for (const TermGrad& grad : call.grads)
+      flat_ &= grad.kind == GradKind::kNone || (grad.kind == GradKind::kFull && grad.row_stride == call.columns);
   }
+
+  // Whether rows that follow each other can be gone over together.
+  bool is_flat() const { return flat_; }
+
+  // kFlatRows of them, in vectors that take the end of one row and the start of the next: a row of 20 alone would be half
+  // preparation, and of its two vectors the second mostly empty.
+  void flat(int64_t row) {
+    bool one_scale = true;
+    for (int r = 1; call_.row_scale && r < kFlatRows; ++r) one_scale &= call_.row_scale[row + r] == call_.row_scale[row];
+    if (!one_scale) {
+      for (int r = 0; r < kFlatRows; ++r) segment(row + r, 0, true);
+      return;
+    }
+    const float* in[kParams + 1];
+    float* out[kParams];
+    for (int i = 0; i <= kParams; ++i)  // what has no target does not look at it
+      in[i] = static_cast<const float*>(inputs_[inputs_[i]->data ? i : 0]->data) + row * call_.columns;
+    for (int i = 0; i < kParams; ++i)
+      out[i] = run_.kinds[i] == GradKind::kFull ? static_cast<float*>(call_.grads[i].data) + row * call_.columns : nullptr;
+    const int columns = static_cast<int>(call_.columns);
+    alignas(64) float energies[kFlatRows * kColumns];
+    if constexpr (!Term<float>::kSparse)
+      run_flat<Term>(in, out, kFlatRows * columns, call_.row_scale ? call_.row_scale[row] : 1.0f, energies);
+    for (int r = 0; r < kFlatRows; ++r) call_.sums[row + r] = sum_row(energies + r * columns, columns) + 0.0;
+  }
+
+  static constexpr int kFlatRows = kFold;
 
   // Rows of no more than one vector, up to kPack of them: alone, each would be mostly preparation.
   void pack(int64_t row, int count, bool first_row) {
@@ -182,6 +214,7 @@ class Rows {
   const TermCall& call_;
   const TermInput* inputs_[kParams + 1];
   bool direct_;  // whole vectors need no conversion
+  bool flat_;
   Run<kParams> run_;
   double totals_[kParams + 1][kBlocks];
   alignas(64) float staged_[kParams + 1][kColumns], results_[kParams][kColumns];
@@ -200,7 +233,10 @@ void run_units(const TermCall& call, int64_t begin, int64_t end) {
     }
     return;
   }
-  for (int64_t unit = begin; unit < end; ++unit) {
+  int64_t unit = begin;
+  if (rows.is_flat())  // where a unit is a row
+    for (; unit + Rows<Term>::kFlatRows <= end; unit += Rows<Term>::kFlatRows) rows.flat(unit);
+  for (; unit < end; ++unit) {
     const int64_t first = unit / segments * unit_rows;
     for (int64_t row = first; row < first + unit_rows && row < call.rows; ++row)
       rows.segment(row, unit % segments, row == first);

@@ -117,6 +117,39 @@ void run_dense(const Run<kParams>& run) {
   }
 }
 
+// Elements of several rows that follow each other without a gap; `count` is a multiple of kFold. Their energies are kept, and
+// the gradients wanted (not null) are all of one scale.
+template <template <class> class Term, int kParams = Term<float>::kParams>
+void run_flat(const float* const in[kParams + 1], float* const out[kParams], int count, float scale, float* energies) {
+  const FloatV row_scale = Lane<FloatV>::splat(scale);
+  for (int at = 0; at < count; at += kLanes) {
+    FloatV p[kParams], e, g[kParams];
+#pragma GCC unroll 4
+    for (int i = 0; i < kParams; ++i) p[i] = load(in[i] + at);
+    Term<FloatV>::terms(p, load(in[kParams] + at), e, g);
+    store(energies + at, e);
+#pragma GCC unroll 4
+    for (int i = 0; i < kParams; ++i)
+      if (out[i]) store(out[i] + at, g[i] * row_scale);
+  }
+}
+
+// The sum of a row of no more than kColumns values, which may be followed by others.
+inline double sum_row(const float* values, int columns) {
+  SignedV lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  FloatV sums[kParts];
+  for (int column = 0; column < columns; column += kFold) {
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      const int at = column + part * kLanes;
+      const FloatV value = lane < columns - at ? load(values + at) : FloatV{};
+      sums[part] = column == 0 ? value : sums[part] + value;
+    }
+  }
+  return fold(sums);
+}
+
 // The long form of the energy at the columns `counted`, brought together to fill vectors.
 template <template <class> class Term, int kParams = Term<float>::kParams>
 void run_counts(const Run<kParams>& run, const int* counted, int n, int begin, float* energies,

@@ -16,12 +16,13 @@ from torch.autograd import forward_ad
 
 import fekernels.ops._free_energy_ops  # noqa: F401 (defines the operators)
 from fekernels import _backends
-from fekernels.ops._operands import Operands
+from fekernels.ops._operands import Operands, whole
 from fekernels.reference.free_energy import LIKELIHOODS, REDUCTIONS
 
-__all__ = ["MEAN", "NONE", "SUM", "FreeEnergyTerms", "compute"]
+__all__ = ["MEAN", "NONE", "SUM", "FreeEnergyTerms", "compute", "compute_plain"]
 
 NONE, MEAN, SUM = range(3)
+_PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that has operators of its own
 
 
 class FreeEnergyTerms(NamedTuple):
@@ -82,6 +83,36 @@ class _Call:
         return values(params, target, mask, latent, weight, self.likelihood, self.reduction, self.beta)
 
 
+class _PlainCall(_Call):
+    """One whose operands still have their own shapes, [B, ...]: contiguous, with nothing broadcast or left out."""
+
+    __slots__ = ()
+
+    def run(
+        self,
+        operands: Sequence[Tensor],
+        data: Sequence[Tensor | None],
+        upstream: list[Tensor],
+        needs: int,
+        inplace: bool = False,
+    ) -> list[Tensor]:
+        results = super().run(_in_rows(operands), _in_rows(data), upstream, needs, inplace)
+        wanted = [operand for i, operand in enumerate(operands) if needs >> i & 1]
+        for i, operand in enumerate(wanted, 3):
+            if operand.dim() != 2:
+                results[i] = results[i].view_as(operand)
+        return results
+
+    def values(
+        self, operands: Sequence[Tensor], data: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return super().values(_in_rows(operands), _in_rows(data))
+
+
+def _in_rows(tensors: Sequence[Any]) -> list[Any]:
+    return [tensor if tensor is None else whole(tensor) for tensor in tensors]
+
+
 def _sum(first: Tensor | None, factor: float, second: Tensor | None) -> Tensor | None:
     """factor * first + second, where None is 0."""
     if first is None:
@@ -105,11 +136,18 @@ def _scale(gradients: Sequence[Tensor | None], factor: Tensor | None, backend: s
 class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, call: _Call, data: tuple[Tensor | None, ...], *operands: Tensor
+        ctx: Any,
+        call: _Call,
+        data: tuple[Tensor | None, ...],
+        results: list[Tensor] | None,
+        *operands: Tensor,
     ) -> tuple[Tensor, ...]:
+        """``results`` where they have been computed already."""
         ctx.set_materialize_grads(False)
         early = call.needs if call.reduction != NONE else 0
-        free_energy, energy, kl, *gradients = call.run(operands, data, [], early, call.inplace)
+        if results is None:
+            results = call.run(operands, data, [], early, call.inplace)
+        free_energy, energy, kl, *gradients = results
         ctx.call = call
         ctx.gradients = gradients if early else None
         if call.inplace:
@@ -130,7 +168,7 @@ class _Terms(torch.autograd.Function):
                 " runs once and cannot be differentiated; use inplace_backward=False"
             )
         if torch.is_grad_enabled():
-            return None, None, *_differentiable(call, ctx.saved_tensors, (g_free, g_energy, g_kl))
+            return None, None, None, *_differentiable(call, ctx.saved_tensors, (g_free, g_energy, g_kl))
         of_energy, of_kl = _sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)
         if gradients is None:
             operands, data = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
@@ -143,7 +181,7 @@ class _Terms(torch.autograd.Function):
                 ]
             gradients = call.run(operands, data, upstream, call.needs)[3:]
         left = iter(gradients)
-        results = [next(left) if call.needs >> i & 1 else None for i in range(len(ctx.needs_input_grad) - 2)]
+        results = [next(left) if call.needs >> i & 1 else None for i in range(len(ctx.needs_input_grad) - 3)]
         params, latent = results[: call.n_params], results[call.n_params :]
         if call.reduction != NONE:
             if of_energy is of_kl:
@@ -155,7 +193,11 @@ class _Terms(torch.autograd.Function):
             params = [None] * len(params)
         if of_kl is None:
             latent = [None] * len(latent)
-        return None, None, *params, *latent
+        return None, None, None, *params, *latent
+
+
+# Function.apply does no more than this but for tensors of functorch's transforms.
+_apply = super(torch.autograd.Function, _Terms).apply
 
 
 def _differentiable(
@@ -214,4 +256,46 @@ def compute(
     known = operands.target, operands.mask, operands.weight
     if not needs:
         return FreeEnergyTerms(*call.run(tensors, known, [], 0))
-    return FreeEnergyTerms(*_Terms.apply(call, known, *tensors))
+    return FreeEnergyTerms(*_Terms.apply(call, known, None, *tensors))
+
+
+def compute_plain(
+    prediction: Any,
+    target: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    likelihood: int,
+    reduction: int,
+    beta: float,
+) -> FreeEnergyTerms | None:
+    """What most calls are, by the shortest way, for their checks and lists took longer than a small problem's kernel.
+
+    None where anything is not as expected, for the long way to take it or to say what is wrong.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    operands = prediction, mean, logvar
+    for tensor in (*operands, target):
+        if (
+            type(tensor) not in _PLAIN
+            or not tensor.is_cpu
+            or tensor.dtype is not torch.float32
+            or tensor.layout is not torch.strided
+            or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
+        ):
+            return None
+    if target.requires_grad or forward_ad._current_level >= 0 or _backends.choose("cpu") != "cpp":
+        return None
+    needs = 0
+    if torch.is_grad_enabled():
+        needs = prediction.requires_grad | mean.requires_grad << 1 | logvar.requires_grad << 2
+    kernel: Any = _backends.implementation("free_energy", "cpp")
+    results = kernel.overloadpacket.plain(
+        prediction, target, mean, logvar, likelihood, reduction, beta, needs
+    )
+    if not results:
+        return None
+    if needs:
+        call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, False)
+        results = _apply(call, (target, None, None), results, *operands)
+    return FreeEnergyTerms(*results)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fekernels.ops._free_energy_autograd import NONE, SUM, FreeEnergyTerms, compute
+from fekernels.ops._free_energy_autograd import NONE, SUM, FreeEnergyTerms, compute, compute_plain
 from fekernels.ops._operands import Operands, floating, gather
 from fekernels.ops._validate import validate_target
 from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS, REDUCTIONS
@@ -114,6 +114,12 @@ def free_energy(
             f"{function}: inplace_backward needs a gradient known in advance; reduction must be 'mean' or 'sum', got"
             " 'none'"
         )
+    special = how == NONE or free_bits or inplace_backward or validate or likelihood == "categorical"
+    if not special and prior_mean is prior_logvar is mask is weight is None and 1 in codes:
+        prediction = params[0] if type(params) is tuple and len(params) == 1 else params
+        terms = compute_plain(prediction, target, mean, logvar, codes[1], how, beta)
+        if terms is not None:
+            return terms
     floating(function, "mean", mean)  # None would mean: no latent
     operands = gather(
         function,
