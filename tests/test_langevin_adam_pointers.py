@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from cases import Frozen, bits_equal
 from optimizer_cases import HOT, SHAPES, parameters, same, set_gradients, step
 
 import fekernels as fe
+from fekernels import _backends
 
 
 def reference_run(place, steps=4):
@@ -189,3 +191,43 @@ def test_parameters_may_share_memory_with_a_flat_buffer(place):
         step(optimizer, i)
     assert same(optimizer, expected)
     assert bits_equal(flat, torch.cat([p.detach().flatten() for p in views]))
+
+
+def advised(tensor):
+    """Whether the kernel was asked for huge pages where the tensor lies: a flag of the mapping, in Linux's smaps."""
+    inside = False
+    middle = tensor.data_ptr() + tensor.nbytes // 2
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            first = line.split(maxsplit=1)[0]
+            if "-" in first:
+                begin, end = (int(part, 16) for part in first.split("-"))
+                inside = begin <= middle < end
+            elif inside and first == "VmFlags:":
+                return "hg" in line.split()
+    return False
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(),
+    reason="no transparent huge pages on this system",
+)
+def test_large_states_lie_on_huge_pages():
+    p = torch.zeros(1025, 2049, dtype=torch.bfloat16).t().requires_grad_()
+    p.grad = torch.ones_like(p)
+    optimizer = fe.LangevinAdam([p], state_dtype=torch.float32, seed=0, backend="cpp")
+    optimizer.step()
+    for key in ("exp_avg", "exp_avg_sq"):
+        state = optimizer.state[p][key]
+        assert state.stride() == p.stride() and state.dtype == torch.float32
+        assert (state == state[0, 0]).all()
+        assert advised(state)
+
+
+def test_the_reference_makes_its_states_without_the_library(monkeypatch):
+    monkeypatch.setattr(_backends, "native_op", None)
+    p = torch.zeros(1 << 21).requires_grad_()
+    p.grad = torch.ones_like(p)
+    fe.LangevinAdam([p], seed=0, backend="reference").step()
+    with pytest.raises(TypeError, match="NoneType"):
+        fe.LangevinAdam([p], seed=0, backend="cpp").step()

@@ -14,6 +14,7 @@ from fekernels._table import DTYPE_CODES, NOISES, PointerTable, Row, supported_d
 from fekernels.ops.langevin_adam import LangevinAdamArguments
 from fekernels.optim._base import TableOptimizer
 from fekernels.optim._shards import local_tensor, shard_geometry
+from fekernels.optim._state import zero_state
 
 __all__ = ["LangevinAdam"]
 
@@ -166,7 +167,7 @@ class LangevinAdam(TableOptimizer):
         state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
         keys = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
         for key in keys:
-            state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            state[key] = zero_state(param, dtype, group["backend"])
 
     def _row(self, group: dict[str, Any], row: dict[str, Any], state: dict[str, Any]) -> Row:
         largest = state.get("max_exp_avg_sq")
