@@ -26,7 +26,7 @@ void run_blocks(const Run<float>& run, int64_t blocks, uint64_t index, const Lan
   for (int64_t at = 0; at < blocks * kBlock; at += kNoiseElements) {
     FloatV normals[kNoiseVectors] = {};
     if (kNoise != Noise::kNone) {
-      normals_in_order(words, normals);
+      draw_normals(words, normals);
       words_by_lane((index + at + kNoiseElements) / 4, key, words);
     }
     for (int i = 0; i < kNoiseVectors; ++i) {
@@ -56,10 +56,10 @@ void run_bf16_blocks(const Run<uint16_t>& run, int64_t blocks, uint64_t index, c
     const uint64_t first = index + at;
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; i += kNoiseVectors) {
-      if (kNoise != Noise::kNone) normals_in_pairs((first + i * kLanes) / 4, key, normals + i);
-      if (kStochastic) words_in_pairs((first + i * kLanes) / 4, rounding, words + i);
+      if (kNoise != Noise::kNone) draw_normals<InPairs>((first + i * kLanes) / 4, key, normals + i);
+      if (kStochastic) draw_words<InPairs>((first + i * kLanes) / 4, rounding, words + i);
     }
-    if (kStochastic) words_in_order<1>(first / 8, second, halves);
+    if (kStochastic) draw_words<InOrder, 1>(first / 8, second, halves);
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; i += 2) {
       const int64_t e = at + i * kLanes;
@@ -135,7 +135,7 @@ void run_staged_double(const LangevinAdamSpan& span) {
                        alignas(64) float normals[kStage] = {};
                        for (int e = 0; kNoise != Noise::kNone && e < blocks * kBlock; e += kNoiseElements) {
                          FloatV v[kNoiseVectors];
-                         normals_in_order((index + e) / 4, span.noise, v);
+                         draw_normals((index + e) / 4, span.noise, v);
                          __builtin_memcpy(normals + e, v, sizeof v);
                        }
                        const double* anchor = s.data[kAnchor];

@@ -10,10 +10,10 @@ template <Draw kDraw>
 FE_HD void draw_in_order(uint64_t counter, const NoiseKey& key, float* out) {
   FloatV values[kNoiseVectors];
   if (kDraw == Draw::kNormal) {
-    normals_in_order(counter, key, values);
+    draw_normals(counter, key, values);
   } else {
     UnsignedV words[kNoiseVectors];
-    words_in_order(counter, key, words);
+    draw_words(counter, key, words);
     for (int i = 0; i < kNoiseVectors; ++i) values[i] = kDraw == Draw::kBits ? (FloatV)words[i] : uniform<FloatV>(words[i]);
   }
   for (int i = 0; i < kNoiseVectors; ++i) store(out + i * kLanes, values[i]);

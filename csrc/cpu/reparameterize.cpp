@@ -48,7 +48,7 @@ template <class Body>
 FE_HD void each_normal(const Turn& turn, const NoiseKey& key, Body body) {
   for (int i = 0; i < turn.slots(); i += kNoiseElements) {
     FloatV normals[kNoiseVectors];
-    normals_in_order((turn.index + i) / 4, key, normals);
+    draw_normals((turn.index + i) / 4, key, normals);
     for (int v = 0; v < kNoiseVectors; ++v) body(i + v * kLanes, normals[v]);
   }
 }

@@ -13,7 +13,7 @@ void run_blocks(float* params, const float* grads, const float* anchors, int64_t
   const NoiseKey key = span.noise;
   for (int64_t at = 0; at < blocks * kBlock; at += kNoiseElements) {
     FloatV normals[kNoiseVectors] = {};
-    if (kNoisy) normals_in_order((index + at) / 4, key, normals);
+    if (kNoisy) draw_normals((index + at) / 4, key, normals);
     for (int i = 0; i < kNoiseVectors; ++i) {
       const int64_t e = at + i * kLanes;
       FloatV param = load(params + e), anchor{};
@@ -52,7 +52,7 @@ void run_staged_double(const SgldSpan& span) {
                        alignas(64) float normals[kStage] = {};
                        for (int e = 0; kNoisy && e < blocks * kBlock; e += kNoiseElements) {
                          FloatV v[kNoiseVectors];
-                         normals_in_order((index + e) / 4, span.noise, v);
+                         draw_normals((index + e) / 4, span.noise, v);
                          __builtin_memcpy(normals + e, v, sizeof v);
                        }
                        for (int e = s.shift; e < s.shift + s.count; ++e)

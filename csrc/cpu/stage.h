@@ -135,11 +135,11 @@ struct RoundingNoise {
     const NoiseKey turned = second_stream(key);
     UnsignedV v[kNoiseVectors];
     for (int i = 0; i < elements; i += kNoiseElements) {
-      words_in_order((index + i) / 4, key, v);
+      draw_words((index + i) / 4, key, v);
       __builtin_memcpy(words + i, v, sizeof v);
     }
     for (int i = 0; second && i < elements; i += 2 * kNoiseElements) {
-      words_in_order((index + i) / 8, turned, v);
+      draw_words((index + i) / 8, turned, v);
       __builtin_memcpy(pairs + i / 2, v, sizeof v);
     }
   }
