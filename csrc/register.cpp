@@ -352,8 +352,7 @@ void philox_cuda(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t
 
 }  // namespace
 
-#define FE_STEP_ARGUMENTS                                                                                       \
-  "Tensor table, Tensor layouts, Tensor chunks, Tensor(a!) scratch, "
+#define FE_STEP_ARGUMENTS "Tensor table, Tensor layouts, Tensor chunks, Tensor(a!) scratch, "
 #define FE_RANDOM_ARGUMENTS "(Tensor(a!) out, int seed, int stream, int step, int offset, int purpose) -> ()"
 
 STABLE_TORCH_LIBRARY(fekernels_native, m) {
