@@ -110,6 +110,41 @@ def test_gradients_of_some(wanted: int, taken: list[bool]) -> None:
         assert a is None or torch.equal(a, b)
 
 
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_inplace_backward(shapes: tuple[tuple[int, ...], tuple[int, ...]], taken: list[bool]) -> None:
+    target, *leaves = operands(*shapes)
+    predictions, results = [], []
+    for short in (True, False):
+        prediction = leaves[0] * 1.0
+        version, place = prediction._version, prediction.data_ptr()
+        weight = None if short else torch.ones(len(target))
+        terms = fe.free_energy(
+            prediction, target, *leaves[1:], likelihood="bernoulli", weight=weight, inplace_backward=True
+        )
+        assert prediction._version == version + 1
+        gradients = torch.autograd.grad(3.0 * terms.free_energy, [prediction, *leaves[1:]])
+        assert gradients[0].data_ptr() == place
+        predictions.append(prediction.detach())
+        results.append(gradients)
+    assert taken == [True]
+    assert torch.equal(*predictions)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_inplace_backward_leaves_leaves_to_the_long_way(taken: list[bool]) -> None:
+    target, prediction, mean, logvar = operands((33, 49), (33, 20))
+    before = prediction.detach().clone()
+    with pytest.raises(ValueError, match="params must be the result of an operation"):
+        fe.free_energy(prediction, target, mean, logvar, inplace_backward=True)
+    with torch.no_grad():
+        fe.free_energy(prediction, target, mean, logvar, inplace_backward=True)
+    prediction.requires_grad_(False)
+    fe.free_energy(prediction, target, mean, logvar, inplace_backward=True).kl.backward()
+    assert taken == [False, True, True]
+    assert torch.equal(prediction, before)
+
+
 @pytest.mark.parametrize(
     "change",
     [

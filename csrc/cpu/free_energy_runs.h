@@ -51,6 +51,11 @@ class Lanes {
 
   FE_HD FloatV input(int i, int column) const { return load(in_[i] + (column & moves_[i])); }
 
+  FE_HD void touch_inputs_ahead(int column) const {
+#pragma GCC unroll 4
+    for (int i = 0; i <= kParams; ++i) touch_ahead(in_[i] + (column & moves_[i]));
+  }
+
   // What becomes of one vector of energies and gradients. `first`: no value of this lane came before.
   FE_HD void keep(int column, int part, bool first, FloatV e, FloatV g[kParams]) {
     if (kMasked) {
@@ -102,6 +107,7 @@ void run_dense(const Run<kParams>& run) {
   const int count = run.count;
   for (int begin = 0; begin < count; begin += kBlock) {
     const int end = count - begin < kBlock ? count : begin + kBlock;
+    if (begin % kPage<float> == 0) lanes.touch_inputs_ahead(begin);
     for (int column = begin; column < end; column += kFold) {
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {

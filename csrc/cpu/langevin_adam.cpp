@@ -14,6 +14,14 @@ struct Run {
   const T* grad;
   T *exp_avg, *exp_avg_sq, *largest;
   const T* anchor;
+
+  void touch_operands_ahead(int64_t at) const {
+    if (at % kPage<T> != 0) return;
+    touch_ahead(param + at);
+    touch_ahead(grad + at);
+    touch_ahead(exp_avg + at);
+    touch_ahead(exp_avg_sq + at);
+  }
 };
 
 template <Noise kNoise, bool kExtras>
@@ -24,6 +32,7 @@ void run_blocks(const Run<float>& run, int64_t blocks, uint64_t index, const Lan
   Words<UnsignedV> words[kGroups];
   if (kNoise != Noise::kNone) words_by_lane(index / 4, key, words);
   for (int64_t at = 0; at < blocks * kBlock; at += kNoiseElements) {
+    run.touch_operands_ahead(at);
     FloatV normals[kNoiseVectors] = {};
     if (kNoise != Noise::kNone) {
       draw_normals(words, normals);
@@ -51,6 +60,7 @@ void run_bf16_blocks(const Run<uint16_t>& run, int64_t blocks, uint64_t index, c
   const NoiseKey key = span.noise, rounding = span.rounding, second = second_stream(rounding);
   constexpr int kVectors = 8, kTurn = kVectors * kLanes;  // elements that have their halves in one vector of counters
   for (int64_t at = 0; at < blocks * kBlock; at += kTurn) {
+    run.touch_operands_ahead(at);
     FloatV normals[kVectors] = {};
     UnsignedV words[kVectors] = {}, halves[kVectors / 2] = {};
     const uint64_t first = index + at;

@@ -12,6 +12,10 @@ void run_blocks(float* params, const float* grads, const float* anchors, int64_t
   const SgldCoefficients<float> c = span.single;
   const NoiseKey key = span.noise;
   for (int64_t at = 0; at < blocks * kBlock; at += kNoiseElements) {
+    if (at % kPage<float> == 0) {
+      touch_ahead(params + at);
+      touch_ahead(grads + at);
+    }
     FloatV normals[kNoiseVectors] = {};
     if (kNoisy) draw_normals((index + at) / 4, key, normals);
     for (int i = 0; i < kNoiseVectors; ++i) {

@@ -267,6 +267,7 @@ def compute_plain(
     likelihood: int,
     reduction: int,
     beta: float,
+    inplace: bool,
 ) -> FreeEnergyTerms | None:
     """What most calls are, by the shortest way, for their checks and lists took longer than a small problem's kernel.
 
@@ -289,13 +290,16 @@ def compute_plain(
     needs = 0
     if torch.is_grad_enabled():
         needs = prediction.requires_grad | mean.requires_grad << 1 | logvar.requires_grad << 2
+    inplace = inplace and needs & 1 == 1
+    if inplace and prediction.is_leaf:
+        return None
     kernel: Any = _backends.implementation("free_energy", "cpp")
     results = kernel.overloadpacket.plain(
-        prediction, target, mean, logvar, likelihood, reduction, beta, needs
+        prediction, target, mean, logvar, likelihood, reduction, beta, needs, inplace
     )
     if not results:
         return None
     if needs:
-        call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, False)
+        call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
         results = _apply(call, (target, None, None), results, *operands)
     return FreeEnergyTerms(*results)

@@ -114,10 +114,10 @@ def free_energy(
             f"{function}: inplace_backward needs a gradient known in advance; reduction must be 'mean' or 'sum', got"
             " 'none'"
         )
-    special = how == NONE or free_bits or inplace_backward or validate or likelihood == "categorical"
+    special = how == NONE or free_bits or validate or likelihood == "categorical"
     if not special and prior_mean is prior_logvar is mask is weight is None and 1 in codes:
         prediction = params[0] if type(params) is tuple and len(params) == 1 else params
-        terms = compute_plain(prediction, target, mean, logvar, codes[1], how, beta)
+        terms = compute_plain(prediction, target, mean, logvar, codes[1], how, beta, inplace_backward)
         if terms is not None:
             return terms
     floating(function, "mean", mean)  # None would mean: no latent
