@@ -33,7 +33,7 @@ class TableCache:
         self.states = states
         self.values = [value for state in states for value in state.values()]
         self.tensors = [value for value in self.values if isinstance(value, Tensor) and not is_sharded(value)]
-        self.state_pointers = [tensor.data_ptr() for tensor in self.tensors]
+        self.state_pointers = list(map(Tensor.data_ptr, self.tensors))
         self.pointers = [row.param.data_ptr() for row in rows]
         self.shapes = [row.param.shape for row in rows]
         self.strides = [row.param.stride() for row in rows]
@@ -57,21 +57,21 @@ class TableCache:
             live, local = list(map(local_tensor, live)), list(map(local_tensor, local))
         try:
             unchanged = (
-                [param.data_ptr() for param in local] == self.pointers
-                and [param.stride() for param in local] == self.strides
+                list(map(Tensor.data_ptr, local)) == self.pointers
+                and list(map(Tensor.stride, local)) == self.strides
                 and [param.shape for param in local] == self.shapes
                 and [grad.dtype for grad in live] == self.grad_dtypes
-                and [grad.stride() for grad in live] == self.grad_strides
+                and list(map(Tensor.stride, live)) == self.grad_strides
                 and all(map(is_, map(states.get, self.live), self.states))
                 and sum(map(len, self.states)) == len(self.values)
                 and all(map(is_, chain.from_iterable(map(dict.values, self.states)), self.values))
-                and [tensor.data_ptr() for tensor in self.tensors] == self.state_pointers
+                and list(map(Tensor.data_ptr, self.tensors)) == self.state_pointers
             )
         except RuntimeError:  # a sparse gradient has no strides
             return False
         if not unchanged:
             return False
-        pointers = [grad.data_ptr() for grad in live]
+        pointers = list(map(Tensor.data_ptr, live))
         for table, part in zip(self.tables, self.parts, strict=True):
             table.point_to(pointers if len(self.tables) == 1 else [pointers[i] for i in part])
         return True
