@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -124,24 +125,35 @@ def choose(device_type: str, backend: str | None = None, kernel: str | None = No
     """
     name = _checked(backend) if backend is not None else _current()
     if name == "auto":
-        order = PREFERENCE.get(device_type, ("reference",))
-        return next(candidate for candidate in order if _obstacle(candidate, device_type, kernel) is None)
+        for candidate in PREFERENCE.get(device_type, ()):
+            if _obstacle(candidate, device_type, kernel) is None:
+                return candidate
+        return "reference"
     obstacle = _obstacle(name, device_type, kernel)
     if obstacle is not None:
         raise BackendUnavailable(f"backend {name!r} cannot run on {device_type} tensors: {obstacle}")
     return name
 
 
-def implementation(kernel: str, backend: str) -> Callable[..., None]:
-    """The function of ``kernel`` in ``backend``: all but the reference take pointer tables for a step."""
+def implementation(kernel: str, backend: str, overload: str = "default") -> Callable[..., Any]:
+    """The function of ``kernel`` in ``backend``: all but the reference take pointer tables for a step.
+
+    ``overload``: of a compiled operator, which some have for calls of a simple form.
+    """
     file = KERNELS.get(kernel) or INTERNAL[kernel]
     if backend == "reference":
         return getattr(importlib.import_module(f"fekernels.reference.{file}"), kernel)
     name = f"{kernel[:-1]}_table_" if kernel in STEPS else kernel
     if backend == "triton":
         return getattr(importlib.import_module(f"fekernels.triton.{file}"), name)
+    return _native(name, overload)
+
+
+@functools.cache
+def _native(name: str, overload: str) -> Callable[..., Any]:
+    """An operator of the compiled library, which stays; asking PyTorch for it took a small call's 20th part."""
     _extension.load()
-    return getattr(torch.ops.fekernels_native, name).default
+    return getattr(getattr(torch.ops.fekernels_native, name), overload)
 
 
 class use_backend:  # noqa: N801 (reads as a function, and is used as one)

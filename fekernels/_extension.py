@@ -265,6 +265,8 @@ def unavailable_reason() -> str | None:
         ExtensionUnavailable: when FEKERNELS_BUILD names them ("cpu", "cuda"): no quiet fallback then.
         ValueError: when FEKERNELS_BUILD holds an unknown value.
     """
+    if _library is not None:
+        return None
     try:
         load()
     except ExtensionUnavailable as error:

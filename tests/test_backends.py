@@ -28,9 +28,9 @@ def calls(monkeypatch):
     seen = []
     real = _backends.implementation
 
-    def spy(kernel, backend):
+    def spy(kernel, backend, *overload):
         seen.append((kernel, backend))
-        return real(kernel, backend)
+        return real(kernel, backend, *overload)
 
     monkeypatch.setattr(_backends, "implementation", spy)
     return seen

@@ -67,7 +67,7 @@ class _Call:
         """[free_energy, energy, kl, *gradients of those operands whose bit of ``needs`` is set]."""
         target, mask, weight = data
         kernel = _backends.implementation("free_energy", self.backend)
-        return kernel(  # type: ignore[return-value]
+        return kernel(
             list(operands[: self.n_params]), target, mask, list(operands[self.n_params :]), weight, upstream,
             self.likelihood, self.reduction, self.beta, needs, inplace,
         )  # fmt: skip
@@ -293,10 +293,8 @@ def compute_plain(
     inplace = inplace and needs & 1 == 1
     if inplace and prediction.is_leaf:
         return None
-    kernel: Any = _backends.implementation("free_energy", "cpp")
-    results = kernel.overloadpacket.plain(
-        prediction, target, mean, logvar, likelihood, reduction, beta, needs, inplace
-    )
+    kernel = _backends.implementation("free_energy", "cpp", "plain")
+    results = kernel(prediction, target, mean, logvar, likelihood, reduction, beta, needs, inplace)
     if not results:
         return None
     if needs:

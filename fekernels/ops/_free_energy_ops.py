@@ -48,7 +48,7 @@ def _run(
     if weight is not None:
         weight = weight.to(torch.float64 if wide else torch.float32).contiguous()
     upstream = [tensor.to(torch.float64 if wide else torch.float32).contiguous() for tensor in upstream]
-    return _backends.implementation("free_energy", backend)(  # type: ignore[return-value]
+    return _backends.implementation("free_energy", backend)(
         operands[: len(params)], target, mask, operands[len(params) :], weight, upstream, number,
         REDUCTIONS.index(reduction), 1.0, needs, False,
     )  # fmt: skip

@@ -33,7 +33,7 @@ def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor
     if hint is not None:
         hint = hint.to(wide(particles)).contiguous()
     kernel = _backends.implementation("sq_dist_rank", backend)
-    return kernel(particles.contiguous(), list(ranks), hint)  # type: ignore[return-value]
+    return kernel(particles.contiguous(), list(ranks), hint)
 
 
 def _fake(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor:
