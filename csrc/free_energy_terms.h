@@ -63,7 +63,7 @@ class Terms {
     STD_TORCH_CHECK(tensor.dim() == 2, "an operand must have two dimensions; got ", tensor.dim());
     const int64_t rows = tensor.size(0), columns = tensor.size(1);
     STD_TORCH_CHECK((rows == call_.rows || rows == 1) && (columns == call_.columns || columns == 1) &&
-                        (columns <= 1 || tensor.stride(1) == 1),
+                        (columns <= 1 || tensor.stride(1) == 1 || rows == 0),
                     "an operand must have shape [", call_.rows, " or 1, ", call_.columns, " or 1] and inner stride 1");
     call_.inputs[which] = {tensor.const_data_ptr(), rows == call_.rows ? tensor.stride(0) : 0, columns == call_.columns,
                            dtype_of(tensor)};

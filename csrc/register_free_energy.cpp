@@ -108,7 +108,7 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
 
   STD_TORCH_CHECK(!inplace || params[0].is_contiguous(), "inplace needs a contiguous prediction");
   STD_TORCH_CHECK(!mask || (mask->scalar_type() == ScalarType::Bool && mask->dim() == 2 && mask->size(0) == rows &&
-                            mask->size(1) == widest.size(1) && (mask->size(1) <= 1 || mask->stride(1) == 1)),
+                            mask->size(1) == widest.size(1) && (mask->size(1) <= 1 || mask->stride(1) == 1 || rows == 0)),
                   "mask must be bool, of target's shape, with inner stride 1");
   const auto check_rows = [rows](const Tensor& tensor) {
     STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() && tensor.numel() == rows,
@@ -171,6 +171,11 @@ std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tens
   const auto plain = [](const Tensor& tensor) {
     return tensor.scalar_type() == ScalarType::Float && tensor.dim() > 0 && tensor.is_contiguous();
   };
+  // From the first byte to the last: an operand that the kernel still reads where the gradient has been written.
+  const auto overlap = [](const Tensor& a, const Tensor& b) {
+    const auto *first = static_cast<const float*>(a.const_data_ptr()), *other = static_cast<const float*>(b.const_data_ptr());
+    return first < other + b.numel() && other < first + a.numel();
+  };
   const auto same_shape = [](const Tensor& a, const Tensor& b) {
     const auto of_a = a.sizes(), of_b = b.sizes();
     return of_a.size() == of_b.size() && std::equal(of_a.begin(), of_a.end(), of_b.begin());
@@ -180,6 +185,7 @@ std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tens
   const bool expected = likelihood != kCategorical && rows > 0 && mean.size(0) == rows &&
                         same_shape(prediction, target) && same_shape(mean, logvar);
   if (!expected) return {};
+  if (inplace && (overlap(prediction, target) || overlap(prediction, mean) || overlap(prediction, logvar))) return {};
 
   fe::Terms energy(likelihood, rows, prediction.numel() / rows), kl(fe::kStandardNormalKl, rows, mean.numel() / rows);
   energy.contiguous_input(0, prediction);

@@ -20,7 +20,7 @@ constexpr int64_t kCategorical = 5, kRows = 0;  // of enum Likelihood, of the re
 fe::cuda::FreeEnergyOperand operand(const Tensor& tensor, int64_t rows, int64_t columns, const Tensor* gradient) {
   STD_TORCH_CHECK(tensor.dim() == 2, "an operand must have two dimensions; got ", tensor.dim());
   STD_TORCH_CHECK((tensor.size(0) == rows || tensor.size(0) == 1) && (tensor.size(1) == columns || tensor.size(1) == 1) &&
-                      (tensor.size(1) <= 1 || tensor.stride(1) == 1),
+                      (tensor.size(1) <= 1 || tensor.stride(1) == 1 || rows == 0),
                   "an operand must have shape [", rows, " or 1, ", columns, " or 1] and inner stride 1");
   return {tensor.const_data_ptr(), tensor.size(0), tensor.size(1), tensor.stride(0),
           gradient ? gradient->data_ptr() : nullptr, fe::dtype_of(tensor)};

@@ -157,8 +157,9 @@ def step(given: Problem, loss: Loss | None = None, inplace: bool = False) -> Cal
     def run() -> None:
         if loss is None:
             first, *others = given.params
-            # As from a layer: a leaf that wants a gradient may not be overwritten.
-            prediction = first.view_as(first) if inplace else first
+            # As from a layer, whose matrix product ends so. Neither a leaf that wants a gradient nor its views may be
+            # overwritten.
+            prediction = torch.ops.aten._unsafe_view(first, first.shape) if inplace else first
             terms = free_energy(
                 (prediction, *others),
                 given.target,

@@ -63,6 +63,42 @@ def test_an_expanded_parameter_of_part_of_the_event(backend):
     assert torch.equal(got, fe.energy((location, scale.expand(2, 3, 7).contiguous()), target))
 
 
+def test_empty_batches_of_any_layout(backend):
+    """A tensor without elements passes for contiguous whatever its strides."""
+    strided = torch.randn(0, 10, device=backend.device)[:, ::2]
+    plain = torch.zeros(0, 5, device=backend.device)
+    for params, target, mask in (
+        (strided, plain, None),
+        (plain, strided, None),
+        (plain, plain, strided > 0),
+        (plain, plain, (torch.ones(0, 10, device=backend.device) > 0)[:, ::2]),
+    ):
+        assert fe.energy(params, target, "mse", mask=mask).shape == (0,)
+    assert fe.gaussian_kl(strided, strided).shape == (0,)
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_views_that_say_negate(contiguous, backend):
+    """What PyTorch makes of the imaginary part of a conjugate: the memory holds the opposite values."""
+    negated = torch.randn(2, 6, 3, dtype=torch.complex64, device=backend.device).conj().imag
+    if contiguous:
+        negated = torch._neg_view(negated.contiguous())
+    assert negated.is_neg() and negated.is_contiguous() == contiguous
+    plain = negated.resolve_neg()
+    counts = torch.randint(0, 3, (2, 6), device=backend.device)
+    results = []
+    for x in (negated, plain):
+        row = x[0, :, 0], x[0, :, 1]
+        one = fe.free_energy(
+            row[0], counts[0], *row, likelihood="poisson", weight=x[0, :, 2], reduction="sum"
+        )
+        of_target = fe.free_energy(torch.zeros_like(plain), x, plain, x, likelihood="mse")
+        both = fe.free_energy((x, x), plain, x, x, prior_mean=x, prior_logvar=x)
+        results.append([*one, *of_target, *both, fe.energy(x, counts, "categorical"), fe.gaussian_kl(x, x)])
+    for got, wanted in zip(*results, strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_float64_stays_float64(backend):
     r = torch.zeros(1, 1, dtype=torch.float64, device=backend.device)
     large = torch.tensor([[(1 << 24) + 1]], device=backend.device)

@@ -5,9 +5,37 @@ import torch
 import torch._dynamo.testing
 from cases import UNIT
 from free_energy_cases import LIKELIHOOD, close, gradients, inputs, same, terms
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fekernels as fe
 from fekernels.reference.free_energy import LIKELIHOODS
+
+
+def test_modes_see_operators_and_no_kernel_reads_fake_memory(backend):
+    with FakeTensorMode():
+        prediction, mean = (torch.randn(4, 6, device=backend.device, requires_grad=True) for _ in range(2))
+        target = torch.zeros(4, 6, device=backend.device)
+        for kept in (prediction, (prediction, mean)):  # the short way, and the long
+            found = fe.free_energy(kept, target, mean, mean)
+            assert all(isinstance(term, FakeTensor) and term.shape == () for term in found)
+            gradients = torch.autograd.grad(found.free_energy, (prediction, mean))
+            assert all(
+                isinstance(gradient, FakeTensor) and gradient.shape == (4, 6) for gradient in gradients
+            )
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    call, seen = inputs(0, backend), []
+    for mask in (None, torch.ones_like(call.target, dtype=torch.bool)):
+        seen.clear()
+        with Recorder():
+            recorded = terms(call, 0, mask=mask).free_energy
+        assert "fekernels.free_energy.default" in seen
+        assert close([recorded], [terms(call, 0, mask=mask).free_energy])
 
 
 @LIKELIHOOD

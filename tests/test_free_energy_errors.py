@@ -53,7 +53,15 @@ GOOD = {"params": X, "target": X, "mean": Z, "logvar": Z}
             TypeError,
             "target must hold class indices, an integer dtype; got float32",
         ),
+        (
+            {"likelihood": "categorical", "target": torch.zeros(4).long().to_sparse()},
+            TypeError,
+            "target must be dense; got layout sparse_coo",
+        ),
+        ({"mask": (X == 0).to_sparse()}, TypeError, "mask must be dense; got layout sparse_coo"),
+        ({"params": None}, TypeError, "params must be a tensor or a tuple of tensors; got NoneType"),
         ({"mean": None}, TypeError, "mean must be a tensor; got NoneType"),
+        ({"logvar": None}, TypeError, "logvar must be a tensor; got NoneType"),
         ({"logvar": torch.zeros(4, 3)}, ValueError, "logvar must have shape (4, 2) like mean; got (4, 3)"),
         ({"logvar": Z.long()}, TypeError, "logvar must be float32, bfloat16, float16 or float64; got int64"),
         (
@@ -115,6 +123,14 @@ def test_functions_name_themselves():
         fe.energy(X, X, "gausian")
     with pytest.raises(ValueError, match=r"^gaussian_kl: logvar must have shape"):
         fe.gaussian_kl(Z, X)
+    with pytest.raises(
+        TypeError, match=r"^energy: params must be a tensor or a tuple of tensors; got NoneType"
+    ):
+        fe.energy(None, X)
+    with pytest.raises(TypeError, match=r"^gaussian_kl: mean must be a tensor; got NoneType"):
+        fe.gaussian_kl(None, Z)
+    with pytest.raises(TypeError, match=r"^gaussian_kl: logvar must be a tensor; got NoneType"):
+        fe.gaussian_kl(Z, None)
     with pytest.raises(ValueError, match=r"^gaussian_kl: reduction must be one of"):
         fe.gaussian_kl(Z, Z, reduction="all")
     with pytest.raises(ValueError, match="prior_mean and prior_logvar must be given together"):

@@ -12,7 +12,8 @@ def test_inplace_backward(reduction, backend):
     call = inputs(NAMES.index("gaussian2"), backend)
     wanted = gradients(2 * terms(call, 2, reduction=reduction).free_energy, call)
     prediction = call.params[0].detach().clone().requires_grad_()
-    output = prediction.view_as(prediction)  # a producer that does not need its output
+    # A producer that does not need its output and has nothing to compute.
+    output = torch.ops.aten._unsafe_view(prediction, prediction.shape)
     value = fe.free_energy(
         (output, call.params[1]), call.target, *call.latent, likelihood="gaussian", beta=0.7, reduction=reduction,
         inplace_backward=True,
@@ -52,7 +53,7 @@ def test_inplace_backward_cannot_be_differentiated(backend):
     if backend.backend == "reference":
         pytest.skip("the reference does not write in place")
     call = inputs(0, backend)
-    prediction = call.params[0].view_as(call.params[0])
+    prediction = call.params[0] * 1.0
     value = fe.free_energy(
         prediction, call.target, *call.latent, likelihood="mse", inplace_backward=True
     ).free_energy
@@ -60,15 +61,35 @@ def test_inplace_backward_cannot_be_differentiated(backend):
         gradients(value, call, create_graph=True)
 
 
-def test_inplace_backward_leaves_leaves_alone(backend):
+@pytest.mark.parametrize("view", [False, True])
+def test_inplace_backward_leaves_leaves_alone(view, backend):
     """An optimizer would step from what the gradient left in its parameter."""
     call = inputs(0, backend)
-    before = call.params[0].detach().clone()
-    with pytest.raises(
-        ValueError, match="params must be the result of an operation with inplace_backward=True"
-    ):
-        terms(call, 0, inplace_backward=True)
-    assert torch.equal(call.params[0], before)
+    leaf, which = call.params[0], "a view of a leaf" if view else "a leaf"
+    before = leaf.detach().clone()
+    prediction = leaf.view_as(leaf) if view else leaf
+    with pytest.raises(ValueError, match=f"params must be the result of an operation .*; got {which}"):
+        fe.free_energy(prediction, call.target, *call.latent, likelihood="mse", inplace_backward=True)
+    assert torch.equal(leaf, before)
+
+
+@pytest.mark.parametrize("shared", ["mean", "target", "scale", "weight"])
+def test_inplace_backward_overwrites_no_other_operand(shared, backend):
+    """What the kernel has still to read is not where it writes."""
+    leaf = torch.randn(70, 6, device=backend.device, requires_grad=True)
+    zeros = torch.zeros(70, 6, device=backend.device)
+    results = []
+    for inplace in (False, True):
+        p = leaf * 1.0
+        options = {"likelihood": "gaussian" if shared == "scale" else "mse", "inplace_backward": inplace}
+        if shared == "weight":
+            options["weight"] = p.detach().view(-1)[:70]
+        params = (p, p[:1]) if shared == "scale" else p
+        target = p.detach()[:1].expand(70, 6) if shared == "target" else zeros
+        found = fe.free_energy(params, target, p if shared == "mean" else zeros, zeros, **options)
+        results.append([*found, *torch.autograd.grad(found.free_energy, leaf)])
+    for separate, in_place in zip(*results, strict=True):
+        assert torch.equal(separate, in_place)
 
 
 @pytest.mark.parametrize("layout", ["chunk", "slice", "expand", "transposed"])

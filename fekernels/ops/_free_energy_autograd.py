@@ -19,7 +19,7 @@ from fekernels import _backends
 from fekernels.ops._operands import Operands, whole
 from fekernels.reference.free_energy import LIKELIHOODS, REDUCTIONS
 
-__all__ = ["MEAN", "NONE", "SUM", "FreeEnergyTerms", "compute", "compute_plain"]
+__all__ = ["MEAN", "NONE", "SUM", "FreeEnergyTerms", "belongs_to_leaf", "compute", "compute_plain"]
 
 NONE, MEAN, SUM = range(3)
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that has operators of its own
@@ -225,6 +225,24 @@ def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, ne
     return FreeEnergyTerms(energy + beta * kl, energy, kl)
 
 
+def _is_dispatched(tensors: Sequence[Tensor]) -> bool:
+    """Whether a mode or a subclass with a __torch_dispatch__ is to see operators, instead of kernels reading memory."""
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return any(type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ for tensor in tensors)
+
+
+def _share_memory(tensor: Tensor, others: Sequence[Tensor | None]) -> bool:
+    memory = tensor.untyped_storage().data_ptr()
+    return any(other is not None and other.untyped_storage().data_ptr() == memory for other in others)
+
+
+def belongs_to_leaf(prediction: Tensor) -> bool:
+    """Whether it is, or is a view of, a tensor whose values an optimizer would step from."""
+    base = prediction if prediction._base is None else prediction._base
+    return base.is_leaf and base.requires_grad
+
+
 def compute(
     operands: Operands, likelihood: int, reduction: int, beta: float, inplace: bool
 ) -> FreeEnergyTerms:
@@ -247,13 +265,15 @@ def compute(
         # A gradient stored in float16 before a GradScaler's factor is on it would underflow: it is made in backward.
         rows = compute(operands, likelihood, NONE, beta, False)
         return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _is_dispatched(tensors):
         return _traced(operands, likelihood, reduction, beta, needs)
     backend = _backends.choose(tensors[0].device.type)
-    # Elsewhere than in a plain prediction that nobody else's elements lie between, the gradient gets its own memory.
-    inplace = inplace and needs & 1 == 1 and params[0].is_contiguous()
-    call = _Call(backend, likelihood, len(params), reduction, beta, needs, inplace)
     known = operands.target, operands.mask, operands.weight
+    # Elsewhere than in a plain prediction that nobody else's elements lie between, and from which no other operand is
+    # read, the gradient gets its own memory.
+    inplace = inplace and needs & 1 == 1 and params[0].is_contiguous()
+    inplace = inplace and not _share_memory(params[0], (*tensors[1:], *known))
+    call = _Call(backend, likelihood, len(params), reduction, beta, needs, inplace)
     if not needs:
         return FreeEnergyTerms(*call.run(tensors, known, [], 0))
     return FreeEnergyTerms(*_Terms.apply(call, known, None, *tensors))
@@ -273,7 +293,11 @@ def compute_plain(
 
     None where anything is not as expected, for the long way to take it or to say what is wrong.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    ):
         return None
     operands = prediction, mean, logvar
     for tensor in (*operands, target):
@@ -282,6 +306,7 @@ def compute_plain(
             or not tensor.is_cpu
             or tensor.dtype is not torch.float32
             or tensor.layout is not torch.strided
+            or tensor.is_neg()
             or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
         ):
             return None
@@ -291,7 +316,7 @@ def compute_plain(
     if torch.is_grad_enabled():
         needs = prediction.requires_grad | mean.requires_grad << 1 | logvar.requires_grad << 2
     inplace = inplace and needs & 1 == 1
-    if inplace and prediction.is_leaf:
+    if inplace and belongs_to_leaf(prediction):
         return None
     kernel = _backends.implementation("free_energy", "cpp", "plain")
     results = kernel(prediction, target, mean, logvar, likelihood, reduction, beta, needs, inplace)

@@ -42,8 +42,14 @@ def same_device(function: str, name: str, tensor: Tensor, device: torch.device) 
         raise ValueError(f"{function}: {name} must be on {device} like the others; got {tensor.device}")
 
 
+def resolved(tensor: Tensor) -> Tensor:
+    """With its own values in memory: the imaginary part of a conjugate is kept as a view that says "negate"."""
+    return tensor if torch.compiler.is_compiling() or not tensor.is_neg() else tensor.resolve_neg()
+
+
 def whole(tensor: Tensor) -> Tensor:
-    """[B, ...] as [B, D], copied only where the elements of a row do not lie in order."""
+    """[B, ...] as [B, D], copied only where the elements of a row do not lie in order, or are yet to be negated."""
+    tensor = resolved(tensor)
     if tensor.dim() != 2:
         tensor = tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
     return tensor if tensor.stride(1) == 1 or tensor.shape[1] <= 1 else tensor.contiguous()
@@ -78,6 +84,8 @@ def rows(function: str, name: str, tensor: Tensor, full: Sequence[int], like: st
 def prepare_target(function: str, target: object, params: list[Tensor], categorical: bool) -> Tensor:
     if not isinstance(target, Tensor):
         raise TypeError(f"{function}: target must be a tensor; got {type(target).__name__}")
+    if target.layout is not torch.strided:
+        raise TypeError(f"{function}: target must be dense; got layout {str(target.layout)[6:]}")
     same_device(function, "target", target, params[0].device)
     if target.requires_grad:
         raise ValueError(f"{function}: target must not require a gradient, since it gets none; detach it")
@@ -95,8 +103,6 @@ def prepare_target(function: str, target: object, params: list[Tensor], categori
         return target.long().reshape(target.shape[0], math.prod(target.shape[1:])).contiguous()
     if target.dtype.is_complex:
         raise TypeError(f"{function}: target must be real; got {str(target.dtype)[6:]}")
-    if target.layout is not torch.strided:
-        raise TypeError(f"{function}: target must be dense; got layout {str(target.layout)[6:]}")
     wide = any(param.dtype is torch.float64 for param in params)
     if (
         target.dtype is torch.float64 and not wide
@@ -106,7 +112,7 @@ def prepare_target(function: str, target: object, params: list[Tensor], categori
 
 
 def prepare_params(
-    function: str, params: Tensor | Sequence[Tensor], likelihood: str, numbers: list[int]
+    function: str, params: Tensor | Sequence[Tensor] | None, likelihood: str, numbers: list[int]
 ) -> list[Tensor]:
     given = (
         [params]
@@ -135,10 +141,13 @@ def prepare_params(
 
 
 def prepare_latent(
-    function: str, mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_logvar: Tensor | None
+    function: str,
+    mean: Tensor,
+    logvar: Tensor | None,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
 ) -> list[Tensor]:
-    floating(function, "mean", mean)
-    floating(function, "logvar", logvar)
+    logvar = floating(function, "logvar", logvar)
     if mean.dim() < 1:
         raise ValueError(f"{function}: mean must have shape (batch, ...); got ()")
     if logvar.shape != mean.shape:
@@ -172,7 +181,9 @@ def gather(
     likelihood: str,
     numbers: list[int],
 ) -> Operands:
-    """Checks every argument and brings it into the kernels' shape. ``params`` or ``mean`` may be None: no such term.
+    """Checks every argument and brings it into the kernels' shape.
+
+    ``numbers``: of parameters that the likelihood may have, empty where there is no energy. ``mean``: None for no KL.
 
     Raises:
         TypeError: an argument of a wrong type or dtype.
@@ -180,13 +191,14 @@ def gather(
     """
     kernel_params: list[Tensor] = []
     kernel_target = None
-    if params is not None:
+    if numbers:
         categorical = likelihood == "categorical"
         given = prepare_params(function, params, likelihood, numbers)
         kernel_target = prepare_target(function, target, given, categorical)
         if categorical:
             shape = given[0].shape
-            kernel_params = [given[0].reshape(shape[0], math.prod(shape[1:-1]), shape[-1]).contiguous()]
+            flat = resolved(given[0]).reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
+            kernel_params = [flat.contiguous()]
         else:
             kernel_params = [whole(given[0])]
             kernel_params += [
@@ -195,10 +207,10 @@ def gather(
             ]
         batch, device = given[0].shape[0], given[0].device
     latent = []
-    if mean is not None:
-        assert logvar is not None
+    if mean is not None or not numbers:
+        mean = floating(function, "mean", mean)
         latent = prepare_latent(function, mean, logvar, prior_mean, prior_logvar)
-        if params is None:
+        if not numbers:
             batch, device = mean.shape[0], mean.device
         elif mean.shape[0] != batch:
             raise ValueError(
@@ -210,6 +222,8 @@ def gather(
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = str(mask.dtype)[6:] if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"{function}: mask must be a bool tensor, True = observed; got {kind}")
+        if mask.layout is not torch.strided:
+            raise TypeError(f"{function}: mask must be dense; got layout {str(mask.layout)[6:]}")
         if mask.shape != target.shape:
             raise ValueError(
                 f"{function}: mask must have shape {tuple(target.shape)} like target; got {tuple(mask.shape)}"
@@ -226,5 +240,5 @@ def gather(
         if weight.requires_grad:
             raise ValueError(f"{function}: weight must not require a gradient, since it gets none; detach it")
         wide = any(tensor.dtype is torch.float64 for tensor in (*kernel_params, *latent))
-        weight = (weight.double() if wide else weight.float()).contiguous()
+        weight = resolved(weight.double() if wide else weight.float()).contiguous()
     return Operands(kernel_params, kernel_target, mask, latent, weight)

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fekernels.ops._free_energy_autograd import NONE, SUM, FreeEnergyTerms, compute, compute_plain
+from fekernels.ops._free_energy_autograd import (
+    NONE,
+    SUM,
+    FreeEnergyTerms,
+    belongs_to_leaf,
+    compute,
+    compute_plain,
+)
 from fekernels.ops._operands import Operands, floating, gather
 from fekernels.ops._validate import validate_target
 from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS, REDUCTIONS
@@ -89,8 +96,8 @@ def free_energy(
         inplace_backward: write the gradient over ``params`` (its first tensor) instead of into new memory. Only right
             where the operation that made it does not need its output, as a linear layer or a convolution, unlike a
             sigmoid; autograd's version counter finds the others in backward. "mean" and "sum" only. Backward runs once.
-            Nothing is written where no gradient is wanted. Ignored for a prediction that is not contiguous, in float16
-            or float64, and under torch.compile.
+            Nothing is written where no gradient is wanted. Ignored for a prediction that is not contiguous, shares its
+            memory with another argument, or is in float16 or float64, and under torch.compile.
         validate: check that the target's values are possible (counts whole and not negative, probabilities in
             [0, 1], classes that exist), at the price of reading it once more and, on a GPU, of a synchronisation.
 
@@ -120,7 +127,7 @@ def free_energy(
         terms = compute_plain(prediction, target, mean, logvar, codes[1], how, beta, inplace_backward)
         if terms is not None:
             return terms
-    floating(function, "mean", mean)  # None would mean: no latent
+    floating(function, "mean", mean)
     operands = gather(
         function,
         params,
@@ -186,9 +193,10 @@ def gaussian_kl(
 
 def _may_be_overwritten(function: str, params: Tensor | Sequence[Tensor]) -> None:
     prediction = params if isinstance(params, Tensor) else params[0]
-    if torch.is_grad_enabled() and prediction.requires_grad and prediction.is_leaf:
+    if torch.is_grad_enabled() and prediction.requires_grad and belongs_to_leaf(prediction):
+        which = "a leaf" if prediction.is_leaf else "a view of a leaf"
         raise ValueError(
-            f"{function}: params must be the result of an operation with inplace_backward=True; got a leaf that"
+            f"{function}: params must be the result of an operation with inplace_backward=True; got {which} that"
             " requires a gradient, whose values the gradient would replace"
         )
 
