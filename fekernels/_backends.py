@@ -151,7 +151,7 @@ def implementation(kernel: str, backend: str, overload: str = "default") -> Call
 
 @functools.cache
 def _native(name: str, overload: str) -> Callable[..., Any]:
-    """An operator of the compiled library, which stays; asking PyTorch for it took a small call's 20th part."""
+    """An operator of the compiled library, which stays. Looked up at each call it took 1 us, 12 from cold caches."""
     _extension.load()
     return getattr(getattr(torch.ops.fekernels_native, name), overload)
 

@@ -225,11 +225,14 @@ def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, ne
     return FreeEnergyTerms(energy + beta * kl, energy, kl)
 
 
-def _is_dispatched(tensors: Sequence[Tensor]) -> bool:
+def _is_dispatched(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a mode or a subclass with a __torch_dispatch__ is to see operators, instead of kernels reading memory."""
     if torch._C._len_torch_dispatch_stack():
         return True
-    return any(type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ for tensor in tensors)
+    return any(
+        tensor is not None and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        for tensor in tensors
+    )
 
 
 def _share_memory(tensor: Tensor, others: Sequence[Tensor | None]) -> bool:
@@ -265,10 +268,10 @@ def compute(
         # A gradient stored in float16 before a GradScaler's factor is on it would underflow: it is made in backward.
         rows = compute(operands, likelihood, NONE, beta, False)
         return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
-    if torch.compiler.is_compiling() or _is_dispatched(tensors):
+    known = operands.target, operands.mask, operands.weight
+    if torch.compiler.is_compiling() or _is_dispatched((*tensors, *known)):
         return _traced(operands, likelihood, reduction, beta, needs)
     backend = _backends.choose(tensors[0].device.type)
-    known = operands.target, operands.mask, operands.weight
     # Elsewhere than in a plain prediction that nobody else's elements lie between, and from which no other operand is
     # read, the gradient gets its own memory.
     inplace = inplace and needs & 1 == 1 and params[0].is_contiguous()
