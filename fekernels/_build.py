@@ -207,20 +207,37 @@ def instruction_sets(machine: str | None = None) -> tuple[str, ...]:
     return tuple(ISA_FLAGS) if (machine or platform.machine()) in ("x86_64", "AMD64") else ("baseline",)
 
 
+def extra_flags() -> list[str]:
+    """FEKERNELS_CXXFLAGS: flags behind the package's own, for compiling C++ and for linking.
+
+    They are part of the commands, so a library of other flags is another file in the cache directory.
+
+    Raises:
+        ExtensionUnavailable: where a quote in it is not closed.
+    """
+    given = os.environ.get("FEKERNELS_CXXFLAGS", "")
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise ExtensionUnavailable(
+            f"FEKERNELS_CXXFLAGS must be flags as a shell takes them; got {given!r}"
+        ) from error
+
+
 def build_steps(tools: Toolchain, root: Path, torch_root: Path) -> list[tuple[str, list[str]]]:
     """Every output file, in order, with the command that makes it; the library comes last."""
     isas = instruction_sets()
     facts = [TORCH_TARGET, *(f"-DFE_HAVE_{isa.upper()}" for isa in isas[1:])]
     if tools.nvcc:
         facts.append("-DFE_HAVE_CUDA")
-    compiler = [*tools.cxx, *CXX_FLAGS, "-I", str(root)]
+    compiler, extra = [*tools.cxx, *CXX_FLAGS, "-I", str(root)], extra_flags()
     steps: list[tuple[str, list[str]]] = []
 
     def add(source: str, tag: str, command: list[str]) -> None:
         name = f"{source.replace('/', '_')}{tag}.o"
         steps.append((name, [*command, "-c", str(root / source), "-o", name]))
 
-    linker = list(tools.cxx)
+    linker = [*tools.cxx, *extra]
     if tools.nvcc:
         # nvcc takes one program as its host compiler: of a CXX such as "ccache g++", the last word.
         nvcc = [tools.nvcc, "-ccbin", tools.cxx[-1]]
@@ -231,14 +248,14 @@ def build_steps(tools: Toolchain, root: Path, torch_root: Path) -> list[tuple[st
         for source in CUDA_SOURCES:  # first, because they take longest
             add(source, "", [*nvcc, *NVCC_FLAGS, *generate, "-I", str(root)])
         # As the linker, nvcc knows where its libcudart_static.a is and what that needs.
-        linker = [*nvcc, "-cudart", "static"]
+        linker = [*nvcc, "-cudart", "static", *(["-Xcompiler", ",".join(extra)] if extra else [])]
     for source in BASELINE_SOURCES:
-        add(source, "", [*compiler, "-isystem", str(torch_root / "include"), *facts])
+        add(source, "", [*compiler, "-isystem", str(torch_root / "include"), *facts, *extra])
     for source in PER_ISA_SOURCES:
         for isa in isas:
             flags = [*ISA_FLAGS[isa], *(GCC_FLAGS if tools.name.startswith("gcc") else ())]
             flags += ["-O3"] if source in O3_SOURCES else []
-            add(source, f".{isa}", [*compiler, *flags, f"-DFE_ISA={isa}"])
+            add(source, f".{isa}", [*compiler, *flags, f"-DFE_ISA={isa}", *extra])
     objects = [name for name, _ in steps]
     libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu"]
     steps.append(("library.so", [*linker, "-shared", *objects, *libraries, "-o", "library.so"]))

@@ -80,6 +80,24 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(word.startswith(("-m", "-DFE_HAVE")) for step in arm.values() for word in step)
 
 
+def test_further_flags_come_last_and_name_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _build.Toolchain("ninja", ("g++",), "gcc 12")
+    cuda = _build.Toolchain("ninja", ("g++",), "gcc 12", "nvcc", "nvcc 13.0", (90,))
+    before = _build.build_steps(plain, Path("csrc"), Path("torch"))
+    monkeypatch.setenv("FEKERNELS_CXXFLAGS", "-O1 -fsanitize=address '-DA=b c'")
+    flags = ["-O1", "-fsanitize=address", "-DA=b c"]
+    after = dict(_build.build_steps(plain, Path("csrc"), Path("torch")))
+    assert after.keys() == dict(before).keys() and not any(after[name] == command for name, command in before)
+    for name, command in after.items():
+        where = command.index("-c") if "-c" in command else 1 + len(flags)
+        assert command[where - len(flags) : where] == flags, name
+    steps = dict(_build.build_steps(cuda, Path("csrc"), Path("torch")))
+    assert ",".join(flags) in steps["library.so"] and "-O1" not in steps["cuda_sgld.cu.o"]
+    monkeypatch.setenv("FEKERNELS_CXXFLAGS", "-DA='b")
+    with pytest.raises(_build.ExtensionUnavailable, match='FEKERNELS_CXXFLAGS must be flags.*got "-DA=\'b"'):
+        _build.build_steps(plain, Path("csrc"), Path("torch"))
+
+
 def test_every_source_file_is_built() -> None:
     listed = {*_build.BASELINE_SOURCES, *_build.PER_ISA_SOURCES, *_build.CUDA_SOURCES}
     csrc = REPOSITORY / "csrc"
