@@ -79,7 +79,9 @@ def test_own_activation_gives_what_softmax_gives():
             getattr(theirs, name), getattr(own, name), rtol=1e-12, atol=1e-12, msg=name
         )
     with pytest.raises(ValueError, match="must return probabilities; got a negative one"):
-        samples.predict(x, lambda logits: logits)
+        samples.predict(x, lambda logits: logits - 2)
+    with pytest.raises(ValueError, match="sum to 1 over dim=-1; got sums from 3 to 3 "):
+        samples.predict(x, torch.abs)
 
 
 def test_regression_keeps_its_digits():
@@ -163,7 +165,9 @@ def test_snapshots_do_not_follow_the_model():
 def test_batch_norm_statistics_belong_to_the_sample():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
-    samples, x, expected = PosteriorSamples(model), torch.randn(6, 3), []
+    with pytest.warns(UserWarning, match="running statistics"):
+        samples = PosteriorSamples(model)
+    x, expected = torch.randn(6, 3), []
     for _ in range(3):
         model.train()
         nn.init.normal_(model[0].weight)

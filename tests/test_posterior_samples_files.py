@@ -1,6 +1,9 @@
 """PosteriorSamples in files: resumed, interrupted, saved and loaded, damaged."""
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,3 +107,63 @@ def test_damage_is_reported(tmp_path):
         PosteriorSamples(model).load(next(tmp_path.iterdir()))
     with pytest.raises(ValueError, match="path must be a file; got"):
         PosteriorSamples(model).load(tmp_path)
+
+
+# Stops where a snapshot is complete but not yet in its place.
+HALF_A_SAVE = """
+import sys, time
+import torch
+from fekernels.optim import _sample_store
+from fekernels.optim.posterior_samples import PosteriorSamples
+
+def stop(temporary, path):
+    print("writing", flush=True)
+    time.sleep(600)
+
+samples = PosteriorSamples(torch.nn.Linear(100, 100), directory=sys.argv[1])
+if sys.argv[2] == "index":
+    write = _sample_store._rename_into_place
+    real = stop
+    stop = lambda temporary, path: (real if path.name == "index.json" else write)(temporary, path)
+_sample_store._rename_into_place = stop
+samples.collect()
+"""
+
+
+@pytest.mark.parametrize("at", ["sample", "index"])
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, at):
+    command = [sys.executable, "-c", HALF_A_SAVE, str(tmp_path), at]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout.readline() == "writing\n"
+            written = sorted(tmp_path.rglob("*"))
+            assert any(path.is_file() and path.parent != tmp_path for path in written)
+            PosteriorSamples(nn.Linear(100, 100), directory=tmp_path)
+            PosteriorSamples(Constant(0.0)).save(tmp_path / "other")
+            assert sorted(tmp_path.rglob("*")) == sorted([*written, tmp_path / "other"])
+        finally:
+            writer.kill()
+    (tmp_path / "other").unlink()
+    PosteriorSamples(nn.Linear(100, 100), directory=tmp_path).collect()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["index.json", "sample-00000000.safetensors"]
+
+
+def test_temporary_files_of_earlier_releases_go_once_nobody_writes_them(tmp_path):
+    names = [".tmpCouJ0k", ".sample-00000003.safetensors.tmp", ".index.json.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / ".kept").touch()
+    PosteriorSamples(Constant(0.0), directory=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    PosteriorSamples(Constant(0.0), directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".kept"]
+
+
+def test_an_abandoned_file_of_save_goes_with_the_next_save(tmp_path):
+    left = tmp_path / ".fekernels-writing-abandoned"
+    left.mkdir()
+    (left / "all.safetensors").touch()
+    PosteriorSamples(Constant(0.0)).save(tmp_path / "all.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["all.safetensors"]

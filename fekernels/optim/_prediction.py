@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +20,8 @@ Activation = Literal["softmax", "sigmoid"] | Callable[[Tensor], Tensor] | None
 class Prediction:
     """What a set of weight samples predicts; float64, on the device of the model.
 
-    Batch B; C is the last dimension of the model's output; dimensions between them stay where they are.
+    Batch B; C is the dimension of the classes in the model's output, wherever `dim` says it is; the other dimensions
+    stay where they are.
 
     Attributes:
         mean: [B, C] mean over the samples of the probabilities (activation=None: of the output itself).
@@ -56,8 +59,17 @@ class Prediction:
 class Average:
     """Running sums over samples, one output at a time, so that memory does not grow with their number."""
 
-    def __init__(self, activation: Activation) -> None:
+    def __init__(self, owner: str, activation: Activation, dim: int) -> None:
+        if not (activation is None or callable(activation) or activation in ("softmax", "sigmoid")):
+            raise ValueError(
+                f"{owner}: activation must be 'softmax', 'sigmoid', None or a callable; got {activation!r}"
+            )
+        given: object = dim
+        if isinstance(given, bool) or not isinstance(given, numbers.Integral):
+            raise TypeError(f"{owner}: dim must be an int; got {type(given).__name__}")
+        self._owner = owner
         self._activation = activation
+        self._dim = int(given)
         self._count = 0
         self._mean: Tensor | None = None
         self._squares: Tensor | None = None
@@ -69,9 +81,10 @@ class Average:
         logs: list[Tensor] = []
         value, entropy = wide, None
         if self._activation == "softmax":
-            logs = [F.log_softmax(wide, -1)]
+            self._check_classes(wide, "the model's output")
+            logs = [F.log_softmax(wide, self._dim)]
             value = logs[0].exp()
-            entropy = torch.special.entr(value).sum(-1)
+            entropy = torch.special.entr(value).sum(self._dim)
         elif self._activation == "sigmoid":
             # The log of 1 - p is kept beside the log of p: 1 - exp(log p) would be 0 from p = 1 - 1e-16 on.
             logs = [F.logsigmoid(wide), F.logsigmoid(-wide)]
@@ -79,13 +92,44 @@ class Average:
             entropy = torch.special.entr(value) + torch.special.entr(logs[1].exp())
         elif callable(self._activation):
             value = self._activation(output).to(wide.dtype)
-            if bool((value < 0).any()):
-                raise ValueError(
-                    "PosteriorSamples.predict: activation must return probabilities; got a negative one "
-                    "(activation=None takes outputs as they are)"
-                )
-            entropy = torch.special.entr(value).sum(-1)
+            self._check_classes(value, "what activation returns")
+            self._check_probabilities(value)
+            entropy = torch.special.entr(value).sum(self._dim)
         self._accumulate(value, entropy, logs)
+
+    def _check_classes(self, value: Tensor, what: str) -> None:
+        count, dim = value.ndim, self._dim
+        if count < 2 or not -count < dim < count or dim == 0:
+            raise ValueError(
+                f"{self._owner}: dim must be a dimension of {what} behind the batch; got dim={dim} for "
+                f"{what} of shape {tuple(value.shape)}. One logit a row is for activation='sigmoid'"
+            )
+        if value.shape[dim] == 1:
+            raise ValueError(
+                f"{self._owner}: {what} must have more than one class in dim; got dim={dim} of size 1 in "
+                f"shape {tuple(value.shape)}, where every probability is 1. One logit a row is for "
+                "activation='sigmoid'"
+            )
+        if count > 3 and dim == -1 and self._count == 0:
+            warnings.warn(
+                f"{self._owner}: {what} of shape {tuple(value.shape)} is taken to have its classes in the "
+                f"last dimension; images and volumes have them in dim=1. dim={count - 1} says that the last is meant",
+                stacklevel=4,
+            )
+
+    def _check_probabilities(self, value: Tensor) -> None:
+        if bool((value < 0).any()):
+            raise ValueError(
+                f"{self._owner}: activation must return probabilities; got a negative one "
+                "(activation=None takes outputs as they are)"
+            )
+        # Sums of probabilities in bfloat16 are off by 2^-9 at most. NaN stays NaN.
+        sums = value.sum(self._dim)
+        if bool(((sums - 1).abs() > 1e-2).any()):
+            raise ValueError(
+                f"{self._owner}: activation must return probabilities that sum to 1 over dim={self._dim}; "
+                f"got sums from {sums.min():.3g} to {sums.max():.3g} ('sigmoid' is for independent outputs)"
+            )
 
     def _accumulate(self, value: Tensor, entropy: Tensor | None, logs: list[Tensor]) -> None:
         self._count += 1
@@ -111,12 +155,14 @@ class Average:
             return Prediction(self._mean, variance, self._count)
         if not self._log_sums:
             mean, log_mean = self._mean, self._mean.log()
-            entropy = torch.special.entr(mean).sum(-1)
+            entropy = torch.special.entr(mean).sum(self._dim)
         else:
             log_means = [total - math.log(self._count) for total in self._log_sums]
             log_mean, mean = log_means[0], log_means[0].exp()
             entropy = torch.special.entr(mean)
             entropy = (
-                entropy.sum(-1) if len(log_means) == 1 else entropy + torch.special.entr(log_means[1].exp())
+                entropy.sum(self._dim)
+                if len(log_means) == 1
+                else entropy + torch.special.entr(log_means[1].exp())
             )
         return Prediction(mean, variance, self._count, log_mean, entropy, self._entropy / self._count)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels.optim._scratch import remove_abandoned, scratch_directory
+
 Sample = dict[str, Tensor]
 Counts = dict[str, int]
 
 FORMAT = 1
 INDEX = "index.json"
+# What releases up to 0.1 (and safetensors for them) left of a killed process, beside the samples and with no lock. A
+# writer touches its file all the time, so what has stood still for an hour has none.
+EARLIER_TEMPORARIES = (".tmp??????", ".sample-*.safetensors.tmp", f".{INDEX}.tmp")
+STILL_SECONDS = 3600
 
 
 def shapes(sample: Sample) -> dict[str, list[int]]:
@@ -46,11 +54,15 @@ def _rename_into_place(temporary: Path, path: Path) -> None:
 
 
 def _save_tensors(path: Path, tensors: Sample, metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     # safetensors stores no strides and refuses tensors that share memory.
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    _safetensors().torch.save_file(ready, str(temporary), metadata=metadata)
-    _rename_into_place(temporary, path)
+    with scratch_directory(path.parent) as scratch:
+        _safetensors().torch.save_file(ready, str(scratch / path.name), metadata=metadata)
+        _rename_into_place(scratch / path.name, path)
+
+
+def _save_sample(path: Path, sample: Sample) -> None:
+    _save_tensors(path, sample, {"fekernels": f"posterior sample, format {FORMAT}"})
 
 
 class MemoryStore:
@@ -86,6 +98,10 @@ class MemoryStore:
     def note(self, counts: Counts) -> None:
         self.counts = counts
 
+    def amend(self, index: int, changes: Sample) -> None:
+        own = self._samples[index]
+        self._samples[index] = {n: changes[n].to(v.device) if n in changes else v for n, v in own.items()}
+
     def replace(self, samples: list[Sample], counts: Counts) -> None:
         self._samples = []
         for sample in samples:
@@ -97,7 +113,8 @@ class DiskStore:
     """One safetensors file a sample; `index.json` says which files count, in order.
 
     A change writes the new file, then the index, then removes what the index no longer names. A crash between
-    two of these leaves a file that the index does not name; it is ignored, and removed by the next change.
+    two of these leaves a file that the index does not name; it is ignored, and removed by the next change. What a
+    killed process left half written is removed as soon as the directory is opened again.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -118,6 +135,15 @@ class DiskStore:
             )
         else:
             directory.mkdir(parents=True, exist_ok=True)
+        self._remove_temporaries()
+
+    def _remove_temporaries(self) -> None:
+        remove_abandoned(self._directory)
+        for pattern in EARLIER_TEMPORARIES:
+            for path in self._directory.glob(pattern):
+                with contextlib.suppress(OSError):  # another removes it too, or it may only be read
+                    if time.time() - path.stat().st_mtime > STILL_SECONDS:
+                        path.unlink()
 
     def _read_index(self) -> None:
         path = self._directory / INDEX
@@ -156,6 +182,14 @@ class DiskStore:
     def replace(self, samples: list[Sample], counts: Counts) -> None:
         self._change(samples, [], counts)
 
+    def amend(self, index: int, changes: Sample) -> None:
+        """Put `changes` into sample `index`: a new file in its place."""
+        name, files = f"sample-{self._serial:08d}.safetensors", list(self._files)
+        _save_sample(self._directory / name, {**self.read(index), **changes})
+        files[index], before = name, files[index]
+        self._write_index(files, self._serial + 1, self.shapes, self.counts)
+        self._remove({before})
+
     def _change(self, new: list[Sample], kept: list[str], counts: Counts) -> None:
         if not self._tidy:
             # Only a writer may tidy: a reader could delete the file that a running sampler is about to index.
@@ -165,16 +199,16 @@ class DiskStore:
         files, before = list(kept), self._files
         for offset, sample in enumerate(new):
             name = f"sample-{self._serial + offset:08d}.safetensors"
-            _save_tensors(self._directory / name, sample, {"fekernels": f"posterior sample, format {FORMAT}"})
+            _save_sample(self._directory / name, sample)
             files.append(name)
         self._write_index(files, self._serial + len(new), shapes(new[0]) if new else {}, counts)
         self._remove(set(before) - set(files))
 
     def _write_index(self, files: list[str], serial: int, form: dict[str, list[int]], counts: Counts) -> None:
         index = {"format": FORMAT, "files": files, "serial": serial, "shapes": form, "counts": counts}
-        temporary = self._directory / f".{INDEX}.tmp"
-        temporary.write_text(json.dumps(index), encoding="utf-8")
-        _rename_into_place(temporary, self._directory / INDEX)
+        with scratch_directory(self._directory) as scratch:
+            (scratch / INDEX).write_text(json.dumps(index), encoding="utf-8")
+            _rename_into_place(scratch / INDEX, self._directory / INDEX)
         self._files, self._serial, self.shapes, self.counts = files, serial, form, counts
 
     def _remove(self, names: set[str]) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numbers
 import random
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick, split
 from fekernels.optim._prediction import Activation, Average, Prediction
+from fekernels.optim._running_statistics import check_loader, measure, tracking_norms
 from fekernels.optim._sample_store import DiskStore, MemoryStore, read_file, shapes, write_file
 
 __all__ = ["PosteriorSamples", "Prediction"]
@@ -36,30 +39,6 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-def _split(inputs: tuple[Any, ...], size: int) -> list[tuple[Any, ...]]:
-    first = next((value for value in inputs if isinstance(value, Tensor) and value.ndim), None)
-    if first is None:
-        raise ValueError(
-            "PosteriorSamples.predict: x must hold a tensor with rows where batch_size is given; got none"
-        )
-    rows = len(first)
-
-    def part(value: Any, start: int) -> Any:
-        whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
-        return value[start : start + size] if whole else value
-
-    return [tuple(part(value, start) for value in inputs) for start in range(0, max(rows, 1), size)]
-
-
-def _checked(output: Any) -> Tensor:
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        came = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        raise TypeError(
-            f"PosteriorSamples.predict: the model's output must be a floating-point tensor; got {came}"
-        )
-    return output
-
-
 def _bar(samples: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:
     if progress:
         from tqdm import tqdm
@@ -80,8 +59,9 @@ class PosteriorSamples:
     ...; `collect()` keeps them now.
 
     A sample is every parameter and every persistent buffer. The running statistics of a batch norm belong to
-    the weights they were measured with, so each sample carries and predicts with its own. They lag behind by
-    the norm's momentum: keep lr small while sampling, or refresh them before `collect()`.
+    the weights they were measured with, so each sample carries and predicts with its own. They are an average
+    over the weights of many past steps, not those of the sample: `refresh_statistics(loader)` measures them
+    again for every sample once sampling is done. A model with such norms is warned about at construction.
 
     Args:
         model: the network; its weights are read by `update` and `collect`, and never written. A module from
@@ -137,6 +117,14 @@ class PosteriorSamples:
         self.seen: int = self._store.counts["seen"]
         if len(self._store):
             self._check_fits(self._store.shapes, len(self._store), str(directory))
+        if norms := tracking_norms(self._model):
+            name, norm = next(iter(norms.items()))
+            warnings.warn(
+                f"PosteriorSamples: model predicts with running statistics ({name or 'the model'!r}, "
+                f"{type(norm).__name__}, is the first of {len(norms)} such norms), which are those of past weights "
+                "and not of a sample's: call refresh_statistics(loader) after sampling and before predict",
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
         return len(self._store)
@@ -231,7 +219,7 @@ class PosteriorSamples:
         The model's own weights, buffers and modes stay as they are, also after an exception.
         """
         for sample in _bar(self._store, len(self), progress):
-            yield self._call(self._weights(sample), args, kwargs)
+            yield call(self._model, self._weights(sample), (args, kwargs))
 
     def _weights(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
         parameters, buffers = self._model.named_parameters(), self._model.named_buffers()
@@ -241,31 +229,62 @@ class PosteriorSamples:
         weights.update({name: sample.get(name, own).to(own.device, copy=True) for name, own in buffers})
         return weights
 
-    def _call(self, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        modes = [(module, module.training) for module in self._model.modules()]
-        try:
-            self._model.eval()
-            with torch.no_grad():
-                return torch.func.functional_call(self._model, weights, args, kwargs)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    def refresh_statistics(
+        self, loader: Iterable[Any], *, device: torch.device | str | None = None, progress: bool = False
+    ) -> PosteriorSamples:
+        """Measure the running statistics of batch norms again, for every sample with its own weights.
+
+        What `torch.optim.swa_utils.update_bn` does to one model: a pass over the data in training mode (dropout
+        included), every batch counting the same. The model itself stays as it is. Does nothing where the model
+        has no running statistics. Samples collected later need it again.
+
+        Args:
+            loader: an iterable of batches that starts anew for every sample: a DataLoader, a list. A batch is the
+                model's input, or a list or tuple whose first entry is (a tuple there is several inputs); a
+                mapping is keyword arguments. The training data, or a few thousand rows of it.
+            device: where to move the tensors of a batch; None leaves them.
+            progress: a tqdm bar over the samples.
+
+        Returns:
+            self.
+
+        Raises:
+            TypeError: loader is no iterable, or an iterator, which would be used up by the first sample.
+            ValueError: it holds no batch. No sample is changed then, nor where the model raises.
+        """
+        check_loader(loader)
+        if not tracking_norms(self._model):
+            return self
+        # All are measured before the first is changed. They are small beside the weights.
+        measured = [
+            measure(self._model, self._weights(sample), loader, device)
+            for sample in _bar(self._store, len(self), progress)
+        ]
+        for index, statistics in enumerate(measured):
+            self._store.amend(index, statistics)
+        return self
 
     def predict(
         self,
-        x: Tensor | tuple[Any, ...],
+        x: Tensor | tuple[Any, ...] | Mapping[str, Any],
         activation: Activation = "softmax",
         *,
+        dim: int = -1,
+        output: Pick = None,
         batch_size: int | None = None,
         progress: bool = False,
     ) -> Prediction:
         """The prediction averaged over all samples.
 
         Args:
-            x: the model's input [B, ...], or a tuple of its positional inputs.
-            activation: "softmax" over the last dimension, for logits; "sigmoid", for independent binary
-                outputs, each with entropies of its own; a callable from outputs to probabilities over the
-                last dimension; None for regression: mean and variance of the output as it is.
+            x: the model's input [B, ...], a tuple of its positional inputs, or a mapping of its keyword inputs.
+            activation: "softmax" over the classes, for logits; "sigmoid", for independent binary outputs
+                ([B] and [B, 1] too), each with entropies of its own; a callable from outputs to probabilities
+                of the classes, which sum to 1; None for regression: mean and variance of the output as it is.
+            dim: the dimension of the classes in the model's output, for "softmax" and a callable. Dimension 0 is
+                the batch. -1 is right for [B, C] and [B, T, C]; images and volumes, [B, C, H, W], need dim=1.
+            output: which part of a model's answer that is a dict, tuple or object: a key or the name of an
+                attribute, an index, or a callable that is given the answer. None: the answer is the tensor.
             batch_size: rows of x at a time (of a tuple, of every tensor with as many rows as the first); None
                 is all at once. A sample on disk is read once a call, whatever it is.
             progress: a tqdm bar over the samples.
@@ -274,27 +293,28 @@ class PosteriorSamples:
         domain.
 
         Raises:
-            ValueError: no sample yet; unknown activation; batch_size < 1; negative probabilities from a
-                callable.
-            TypeError: the model's output is not a floating-point tensor.
+            ValueError: no sample yet; unknown activation; batch_size < 1; dim is not a dimension of the output
+                behind the batch, or has size 1 (one logit is for "sigmoid"); what a callable returns is negative or
+                does not sum to 1; the answer has no such part as `output`.
+            TypeError: the model's output, or the part `output` of it, is not a floating-point tensor.
+
+        Warns:
+            UserWarning: dim is -1 and the output has four dimensions or more: [B, C, H, W] would be averaged over
+                the wrong one. Naming the dimension (dim=1, dim=3) is the answer.
         """
         if not len(self):
             raise ValueError(
                 "PosteriorSamples.predict: there must be a sample; got none (update or collect first)"
             )
-        known = activation is None or callable(activation) or activation in ("softmax", "sigmoid")
-        if not known:
-            raise ValueError(
-                "PosteriorSamples.predict: activation must be 'softmax', 'sigmoid', None or a callable; "
-                f"got {activation!r}"
-            )
-        batches = [x if isinstance(x, tuple) else (x,)]
+        owner = "PosteriorSamples.predict"
+        average = Average(owner, activation, dim)
+        check_pick(owner, output)
+        batches = [as_inputs(x)]
         if batch_size is not None:
-            batches = _split(batches[0], _whole("batch_size", batch_size, 1))
-        average = Average(activation)
+            batches = split(batches[0], _whole("batch_size", batch_size, 1))
         for sample in _bar(self._store, len(self), progress):
             weights = self._weights(sample)
-            outputs = [_checked(self._call(weights, batch, {})) for batch in batches]
+            outputs = [pick(owner, call(self._model, weights, batch), output) for batch in batches]
             average.add(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
         return average.prediction()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fekernels import random
 from fekernels.ops._noise_key import integer, signed_seed
 from fekernels.ops._stein_operands import number
+from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick
 from fekernels.optim._prediction import Activation, Average, Prediction
 from fekernels.stein._target import State, Target
 from fekernels.stein.svgd import SVGD
@@ -94,31 +95,30 @@ class SVGDEnsemble(SVGD):
             for name, tensor in {**own, **{k: v[member] for k, v in self._target.buffers.items()}}.items()
         }
 
-    @torch.no_grad()
-    def outputs(self, *inputs: Any) -> Iterator[Tensor]:
+    def outputs(self, *inputs: Any, **keywords: Any) -> Iterator[Any]:
         """What each member returns for these inputs, in eval mode and without gradients."""
         for k, particle in enumerate(self._particles):
-            yield self._target.output(particle, k, inputs)
+            yield call(self._target.skeleton, self._target.weights(particle, k), (inputs, keywords))
 
-    def predict(self, x: Any, activation: Activation = "softmax") -> Prediction:
+    def predict(
+        self,
+        x: Tensor | tuple[Any, ...] | Mapping[str, Any],
+        activation: Activation = "softmax",
+        *,
+        dim: int = -1,
+        output: Pick = None,
+    ) -> Prediction:
         """The prediction averaged over the members, and how far they disagree.
 
         Args:
-            x: the network's input [B, ...], or a tuple of its positional inputs.
-            activation: "softmax" over the last dimension, for logits; "sigmoid"; a callable from outputs to
-                probabilities; None for regression: mean and variance of the output as it is.
-
-        Raises:
-            ValueError: unknown activation, or negative probabilities from a callable.
+            x, activation, dim, output: as for `fe.PosteriorSamples.predict`, and so are the errors.
         """
-        if not (activation is None or callable(activation) or activation in ("softmax", "sigmoid")):
-            raise ValueError(
-                f"{type(self).__name__}.predict: activation must be 'softmax', 'sigmoid', None or a callable; "
-                f"got {activation!r}"
-            )
-        average = Average(activation)
-        for output in self.outputs(*(x if isinstance(x, tuple) else (x,))):
-            average.add(output)
+        owner = f"{type(self).__name__}.predict"
+        average = Average(owner, activation, dim)
+        check_pick(owner, output)
+        inputs, keywords = as_inputs(x)
+        for answer in self.outputs(*inputs, **keywords):
+            average.add(pick(owner, answer, output))
         return average.prediction()
 
 
@@ -224,16 +224,12 @@ class _Members(Target):
         parts = particle.split([shape.numel() for shape in self.shapes.values()])
         return {key: part.view(shape) for (key, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
-    def output(self, particle: Tensor, member: int, inputs: tuple[Any, ...]) -> Tensor:
+    def weights(self, particle: Tensor, member: int) -> State:
         # Copies: a forward that writes a buffer must not reach the member's.
-        buffers = {key: buffer[member].clone() for key, buffer in self.buffers.items()}
-        modes = [(module, module.training) for module in self.skeleton.modules()]
-        try:
-            self.skeleton.eval()
-            return torch.func.functional_call(self.skeleton, {**self.unflatten(particle), **buffers}, inputs)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        return {
+            **self.unflatten(particle),
+            **{key: value[member].clone() for key, value in self.buffers.items()},
+        }
 
     def evaluate(self, particles: Tensor, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
         if not batch:
