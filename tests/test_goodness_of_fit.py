@@ -94,3 +94,13 @@ def test_no_graph_is_kept():
     x = torch.randn(10, 2, requires_grad=True)
     found = stein.goodness_of_fit(x, -x, draws=10)
     assert not (found.statistic.requires_grad or found.p_value.requires_grad)
+
+
+def test_draws_that_coincide():
+    """A chain that is stuck at the mode is far from the target, and no bandwidth can be had from its median."""
+    x = torch.cat([torch.zeros(40, 2), torch.randn(5, 2)])
+    for kernel in ("imq", "rbf"):
+        with pytest.raises(ValueError, match="goodness_of_fit: bandwidth must be > 0.*got 0, the median"):
+            stein.goodness_of_fit(x, -x, kernel=kernel, draws=200)
+        assert stein.goodness_of_fit(x, -x, kernel=kernel, draws=200, bandwidth=1.0).p_value < 0.01
+    assert stein.goodness_of_fit(x, -x, kernel="linear", draws=20).p_value.isfinite()

@@ -78,14 +78,46 @@ def test_small_sets(name, backend):
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-def test_at_no_bandwidth_coincident_particles_alone_see_each_other(name, backend):
-    problem = Case(30, 40, h=0.0, coincident=20).make().to(backend.device)
-    s = problem.s.double()
-    at_zero = 1.2**-0.6 if name == "imq" else 1.0
-    group = s[:20].sum(0).square().sum() - s[:20].square().sum()
-    assert torch.allclose(problem.discrepancy(name).double(), at_zero * group / (30 * 29), rtol=1e-5)
-    every = group + s.square().sum()
-    assert torch.allclose(problem.discrepancy(name, statistic="v").double(), at_zero * every / 900, rtol=1e-5)
+def test_no_bandwidth_is_an_error(name, backend):
+    """As h falls the statistic of coincident particles grows like 2 d / h: it is infinite at 0, not 0."""
+    problem = Case(30, 4, coincident=25).make().to(backend.device)
+    assert not stein.median_bandwidth(problem.x)
+    small, smaller = (problem.with_h(h).discrepancy(name) for h in (1e-6, 1e-8))
+    assert 99 < smaller / small < 101
+    if backend.device == "cpu":
+        for bandwidth in (0.0, torch.zeros(()), 1e-39, "median"):
+            with pytest.raises(
+                ValueError, match="kernel_stein_discrepancy: bandwidth must be > 0.*got (0|1e-39)"
+            ):
+                problem.discrepancy(name, bandwidth=bandwidth)
+        operands = problem.x[None], problem.s[None], torch.zeros(1), torch.ones(1, 30, 1)
+        with pytest.raises(ValueError, match="kernel_stein_discrepancy: bandwidth must be > 0.*got 0"):
+            torch.ops.fekernels.kernel_stein_discrepancy(*operands, *operator_kernel(name))
+    else:
+        assert problem.discrepancy(name, bandwidth=0.0) == torch.inf
+
+
+def test_no_bandwidth_of_one_problem_or_one_particle():
+    problem = Case(6, 2, (3,)).make()
+    problem.x[1] = 1.0
+    with pytest.raises(
+        ValueError, match="got 0 in problem 1, the median over particles of which too many coincide"
+    ):
+        problem.discrepancy("rbf", bandwidth="median")
+    assert problem.discrepancy("linear", bandwidth="median").isfinite().all()
+    one = Case(1, 2).make()
+    assert one.discrepancy("rbf", bandwidth="median").isnan()
+    with pytest.raises(ValueError, match="bandwidth must be > 0"):
+        one.discrepancy("rbf", bandwidth="median", statistic="v")
+
+
+def test_no_bandwidth_where_it_is_not_looked_at():
+    problem = Case(6, 2, (2,)).make()
+    values = torch.vmap(lambda x, s, h: stein.kernel_stein_discrepancy(x, s, bandwidth=h))(
+        problem.x, problem.s, torch.tensor([0.0, 1.0])
+    )
+    assert values[0] == torch.inf
+    torch.testing.assert_close(values[1], problem.with_h(1.0).discrepancy("rbf")[1])
 
 
 @NAMES

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 from svgd_helpers import draws, normal, same
 
+import fekernels as fe
 from fekernels.stein.svgd import SVGD
 
 
@@ -66,18 +68,126 @@ def test_a_score_that_is_not_finite(bad: float) -> None:
     assert torch.equal(one.particles, other.particles)
 
 
-def test_a_density_with_a_particle_outside_its_support() -> None:
+@pytest.mark.parametrize(
+    "log_prob", [lambda x: x.log().sum(-1) - x.sum(-1), lambda x: x.log() @ torch.ones(2)]
+)
+def test_a_density_with_a_particle_outside_its_support(log_prob) -> None:
+    """The score of a Gamma is finite there, its log-density NaN; of a square root both are NaN."""
     x = draws(6, 2).abs()
     x[3, 0] = -1.0
-    sampler = SVGD(lambda x: x.log().sum(-1) - x.sum(-1), x)  # a Gamma; its score is finite even there
-    sampler.step()
+    sampler = SVGD(log_prob, x)
+    before = sampler.state_dict()
+    with pytest.raises(ValueError, match="log_prob must be finite; got nan for particle 3 at step 1"):
+        sampler.step()
+    assert same(sampler.state_dict(), before) and sampler.log_prob is None
     sampler = SVGD(lambda x: x.sqrt().sum(-1) - x.sum(-1), x)
-    with pytest.raises(ValueError, match="got nan for particle 3 at step 1"):
+    with pytest.raises(ValueError, match="scores must be finite; got nan for particle 3 at step 1"):
         sampler.step()
     assert sampler._target.batched is True  # 0 / 0 in other rows is not taken for dependence
 
 
-PARTICLES = torch.zeros(4, 2)
+def test_a_density_that_is_zero_at_a_particle() -> None:
+    x = draws(6, 2).abs()
+    x[2, 1] = 4.0
+    sampler = SVGD(lambda x: torch.where(x < 3, -x, -x - torch.inf).sum(-1), x, seed=0)
+    with pytest.raises(ValueError, match="log_prob must be finite; got -inf for particle 2 at step 1"):
+        sampler.step()
+
+
+def by_first(x: torch.Tensor) -> torch.Tensor:
+    return normal(x - 0.1 * x[:1])
+
+
+def by_mean(x: torch.Tensor) -> torch.Tensor:
+    return normal(x - x.mean(0)) + normal(x.mean(0))
+
+
+@pytest.mark.parametrize(("n", "d"), [(50, 2), (3, 3), (2, 5)])
+@pytest.mark.parametrize("log_prob", [by_first, by_mean, lambda x: normal(x.cumsum(0))])
+def test_a_density_that_couples_particles(log_prob, n: int, d: int) -> None:
+    """[n] numbers that depend on more than their own particle are no function of one, though it would run."""
+    sampler = SVGD(log_prob, draws(n, d), optimizer="sgd")
+    before = sampler.state_dict()
+    with pytest.raises(
+        ValueError, match="log_prob must give each particle a log-density of its own.*batched=False"
+    ):
+        sampler.step()
+    assert same(sampler.state_dict(), before)
+    for batched in (True, False):  # taken at one's word
+        SVGD(log_prob if batched else normal, draws(n, d), batched=batched).step()
+
+
+def test_random_and_rounded_densities_are_not_taken_for_coupled() -> None:
+    """The numbers come from one evaluation, so that dropout, a minibatch or noise of its own change nothing."""
+    weight = torch.randn(40, 3)
+
+    def dropout(x: torch.Tensor) -> torch.Tensor:
+        return -torch.nn.functional.dropout(x @ weight.to(x.dtype).mT, 0.5).tanh().square().sum(-1)
+
+    def minibatch(x: torch.Tensor) -> torch.Tensor:
+        rows = weight[torch.randperm(40)[:7]].to(x.dtype)
+        return -torch.cdist(x, rows).logsumexp(1) + torch.randn(len(x))
+
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for log_prob in (dropout, minibatch) if dtype != torch.bfloat16 else (dropout,):
+            for scale in (1e-6, 1.0, 1e3):
+                sampler = SVGD(log_prob, draws(30, 3, dtype) * scale, optimizer="sgd", lr=0.0)
+                sampler.step()
+                assert sampler._target.batched is True
+
+
+@pytest.mark.parametrize("settings", [{}, {"noise": "independent", "optimizer": "sgd"}])
+def test_equal_particles(settings) -> None:
+    """They never part, but by noise."""
+    x = torch.ones(5, 2)
+    if settings:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sampler = SVGD(normal, x, seed=0, bandwidth=1.0, **settings)
+            sampler.run(3, progress=False)
+        assert (sampler.particles.std(0) > 0).all()
+        return
+    with pytest.warns(UserWarning, match="SVGD: particles are all equal"):
+        sampler = SVGD(normal, x, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        result = sampler.run(3, progress=False)
+        SVGD(normal, x[:1], seed=0).run(3, progress=False)
+    assert result.discrepancy.isinf().all() and not sampler.particles.std(0).any()
+
+
+def test_a_median_of_zero_is_said_once() -> None:
+    x = torch.cat([torch.ones(8, 2), draws(2, 2)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler = SVGD(normal, x, seed=0)
+    with pytest.warns(UserWarning, match="SVGD: the median bandwidth is 0 at step 1") as said:
+        result = sampler.run(3, progress=False)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert result.discrepancy[0] == math.inf
+
+
+@pytest.mark.parametrize("optimizer", [None, "adam", "adagrad", torch.optim.Adam, torch.optim.RMSprop])
+def test_float16_and_an_optimizer_that_divides_by_zero(optimizer) -> None:
+    x = draws(6, 2, torch.float16)
+    with pytest.raises(
+        ValueError, match="SVGD: optimizer must not divide by 0 in float16.*eps=1e-.*got float16"
+    ):
+        SVGD(normal, x, optimizer=optimizer)
+    SVGD(normal, x.bfloat16(), optimizer=optimizer).step()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sgd", lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-4), lambda p: fe.LangevinAdam(p, lr=0.01)],
+)
+def test_float16_particles_stay_finite(optimizer) -> None:
+    sampler = SVGD(normal, draws(20, 2, torch.float16), optimizer=optimizer, seed=0)
+    sampler.run(20, progress=False)
+    assert sampler.particles.dtype == torch.float16 and sampler.particles.isfinite().all()
+
+
+PARTICLES = torch.arange(8.0).view(4, 2)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +276,7 @@ PARTICLES = torch.zeros(4, 2)
 def test_bad_settings(settings, error, message) -> None:
     with pytest.raises(error, match=message):
         SVGD(**{"log_prob": normal, "particles": PARTICLES, **settings})
-    assert torch.equal(PARTICLES, torch.zeros(4, 2))
+    assert torch.equal(PARTICLES, torch.arange(8.0).view(4, 2))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ __all__ = [
     "check_scores",
     "flat_bandwidth",
     "flatten",
+    "no_bandwidth",
     "number",
+    "positive_bandwidth",
     "transformed",
     "which_kernel",
     "wide",
@@ -121,6 +123,29 @@ def flat_bandwidth(function: str, bandwidth: Tensor | float, particles: Tensor, 
             raise ValueError(f"{function}: bandwidth must be >= 0; got {least}")
     bandwidth = bandwidth.to(dtype)
     return bandwidth if bandwidth.shape == (count,) else bandwidth.expand(batch).reshape(count)
+
+
+def no_bandwidth(bandwidth: Tensor) -> Tensor:
+    """Where h counts as 0, bool [B]: below the smallest normal number it has no inverse."""
+    return bandwidth < torch.finfo(bandwidth.dtype).tiny
+
+
+def positive_bandwidth(function: str, bandwidth: Tensor, median: bool = False, *, wait: bool = False) -> None:
+    """Raise where an h of [B] is 0, which makes a discrepancy infinite: 2 d / h a coincident pair.
+
+    Values are looked at on a CPU, elsewhere only with ``wait``, and never under torch.compile or torch.func.
+    """
+    if torch.compiler.is_compiling() or transformed() or not (wait or bandwidth.device.type == "cpu"):
+        return
+    # Of one element directly, as above.
+    least = bandwidth.item() if bandwidth.numel() == 1 else bandwidth.min().item() if len(bandwidth) else 1.0
+    if least < torch.finfo(bandwidth.dtype).tiny:
+        which = f" in problem {int(bandwidth.argmin())}" if len(bandwidth) > 1 else ""
+        why = ", the median over particles of which too many coincide: give a number" if median else ""
+        raise ValueError(
+            f"{function}: bandwidth must be > 0, since the discrepancy grows without bound as it falls; got "
+            f"{least:g}{which}{why}"
+        )
 
 
 def transformed() -> bool:

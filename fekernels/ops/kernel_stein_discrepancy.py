@@ -19,6 +19,8 @@ from fekernels.ops._stein_operands import (
     check_scores,
     flat_bandwidth,
     flatten,
+    no_bandwidth,
+    positive_bandwidth,
     transformed,
     which_kernel,
     wide,
@@ -66,6 +68,14 @@ def _forward(
     _check(particles, scores, bandwidth, weights)
     if not particles.numel() or not weights.numel():
         return _fake(particles, scores, bandwidth, weights).zero_()
+    if kernel != LINEAR and particles.shape[1] > 1:
+        positive_bandwidth("kernel_stein_discrepancy", bandwidth)
+    return _sums(particles, scores, bandwidth, weights, kernel, beta, c)
+
+
+def _sums(
+    particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, kernel: int, beta: float, c: float
+) -> Tensor:
     run: Any
     if kernel == LINEAR or wide(particles, scores, bandwidth) == torch.float64:
         run = reference.kernel_stein_discrepancy
@@ -142,7 +152,7 @@ def _diagonal_sum(x: Tensor, s: Tensor, h: Tensor, kernel: Kernel) -> Tensor:
         return ((x.square().sum(2) + 1) * squares + 2 * (x * s).sum(2)).sum(1) + n * d
     value, p1 = at_zero(kernel.code, kernel.beta, kernel.c)
     h = h.double()
-    # No repulsion at h = 0, by the same convention as off the diagonal.
+    # Where h = 0 `_statistic` says so; without a coordinate nothing diverges.
     return value * squares.sum((1, 2), dtype=torch.float64) + n * d * p1 / torch.where(h == 0, torch.inf, h)
 
 
@@ -157,16 +167,26 @@ def stein_kernel(function: str, kernel: object) -> Kernel:
 
 
 def gather(
-    function: str, particles: Tensor, scores: Tensor, kernel: Kernel, bandwidth: Tensor | float | str
+    function: str,
+    particles: Tensor,
+    scores: Tensor,
+    kernel: Kernel,
+    bandwidth: Tensor | float | str,
+    *,
+    positive: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked particles and scores [B, n, d], and bandwidths [B]."""
+    """Checked particles and scores [B, n, d], and bandwidths [B]; of `positive`, > 0 as far as is looked."""
     particles = check_particles(function, particles)
     scores = check_scores(function, scores, particles)
     x, s, dtype = flatten(particles), flatten(scores), wide(particles, scores)
     median = isinstance(bandwidth, str) and bandwidth == "median"
     if median and kernel.code != LINEAR:
-        return x, s, liu_wang(x).to(dtype)
-    return x, s, flat_bandwidth(function, 1.0 if median else bandwidth, particles, dtype)  # type: ignore[arg-type]
+        h = liu_wang(x).to(dtype)
+    else:
+        h = flat_bandwidth(function, 1.0 if median else bandwidth, particles, dtype)  # type: ignore[arg-type]
+    if positive and kernel.code != LINEAR and x.numel():
+        positive_bandwidth(function, h, median)
+    return x, s, h
 
 
 def kernel_stein_discrepancy(
@@ -185,7 +205,8 @@ def kernel_stein_discrepancy(
         scores: grad log p at the particles, of their shape.
         kernel: "rbf", "imq" or "linear", or an instance of ``fe.kernels``. "imq" alone tells samples that drift away
             to infinity. Laplace's discrepancy is infinite.
-        bandwidth: h, as in ``svgd_direction``.
+        bandwidth: h, as in ``svgd_direction``, but > 0: as it falls to 0 the discrepancy grows without bound. On a GPU,
+            under torch.compile and torch.func, where its value is not looked at, h = 0 gives infinity.
         statistic: "u", unbiased, the mean over pairs of different particles, may be negative (NaN for n = 1);
             or "v", the mean over all pairs, never negative but for rounding, and too large by O(1/n).
 
@@ -195,20 +216,30 @@ def kernel_stein_discrepancy(
 
     Raises:
         TypeError: an argument of a wrong type or dtype.
-        ValueError: a wrong value, shape or device; the message has the name, what was expected and what came.
+        ValueError: a wrong value, shape or device; the message has the name, what was expected and what came. So does a
+            median bandwidth of 0, where particles coincide.
     """
     function = "kernel_stein_discrepancy"
     found = stein_kernel(function, kernel)
     if statistic not in STATISTICS:
         raise ValueError(f"{function}: statistic must be one of {', '.join(STATISTICS)}; got {statistic!r}")
-    x, s, h = gather(function, particles, scores, found, bandwidth)
+    # The mean over the pairs of one particle, whose median is 0, is NaN at any bandwidth.
+    alone = statistic == "u" and isinstance(particles, Tensor) and particles.shape[-2:-1] == (1,)
+    x, s, h = gather(function, particles, scores, found, bandwidth, positive=not alone)
+    return _statistic(x, s, h, found, statistic).to(wide(x, s)).reshape(particles.shape[:-2])
+
+
+def _statistic(x: Tensor, s: Tensor, h: Tensor, found: Kernel, statistic: str) -> Tensor:
+    """The statistic [B], float64; infinite where h = 0."""
     n = x.shape[1]
     total = off_diagonal_sums(x, s, h, h.new_ones(1, n, 1), found)[:, 0]
     if statistic == "v":
         value = (total + _diagonal_sum(x, s, h, found)) / (n * n)
     else:
         value = total / (n * (n - 1))
-    return value.to(wide(x, s)).reshape(particles.shape[:-2])
+    if found.code == LINEAR or not x.numel() or (n == 1 and statistic == "u"):
+        return value
+    return torch.where(no_bandwidth(h), torch.inf, value)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

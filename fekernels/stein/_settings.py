@@ -20,6 +20,7 @@ NAMED_OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 NAMED_LR = 0.1
+SMALLEST_HALF = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
 
 
 def positive(function: str, name: str, value: object) -> float:
@@ -70,7 +71,7 @@ def make_optimizer(function: str, optimizer: Any, lr: object, particles: Tensor)
                 f"got {optimizer!r}"
             )
         options: dict[str, Any] = {"lr": NAMED_LR if rate is None else rate}
-        return NAMED_OPTIMIZERS[optimizer]([particles], **options)
+        return _kept_finite(function, NAMED_OPTIMIZERS[optimizer]([particles], **options), particles)
     if isinstance(optimizer, Optimizer):
         raise TypeError(
             f"{function}: optimizer must be a class or a factory, since it is to hold the sampler's own particles; "
@@ -96,7 +97,24 @@ def make_optimizer(function: str, optimizer: Any, lr: object, particles: Tensor)
             f"{function}: optimizer must hold the particles that the factory is given and nothing else; "
             f"got {len(held)} parameters, of shapes {[tuple(param.shape) for param in held]}"
         )
-    return made
+    return _kept_finite(function, made, particles)
+
+
+def _kept_finite(function: str, optimizer: Optimizer, particles: Tensor) -> Optimizer:
+    """Refuses what makes float16 particles infinite in its first step.
+
+    torch's optimizers compute in the parameter's dtype. Squares of gradients below 2e-4 are 0 in float16, and so is an
+    eps below half its smallest number: what they divide by is then 0. (LangevinAdam computes in float32.)
+    """
+    if particles.dtype == torch.float16 and type(optimizer).__module__.startswith("torch.optim"):
+        for group in optimizer.param_groups:
+            if group.get("eps", 1.0) <= SMALLEST_HALF / 2:
+                raise ValueError(
+                    f"{function}: optimizer must not divide by 0 in float16, where the eps={group['eps']:g} of "
+                    f"{type(optimizer).__name__} is 0; got float16 particles: give float32 or bfloat16 ones, "
+                    "optimizer='sgd', or a larger eps"
+                )
+    return optimizer
 
 
 def _built(factory: Callable[[Any], Any], particles: Tensor) -> Any:

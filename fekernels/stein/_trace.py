@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fekernels.ops._stein_operands import which_kernel
 from fekernels.ops.kernel_stein_discrepancy import kernel_stein_discrepancy, stein_kernel
-from fekernels.reference._stein import LAPLACE
+from fekernels.reference._stein import LAPLACE, LINEAR
 
 __all__ = ["SVGDResult", "discrepancy_kernel", "endless", "measure"]
 
@@ -24,7 +24,8 @@ class SVGDResult:
     Attributes:
         particles: [n, d] where they are now; a copy.
         steps: int64 [k], the number of steps made when each of the following was measured.
-        discrepancy: float64 [k], the squared kernel Stein discrepancy (V-statistic) of the particles then.
+        discrepancy: float64 [k], the squared kernel Stein discrepancy (V-statistic) of the particles then; infinite at
+            h = 0.
         bandwidth: float64 [k], h of the step that followed.
         log_prob: float64 [k], the mean over the particles of what log_prob returned; NaN with `scores`.
     """
@@ -54,8 +55,11 @@ def discrepancy_kernel(function: str, asked: object, own: object) -> object:
 
 
 def measure(kernel: object, x: Tensor, scores: Tensor, h: Tensor, log_prob: Tensor | None) -> Tensor:
-    """[squared discrepancy, h, mean log_prob], float64."""
-    squared = kernel_stein_discrepancy(x, scores, kernel=kernel, bandwidth=h, statistic="v").double()
+    """[squared discrepancy, h, mean log_prob], float64; at h = 0 the discrepancy is infinite."""
+    zero = which_kernel("SVGD", kernel).code != LINEAR and float(h) < torch.finfo(h.dtype).tiny
+    squared = torch.full((), math.inf, dtype=torch.float64, device=x.device)
+    if not zero:
+        squared = kernel_stein_discrepancy(x, scores, kernel=kernel, bandwidth=h, statistic="v").double()
     mean = torch.full_like(squared, math.nan) if log_prob is None else log_prob.double().mean()
     return torch.stack([squared, h.double(), mean])
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fekernels import random
 from fekernels.ops._noise_key import integer, signed_seed
-from fekernels.ops._stein_operands import number
+from fekernels.ops._stein_operands import number, positive_bandwidth
 from fekernels.ops.kernel_stein_discrepancy import gather, off_diagonal_sums, stein_kernel
+from fekernels.reference._stein import LINEAR
 
 __all__ = ["GoodnessOfFit", "goodness_of_fit"]
 
@@ -60,7 +61,7 @@ def goodness_of_fit(
         scores: grad log p at the particles, of their shape.
         kernel: "imq" (the default: its discrepancy also sees samples that drift away), "rbf" or "linear", or an
             instance of ``fe.kernels``.
-        bandwidth: h, as in ``svgd_direction``.
+        bandwidth: h, as in ``kernel_stein_discrepancy``: > 0.
         draws: of the bootstrap; the p-value is no less than 1/(draws + 1).
         change_probability: in (0, 0.5]: of a sign to differ from its predecessor's. 0.5, independent signs, is right
             for independent particles. For a chain, in its order, choose it so small that signs stay as long as the
@@ -72,7 +73,8 @@ def goodness_of_fit(
 
     Raises:
         TypeError: an argument of a wrong type or dtype.
-        ValueError: a wrong value, shape or device; fewer than two particles.
+        ValueError: a wrong value, shape or device; fewer than two particles; a median bandwidth of 0, as of a chain
+            that stays at one place most of the time.
 
     Source: Chwialkowski, Strathmann & Gretton 2016, arXiv:1602.02964, section 3; Liu, Lee & Jordan 2016.
     """
@@ -84,10 +86,12 @@ def goodness_of_fit(
     if not 0 < change <= 0.5:
         raise ValueError(f"{function}: change_probability must be in (0, 0.5]; got {change_probability}")
     with torch.no_grad():
-        x, s, h = gather(function, particles, scores, found, bandwidth)
+        x, s, h = gather(function, particles, scores, found, bandwidth, positive=False)
         n, batch = x.shape[1], particles.shape[:-2]
         if n < 2:
             raise ValueError(f"{function}: particles must be at least 2 (n, for a pair); got {n}")
+        if found.code != LINEAR:
+            positive_bandwidth(function, h, isinstance(bandwidth, str), wait=True)
         signs = _signs(n, draws, change, key, x.device)
         weights = torch.cat([signs.new_ones(n, 1), signs], 1).unsqueeze(0)
         values = off_diagonal_sums(x, s, h, weights, found) / (n * (n - 1))

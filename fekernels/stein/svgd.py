@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,13 +41,15 @@ class SVGD:
     Args:
         log_prob: unnormalised log-density by which autograd makes the scores: batched, [n, d] -> [n], or of one
             particle, [d] -> scalar, then vmapped. Called once a step, as log_prob(particles, *batch) with the arguments
-            of `step`, so it may draw minibatches or keep state. None with `scores`.
+            of `step`, so it may draw minibatches or keep state. Finite at every particle. None with `scores`.
         particles: [n, d], n >= 1, of float32, float64, bfloat16 or float16. Copied.
         scores: in place of log_prob: its gradient as a function, [n, d] -> [n, d].
-        batched: whether log_prob is batched. None finds out at the first step, which takes a function that is not
-            a second call.
+        batched: whether log_prob is batched. None finds out at the first step: three more backward passes, and for a
+            function that is not batched a second call. [n] numbers that depend on other particles than their own are
+            then an error; True and False are not checked.
         optimizer: None is Adam(lr=0.1); "adam", "adagrad", "sgd"; a torch.optim class; or a factory, called with
-            [particles] (or with the tensor, where that is a TypeError). It holds the particles and nothing else.
+            [particles] (or with the tensor, where that is a TypeError). It holds the particles and nothing else. For
+            float16 particles a torch optimizer whose eps is 0 in float16, as the default's 1e-8, is refused.
         lr: of a named optimizer (default 0.1) or a class (default the class's own).
         kernel: a name or an instance of `fe.kernels`, as `fe.svgd_direction`.
         bandwidth: h in exp(-t/h): a number, "median" (of the particles at each step), or a schedule, called with the
@@ -139,6 +142,15 @@ class SVGD:
         self.iteration = 0
         self.bandwidth: Tensor | None = None
         self.log_prob: Tensor | None = None
+        x = self._particles
+        # Noise parts them, by random draws or by scores of random functions; the latter are not known here.
+        self._warned = self._noise is None and len(x) > 1 and bool((x == x[0]).all())
+        if self._warned:
+            warnings.warn(
+                f"{name}: particles are all equal: at one place they do not repel each other and get the same scores, "
+                "so that they stay together; begin from distinct particles",
+                stacklevel=2,
+            )
 
     @classmethod
     def from_model(
@@ -176,9 +188,9 @@ class SVGD:
             batch: handed on to log_prob or scores, behind the particles.
 
         Raises:
-            ValueError: a score that is NaN or infinite; names the step and the first such particle. Particles,
-                optimizer and step count are then as they were before the call, and so they are after an exception
-                from log_prob.
+            ValueError: a score or a log_prob that is NaN or infinite; names the step and the first such particle.
+                Particles, optimizer and step count are then as they were before the call, and so they are after an
+                exception from log_prob.
         """
         self._advance(batch, None)
 
@@ -265,6 +277,9 @@ class SVGD:
         h = self._checked_bandwidth(asked)
         scores, log_prob = self._target.evaluate(x, batch)
         self._check_finite("scores", scores, step)
+        if log_prob is not None:
+            # Beyond the support a gradient may well be finite: of a Gamma's x log at x < 0, say.
+            self._check_finite("log_prob", log_prob.unsqueeze(1), step)
         groups = None
         if self._kernel_batch is not None and self._kernel_batch < len(x):
             groups = random_groups(len(x), self._kernel_batch, self.seed, step, x.device)
@@ -273,6 +288,7 @@ class SVGD:
         elif h is None:
             # The last one is a hint where to look, and changes nothing.
             h = median_bandwidth(x, hint=None if self.bandwidth is None else self.bandwidth / self._scale)
+            self._warn_of_coincidence(h, step)
         if self._scale != 1:
             h = h * self._scale
         drift = scores if gamma == 1 else gamma * scores
@@ -300,6 +316,17 @@ class SVGD:
                 f"{type(self).__name__}: {what} must be finite; got {bad[1]} for particle {bad[0]} at step {step} "
                 "(particles, optimizer and step count are as before this step)"
             )
+
+    def _warn_of_coincidence(self, median: Tensor, step: int) -> None:
+        """Once, where the median says that half of all pairs are at one place. (A GPU is waited for in any case.)"""
+        if self._warned or len(self._particles) == 1 or float(median) > 0:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{type(self).__name__}: the median bandwidth is 0 at step {step}: so many particles coincide, and those "
+            "at one place do not repel each other; begin from distinct particles, or give a bandwidth",
+            stacklevel=6,
+        )
 
     def _checked_bandwidth(self, value: Any) -> Tensor | None:
         """h as a tensor of one element; None for the median."""
