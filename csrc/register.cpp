@@ -68,13 +68,6 @@ void check_table(const Tensor& table) {
                   "table must be a contiguous int64 tensor of shape [rows, ", fe::kTableColumns, "]");
 }
 
-void check_key(int64_t stream, int64_t step, int64_t offset, int64_t purpose) {
-  STD_TORCH_CHECK(stream >= 0 && stream <= 0xffffffff && step >= 0 && step <= 0xffffffff && purpose >= 0 &&
-                      purpose <= 0xffff && offset >= 0,
-                  "stream and step must be in [0, 2^32), purpose in [0, 2^16), offset not negative; got stream ", stream,
-                  ", step ", step, ", purpose ", purpose, ", offset ", offset);
-}
-
 uint32_t next_step(const fe::TableRow& row) {
   const bool wide = (row.dtypes >> 32 & 0xff) == fe::kFloat64;
   const double t = wide ? *reinterpret_cast<const double*>(row.step) : *reinterpret_cast<const float*>(row.step);
@@ -236,9 +229,16 @@ void sgld_table_cpu(const Tensor& table, const Tensor& layouts, const Tensor& ch
 }
 
 template <fe::Draw kDraw>
+void check_draw(const Tensor& out, int64_t stream, int64_t step, int64_t offset, int64_t purpose) {
+  constexpr bool kWords = kDraw == fe::Draw::kBits;
+  STD_TORCH_CHECK(out.scalar_type() == (kWords ? ScalarType::Int : ScalarType::Float) && out.is_contiguous(),
+                  "out must be contiguous and ", kWords ? "int32" : "float32");
+  fe::check_key(stream, step, offset, purpose, out.numel());
+}
+
+template <fe::Draw kDraw>
 void philox_cpu(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t offset, int64_t purpose) {
-  check_key(stream, step, offset, purpose);
-  STD_TORCH_CHECK(out.is_contiguous(), "out must be contiguous");
+  check_draw<kDraw>(out, stream, step, offset, purpose);
   const fe::NoiseKey key = fe::noise_key(seed, static_cast<uint32_t>(step), static_cast<uint32_t>(stream),
                                          static_cast<uint32_t>(purpose));
   char* to = static_cast<char*>(out.mutable_data_ptr());
@@ -333,8 +333,7 @@ void sgld_table_cuda(const Tensor& table, const Tensor& layouts, const Tensor& c
 
 template <fe::Draw kDraw>
 void philox_cuda(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t offset, int64_t purpose) {
-  check_key(stream, step, offset, purpose);
-  STD_TORCH_CHECK(out.is_contiguous(), "out must be contiguous");
+  check_draw<kDraw>(out, stream, step, offset, purpose);
   torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
   void* cuda_stream = fe::current_stream(out.get_device_index());
   void* to = out.mutable_data_ptr();

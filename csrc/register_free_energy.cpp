@@ -225,6 +225,7 @@ void run(const fe::ReparameterizeCall& call, fe::ReparameterizeKernel* kernel) {
 
 Tensor reparameterize_cpu(Tensor mean, Tensor logvar, int64_t seed, int64_t stream, int64_t step, int64_t offset,
                           int64_t samples) {
+  fe::check_reparameterize(mean, logvar, false, samples, stream, step, offset);
   const int64_t shape[3] = {samples, mean.size(0), mean.size(1)};
   Tensor z = fe::empty_large(mean, {shape, size_t{3}});
   fe::ReparameterizeCall call = reparameterize_call(mean, logvar, seed, stream, step, offset);
@@ -237,6 +238,7 @@ Tensor reparameterize_cpu(Tensor mean, Tensor logvar, int64_t seed, int64_t stre
 
 std::vector<Tensor> reparameterize_backward_cpu(Tensor grad, Tensor logvar, int64_t seed, int64_t stream, int64_t step,
                                                 int64_t offset) {
+  fe::check_reparameterize(grad, logvar, true, grad.dim() ? grad.size(0) : 0, stream, step, offset);
   const int64_t shape[2] = {logvar.size(0), logvar.size(1)};
   Tensor grad_mean = fe::empty_large(grad, {shape, size_t{2}}), grad_logvar = fe::empty_large(logvar, logvar.sizes());
   fe::ReparameterizeCall call = reparameterize_call(grad, logvar, seed, stream, step, offset);

@@ -116,6 +116,7 @@ fe::cuda::ReparameterizeCall reparameterize_call_cuda(const Tensor& like, const 
 
 Tensor reparameterize_cuda(Tensor mean, Tensor logvar, int64_t seed, int64_t stream, int64_t step, int64_t offset,
                            int64_t samples) {
+  fe::check_reparameterize(mean, logvar, false, samples, stream, step, offset);
   const int32_t device = mean.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t shape[3] = {samples, mean.size(0), mean.size(1)};
@@ -129,6 +130,7 @@ Tensor reparameterize_cuda(Tensor mean, Tensor logvar, int64_t seed, int64_t str
 
 std::vector<Tensor> reparameterize_backward_cuda(Tensor grad, Tensor logvar, int64_t seed, int64_t stream, int64_t step,
                                                  int64_t offset) {
+  fe::check_reparameterize(grad, logvar, true, grad.dim() ? grad.size(0) : 0, stream, step, offset);
   const int32_t device = grad.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t shape[2] = {logvar.size(0), logvar.size(1)};
@@ -146,7 +148,7 @@ std::vector<Tensor> reparameterize_backward_cuda(Tensor grad, Tensor logvar, int
 
 void scale_cuda(std::vector<Tensor> tensors, Tensor factor) {
   if (tensors.empty()) return;
-  STD_TORCH_CHECK(factor.scalar_type() == ScalarType::Float, "factor must be float32");
+  STD_TORCH_CHECK(factor.scalar_type() == ScalarType::Float && factor.numel() == 1, "factor must be one float32");
   const int32_t device = factor.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   fe::cuda::ScaleCall call{};
@@ -156,7 +158,8 @@ void scale_cuda(std::vector<Tensor> tensors, Tensor factor) {
     call.n_tensors = 0;
   };
   for (Tensor& tensor : tensors) {
-    STD_TORCH_CHECK(tensor.is_contiguous(), "tensors must be contiguous");
+    STD_TORCH_CHECK(tensor.is_contiguous() && tensor.is_cuda() && tensor.get_device_index() == device,
+                    "tensors must be contiguous and on the device of factor");
     call.tensors[call.n_tensors++] = {tensor.mutable_data_ptr(), tensor.numel(), fe::dtype_of(tensor)};
     if (call.n_tensors == fe::cuda::kMaxScaled) flush();
   }

@@ -10,22 +10,45 @@ Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-import fekernels.ops.random  # noqa: F401 (defines the operators)
-from fekernels.ops._noise_key import LAST_INDEX, integer, signed_seed
+from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, PURPOSES, integer, signed_seed
+from fekernels.ops.random import draw
 
 __all__ = ["bits", "normal", "uniform"]
 
 USER = 4  # the purpose tag of draws that no part of this package makes
 
 
+def _sizes(function: str, shape: object) -> tuple[int, ...]:
+    if isinstance(shape, (str, bytes, bytearray)) or not isinstance(shape, Sequence):
+        try:
+            return (integer(function, "shape", shape, 0, LAST_INDEX),)
+        except TypeError:
+            kind = type(shape).__name__
+            raise TypeError(f"{function}: shape must be an int or a sequence of ints; got {kind}") from None
+    if torch.compiler.is_compiling():  # where a comparison would fix the range of a size that is a symbol
+        return tuple(shape)
+    return tuple(integer(function, f"shape[{i}]", size, 0, LAST_INDEX) for i, size in enumerate(shape))
+
+
+def _device(function: str, device: object) -> torch.device:
+    try:
+        return torch.get_default_device() if device is None else torch.device(device)  # type: ignore[call-overload]
+    except RuntimeError as error:
+        raise ValueError(f"{function}: device must be a device; got {device!r}: {error}") from None
+    except TypeError:
+        raise TypeError(
+            f"{function}: device must be a device or its name; got {type(device).__name__}"
+        ) from None
+
+
 def _draw(
     kind: str,
-    dtype: torch.dtype,
     shape: int | Sequence[int],
     seed: int,
     stream: int,
@@ -35,23 +58,21 @@ def _draw(
     device: torch.device | str,
 ) -> Tensor:
     function = f"random.{kind}"
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    for size in sizes:
-        integer(function, "shape", size, 0, LAST_INDEX)
-    count = 1
-    for size in sizes:
-        count *= size
-    key = signed_seed(function, seed)
-    integer(function, "stream", stream, 0, 1 << 32)
-    integer(function, "step", step, 0, 1 << 32)
-    integer(function, "purpose", purpose, 0, 1 << 16)
-    integer(function, "offset", offset, 0, LAST_INDEX - count + 1)
-    out = torch.empty(sizes, dtype=dtype, device=device)
-    getattr(
-        torch.ops.fekernels,
-        {"bits": "philox_bits", "uniform": "philox_uniform", "normal": "philox_normal"}[kind],
-    )(out, key, stream, step, offset, purpose)
-    return out
+    sizes = _sizes(function, shape)
+    # Of sizes that are symbols the operator sees the numbers.
+    count = 0 if torch.compiler.is_compiling() else math.prod(sizes)
+    if count > LAST_INDEX:
+        raise ValueError(f"{function}: shape must have at most 2^50 elements; got {sizes}")
+    return draw(
+        kind,
+        sizes,
+        signed_seed(function, seed),
+        integer(function, "stream", stream, 0, COUNTERS),
+        integer(function, "step", step, 0, COUNTERS),
+        integer(function, "offset", offset, 0, LAST_INDEX - count + 1),
+        integer(function, "purpose", purpose, 0, PURPOSES),
+        _device(function, device),
+    )
 
 
 def bits(
@@ -76,11 +97,15 @@ def bits(
             latents).
         device: of the result. The bits do not depend on it.
 
+    Every number may be a NumPy scalar. Under ``torch.vmap`` it is a random operation, as ``torch.randn`` is: an error
+    unless ``randomness`` is "same" (one draw for all) or "different", where the draws of the instances continue each
+    other: that of instance i begins at ``offset + i * numel``.
+
     Raises:
         TypeError: an argument that is not an int.
         ValueError: one out of its range.
     """
-    return _draw("bits", torch.int32, shape, seed, stream, step, offset, purpose, device)
+    return _draw("bits", shape, seed, stream, step, offset, purpose, device)
 
 
 def uniform(
@@ -94,7 +119,7 @@ def uniform(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Uniform numbers in (0, 1], float32 of ``shape``: ``fma(float32(word), 2^-32, 2^-33)``. Arguments as ``bits``."""
-    return _draw("uniform", torch.float32, shape, seed, stream, step, offset, purpose, device)
+    return _draw("uniform", shape, seed, stream, step, offset, purpose, device)
 
 
 def normal(
@@ -111,4 +136,4 @@ def normal(
 
     Arguments as ``bits``. The tail ends where the smallest uniform, 2^-33, puts it; beyond lies 1.3e-11 of the normal.
     """
-    return _draw("normal", torch.float32, shape, seed, stream, step, offset, purpose, device)
+    return _draw("normal", shape, seed, stream, step, offset, purpose, device)

@@ -188,13 +188,32 @@ def test_ends_of_the_range(place):
         (dict(offset=-1), ValueError, "offset must be in .* got -1"),
         (dict(offset=2**50 - 3), ValueError, "offset must be in"),
         (dict(shape=-1), ValueError, "shape must be in .* got -1"),
-        (dict(shape=(2, 1.5)), TypeError, "shape must be an int; got float"),
+        (dict(shape=(2, 1.5)), TypeError, r"shape\[1\] must be an int; got float"),
+        (dict(shape=(2, -1)), ValueError, r"shape\[1\] must be in .* got -1"),
+        (dict(shape=None), TypeError, "shape must be an int or a sequence of ints; got NoneType"),
+        (dict(shape=2.5), TypeError, "shape must be an int or a sequence of ints; got float"),
+        (dict(shape={2: 3}), TypeError, "shape must be an int or a sequence of ints; got dict"),
+        (dict(shape=b"\x02"), TypeError, "shape must be an int or a sequence of ints; got bytes"),
+        (dict(shape=(2**30, 2**30)), ValueError, r"shape must have at most 2\^50 elements; got \(1073741824"),
+        (dict(seed=torch.tensor(1)), TypeError, "seed must be an int; got Tensor"),
+        (dict(device="nonsense"), ValueError, "device must be a device; got 'nonsense'"),
+        (dict(device=1.5), TypeError, "device must be a device or its name; got float"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_bad_arguments(kind, change, error, message):
     with pytest.raises(error, match=f"random.{kind}: {message}"):
         getattr(fe.random, kind)(**{"shape": 4, "seed": 0, **change})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpy_numbers(kind):
+    draw = getattr(fe.random, kind)
+    got = draw(
+        (np.int64(2), 3), seed=np.uint64(2**63), stream=np.uint32(2), step=np.array(5), offset=np.int16(3)
+    )
+    assert bits_equal(got, draw((2, 3), seed=2**63, stream=2, step=5, offset=3))
+    assert draw(np.int64(4), seed=0).shape == (4,) and draw(torch.Size([2, 2]), seed=0).shape == (2, 2)
 
 
 def test_a_negative_seed_is_its_twos_complement():

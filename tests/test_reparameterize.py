@@ -1,5 +1,8 @@
 """reparameterize: the same noise wherever and however a batch is split, its gradients, and its arguments."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -178,12 +181,65 @@ def test_vmap_and_grad(backend):
     def function(mean, logvar):
         return fe.reparameterize(mean, logvar, seed=2)
 
-    got = torch.vmap(function)(mean, logvar)
+    got = torch.vmap(function, randomness="same")(mean, logvar)
     wanted = torch.stack([function(*pair) for pair in zip(mean, logvar, strict=True)])
     # Either may have what assert_sample allows.
     assert ((got - wanted).abs() <= 2 * UNIT * (mean.abs() + 4 * (wanted - mean).abs()) * 1.01).all()
     slope = torch.func.grad(lambda m: function(m, logvar[0]).sum())(mean[0])
     assert torch.equal(slope, torch.ones_like(slope))
+
+
+def nested():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+
+def quantized():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.zeros(2, 3), 0.1, 0, torch.quint8)
+
+
+def test_numpy_numbers():
+    mean, logvar = latents(3, 4)
+    got = fe.reparameterize(
+        mean,
+        logvar,
+        seed=np.uint64(7),
+        step=np.int32(2),
+        stream=np.array(1),
+        offset=np.int8(3),
+        samples=np.int64(2),
+    )
+    assert torch.equal(got, fe.reparameterize(mean, logvar, seed=7, step=2, stream=1, offset=3, samples=2))
+
+
+def test_tensors_without_plain_memory(backend):
+    # The imaginary part of a conjugate is a view that says "negate"; fake and meta tensors have no numbers at all.
+    mean, logvar = (
+        torch.randn(3, 4, dtype=torch.complex64, device=backend.device).conj().imag for _ in range(2)
+    )
+    grad = torch.randn(3, 4, dtype=torch.complex64, device=backend.device).conj().imag
+    assert mean.is_neg() and grad.is_neg()
+    results = []
+    for plain in (False, True):
+        pair = [
+            (tensor.resolve_neg() if plain else tensor).detach().requires_grad_() for tensor in (mean, logvar)
+        ]
+        z = fe.reparameterize(*pair, seed=3)
+        results.append([z.detach(), *torch.autograd.grad(z, pair, grad.resolve_neg() if plain else grad)])
+    assert all(map(torch.equal, *results))
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.empty(3, 4, device=backend.device, requires_grad=True)
+        z = fe.reparameterize(fake, fake, seed=3, samples=2)
+        assert z.shape == (2, 3, 4) and torch.autograd.grad(z.sum(), fake)[0].shape == (3, 4)
+
+
+def test_meta_tensors_give_shapes():
+    mean = torch.empty(3, 4, device="meta", dtype=torch.bfloat16)
+    z = fe.reparameterize(mean, mean, seed=3, samples=2)
+    assert z.is_meta and z.shape == (2, 3, 4) and z.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -201,6 +257,16 @@ def test_vmap_and_grad(backend):
             ValueError,
             r"mean must have shape \(batch, ...\)",
         ),
+        ({"mean": np.zeros((2, 3))}, TypeError, "mean must be a tensor; got ndarray"),
+        ({"logvar": torch.zeros(2, 3).to_sparse()}, TypeError, "logvar must be dense; got layout sparse_coo"),
+        ({"logvar": nested()}, TypeError, "logvar must be dense; got nested"),
+        (
+            {"mean": torch.zeros(2, 3, dtype=torch.float8_e4m3fn)},
+            TypeError,
+            "mean must be float32.*float8_e4m3fn",
+        ),
+        ({"mean": quantized()}, TypeError, "mean must be float32.*got quint8"),
+        ({"seed": torch.tensor(1)}, TypeError, "seed must be an int; got Tensor"),
         ({"seed": 1.5}, TypeError, "seed must be an int; got float"),
         ({"step": -1}, ValueError, "step must be in"),
         ({"stream": 1 << 32}, ValueError, "stream must be in"),

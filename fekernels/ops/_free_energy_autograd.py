@@ -225,7 +225,7 @@ def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, ne
     return FreeEnergyTerms(energy + beta * kl, energy, kl)
 
 
-def _is_dispatched(tensors: Sequence[Tensor | None]) -> bool:
+def is_dispatched(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a mode or a subclass with a __torch_dispatch__ is to see operators, instead of kernels reading memory."""
     if torch._C._len_torch_dispatch_stack():
         return True
@@ -269,7 +269,7 @@ def compute(
         rows = compute(operands, likelihood, NONE, beta, False)
         return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
     known = operands.target, operands.mask, operands.weight
-    if torch.compiler.is_compiling() or _is_dispatched((*tensors, *known)):
+    if torch.compiler.is_compiling() or is_dispatched((*tensors, *known)):
         return _traced(operands, likelihood, reduction, beta, needs)
     backend = _backends.choose(tensors[0].device.type)
     # Elsewhere than in a plain prediction that nobody else's elements lie between, and from which no other operand is

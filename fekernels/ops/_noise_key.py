@@ -1,15 +1,33 @@
-"""What names a draw of counter-based noise: checks of seed, stream, step and offset."""
+"""What names a draw of counter-based noise: checks of seed, stream, step, offset and purpose."""
 
 from __future__ import annotations
 
-__all__ = ["LAST_INDEX", "integer", "signed_seed"]
+import operator
+
+import torch
+
+__all__ = ["COUNTERS", "LAST_INDEX", "PURPOSES", "check_key", "integer", "signed_seed"]
 
 LAST_INDEX = 1 << 50  # elements are numbered by 48-bit counters of four words each
+COUNTERS = 1 << 32  # streams, and steps
+PURPOSES = 1 << 16
 
 
 def integer(function: str, name: str, value: object, low: int, high: int) -> int:
+    """``value`` as an int, which it is, or is as a NumPy scalar or 0-dim array, in [low, high).
+
+    A size or number that torch.export keeps as a symbol passes: a comparison would fix its range in the exported
+    program. Operators check it again when its value is there.
+    """
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{function}: {name} must be an int; got {type(value).__name__}")
+        try:
+            if isinstance(value, (bool, torch.Tensor)):  # a GPU's would have to be waited for
+                raise TypeError
+            value = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{function}: {name} must be an int; got {type(value).__name__}") from None
     if not low <= value < high:
         raise ValueError(f"{function}: {name} must be in [{low}, {high}); got {value}")
     return value
@@ -19,3 +37,24 @@ def signed_seed(function: str, seed: object) -> int:
     """A 64-bit seed as the signed integer that operators take; negative seeds are their two's complement."""
     value = integer(function, "seed", seed, -(1 << 63), 1 << 64)
     return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def check_key(
+    function: str,
+    stream: int,
+    step: int,
+    offset: int,
+    purpose: int = 0,
+    *,
+    streams: int = 1,
+    last: int = LAST_INDEX,
+) -> None:
+    """ValueError where an operator's numbers name no draw of ``streams`` streams, or an offset beyond ``last``."""
+    for name, value, high in (
+        ("stream", stream, COUNTERS - streams + 1),
+        ("step", step, COUNTERS),
+        ("purpose", purpose, PURPOSES),
+        ("offset", offset, last + 1),
+    ):
+        if not 0 <= value < high:
+            raise ValueError(f"{function}: {name} must be in [0, {high}); got {value}")

@@ -25,11 +25,16 @@ class Operands:
     weight: Tensor | None
 
 
+def dense(function: str, name: str, tensor: Tensor) -> None:
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        layout = "nested" if tensor.is_nested else f"layout {str(tensor.layout)[6:]}"
+        raise TypeError(f"{function}: {name} must be dense; got {layout}")
+
+
 def floating(function: str, name: str, tensor: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor; got {type(tensor).__name__}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{function}: {name} must be dense; got layout {str(tensor.layout)[6:]}")
+    dense(function, name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(
             f"{function}: {name} must be float32, bfloat16, float16 or float64; got {str(tensor.dtype)[6:]}"
@@ -84,8 +89,7 @@ def rows(function: str, name: str, tensor: Tensor, full: Sequence[int], like: st
 def prepare_target(function: str, target: object, params: list[Tensor], categorical: bool) -> Tensor:
     if not isinstance(target, Tensor):
         raise TypeError(f"{function}: target must be a tensor; got {type(target).__name__}")
-    if target.layout is not torch.strided:
-        raise TypeError(f"{function}: target must be dense; got layout {str(target.layout)[6:]}")
+    dense(function, "target", target)
     same_device(function, "target", target, params[0].device)
     if target.requires_grad:
         raise ValueError(f"{function}: target must not require a gradient, since it gets none; detach it")
@@ -222,8 +226,7 @@ def gather(
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = str(mask.dtype)[6:] if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"{function}: mask must be a bool tensor, True = observed; got {kind}")
-        if mask.layout is not torch.strided:
-            raise TypeError(f"{function}: mask must be dense; got layout {str(mask.layout)[6:]}")
+        dense(function, "mask", mask)
         if mask.shape != target.shape:
             raise ValueError(
                 f"{function}: mask must have shape {tuple(target.shape)} like target; got {tuple(mask.shape)}"
