@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels._checks import integer
+
 __all__ = ["Calibration", "auroc", "calibration", "mutual_information", "predictive_entropy"]
 
 
@@ -58,10 +60,7 @@ def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
     """
     p = _floats("calibration", "probabilities", probabilities, 2)
     target = torch.as_tensor(labels).detach().cpu()
-    if isinstance(bins, bool) or not isinstance(bins, int):
-        raise TypeError(f"calibration: bins must be an int; got {type(bins).__name__}")
-    if bins < 1:
-        raise ValueError(f"calibration: bins must be at least 1; got {bins}")
+    bins = integer("calibration", "bins", bins, 1)
     if target.is_floating_point() or target.dtype == torch.bool:
         raise TypeError(f"calibration: labels must be integers; got {target.dtype}")
     if p.ndim != 2 or not p.numel():

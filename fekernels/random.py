@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, PURPOSES, integer, signed_seed
+from fekernels._checks import integer
+from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, PURPOSES, signed_seed
 from fekernels.ops.random import draw
 
 __all__ = ["bits", "normal", "uniform"]

@@ -56,12 +56,12 @@ def assert_refused(optimizer, error, message):
 # Hyperparameters: refused at construction, in a new group, and at the step after they were changed.
 
 NUMBERS = {
-    "lr_negative": (dict(lr=-0.1), ValueError, "lr must be >= 0 and finite; got -0.1"),
-    "lr_nan": (dict(lr=math.nan), ValueError, "lr must be >= 0 and finite; got nan"),
-    "lr_infinite": (dict(lr=math.inf), ValueError, "lr must be >= 0 and finite; got inf"),
+    "lr_negative": (dict(lr=-0.1), ValueError, "lr must be finite and >= 0; got -0.1"),
+    "lr_nan": (dict(lr=math.nan), ValueError, "lr must be finite and >= 0; got nan"),
+    "lr_infinite": (dict(lr=math.inf), ValueError, "lr must be finite and >= 0; got inf"),
     "lr_string": (dict(lr="0.1"), TypeError, "lr must be a number; got str"),
     "lr_bool": (dict(lr=True), TypeError, "lr must be a number; got bool"),
-    "lr_tensor_negative": (dict(lr=torch.tensor(-1.0)), ValueError, "lr must be >= 0"),
+    "lr_tensor_negative": (dict(lr=torch.tensor(-1.0)), ValueError, "lr must be finite and >= 0"),
     "lr_tensor_two": (
         dict(lr=torch.ones(2)),
         ValueError,
@@ -70,23 +70,27 @@ NUMBERS = {
     "temperature_negative": (
         dict(temperature=-1e-9),
         ValueError,
-        "temperature must be >= 0 and finite; got -1e-09",
+        "temperature must be finite and >= 0; got -1e-09",
     ),
     "temperature_none": (dict(temperature=None), TypeError, "temperature must be a number; got NoneType"),
-    "temperature_tensor": (dict(temperature=torch.tensor(-1.0)), ValueError, "temperature must be >= 0"),
+    "temperature_tensor": (
+        dict(temperature=torch.tensor(-1.0)),
+        ValueError,
+        "temperature must be finite and >= 0",
+    ),
     "prior_negative": (
         dict(prior_precision=-1.0),
         ValueError,
-        "prior_precision must be >= 0 and finite; got -1.0",
+        "prior_precision must be finite and >= 0; got -1.0",
     ),
-    "decay_negative": (dict(weight_decay=-1.0), ValueError, "weight_decay must be >= 0 and finite; got -1.0"),
+    "decay_negative": (dict(weight_decay=-1.0), ValueError, "weight_decay must be finite and >= 0; got -1.0"),
     "backend_unknown": (dict(backend="fast"), ValueError, f"backend must be one of {BACKENDS}; got 'fast'"),
 }
 ADAM_ONLY = {
-    "eps_negative": (dict(eps=-1.0), ValueError, "eps must be >= 0 and finite; got -1.0"),
+    "eps_negative": (dict(eps=-1.0), ValueError, "eps must be finite and >= 0; got -1.0"),
     "eps_tensor": (dict(eps=torch.tensor(0.1)), TypeError, "eps must be a number; got Tensor"),
-    "beta_one": (dict(betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be >= 0 and below 1; got 1.0"),
-    "beta_negative": (dict(betas=(-0.1, 0.9)), ValueError, r"betas\[0\] must be >= 0 and below 1; got -0.1"),
+    "beta_one": (dict(betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be in \[0, 1\); got 1.0"),
+    "beta_negative": (dict(betas=(-0.1, 0.9)), ValueError, r"betas\[0\] must be in \[0, 1\); got -0.1"),
     "betas_single": (dict(betas=0.9), TypeError, "betas must be a pair of numbers; got 0.9"),
     "noise_unknown": (
         dict(noise="white"),

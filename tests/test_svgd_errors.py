@@ -236,7 +236,7 @@ PARTICLES = torch.arange(8.0).view(4, 2)
         ({"bandwidth": "mean"}, ValueError, "bandwidth must be .*; got 'mean'"),
         ({"bandwidth": -1.0}, ValueError, "bandwidth must be >= 0; got -1"),
         ({"bandwidth": torch.zeros(3)}, TypeError, "bandwidth must be a number; got Tensor"),
-        ({"bandwidth_scale": 0.0}, ValueError, "bandwidth_scale must be > 0; got 0"),
+        ({"bandwidth_scale": 0.0}, ValueError, "bandwidth_scale must be finite and > 0; got 0"),
         ({"temperature": -1.0}, ValueError, "temperature must be finite and >= 0; got -1"),
         ({"anneal": "linear"}, ValueError, r"anneal must be .*\['cyclical', 'tanh'\]; got 'linear'"),
         ({"anneal": "tanh"}, ValueError, "anneal_steps must be given"),

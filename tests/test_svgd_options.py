@@ -69,7 +69,7 @@ def test_annealing_schedules() -> None:
         given.run(10, progress=False)
         assert torch.equal(named.particles, given.particles)
     for make in (CyclicalAnnealing, TanhAnnealing):
-        with pytest.raises(ValueError, match="power must be > 0; got 0"):
+        with pytest.raises(ValueError, match="power must be finite and > 0; got 0"):
             make(10, power=0.0)
         with pytest.raises(ValueError, match="steps must be in"):
             make(0)

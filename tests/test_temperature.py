@@ -4,6 +4,7 @@ import copy
 import math
 import pathlib
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -227,6 +228,82 @@ def test_a_schedule_of_ones_own():
     assert run(optimizer, Steps(optimizer, burn_in=1), 3) == [[0, 0], [0, 1], [1, 2]]
 
 
+# What torch.optim.lr_scheduler, and the frameworks on top of it, ask of a scheduler.
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_it_is_a_scheduler_of_torch(name):
+    optimizer = optimizer_with(2.0, torch.tensor(0.5))
+    optimizer.param_groups[1]["lr"] = torch.tensor(0.25)
+    schedule = SCHEDULES[name][0](optimizer)
+    assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+    assert schedule.optimizer is optimizer and schedule.last_epoch == 0 and schedule._step_count == 1
+    assert schedule.base_lrs == [0.1, 0.25]
+    lr = optimizer.param_groups[1]["lr"]
+    run(optimizer, schedule, 3)
+    assert schedule._step_count == 4 and optimizer.param_groups[1]["lr"] is lr
+    assert schedule.get_last_lr() == [group["lr"] for group in optimizer.param_groups]
+    if name != "cyclical":
+        assert schedule.get_lr() == schedule.get_last_lr() == [0.1, 0.25]
+    schedule.get_last_lr()[1].zero_()
+    assert lr != 0
+    saved = schedule.state_dict()
+    assert {"last_epoch", "_step_count", "base_lrs", "_last_lr"} <= saved.keys() and "optimizer" not in saved
+    other = SCHEDULES[name][0](optimizer_with(2.0, torch.tensor(0.5)))
+    other.load_state_dict(saved)
+    assert (other.last_epoch, other._step_count) == (3, 4)
+
+
+def test_a_state_of_an_earlier_release_loads():
+    optimizer = optimizer_with(1.0)
+    schedule = ExponentialTemperature(optimizer, 0.5)
+    schedule.step(3)
+    old = {k: v for k, v in schedule.state_dict().items() if k not in ("_step_count", "_last_lr", "base_lrs")}
+    fresh = optimizer_with(1.0)
+    ExponentialTemperature(fresh, 0.5).load_state_dict(old)
+    assert fresh.param_groups[0]["temperature"] == 0.125
+
+
+@pytest.mark.parametrize("lr_first", [True, False])
+def test_a_scheduler_of_lr_beside_it(lr_first):
+    optimizer = optimizer_with(1.0, lr=0.5)
+    makers = [
+        lambda: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+        lambda: ExponentialTemperature(optimizer, 0.25),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedulers = [make() for make in (makers if lr_first else makers[::-1])]
+        for k in range(4):
+            group = optimizer.param_groups[0]
+            assert (group["lr"], group["temperature"]) == (0.5 * 0.5**k, 0.25**k)
+            optimizer.step()
+            for scheduler in schedulers:
+                scheduler.step()
+            assert [s.get_last_lr() for s in schedulers] == [[0.5 * 0.5 ** (k + 1)]] * 2
+    # That torch still sees what it should see: an lr scheduler stepped before its optimizer.
+    fresh = optimizer_with(1.0)
+    late = torch.optim.lr_scheduler.ExponentialLR(fresh, 0.5)
+    ExponentialTemperature(fresh, 0.5).step()
+    with pytest.warns(UserWarning, match="before `optimizer.step"):
+        late.step()
+
+
+def test_inside_torchs_own_combinations():
+    optimizer = optimizer_with(1.0, lr=0.5)
+    both = torch.optim.lr_scheduler.ChainedScheduler(
+        [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), ExponentialTemperature(optimizer, 0.25)]
+    )
+    seen = run(optimizer, both, 3)
+    assert seen == [[1.0], [0.25], [0.0625]] and both.get_last_lr() == [0.0625]
+    optimizer = optimizer_with(1.0)
+    parts = [ConstantTemperature(optimizer), ExponentialTemperature(optimizer, 0.5)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*epoch parameter.*")
+        one_after_the_other = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[2])
+        assert run(optimizer, one_after_the_other, 5) == [[1.0], [1.0], [1.0], [0.5], [0.25]]
+
+
 def sgd():
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
@@ -242,14 +319,14 @@ def sgd():
         (
             lambda o: ExponentialTemperature(o, 0.0),
             ValueError,
-            "gamma must be a positive finite number; got 0",
+            "gamma must be finite and > 0; got 0",
         ),
         (lambda o: ExponentialTemperature(o, "2"), TypeError, "gamma must be a number; got str"),
         (lambda o: CosineTemperature(o, 0), ValueError, "T_max must be at least 1; got 0"),
         (
             lambda o: CosineTemperature(o, 5, -1e-3),
             ValueError,
-            "eta_min must be a finite number >= 0; got -0.001",
+            "eta_min must be finite and >= 0; got -0.001",
         ),
         (lambda o: CyclicalTemperature(o, 0), ValueError, "cycle_length must be at least 1; got 0"),
         (lambda o: CyclicalTemperature(o, 5, 1.0), ValueError, r"in \[0, 1\); got 1.0"),
@@ -259,7 +336,7 @@ def sgd():
         (
             lambda o: LambdaTemperature(o, lambda s: -1.0),
             ValueError,
-            "factor of step 0 must be.*>= 0; got -1",
+            "factor of step 0 must be finite and >= 0; got -1",
         ),
         (lambda o: LambdaTemperature(o, lambda s: math.nan), ValueError, "factor of step 0 .*; got nan"),
         (lambda o: TemperatureScheduler(o), NotImplementedError, "must define temperature_at"),

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from fekernels._checks import integer, number
+
 __all__ = ["importance_weighted_bound"]
 
 ESTIMATORS = ("iwae", "dreg", "renyi")
@@ -58,8 +60,7 @@ def importance_weighted_bound(
         raise TypeError(f"{function}: log_w must be a Tensor; got {type(log_w).__name__}")
     if not log_w.is_floating_point():
         raise TypeError(f"{function}: log_w must be floating; got {log_w.dtype}")
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"{function}: dim must be an int; got {type(dim).__name__}")
+    dim = integer(function, "dim", dim)
     if not -log_w.dim() <= dim < log_w.dim():
         raise ValueError(f"{function}: dim must be a dimension of log_w {tuple(log_w.shape)}; got {dim}")
     if estimator not in ESTIMATORS:
@@ -74,18 +75,10 @@ def importance_weighted_bound(
         log_w = log_w.float()
 
     if alpha is not None:
-        return _renyi(log_w, dim, _real(function, alpha))
+        return _renyi(log_w, dim, number(function, "alpha", alpha, least=-math.inf, infinite=True))
     if estimator == "dreg":
         _scale_gradient(function, log_w, dim, z)
     return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
-
-
-def _real(function: str, alpha: object) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise TypeError(f"{function}: alpha must be a number; got {type(alpha).__name__}")
-    if math.isnan(alpha):
-        raise ValueError(f"{function}: alpha must be a number; got nan")
-    return float(alpha)
 
 
 def _scale_gradient(function: str, log_w: Tensor, dim: int, z: Tensor | None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fekernels._checks import integer
 from fekernels.reference._special import langevin
 
 __all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample"]
@@ -172,8 +173,7 @@ def sample(
     if seed is not None and generator is not None:
         raise ValueError("likelihoods.sample: expected seed or generator; got both")
     if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"likelihoods.sample: seed must be an int; got {type(seed).__name__}")
-        generator = torch.Generator(values[0].device).manual_seed(seed)
+        key = integer("likelihoods.sample", "seed", seed, -(1 << 63), 1 << 64)
+        generator = torch.Generator(values[0].device).manual_seed(key)
     shape = (*sample_shape, *values[0].shape)
     return SAMPLERS[name](generator, *(value.expand(shape) for value in values))

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-import operator
+from fekernels._checks import integer
 
-import torch
-
-__all__ = ["COUNTERS", "LAST_INDEX", "PURPOSES", "check_key", "integer", "signed_seed"]
+__all__ = ["COUNTERS", "LAST_INDEX", "PURPOSES", "check_key", "signed_seed"]
 
 LAST_INDEX = 1 << 50  # elements are numbered by 48-bit counters of four words each
 COUNTERS = 1 << 32  # streams, and steps
 PURPOSES = 1 << 16
-
-
-def integer(function: str, name: str, value: object, low: int, high: int) -> int:
-    """``value`` as an int, which it is, or is as a NumPy scalar or 0-dim array, in [low, high).
-
-    A size or number that torch.export keeps as a symbol passes: a comparison would fix its range in the exported
-    program. Operators check it again when its value is there.
-    """
-    if isinstance(value, torch.SymInt):
-        return value  # type: ignore[return-value]
-    if isinstance(value, bool) or not isinstance(value, int):
-        try:
-            if isinstance(value, (bool, torch.Tensor)):  # a GPU's would have to be waited for
-                raise TypeError
-            value = operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
-            raise TypeError(f"{function}: {name} must be an int; got {type(value).__name__}") from None
-    if not low <= value < high:
-        raise ValueError(f"{function}: {name} must be in [{low}, {high}); got {value}")
-    return value
 
 
 def signed_seed(function: str, seed: object) -> int:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Operands", "floating", "gather"]
+from fekernels._checks import FLOATS, dense, floating, same_device
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+__all__ = ["Operands", "gather"]
 
 
 @dataclass(slots=True)
@@ -23,28 +23,6 @@ class Operands:
     mask: Tensor | None
     latent: list[Tensor]
     weight: Tensor | None
-
-
-def dense(function: str, name: str, tensor: Tensor) -> None:
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        layout = "nested" if tensor.is_nested else f"layout {str(tensor.layout)[6:]}"
-        raise TypeError(f"{function}: {name} must be dense; got {layout}")
-
-
-def floating(function: str, name: str, tensor: object) -> Tensor:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{function}: {name} must be a tensor; got {type(tensor).__name__}")
-    dense(function, name, tensor)
-    if tensor.dtype not in FLOATS:
-        raise TypeError(
-            f"{function}: {name} must be float32, bfloat16, float16 or float64; got {str(tensor.dtype)[6:]}"
-        )
-    return tensor
-
-
-def same_device(function: str, name: str, tensor: Tensor, device: torch.device) -> None:
-    if tensor.device != device:
-        raise ValueError(f"{function}: {name} must be on {device} like the others; got {tensor.device}")
 
 
 def resolved(tensor: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fekernels.ops._operands import broadcasts, floating, same_device
+from fekernels._checks import floating, number, same_device
+from fekernels.ops._operands import broadcasts
 from fekernels.reference._stein import KERNELS
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "flat_bandwidth",
     "flatten",
     "no_bandwidth",
-    "number",
     "positive_bandwidth",
     "transformed",
     "which_kernel",
@@ -51,16 +51,6 @@ def which_kernel(function: str, kernel: object) -> Kernel:
         raise ValueError(f"{function}: kernel must be {expected}; got {name!r}")
     default = DEFAULTS[name]
     return Kernel(default.code, getattr(kernel, "beta", default.beta), getattr(kernel, "c", default.c))
-
-
-def number(function: str, name: str, value: object, *, least: float = 0.0, infinite: bool = False) -> float:
-    """A float that is no less than ``least``; NaN is refused, and infinity unless it is said to be right."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{function}: {name} must be a number; got {type(value).__name__}")
-    if not value >= least or (value == math.inf and not infinite):
-        finite = "" if infinite else "finite and "
-        raise ValueError(f"{function}: {name} must be {finite}>= {least:g}; got {value}")
-    return float(value)
 
 
 def check_particles(function: str, particles: object) -> Tensor:

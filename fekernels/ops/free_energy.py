@@ -8,12 +8,12 @@ arXiv:1606.04934, appendix C.8.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fekernels._checks import floating, number
 from fekernels.ops._free_energy_autograd import (
     NONE,
     SUM,
@@ -22,7 +22,7 @@ from fekernels.ops._free_energy_autograd import (
     compute,
     compute_plain,
 )
-from fekernels.ops._operands import Operands, floating, gather
+from fekernels.ops._operands import Operands, gather
 from fekernels.ops._validate import validate_target
 from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS, REDUCTIONS
 
@@ -45,14 +45,6 @@ def _codes(function: str, likelihood: str) -> dict[int, int]:
     if codes is None:
         raise ValueError(f"{function}: likelihood must be one of {', '.join(CODES)}; got {likelihood!r}")
     return codes
-
-
-def _nonnegative(function: str, name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{function}: {name} must be a float; got {type(value).__name__}")
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"{function}: {name} must be finite and not negative; got {value}")
-    return float(value)
 
 
 def free_energy(
@@ -111,7 +103,7 @@ def free_energy(
     """
     function = "free_energy"
     codes, how = _codes(function, likelihood), _reduction(function, reduction)
-    beta, free_bits = _nonnegative(function, "beta", beta), _nonnegative(function, "free_bits", free_bits)
+    beta, free_bits = number(function, "beta", beta), number(function, "free_bits", free_bits)
     if how == NONE and free_bits:
         raise ValueError(
             f"{function}: free_bits needs a batch mean; reduction must be 'mean' or 'sum', got 'none'"

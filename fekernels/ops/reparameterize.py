@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fekernels import _backends
+from fekernels._checks import floating, integer, same_device
 from fekernels.ops._free_energy_autograd import is_dispatched
 from fekernels.ops._library import LIBRARY, define_functional
-from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, check_key, integer, signed_seed
-from fekernels.ops._operands import floating, resolved, same_device
+from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, check_key, signed_seed
+from fekernels.ops._operands import resolved
 from fekernels.ops.random import draw, fill, in_front, refuse_chunks
 
 __all__ = ["reparameterize"]

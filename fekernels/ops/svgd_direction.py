@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
+from fekernels._checks import number
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
     check_particles,
     check_scores,
     flat_bandwidth,
     flatten,
-    number,
     transformed,
     which_kernel,
     wide,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +13,7 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable imports all
 from torch.optim import Optimizer
 
 from fekernels import _backends
+from fekernels._checks import boolean, number, one_of
 from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._rows import check_row
@@ -24,6 +24,8 @@ __all__ = ["TableOptimizer"]
 
 # A float32 step counter ends at 2^24: adding 1 changes nothing from there, and the noise would repeat.
 LAST_FLOAT32_STEP = 1 << 24
+LAST_SEED = 1 << 63
+CHOICES = ("auto", *_backends.BACKENDS)
 
 
 def stream_of_name(name: str) -> int:
@@ -35,6 +37,7 @@ class TableOptimizer(Optimizer):
     """An optimizer whose step is one kernel call a parameter group, over a cached table of pointers."""
 
     _step_supports_amp_scaling = True  # GradScaler hands grad_scale and found_inf over; the kernel heeds them
+    _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
     _caches: dict[int, TableCache]
     _steps_bound: int
     _warned: bool
@@ -68,7 +71,20 @@ class TableOptimizer(Optimizer):
     # Subclasses say what their groups and rows hold.
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Raise where a group value is of a wrong type or out of its range; what only looks different is put right."""
+        self._check_number(group, "lr", tensor=True)
+        self._check_number(group, "temperature", tensor=True)
+        self._check_number(group, "weight_decay")
+        self._check_number(group, "prior_precision")
+        for key in self._switches:
+            value = group[key]
+            if value is not False and value is not True:  # 0 and 1 as torch.optim.Adam takes them
+                group[key] = bool(value) if type(value) is int else boolean(self._name, key, value)
+        if group["backend"] is not None:
+            one_of(self._name, "backend", group["backend"], CHOICES)
+        seed = group["seed"]
+        if type(seed) is not int or not -LAST_SEED <= seed < LAST_SEED:
+            group["seed"] = signed_seed(self._name, seed)
 
     def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -353,10 +369,11 @@ class TableOptimizer(Optimizer):
             found.to(device, torch.float32) if isinstance(found, Tensor) else None,
         )
 
-    def _check_number(
-        self, group: dict[str, Any], key: str, below: float = math.inf, tensor: bool = False
-    ) -> None:
-        """A float (or, with ``tensor``, a one-element tensor) that is not negative and less than ``below``."""
+    def _check_number(self, group: dict[str, Any], key: str, tensor: bool = False) -> None:
+        """A number (or, with ``tensor``, a one-element tensor) that is finite and not negative.
+
+        NumPy's scalars become floats in the group: a checkpoint of them would not load with ``weights_only``.
+        """
         value = group[key]
         if isinstance(value, Tensor) and tensor:
             if value.numel() != 1 or value.is_complex():
@@ -370,12 +387,11 @@ class TableOptimizer(Optimizer):
                 )
             if value.device.type != "cpu" or torch.compiler.is_compiling():
                 return  # reading it would stop the host
-            value = float(value)
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{self._name}: {key} must be a number; got {type(value).__name__}")
-        if not 0 <= value < below:
-            bound = f" and below {below:g}" if below < math.inf else " and finite"
-            raise ValueError(f"{self._name}: {key} must be >= 0{bound}; got {value}")
+            number(self._name, key, value.item())
+            return
+        found = number(self._name, key, value)
+        if type(value) is not float and type(value) is not int:
+            group[key] = found
 
     def _warn_of_free_weights(self, group: dict[str, Any], eps: float) -> None:
         """Without a prior, a weight whose gradient is always 0 walks by sqrt(2 T h / eps) a step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fekernels._checks import integer
 
 Activation = Literal["softmax", "sigmoid"] | Callable[[Tensor], Tensor] | None
 
@@ -64,12 +65,9 @@ class Average:
             raise ValueError(
                 f"{owner}: activation must be 'softmax', 'sigmoid', None or a callable; got {activation!r}"
             )
-        given: object = dim
-        if isinstance(given, bool) or not isinstance(given, numbers.Integral):
-            raise TypeError(f"{owner}: dim must be an int; got {type(given).__name__}")
         self._owner = owner
         self._activation = activation
-        self._dim = int(given)
+        self._dim = integer(owner, "dim", dim)
         self._count = 0
         self._mean: Tensor | None = None
         self._squares: Tensor | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fekernels import ops
-from fekernels._backends import BACKENDS
+from fekernels._checks import number, one_of
 from fekernels._table import DTYPE_CODES, NOISES, PointerTable, Row, supported_dtypes
 from fekernels.ops.langevin_adam import LangevinAdamArguments
 from fekernels.optim._base import TableOptimizer
@@ -79,6 +79,10 @@ class LangevinAdam(TableOptimizer):
     Source: Kingma & Ba 2015 (Adam); Chen, Fox & Guestrin 2014 and Li et al. 2016 (preconditioned SGHMC).
     """
 
+    _switches = (
+        "maximize", "amsgrad", "decoupled_weight_decay", "bias_correction", "stochastic_rounding", "differentiable",
+    )  # fmt: skip
+
     def __init__(
         self,
         params: Any,
@@ -133,31 +137,24 @@ class LangevinAdam(TableOptimizer):
         group["previous"] = torch.zeros(2, dtype=torch.float64, device=device)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        self._check_number(group, "lr", tensor=True)
-        self._check_number(group, "temperature", tensor=True)
-        for key in ("eps", "weight_decay", "prior_precision"):
-            self._check_number(group, key)
+        super()._check_group(group)
+        self._check_number(group, "eps")
         betas = group["betas"]
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise TypeError(f"{self._name}: betas must be a pair of numbers; got {betas!r}")
-        for i, beta in enumerate(betas):
-            self._check_number({f"betas[{i}]": beta}, f"betas[{i}]", below=1)
-        if group["noise"] not in NOISES:
-            raise ValueError(
-                f"{self._name}: noise must be one of {', '.join(NOISES)}; got {group['noise']!r}"
-            )
+        found = tuple(number(self._name, f"betas[{i}]", beta, below=1.0) for i, beta in enumerate(betas))
+        if any(type(beta) is not float for beta in betas):
+            group["betas"] = found
+        one_of(self._name, "noise", group["noise"], tuple(NOISES))
         if group["differentiable"]:
             raise ValueError(
                 f"{self._name}: differentiable must be False (the step overwrites its inputs); got True"
             )
         dtype = group["state_dtype"]
-        if dtype is not None and dtype not in DTYPE_CODES:
-            raise ValueError(
-                f"{self._name}: state_dtype must be None or one of {supported_dtypes()}; got {dtype}"
-            )
-        if group["backend"] is not None and group["backend"] not in ("auto", *BACKENDS):
-            raise ValueError(
-                f"{self._name}: backend must be one of auto, {', '.join(BACKENDS)}; got {group['backend']!r}"
+        if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in DTYPE_CODES):
+            error = ValueError if isinstance(dtype, torch.dtype) else TypeError
+            raise error(
+                f"{self._name}: state_dtype must be None or one of {supported_dtypes()}; got {dtype!r}"
             )
         if group["params"]:
             self._warn_of_free_weights(group, group["eps"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,20 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fekernels._checks import integer
 from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick, split
 from fekernels.optim._prediction import Activation, Average, Prediction
 from fekernels.optim._running_statistics import check_loader, measure, tracking_norms
 from fekernels.optim._sample_store import DiskStore, MemoryStore, read_file, shapes, write_file
 
 __all__ = ["PosteriorSamples", "Prediction"]
-
-
-def _whole(name: str, value: Any, least: int | None) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"PosteriorSamples: {name} must be an int; got {type(value).__name__}")
-    if least is not None and value < least:
-        raise ValueError(f"PosteriorSamples: {name} must be at least {least}; got {value}")
-    return int(value)
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:
@@ -98,13 +90,15 @@ class PosteriorSamples:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"PosteriorSamples: model must be a torch.nn.Module; got {type(model).__name__}")
-        self.burn_in = _whole("burn_in", burn_in, 0)
-        self.thinning = _whole("thinning", thinning, 1)
-        self.max_samples = None if max_samples is None else _whole("max_samples", max_samples, 1)
+        self.burn_in = integer("PosteriorSamples", "burn_in", burn_in, 0)
+        self.thinning = integer("PosteriorSamples", "thinning", thinning, 1)
+        self.max_samples = (
+            None if max_samples is None else integer("PosteriorSamples", "max_samples", max_samples, 1)
+        )
         if policy not in ("fifo", "reservoir"):
             raise ValueError(f"PosteriorSamples: policy must be 'fifo' or 'reservoir'; got {policy!r}")
         self.policy = policy
-        self.seed = _whole("seed", seed, None)
+        self.seed = integer("PosteriorSamples", "seed", seed)
         if directory is not None and not isinstance(directory, (str, Path)):
             raise TypeError(
                 f"PosteriorSamples: directory must be a path or None; got {type(directory).__name__}"
@@ -156,7 +150,7 @@ class PosteriorSamples:
                 and after a restart from an older checkpoint, where steps up to the last one counted are not
                 collected twice.
         """
-        count = self.calls + 1 if step is None else _whole("step", step, 0)
+        count = self.calls + 1 if step is None else integer("PosteriorSamples", "step", step, 0)
         if count <= self.calls:
             return False
         due = self._due(count) > self._due(self.calls)
@@ -311,7 +305,7 @@ class PosteriorSamples:
         check_pick(owner, output)
         batches = [as_inputs(x)]
         if batch_size is not None:
-            batches = split(batches[0], _whole("batch_size", batch_size, 1))
+            batches = split(batches[0], integer("PosteriorSamples", "batch_size", batch_size, 1))
         for sample in _bar(self._store, len(self), progress):
             weights = self._weights(sample)
             outputs = [pick(owner, call(self._model, weights, batch), output) for batch in batches]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fekernels import ops
-from fekernels._backends import BACKENDS
 from fekernels._table import PointerTable, Row
 from fekernels.ops.sgld import SgldArguments
 from fekernels.optim._base import TableOptimizer
@@ -67,16 +66,6 @@ class SGLD(TableOptimizer):
             "backend": backend,
         }
         super().__init__(params, defaults, seed, anchor)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        self._check_number(group, "lr", tensor=True)
-        self._check_number(group, "temperature", tensor=True)
-        for key in ("weight_decay", "prior_precision"):
-            self._check_number(group, key)
-        if group["backend"] is not None and group["backend"] not in ("auto", *BACKENDS):
-            raise ValueError(
-                f"{self._name}: backend must be one of auto, {', '.join(BACKENDS)}; got {group['backend']!r}"
-            )
 
     def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)

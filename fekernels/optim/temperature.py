@@ -9,13 +9,15 @@ then this schedule".
 from __future__ import annotations
 
 import math
-import numbers
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fekernels._checks import boolean, integer, number
 
 __all__ = [
     "ConstantTemperature",
@@ -27,22 +29,6 @@ __all__ = [
 ]
 
 Value = float | Tensor
-
-
-def _whole(owner: str, name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{owner}: {name} must be an int; got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{owner}: {name} must be at least {least}; got {value}")
-    return int(value)
-
-
-def _real(owner: str, name: str, value: Any, accept: Callable[[float], bool], expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{owner}: {name} must be a number; got {type(value).__name__}")
-    if not math.isfinite(value) or not accept(float(value)):
-        raise ValueError(f"{owner}: {name} must be {expected}; got {value}")
-    return float(value)
 
 
 def _copied(value: Value) -> Value:
@@ -60,8 +46,16 @@ def _assign(group: dict[str, Any], key: str, value: Value) -> None:
         current.fill_(value)
 
 
-class TemperatureScheduler:
-    """Base of the schedules, with the interface of `torch.optim.lr_scheduler.LRScheduler`.
+# What an LRScheduler keeps and no temperature depends on: states saved by earlier releases lack some of it.
+BOOKKEEPING = {"_step_count", "_last_lr", "base_lrs"}
+
+
+class TemperatureScheduler(LRScheduler):
+    """Base of the schedules: a `torch.optim.lr_scheduler.LRScheduler` that moves `temperature` and leaves `lr` alone.
+
+    So whatever steps, saves and loads torch's schedulers (Lightning, Accelerate, `SequentialLR`) does the same with
+    these, beside a scheduler of `lr` or without one. `get_last_lr` and `get_lr` give the groups' `lr` as it is,
+    `get_last_temperature` and `get_temperature` what this schedule makes.
 
     Call `step()` once after every `optimizer.step()`. The temperature of step k (k = 0 for the first) is a
     function of k and of the group's `initial_temperature`, which the constructor records as the temperature
@@ -89,6 +83,7 @@ class TemperatureScheduler:
             raise TypeError(
                 f"{owner}: optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}"
             )
+        last_epoch = integer(owner, "last_epoch", last_epoch, -1)
         for index, group in enumerate(optimizer.param_groups):
             if "temperature" not in group:
                 raise ValueError(
@@ -100,11 +95,18 @@ class TemperatureScheduler:
                     f"{owner}: last_epoch must be -1 unless the groups hold 'initial_temperature' (load the "
                     f"optimizer's state_dict first); got last_epoch={last_epoch} and none in group {index}"
                 )
-        self.burn_in = _whole(owner, "burn_in", burn_in, 0)
-        self.last_epoch = _whole(owner, "last_epoch", last_epoch, -1)
+        # LRScheduler's own constructor would wrap optimizer.step, which no schedule of the temperature needs.
+        self.burn_in = integer(owner, "burn_in", burn_in, 0)
+        self.last_epoch = last_epoch
         self.optimizer = optimizer
         self.base_temperatures: list[Value] = []
+        self.base_lrs: list[Value] = []
         self._last_temperature: list[Value] = []
+        self._last_lr: list[Value] = []
+        self._initial_step()
+
+    def _initial_step(self) -> None:
+        self._step_count = 0
         self.step()
 
     def temperature_at(self, step: int, initial: Value, group: int) -> Value:
@@ -113,7 +115,7 @@ class TemperatureScheduler:
 
     def get_temperature(self, step: int | None = None) -> list[Value]:
         """Temperature of every group at `step` (default: the current one), without applying it."""
-        at = self.last_epoch if step is None else _whole(type(self).__name__, "step", step, 0)
+        at = self.last_epoch if step is None else integer(type(self).__name__, "step", step, 0)
         bases = self.base_temperatures
         if at < self.burn_in:
             return [0.0 * base for base in bases]
@@ -123,6 +125,14 @@ class TemperatureScheduler:
         """The temperatures last applied, one a group; tensors come as copies."""
         return [_copied(value) for value in self._last_temperature]
 
+    def get_lr(self) -> list[Value]:
+        """Learning rates of the groups, which this schedule leaves as they are; tensors come as copies."""
+        return [_copied(group["lr"]) for group in self.optimizer.param_groups]
+
+    def get_last_lr(self) -> list[Value]:
+        """Learning rates of the groups as they are now, whoever set them; tensors come as copies."""
+        return [_copied(group["lr"]) for group in self.optimizer.param_groups]
+
     @property
     def sampling(self) -> bool:
         """Whether the optimizer step of the current count is past the T = 0 phase: collect then."""
@@ -130,10 +140,13 @@ class TemperatureScheduler:
 
     def step(self, epoch: int | None = None) -> None:
         """Go to the next step, or to step `epoch`, and write its temperature into every group."""
+        self._go_to(self.last_epoch + 1 if epoch is None else integer(type(self).__name__, "epoch", epoch, 0))
+        self._step_count += 1
+
+    def _go_to(self, following: int) -> None:
         self._check_groups()
         for group in self.optimizer.param_groups[len(self.base_temperatures) :]:
             self.base_temperatures.append(_copied(group.get("initial_temperature", group["temperature"])))
-        following = self.last_epoch + 1 if epoch is None else _whole(type(self).__name__, "epoch", epoch, 0)
         values = self.get_temperature(following)
         self.last_epoch = following
         for group, value, base in zip(
@@ -141,7 +154,10 @@ class TemperatureScheduler:
         ):
             group.setdefault("initial_temperature", _copied(base))
             _assign(group, "temperature", value)
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(_copied(group.setdefault("initial_lr", _copied(group["lr"]))))
         self._last_temperature = [_copied(group["temperature"]) for group in self.optimizer.param_groups]
+        self._last_lr = self.get_last_lr()
 
     def _check_groups(self) -> None:
         """Raise where the optimizer's groups do not suit this schedule (any longer)."""
@@ -158,7 +174,7 @@ class TemperatureScheduler:
         """
         self._check_state(state_dict)
         self.__dict__.update({k: list(v) if isinstance(v, list) else v for k, v in state_dict.items()})
-        self.step(max(self.last_epoch, 0))
+        self._go_to(max(self.last_epoch, 0))
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         owner = type(self).__name__
@@ -166,7 +182,7 @@ class TemperatureScheduler:
             raise TypeError(
                 f"{owner}.load_state_dict: state_dict must be a dict; got {type(state_dict).__name__}"
             )
-        if state_dict.keys() != self.state_dict().keys():
+        if state_dict.keys() | BOOKKEEPING != self.state_dict().keys():
             raise ValueError(
                 f"{owner}.load_state_dict: state_dict must have the keys {sorted(self.state_dict())}; "
                 f"got {sorted(state_dict)}"
@@ -201,9 +217,7 @@ class ExponentialTemperature(TemperatureScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1, *, burn_in: int = 0) -> None:
-        self.gamma = _real(
-            "ExponentialTemperature", "gamma", gamma, lambda g: g > 0, "a positive finite number"
-        )
+        self.gamma = number("ExponentialTemperature", "gamma", gamma, above=0.0)
         super().__init__(optimizer, last_epoch, burn_in=burn_in)
 
     def temperature_at(self, step: int, initial: Value, group: int) -> Value:
@@ -231,10 +245,8 @@ class CosineTemperature(TemperatureScheduler):
         *,
         burn_in: int = 0,
     ) -> None:
-        self.T_max = _whole("CosineTemperature", "T_max", T_max, 1)
-        self.eta_min = _real(
-            "CosineTemperature", "eta_min", eta_min, lambda e: e >= 0, "a finite number >= 0"
-        )
+        self.T_max = integer("CosineTemperature", "T_max", T_max, 1)
+        self.eta_min = number("CosineTemperature", "eta_min", eta_min)
         super().__init__(optimizer, last_epoch, burn_in=burn_in)
 
     def temperature_at(self, step: int, initial: Value, group: int) -> Value:
@@ -278,15 +290,12 @@ class CyclicalTemperature(TemperatureScheduler):
         burn_in: int = 0,
     ) -> None:
         owner = "CyclicalTemperature"
-        self.cycle_length = _whole(owner, "cycle_length", cycle_length, 1)
-        self.proportion_exploration = _real(
-            owner, "proportion_exploration", proportion_exploration, lambda p: 0 <= p < 1, "in [0, 1)"
+        self.cycle_length = integer(owner, "cycle_length", cycle_length, 1)
+        self.proportion_exploration = number(
+            owner, "proportion_exploration", proportion_exploration, below=1.0
         )
-        if not isinstance(anneal_lr, bool):
-            raise TypeError(f"{owner}: anneal_lr must be a bool; got {type(anneal_lr).__name__}")
-        self.anneal_lr = anneal_lr
-        self.lr_min = _real(owner, "lr_min", lr_min, lambda e: e >= 0, "a finite number >= 0")
-        self.base_lrs: list[Value] = []
+        self.anneal_lr = boolean(owner, "anneal_lr", anneal_lr)
+        self.lr_min = number(owner, "lr_min", lr_min)
         super().__init__(optimizer, last_epoch, burn_in=burn_in)
 
     @property
@@ -313,17 +322,16 @@ class CyclicalTemperature(TemperatureScheduler):
 
     def get_lr(self, step: int | None = None) -> list[Value]:
         """Learning rate of every group at `step` (default: the current one), without applying it."""
-        at = self.last_epoch if step is None else _whole("CyclicalTemperature", "step", step, 0)
+        at = self.last_epoch if step is None else integer("CyclicalTemperature", "step", step, 0)
         share = (1 + math.cos(math.pi * self._position(max(at - self.burn_in, 0)))) / 2
         return [self.lr_min + (base - self.lr_min) * share for base in self.base_lrs]
 
-    def step(self, epoch: int | None = None) -> None:
-        super().step(epoch)
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
-            self.base_lrs.append(_copied(group.setdefault("initial_lr", _copied(group["lr"]))))
+    def _go_to(self, following: int) -> None:
+        super()._go_to(following)
         if self.anneal_lr:
             for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
                 _assign(group, "lr", lr)
+            self._last_lr = self.get_last_lr()
 
 
 class LambdaTemperature(TemperatureScheduler):
@@ -362,9 +370,7 @@ class LambdaTemperature(TemperatureScheduler):
         factor = function(step)
         if isinstance(factor, Tensor) and factor.numel() == 1:
             factor = factor.item()
-        return initial * _real(
-            "LambdaTemperature", f"factor of step {step}", factor, lambda f: f >= 0, "a finite number >= 0"
-        )
+        return initial * number("LambdaTemperature", f"factor of step {step}", factor)
 
     def _check_groups(self) -> None:
         functions, groups = len(self.temperature_lambdas), len(self.optimizer.param_groups)

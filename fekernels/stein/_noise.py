@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fekernels import random
-from fekernels.ops._stein_operands import Kernel, number
+from fekernels._checks import number
+from fekernels.ops._stein_operands import Kernel
 from fekernels.reference._stein import LINEAR, at_zero, over_bandwidth, radial
 
 __all__ = ["Noise", "make_noise"]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fekernels.ops._operands import floating
-from fekernels.ops._stein_operands import number
+from fekernels._checks import floating, number
 
 __all__ = ["checked_particles", "first_non_finite", "make_optimizer", "positive"]
 
@@ -24,10 +23,7 @@ SMALLEST_HALF = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.f
 
 
 def positive(function: str, name: str, value: object) -> float:
-    found = number(function, name, value)
-    if not found:
-        raise ValueError(f"{function}: {name} must be > 0; got {found}")
-    return found
+    return number(function, name, value, above=0.0)
 
 
 def checked_particles(function: str, particles: object) -> Tensor:

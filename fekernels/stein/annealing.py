@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fekernels.ops._noise_key import integer
+from fekernels._checks import integer
 from fekernels.stein._settings import positive
 
 __all__ = ["CyclicalAnnealing", "TanhAnnealing", "annealing"]
@@ -35,9 +35,9 @@ class CyclicalAnnealing:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        integer("CyclicalAnnealing", "steps", self.steps, 1, 1 << 62)
-        integer("CyclicalAnnealing", "cycles", self.cycles, 1, 1 << 62)
-        positive("CyclicalAnnealing", "power", self.power)
+        object.__setattr__(self, "steps", integer("CyclicalAnnealing", "steps", self.steps, 1, 1 << 62))
+        object.__setattr__(self, "cycles", integer("CyclicalAnnealing", "cycles", self.cycles, 1, 1 << 62))
+        object.__setattr__(self, "power", positive("CyclicalAnnealing", "power", self.power))
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:
@@ -60,8 +60,8 @@ class TanhAnnealing:
     power: float = 5.0
 
     def __post_init__(self) -> None:
-        integer("TanhAnnealing", "steps", self.steps, 1, 1 << 62)
-        positive("TanhAnnealing", "power", self.power)
+        object.__setattr__(self, "steps", integer("TanhAnnealing", "steps", self.steps, 1, 1 << 62))
+        object.__setattr__(self, "power", positive("TanhAnnealing", "power", self.power))
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fekernels.ops._operands import floating, same_device
+from fekernels._checks import floating, same_device
 from fekernels.ops._stein_operands import check_particles, flatten, wide
 from fekernels.ops.sq_dist_rank import log, median_ranks, median_sq_dist, select
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fekernels import random
-from fekernels.ops._noise_key import integer, signed_seed
-from fekernels.ops._stein_operands import number
+from fekernels._checks import integer, number
 from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick
 from fekernels.optim._prediction import Activation, Average, Prediction
 from fekernels.stein._target import State, Target
@@ -69,14 +68,14 @@ class SVGDEnsemble(SVGD):
             raise TypeError(f"{name}: loss must be callable; got {type(loss).__name__}")
         precision = number(name, "prior_precision", prior_precision)
         if chunk_size is not None:
-            integer(name, "chunk_size", chunk_size, 1, 1 << 31)
+            chunk_size = integer(name, "chunk_size", chunk_size, 1, 1 << 31)
         for key in ("log_prob", "scores", "batched", "particles"):
             if key in options:
                 raise TypeError(f"{name}: {key} must not be given; the model and the loss make it")
         if seed is None:
             seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu"))
         else:
-            signed_seed(name, seed)
+            seed = integer(name, "seed", seed, -(1 << 63), 1 << 64)
         members = _members(name, model, size, seed)
         target, particles = _Members.of(name, members, loss, precision, chunk_size)
         super().__init__(target, particles, seed=seed, **options)
@@ -88,7 +87,7 @@ class SVGDEnsemble(SVGD):
 
     def parameters_of(self, member: int) -> State:
         """The weights and buffers of a member by name, as `load_state_dict` of its network takes them; copies."""
-        integer(type(self).__name__, "member", member, 0, self.size)
+        member = integer(type(self).__name__, "member", member, 0, self.size)
         own = self._target.unflatten(self._particles[member])
         return {
             name: tensor.clone()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fekernels import random
-from fekernels.ops._noise_key import integer, signed_seed
-from fekernels.ops._stein_operands import number, positive_bandwidth
+from fekernels._checks import integer, number
+from fekernels.ops._noise_key import signed_seed
+from fekernels.ops._stein_operands import positive_bandwidth
 from fekernels.ops.kernel_stein_discrepancy import gather, off_diagonal_sums, stein_kernel
 from fekernels.reference._stein import LINEAR
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
+
+from fekernels._checks import number
 
 __all__ = ["IMQ", "RBF", "Laplace", "Linear"]
 
@@ -33,14 +34,8 @@ class IMQ:
     name: ClassVar[str] = "imq"
 
     def __post_init__(self) -> None:
-        for field in ("beta", "c"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"IMQ: {field} must be a number; got {type(value).__name__}")
-        if not -1 < self.beta < 0:
-            raise ValueError(f"IMQ: beta must be in (-1, 0); got {self.beta}")
-        if not 0 < self.c < math.inf:
-            raise ValueError(f"IMQ: c must be finite and > 0; got {self.c}")
+        object.__setattr__(self, "beta", number("IMQ", "beta", self.beta, least=-1.0, above=-1.0, below=0.0))
+        object.__setattr__(self, "c", number("IMQ", "c", self.c, above=0.0))
 
 
 @dataclass(frozen=True)

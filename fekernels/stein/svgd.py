@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fekernels.ops._noise_key import integer, signed_seed
-from fekernels.ops._stein_operands import number, which_kernel
+from fekernels._checks import integer, number
+from fekernels.ops._noise_key import signed_seed
+from fekernels.ops._stein_operands import which_kernel
 from fekernels.ops.svgd_direction import svgd_direction
 from fekernels.reference._stein import KERNELS, LINEAR
 from fekernels.stein._groups import group_bandwidth, group_direction, random_groups
@@ -123,7 +124,7 @@ class SVGD:
         self._temperature = number(name, "temperature", temperature)
         self._anneal = annealing(name, anneal, anneal_steps)
         if kernel_batch is not None:
-            integer(name, "kernel_batch", kernel_batch, 2, 1 << 62)
+            kernel_batch = integer(name, "kernel_batch", kernel_batch, 2, 1 << 62)
             if self._code.code == LINEAR:
                 raise ValueError(
                     f"{name}: kernel_batch must have a radial kernel; got 'linear', O(n d) as it is"
@@ -223,7 +224,7 @@ class SVGD:
             ValueError: as `step`; batches without an item.
         """
         name = f"{type(self).__name__}.run"
-        integer(name, "steps", steps, 0, 1 << 32)
+        steps = integer(name, "steps", steps, 0, 1 << 32)
         interval = max(1, steps // 50) if every is None else integer(name, "every", every, 0, 1 << 62)
         kernel = discrepancy_kernel(name, discrepancy, self._kernel)
         if batches is not None and not isinstance(batches, Iterable):
