@@ -65,9 +65,10 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
   for (size_t i = 0; i < params.size(); ++i) {
     const Tensor* made = gradient(params[i], i);
     if (categorical) {
-      STD_TORCH_CHECK(params[i].dim() == 3 && params[i].is_contiguous() && target->is_contiguous() &&
-                          (!mask || mask->is_contiguous()),
-                      "categorical takes contiguous logits [rows, positions, classes], target and mask");
+      STD_TORCH_CHECK(params[i].dim() == 3 && params[i].is_contiguous() && params[i].size(0) == call.rows &&
+                          params[i].size(1) == call.columns && target->scalar_type() == ScalarType::Long &&
+                          target->is_contiguous() && (!mask || mask->is_contiguous()),
+                      "categorical takes contiguous logits [rows, positions, classes], int64 target and mask");
       call.classes = params[i].size(2);
       call.params[i] = {params[i].const_data_ptr(), call.rows, call.columns, 0, made ? made->data_ptr() : nullptr,
                         fe::dtype_of(params[i])};

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -34,6 +34,13 @@ class Place:
 
     def obstacle(self) -> str | None:
         return _backends._obstacle(self.backend, self.device)
+
+
+class FreeEnergyKernel(NamedTuple):
+    """`run` has the arguments of `free_energy` in fekernels/reference/free_energy.py."""
+
+    name: str
+    run: Callable[..., list[Tensor]]
 
 
 CPU_PLACES = (Place("reference", "cpu"), Place("cpp", "cpu"))

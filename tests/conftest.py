@@ -1,14 +1,19 @@
 """What every test gets: a known random state, and its global settings put back."""
 
-from collections.abc import Iterator
+import ctypes
+import importlib.util
+from collections.abc import Callable, Iterator
 
 import cuda_on_cpu
 import pytest
 import torch
-from cases import ISAS, PLACES, Place, instruction_set
+from cases import ISAS, PLACES, FreeEnergyKernel, Place, instruction_set
+from cuda_on_cpu.free_energy import FreeEnergyKernels
+from torch import Tensor
 
 import fekernels as fe
 from fekernels import _backends, _extension
+from fekernels.reference.free_energy import free_energy as reference_free_energy
 
 
 def pytest_configure() -> None:
@@ -61,6 +66,45 @@ def native() -> object:
         pytest.skip("no C++ compiler")
     _extension.load()
     return torch.ops.fekernels_native
+
+
+@pytest.fixture(scope="session")
+def cuda_free_energy(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The free energy's CUDA sources compiled for the CPU."""
+    cxx = cuda_on_cpu.compiler()
+    if cxx is None:
+        pytest.skip("no C++ compiler")
+    directory = tmp_path_factory.mktemp("cuda_on_cpu")
+    return cuda_on_cpu.compile_kernels(cxx, directory, cuda_on_cpu.CSRC, cuda_on_cpu.FREE_ENERGY_SOURCES)
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Callable[..., list[Tensor]]]:
+    """`free_energy` of the Triton kernels in their interpreter."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    from triton_worker import interpreter
+
+    with interpreter() as run:
+        yield lambda *arguments: run("free_energy", [arguments])[0]
+
+
+@pytest.fixture(params=["reference", *(f"cpp-{isa}" for isa in ISAS), "cuda_on_cpu", "triton"])
+def free_energy_kernel(request: pytest.FixtureRequest) -> Iterator[FreeEnergyKernel]:
+    """Every implementation of the free energy."""
+    name: str = request.param
+    if name == "reference":
+        yield FreeEnergyKernel(name, reference_free_energy)
+    elif name == "cuda_on_cpu":
+        yield FreeEnergyKernel(
+            name, FreeEnergyKernels(request.getfixturevalue("cuda_free_energy")).free_energy
+        )
+    elif name == "triton":
+        yield FreeEnergyKernel(name, request.getfixturevalue("interpreted"))
+    else:
+        native = request.getfixturevalue("native")
+        with instruction_set(name.removeprefix("cpp-")):
+            yield FreeEnergyKernel(name, native.free_energy)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 
-import cuda_on_cpu
 import pytest
 import torch
 from cuda_on_cpu import INVALID_VALUE, SUCCESS
@@ -30,13 +29,9 @@ from torch import Tensor
 SHAPES = [(1, 1), (3, 17), (5, 128), (2, 4097), (3, 8192), (130, 20), (0, 7), (4, 0)]
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    cxx = cuda_on_cpu.compiler()
-    if cxx is None:
-        pytest.skip("no C++ compiler")
-    directory = tmp_path_factory.mktemp("cuda_on_cpu")
-    return cuda_on_cpu.compile_kernels(cxx, directory, cuda_on_cpu.CSRC, cuda_on_cpu.FREE_ENERGY_SOURCES)
+@pytest.fixture
+def library(cuda_free_energy: ctypes.CDLL) -> ctypes.CDLL:
+    return cuda_free_energy
 
 
 @pytest.fixture

@@ -66,14 +66,15 @@ float sum_of_exponentials(Logits& logits, float shift) {
   return static_cast<float>(sum);
 }
 
-void store_gradient(const CategoricalCall& call, Logits& logits, int64_t position, float shift, float sum, float scale) {
+// `target` is one of the classes, or -1.
+void store_gradient(const CategoricalCall& call, Logits& logits, int64_t position, int64_t target, float shift, float sum,
+                    float scale) {
   alignas(64) float gradient[kColumns];
-  const int64_t target = call.target[position];
   for (int64_t b = 0; b < logits.blocks(); ++b) {
     const float* values = logits.block(b);
     for (int i = 0; i < kColumns; i += kLanes)
       store(gradient + i, Lane<FloatV>::divide(exp_negative<FloatV>(load(values + i) - shift), Lane<FloatV>::splat(sum)));
-    if (target / kColumns == b) gradient[target % kColumns] -= 1.0f;
+    if (target >= 0 && target / kColumns == b) gradient[target % kColumns] -= 1.0f;
     for (int i = 0; i < kColumns; i += kLanes) store(gradient + i, load(gradient + i) * scale);
     from_float(gradient, logits.count(b), call.grad, call.dtype, position * call.classes + b * kColumns);
   }
@@ -99,7 +100,8 @@ void categorical_units(const CategoricalCall& call, int64_t begin, int64_t end) 
     const float nothing = __builtin_nanf("");
     call.energies[position] = exists ? log<float>(sum) - (logits.at(target) - shift) : nothing;
     if (call.grad)
-      store_gradient(call, logits, position, shift, sum, exists ? call.row_scale[position / call.positions] : nothing);
+      store_gradient(call, logits, position, exists ? target : -1, shift, sum,
+                     exists ? call.row_scale[position / call.positions] : nothing);
   }
 }
 

@@ -22,6 +22,7 @@ class FreeEnergyLoss(nn.Module):
         reduction: "mean" over the batch of per-sample sums, "sum", or "none" for [B].
         inplace_backward: Write the gradient over the prediction.
         validate: Check the target's values, which reads them once more.
+        ignore_index: Of "categorical": a target equal to it counts as unobserved.
 
     Example:
         >>> loss = fe.FreeEnergyLoss("bernoulli", beta=4.0)
@@ -38,6 +39,7 @@ class FreeEnergyLoss(nn.Module):
         reduction: str = "mean",
         inplace_backward: bool = False,
         validate: bool = False,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         if likelihood not in NAMES:
@@ -50,6 +52,7 @@ class FreeEnergyLoss(nn.Module):
         self.reduction = reduction
         self.inplace_backward = inplace_backward
         self.validate = validate
+        self.ignore_index = ignore_index
 
     def forward(
         self,
@@ -79,10 +82,11 @@ class FreeEnergyLoss(nn.Module):
             reduction=self.reduction,
             inplace_backward=self.inplace_backward,
             validate=self.validate,
+            ignore_index=self.ignore_index,
         )
 
     def extra_repr(self) -> str:
         return (
             f"{self.likelihood!r}, beta={self.beta}, free_bits={self.free_bits}, reduction={self.reduction!r}, "
-            f"inplace_backward={self.inplace_backward}, validate={self.validate}"
+            f"inplace_backward={self.inplace_backward}, validate={self.validate}, ignore_index={self.ignore_index}"
         )

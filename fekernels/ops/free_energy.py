@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fekernels._checks import floating, number
+from fekernels._checks import floating, integer, number
 from fekernels.ops._free_energy_autograd import (
     NONE,
     SUM,
@@ -63,6 +63,7 @@ def free_energy(
     reduction: str = "mean",
     inplace_backward: bool = False,
     validate: bool = False,
+    ignore_index: int | None = None,
 ) -> FreeEnergyTerms:
     """Energy -log p(x | z), KL(q || p), and F = energy + beta KL, which a VAE minimises; ELBO = -F at beta = 1.
 
@@ -92,6 +93,8 @@ def free_energy(
             memory with another argument, or is in float16 or float64, and under torch.compile.
         validate: check that the target's values are possible (counts whole and not negative, probabilities in
             [0, 1], classes that exist), at the price of reading it once more and, on a GPU, of a synchronisation.
+        ignore_index: "categorical" only: a target equal to it counts as unobserved, as one that ``mask`` leaves out.
+            Any other index that is no class makes its position's energy and gradients NaN.
 
     Returns:
         ``FreeEnergyTerms(free_energy, energy, kl)``, float32 (float64 for float64 operands): scalars, or [B] for
@@ -113,6 +116,7 @@ def free_energy(
             f"{function}: inplace_backward needs a gradient known in advance; reduction must be 'mean' or 'sum', got"
             " 'none'"
         )
+    ignored = None if ignore_index is None else _ignored(function, likelihood, ignore_index)
     special = how == NONE or free_bits or validate or likelihood == "categorical"
     if not special and prior_mean is prior_logvar is mask is weight is None and 1 in codes:
         prediction = params[0] if type(params) is tuple and len(params) == 1 else params
@@ -133,6 +137,7 @@ def free_energy(
         likelihood,
         list(codes),
     )
+    _leave_out(operands, ignored)
     if inplace_backward:
         _may_be_overwritten(function, params)
     if validate:
@@ -155,11 +160,14 @@ def energy(
     *,
     weight: Tensor | None = None,
     validate: bool = False,
+    ignore_index: int | None = None,
 ) -> Tensor:
     """-log p(target | params), summed over the event: [B], or its sum or mean. Arguments as ``free_energy``."""
     function = "energy"
     codes, how = _codes(function, likelihood), _reduction(function, reduction)
+    ignored = None if ignore_index is None else _ignored(function, likelihood, ignore_index)
     operands = gather(function, params, target, None, None, None, None, mask, weight, likelihood, list(codes))
+    _leave_out(operands, ignored)
     if validate:
         _validate(function, likelihood, operands)
     return compute(operands, codes[len(operands.params)], how, 1.0, False).energy
@@ -181,6 +189,22 @@ def gaussian_kl(
     how = _reduction(function, reduction)
     operands = gather(function, None, None, mean, logvar, prior_mean, prior_logvar, None, None, "", [])
     return compute(operands, 0, how, 1.0, False).kl
+
+
+def _ignored(function: str, likelihood: str, ignore_index: object) -> int:
+    if likelihood != "categorical":
+        raise ValueError(
+            f"{function}: ignore_index is a class of likelihood 'categorical'; got likelihood {likelihood!r}"
+        )
+    return integer(function, "ignore_index", ignore_index)
+
+
+def _leave_out(operands: Operands, ignored: int | None) -> None:
+    if ignored is None:
+        return
+    assert operands.target is not None
+    seen = operands.target != ignored
+    operands.mask = seen if operands.mask is None else operands.mask & seen
 
 
 def _may_be_overwritten(function: str, params: Tensor | Sequence[Tensor]) -> None:
