@@ -118,11 +118,9 @@ def run_steps(case: StepCase, backend: str, device: torch.device) -> list[tuple[
         optimizer.step()
     results = [(f"parameter {i}", param.detach()) for i, param in enumerate(params)]
     for i, param in enumerate(params):
-        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"):
+        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step", "noise_unit"):
             if key in optimizer.state[param]:
                 results.append((f"{key} of parameter {i}", optimizer.state[param][key]))
-    if "previous" in group:
-        results.append(("previous", group["previous"]))
     return results
 
 

@@ -143,7 +143,7 @@ void run_pieces(const std::vector<Piece>& pieces, int64_t elements, const std::v
   });
 }
 
-// Both optimizers' steps: `prepare(span, t)` adds the row's coefficients and says whether its elements draw noise.
+// Both optimizers' steps: `prepare(span, row, t)` adds the row's coefficients and says whether its elements draw noise.
 // Nothing changes if a row is refused.
 template <class RowSpan, class Prepare>
 void step_rows(const Tensor& table, const Tensor& layouts, int64_t seed, int64_t flags, void (*kernel)(const RowSpan&),
@@ -157,7 +157,7 @@ void step_rows(const Tensor& table, const Tensor& layouts, int64_t seed, int64_t
   for (int64_t r = 0; r < n_rows; ++r) {
     const uint32_t t = next_step(rows[r]);
     describe_row(rows[r], static_cast<const int64_t*>(layouts.const_data_ptr()), seed, t, flags, spans[r]);
-    const bool noisy = prepare(spans[r], t);
+    const bool noisy = prepare(spans[r], rows[r], t);
     // What does not ask for an element's logical index may go through memory as it lies.
     if (rows[r].dense && !noisy && !spans[r].stochastic) spans[r].layout = nullptr;
   }
@@ -167,13 +167,12 @@ void step_rows(const Tensor& table, const Tensor& layouts, int64_t seed, int64_t
 }
 
 void langevin_adam_table_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch,
-                             Tensor previous, double lr, std::optional<Tensor> lr_tensor, double temperature,
+                             double lr, std::optional<Tensor> lr_tensor, double temperature,
                              std::optional<Tensor> temperature_tensor, double beta1, double beta2, double eps,
                              double weight_decay, double prior_precision, int64_t noise, int64_t flags, int64_t seed,
                              std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t dtypes) {
   check_table(table);
   if (found_inf && read_scalar(*found_inf) != 0.0) return;
-  auto* before = static_cast<double*>(previous.mutable_data_ptr());
   const fe::LangevinAdamGroup group{read_scalar(lr_tensor, lr),
                                     read_scalar(temperature_tensor, temperature),
                                     beta1,
@@ -181,32 +180,35 @@ void langevin_adam_table_cpu(const Tensor& table, const Tensor& layouts, const T
                                     eps,
                                     weight_decay,
                                     prior_precision,
-                                    before[0],
-                                    before[1],
                                     read_scalar(grad_scale, 1.0),
                                     static_cast<fe::Noise>(noise),
                                     flags};
   STD_TORCH_CHECK(group.lr >= 0.0 && group.temperature >= 0.0, "lr and temperature must not be negative; got ", group.lr,
                   " and ", group.temperature);
-  const fe::LangevinAdamSpan* last = nullptr;  // most rows are at the same step: their coefficients are computed once
+  // Most rows are at the same step and in the same unit: their coefficients are computed once.
+  const fe::LangevinAdamSpan* last = nullptr;
   uint32_t last_t = 0;
+  double last_unit = 0.0;
   step_rows<fe::LangevinAdamSpan>(table, layouts, seed, flags, fe::cpu_kernels().langevin_adam,
-                                  [&](fe::LangevinAdamSpan& span, uint32_t t) {
-                                    if (last && last_t == t) {
+                                  [&](fe::LangevinAdamSpan& span, const fe::TableRow& row, uint32_t t) {
+                                    const double unit = row.noise_unit ? *reinterpret_cast<double*>(row.noise_unit) : 0.0;
+                                    if (last && last_t == t && last_unit == unit) {
                                       span.single = last->single;
                                       span.wide = last->wide;
                                     } else {
-                                      span.single = fe::langevin_adam_coefficients<float>(group, t);
-                                      span.wide = fe::langevin_adam_coefficients<double>(group, t);
+                                      span.single = fe::langevin_adam_coefficients<float>(group, t, unit);
+                                      span.wide = fe::langevin_adam_coefficients<double>(group, t, unit);
                                     }
                                     last = &span;
                                     last_t = t;
+                                    last_unit = unit;
                                     return span.single.noise != fe::Noise::kNone;
                                   });
-  if ((flags & fe::kLastLaunch) && group.lr > 0.0) {
-    before[0] = group.lr;
-    before[1] = group.temperature;
-  }
+  if (!(group.lr > 0.0)) return;
+  const double unit = fe::momentum_noise_unit(group.lr, group.temperature, group.beta1, group.noise);
+  const auto* rows = static_cast<const fe::TableRow*>(table.const_data_ptr());
+  for (int64_t r = 0; r < table.size(0); ++r)
+    if (rows[r].noise_unit) *reinterpret_cast<double*>(rows[r].noise_unit) = unit;
 }
 
 void sgld_table_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch, double lr,
@@ -221,7 +223,8 @@ void sgld_table_cpu(const Tensor& table, const Tensor& layouts, const Tensor& ch
                   " and ", group.temperature);
   const auto single = fe::sgld_coefficients<float>(group);
   const auto wide = fe::sgld_coefficients<double>(group);
-  step_rows<fe::SgldSpan>(table, layouts, seed, flags, fe::cpu_kernels().sgld, [&](fe::SgldSpan& span, uint32_t) {
+  step_rows<fe::SgldSpan>(table, layouts, seed, flags, fe::cpu_kernels().sgld,
+                          [&](fe::SgldSpan& span, const fe::TableRow&, uint32_t) {
     span.single = single;
     span.wide = wide;
     return single.noisy;
@@ -304,7 +307,7 @@ fe::cuda::StepCall step_call(const Tensor& table, const Tensor& layouts, const T
 }
 
 void langevin_adam_table_cuda(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch,
-                              Tensor previous, double lr, std::optional<Tensor> lr_tensor, double temperature,
+                              double lr, std::optional<Tensor> lr_tensor, double temperature,
                               std::optional<Tensor> temperature_tensor, double beta1, double beta2, double eps,
                               double weight_decay, double prior_precision, int64_t noise, int64_t flags, int64_t seed,
                               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t dtypes) {
@@ -312,7 +315,6 @@ void langevin_adam_table_cuda(const Tensor& table, const Tensor& layouts, const 
   fe::cuda::LangevinAdamCall call{step_call(table, layouts, chunks, scratch, lr, lr_tensor, temperature,
                                             temperature_tensor, weight_decay, prior_precision, dtypes, flags, seed,
                                             grad_scale, found_inf),
-                                  static_cast<double*>(previous.mutable_data_ptr()),
                                   beta1,
                                   beta2,
                                   eps,
@@ -360,7 +362,7 @@ STABLE_TORCH_LIBRARY(fekernels_native, m) {
   m.def("philox_normal" FE_RANDOM_ARGUMENTS);
   m.def(
       "langevin_adam_table_(" FE_STEP_ARGUMENTS
-      "Tensor(b!) previous, float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float beta1, "
+      "float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float beta1, "
       "float beta2, float eps, float weight_decay, float prior_precision, int noise, int flags, int seed, "
       "Tensor? grad_scale, Tensor? found_inf, int dtypes) -> ()");
   m.def("sgld_table_(" FE_STEP_ARGUMENTS

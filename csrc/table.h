@@ -21,7 +21,8 @@ struct TableRow {
   int64_t dtypes;  // bytes: parameter, gradient, states, anchor, step
   int64_t layout;  // 0: all contiguous; else 1 + where in `layouts` stand ndim, sizes, and the strides of each operand
   int64_t dense;   // 1: not contiguous, but all tensors lie in memory alike and without gaps (channels_last)
-  int64_t reserved;
+  // One float64, or 0: what exp_avg holds of earlier noise, see momentum_noise_unit in math/langevin_adam.h.
+  int64_t noise_unit;
 };
 static_assert(sizeof(TableRow) == 16 * sizeof(int64_t));
 
@@ -34,7 +35,6 @@ enum StepFlags : int64_t {
   kDecoupled = 4,
   kBiasCorrection = 8,
   kStochastic = 16,
-  kLastLaunch = 32,  // of this step: `previous` is updated
 };
 
 }  // namespace fe

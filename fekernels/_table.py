@@ -26,7 +26,6 @@ FLAGS = {
     "decoupled_weight_decay": 4,
     "bias_correction": 8,
     "stochastic_rounding": 16,
-    "last_launch": 32,
 }
 
 
@@ -56,7 +55,10 @@ def _check_gpu_dtypes(row: Row) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The tensors of one parameter. ``shard`` is (offset, run, pitch), see csrc/table.h; None for a whole parameter."""
+    """The tensors of one parameter. ``shard`` is (offset, run, pitch), see csrc/table.h; None for a whole parameter.
+
+    ``noise_unit``: one float64, the momentum noise unit of the last step that moved, 0 for none; the kernel keeps it.
+    """
 
     param: Tensor
     grad: Tensor
@@ -67,6 +69,11 @@ class Row:
     max_exp_avg_sq: Tensor | None = None
     anchor: Tensor | None = None
     shard: tuple[int, int, int] | None = None
+    noise_unit: Tensor | None = None
+
+    def scalars(self) -> tuple[Tensor | None, ...]:
+        """One element each, which the kernel updates beside the operands."""
+        return (self.step, self.noise_unit)
 
     def operands(self) -> tuple[Tensor | None, ...]:
         """In the order of the table's pointers and of the strides in ``layouts``."""
@@ -127,7 +134,12 @@ class PointerTable:
         self.dtypes = rows[0].dtypes() & 0xFFFFFFFF
         # The table holds addresses: whatever becomes of the tensors, this memory must stay. (Not that of the gradients,
         # which are new at every step.)
-        kept = [t for row in rows for t in (*row.operands(), row.step) if t is not None and t is not row.grad]
+        kept = [
+            t
+            for row in rows
+            for t in (*row.operands(), *row.scalars())
+            if t is not None and t is not row.grad
+        ]
         self._memory = [tensor.untyped_storage() for tensor in kept]
         layouts: list[int] = []
         words = [self._words(row, layouts) for row in rows]
@@ -162,8 +174,8 @@ class PointerTable:
             dense = int(len(strides) == 1 and _without_gaps(row.param))
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in operands]
         shard = (numel, row.stream, offset, run, pitch)
-        words = [*pointers, row.step.data_ptr(), *shard, row.dtypes(), layout, dense]
-        return words + [0] * (COLUMNS - len(words))
+        noise_unit = 0 if row.noise_unit is None else row.noise_unit.data_ptr()
+        return [*pointers, row.step.data_ptr(), *shard, row.dtypes(), layout, dense, noise_unit]
 
     def point_to(self, grads: list[int]) -> None:
         """Write the gradients' addresses of this step; on a GPU by one small copy, and only when they moved."""

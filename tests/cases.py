@@ -106,6 +106,11 @@ def lay_out(values: Tensor, layout: str) -> Tensor:
     return values.contiguous()
 
 
+def noise_unit(lr: float, beta1: float) -> float:
+    """q of the noise that a hot step puts into the momentum."""
+    return lr * (1 + beta1) / (1 - beta1)
+
+
 @dataclass
 class Options:
     """What a step needs besides its tensors; the defaults use every term that has no switch."""
@@ -126,7 +131,7 @@ class Options:
     seed: int = SEED
     anchor: bool = False
     t: int = 4  # of the step, counted from 1
-    previous: tuple[float, float] = (0.0, 0.0)
+    noise_unit: float = 0.0  # of the last step that moved, see noise_unit()
     grad_scale: float | None = None
     found_inf: float | None = None
 
@@ -135,15 +140,16 @@ OPTIONS = {
     "momentum": {},
     "momentum_first_step": dict(t=1),
     "momentum_late": dict(t=1000),
-    "momentum_lr_changed": dict(previous=(0.08, 0.3)),
-    "momentum_lr_changed_from_cold": dict(previous=(0.08, 0.0)),
+    "momentum_lr_changed": dict(noise_unit=noise_unit(0.08, 0.8)),
+    "momentum_beta1_changed": dict(noise_unit=noise_unit(0.02, 0.95)),
+    "momentum_unchanged": dict(noise_unit=noise_unit(0.02, 0.8)),
     "momentum_uncorrected": dict(bias_correction=False),
     "preconditioned": dict(noise="preconditioned"),
-    "preconditioned_lr_changed": dict(noise="preconditioned", previous=(0.08, 0.3)),
+    "preconditioned_lr_changed": dict(noise="preconditioned", noise_unit=noise_unit(0.08, 0.8)),
     "isotropic": dict(noise="isotropic"),
     "cold": dict(temperature=0.0),
-    "cold_after_hot": dict(temperature=0.0, previous=(0.08, 0.3)),
-    "lr_zero": dict(lr=0.0, previous=(0.08, 0.3)),
+    "cold_after_hot": dict(temperature=0.0, noise_unit=noise_unit(0.08, 0.8)),
+    "lr_zero": dict(lr=0.0, noise_unit=noise_unit(0.08, 0.8)),
     "amsgrad": dict(amsgrad=True),
     "maximize": dict(maximize=True, weight_decay=0.3),
     "weight_decay": dict(weight_decay=0.3),
@@ -160,10 +166,19 @@ OPTIONS = {
         decoupled_weight_decay=True,
         prior_precision=2.0,
         anchor=True,
-        previous=(0.08, 0.3),
+        noise_unit=noise_unit(0.08, 0.8),
         grad_scale=512.0,
     ),
 }
+
+# Options, and the noise unit that a step with them leaves behind where 0.7 was before.
+UNITS_AFTER = [
+    ({}, noise_unit(0.02, 0.8)),
+    (dict(beta1=0.5), noise_unit(0.02, 0.5)),
+    (dict(lr=0.0), 0.7),
+    (dict(temperature=0.0), 0.0),
+    (dict(noise="isotropic"), 0.0),
+]
 
 SGLD_OPTIONS = {
     "plain": {},
@@ -190,8 +205,9 @@ class Row:
     step: Tensor
     stream: int
     shard: tuple[int, int, int] | None = None
+    noise_unit: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    WRITTEN = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
+    WRITTEN = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step", "noise_unit")
 
     def clone(self, device: str | None = None) -> Row:
         """A copy with the same strides."""
@@ -241,6 +257,7 @@ def make_row(
         anchor=normal(1.0, dtype, case.layout),
         step=torch.tensor(float(options.t - 1)),
         stream=stream,
+        noise_unit=torch.tensor(options.noise_unit, dtype=torch.float64),
     )
 
 
@@ -276,17 +293,14 @@ def _step_arguments(rows: list[Row], options: Options, backend: str | None) -> d
     )
 
 
-def call_langevin_adam(
-    rows: list[Row], options: Options, backend: str | None = None, **changes: Any
-) -> Tensor:
-    """One call of the list operator. Returns `previous` as it left it."""
+def call_langevin_adam(rows: list[Row], options: Options, backend: str | None = None, **changes: Any) -> None:
+    """One call of the list operator."""
     o = options
-    previous = torch.tensor(o.previous, dtype=torch.float64, device=rows[0].param.device)
     arguments = _step_arguments(rows, o, backend) | dict(
         exp_avgs=[row.exp_avg for row in rows],
         exp_avg_sqs=[row.exp_avg_sq for row in rows],
         max_exp_avg_sqs=[row.max_exp_avg_sq for row in rows] if o.amsgrad else [],
-        previous=previous,
+        noise_units=[row.noise_unit for row in rows],
         beta1=o.beta1,
         beta2=o.beta2,
         eps=o.eps,
@@ -296,7 +310,6 @@ def call_langevin_adam(
         bias_correction=o.bias_correction,
     )
     torch.ops.fekernels.langevin_adam_(**{**arguments, **changes})
-    return previous
 
 
 def call_sgld(rows: list[Row], options: Options, backend: str | None = None, **changes: Any) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import OPTIONS, SGLD_OPTIONS, Options, Row, call_langevin_adam, call_sgld
+from cases import OPTIONS, SGLD_OPTIONS, Options, Row, call_langevin_adam, call_sgld, noise_unit
 from torch import Tensor
 
 import fekernels as fe
@@ -29,7 +29,6 @@ def langevin_adam_formula(
     )
     xi = langevin_noise(tuple(row.param.shape), o, row.stream).to(dtype)
     temperature = o.temperature if o.lr > 0 else 0.0
-    h_prev, temperature_prev = o.previous
 
     g = g / (o.grad_scale or 1.0)
     if o.maximize:
@@ -47,8 +46,8 @@ def langevin_adam_formula(
     D = torch.maximum((second / bc2).sqrt() + o.eps, bound)
 
     if o.noise == "momentum":
-        if o.lr > 0 and h_prev > 0 and temperature_prev > 0:
-            m = m * math.sqrt(h_prev / o.lr)
+        if o.lr > 0 and o.noise_unit > 0:
+            m = m * math.sqrt(o.noise_unit / noise_unit(o.lr, o.beta1))
         if temperature > 0:
             g_hat = (
                 g_hat + noise_start(o.beta1, t, o.bias_correction) * (2 * temperature * D / o.lr).sqrt() * xi

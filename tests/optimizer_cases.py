@@ -31,7 +31,6 @@ def everything(optimizer):
     """All tensors that a step may write."""
     tensors = []
     for group in optimizer.param_groups:
-        tensors += [group["previous"]] if "previous" in group else []
         for p in group["params"]:
             tensors += [p, *optimizer.state[p].values()] if p in optimizer.state else [p]
     return tensors

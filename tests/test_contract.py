@@ -12,6 +12,7 @@ from cases import (
     NOISES,
     ON_GPU,
     OPTIONS,
+    UNITS_AFTER,
     Case,
     Frozen,
     Options,
@@ -21,6 +22,7 @@ from cases import (
     call_langevin_adam,
     instruction_set,
     make_row,
+    noise_unit,
     threads,
 )
 from formulas import BY_OPTIONS, STEPS, assert_close_to_formula
@@ -137,7 +139,7 @@ def split(row: Row, sizes: list[int], dim: int) -> list[Row]:
     for size in sizes:
         shard = row.clone()
         for name, tensor in vars(row).items():
-            if isinstance(tensor, torch.Tensor) and name != "step":
+            if isinstance(tensor, torch.Tensor) and name not in ("step", "noise_unit"):
                 setattr(
                     shard, name, tensor.narrow(dim, begin, size).clone(memory_format=torch.contiguous_format)
                 )
@@ -221,23 +223,40 @@ def test_gpu_gives_the_bits_of_the_cpu(gpu):
 def test_found_inf_changes_nothing(op, place):
     call = STEPS[op][0]
     for found, expected in ((1.0, True), (0.0, False)):
-        options = Options(found_inf=found, grad_scale=2.0, previous=(0.08, 0.3))
+        options = Options(found_inf=found, grad_scale=2.0, noise_unit=0.7)
         row = make_row(Case((65,)), options).clone(place.device)
         frozen = Frozen([getattr(row, name) for name in Row.WRITTEN])
-        previous = call([row], options, place.backend)
+        call([row], options, place.backend)
         assert frozen.unchanged() is expected
-        if previous is not None:
-            assert (tuple(previous.tolist()) == (0.08, 0.3)) is expected
 
 
-def test_previous_holds_the_last_step_that_moved(place):
-    row = make_row(Case((3,)), Options()).clone(place.device)
-    assert call_langevin_adam([row], Options(previous=(0.5, 2.0)), place.backend).tolist() == [0.02, 0.3]
-    assert call_langevin_adam([row], Options(previous=(0.5, 2.0), lr=0.0), place.backend).tolist() == [
-        0.5,
-        2.0,
-    ]
-    assert call_langevin_adam([row], Options(temperature=0.0), place.backend).tolist() == [0.02, 0.0]
+@pytest.mark.parametrize(("changes", "expected"), UNITS_AFTER)
+def test_the_noise_unit_is_that_of_the_last_step_that_moved(changes, expected, place):
+    options = Options(**{"noise_unit": 0.7, **changes})
+    rows = [make_row(Case(shape), options).clone(place.device) for shape in ((3,), (0,))]
+    call_langevin_adam(rows, options, place.backend)
+    assert [row.noise_unit.item() for row in rows] == [expected, expected]
+
+
+def test_without_noise_units_none_are_kept_and_nothing_is_rescaled(place):
+    options = Options(noise_unit=0.7)
+    row, other = (make_row(Case((65,)), options).clone(place.device) for _ in range(2))
+    call_langevin_adam([row], options, place.backend, noise_units=[])
+    other.noise_unit.zero_()
+    call_langevin_adam([other], options, place.backend)
+    assert row.noise_unit.item() == 0.7 and bits_equal(row.exp_avg, other.exp_avg)
+
+
+def test_each_parameter_has_its_own_noise_unit(place):
+    units = (0.0, noise_unit(0.02, 0.8), noise_unit(0.08, 0.8), noise_unit(0.02, 0.95), 0.7)
+    one = [make_row(Case((65,)), Options(noise_unit=unit), seed=i) for i, unit in enumerate(units)]
+    together = [row.clone(place.device) for row in one]
+    for row in one:
+        call_langevin_adam([row], Options(), "reference" if place.device != "cpu" else place.backend)
+    call_langevin_adam(together, Options(), place.backend)
+    for row, other in zip(one, together, strict=True):
+        torch.testing.assert_close(row.exp_avg, other.exp_avg.cpu(), rtol=1e-6, atol=1e-7)
+        assert other.noise_unit.item() == noise_unit(0.02, 0.8)
 
 
 @pytest.mark.parametrize("of", [torch.float32, torch.float64], ids=str)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import cuda_on_cpu
 import pytest
 import torch
+from cases import noise_unit
 from cuda_on_cpu import FLAGS, INVALID_VALUE, SUCCESS, Kernels
 from cuda_on_cpu.rows import BF16, DTYPES, F16, F32, F64, GUARD, ROWS, Arena, assert_same, bits, make_rows
 from torch import Tensor
@@ -43,19 +44,20 @@ LANGEVIN = {
     "weight_decay": 0.0,
     "prior_precision": 0.0,
     "noise": "momentum",
-    "flags": FLAGS["bias_correction"] | FLAGS["last_launch"],
+    "flags": FLAGS["bias_correction"],
     "seed": SEED,
     "grad_scale": None,
     "found_inf": None,
 }
+UNIT = noise_unit(LANGEVIN["lr"], LANGEVIN["beta1"])
 SGLD = {key: LANGEVIN[key] for key in LANGEVIN if key not in ("beta1", "beta2", "eps", "noise")} | {
     "flags": 0
 }
 
 
-def native_langevin_adam(native, table: PointerTable, previous: Tensor, **s) -> None:
+def native_langevin_adam(native, table: PointerTable, **s) -> None:
     native.langevin_adam_table_(
-        table.table, table.layouts, table.chunks, table.scratch, previous, s["lr"], s["lr_tensor"], s["temperature"],
+        table.table, table.layouts, table.chunks, table.scratch, s["lr"], s["lr_tensor"], s["temperature"],
         s["temperature_tensor"], s["beta1"], s["beta2"], s["eps"], s["weight_decay"], s["prior_precision"],
         NOISES[s["noise"]], s["flags"], s["seed"], s["grad_scale"], s["found_inf"], table.dtypes,
     )  # fmt: skip
@@ -68,26 +70,27 @@ def check_langevin_adam(
     state_type,
     *,
     replays=1,
-    previous=(0.0, 0.0),
+    units=(0.0,),
     anchor_type=None,
     which=ROWS,
     **changes,
 ) -> list[Tensor]:
-    """Both backends step the same rows; returns the buffers, then (lr, temperature) of the last step."""
+    """Both backends step the same rows; returns the buffers, the last of each row its noise unit."""
     settings = LANGEVIN | changes
     results = []
     for backend in ("shim", "native"):
         arena = Arena()
         amsgrad = bool(settings["flags"] & FLAGS["amsgrad"])
-        rows = make_rows(arena, param_type, state_type, anchor_type=anchor_type, amsgrad=amsgrad, which=which)
+        rows = make_rows(
+            arena, param_type, state_type, anchor_type=anchor_type, amsgrad=amsgrad, which=which, units=units
+        )
         table = PointerTable(rows)
-        arena.buffers.append(torch.tensor(previous, dtype=F64))
         for _ in range(replays):
             if backend == "shim":
-                assert kernels.langevin_adam(table, arena.buffers[-1], **settings) == SUCCESS
+                assert kernels.langevin_adam(table, **settings) == SUCCESS
                 assert table.scratch.item() == 0
             else:
-                native_langevin_adam(native, table, arena.buffers[-1], **settings)
+                native_langevin_adam(native, table, **settings)
         results.append(arena.buffers)
     assert_same(*results)
     return results[0]
@@ -111,7 +114,7 @@ EXTRAS: dict[str, dict] = {
         "anchor_type": "same",
         "flags": FLAGS["decoupled_weight_decay"],
     },
-    "prior at 0, lr changed": {"prior_precision": 2.0, "previous": (0.04, 0.5)},
+    "prior at 0, lr changed": {"prior_precision": 2.0, "units": (0.76, 0.0, UNIT, 0.01)},
 }
 
 
@@ -166,7 +169,7 @@ def test_scalars_may_be_tensors(kernels, native, dtype):
     with_tensors = check_langevin_adam(
         kernels, native, F32, F32, lr=7.0, temperature=7.0, which=ROWS[:6], **tensors
     )
-    assert with_tensors[-1].tolist() == [tensors["lr_tensor"].item(), tensors["temperature_tensor"].item()]
+    assert with_tensors[-1].item() == noise_unit(tensors["lr_tensor"].item(), LANGEVIN["beta1"])
     plain = check_langevin_adam(kernels, native, F32, F32, which=ROWS[:6])
     assert not torch.equal(bits(with_tensors[0]), bits(plain[0]))
 
@@ -174,11 +177,10 @@ def test_scalars_may_be_tensors(kernels, native, dtype):
 def test_steps_advance_once_a_launch_and_launches_can_be_replayed(kernels, native, both_orders):
     replays = 3
     after = check_langevin_adam(kernels, native, F32, F32, replays=replays)
-    before = initial(F32, F32)
-    steps = [(a.item(), b.item()) for a, b in zip(after, before, strict=False) if b.numel() == 1]
-    assert len(steps) == len(ROWS)
-    assert all(now == then + replays for now, then in steps)
-    assert after[-1].tolist() == [LANGEVIN["lr"], LANGEVIN["temperature"]]
+    before = initial(F32, F32, units=(-1.0,))
+    ones = [(a.item(), b.item()) for a, b in zip(after, before, strict=True) if b.numel() == 1]
+    assert len(ones) == 2 * len(ROWS)
+    assert all(now == (UNIT if then == -1.0 else then + replays) for now, then in ones)
 
 
 def test_many_rows_take_one_launch(kernels, native, both_orders):
@@ -187,32 +189,38 @@ def test_many_rows_take_one_launch(kernels, native, both_orders):
 
 def test_a_call_without_elements_advances_steps(kernels, native):
     after = check_langevin_adam(kernels, native, F32, F32, which=[{"shape": (0,)}, {"shape": (3, 0)}])
-    assert [b.item() for b in after if b.numel() == 1] == [1.0, 10.0]
+    assert [b.item() for b in after if b.numel() == 1] == [1.0, UNIT, 10.0, UNIT]
 
 
-def test_only_the_last_launch_of_a_step_writes_previous(kernels, native):
-    after = check_langevin_adam(kernels, native, F32, F32, flags=0, previous=(0.5, 0.25), which=ROWS[:1])
-    assert after[-1].tolist() == [0.5, 0.25]
+def test_rows_without_a_noise_unit_are_not_rescaled(kernels, native):
+    after = check_langevin_adam(kernels, native, F32, F32, units=(), which=ROWS[:2])
+    fresh = check_langevin_adam(kernels, native, F32, F32, units=(0.0,), which=ROWS[:2])
+    assert torch.equal(bits(after[0]), bits(fresh[0]))
 
 
-def test_at_lr_zero_nothing_moves_and_previous_is_kept(kernels, native):
-    after = check_langevin_adam(kernels, native, F32, F32, lr=0.0, previous=(0.5, 0.25), which=ROWS[:1])
+def test_at_lr_zero_nothing_moves_and_the_noise_unit_is_kept(kernels, native):
+    after = check_langevin_adam(kernels, native, F32, F32, lr=0.0, units=(0.5,), which=ROWS[:1])
     assert torch.equal(bits(after[0]), bits(initial(F32, F32, which=ROWS[:1])[0]))
-    assert after[-1].tolist() == [0.5, 0.25]
+    assert after[-1].item() == 0.5
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"noise": "isotropic"}], ids=str)
+def test_a_step_without_momentum_noise_leaves_the_unit_0(kernels, native, changes):
+    after = check_langevin_adam(kernels, native, F32, F32, units=(0.5,), which=ROWS[:3], **changes)
+    assert [b.item() for b in after if b.dtype == F64 and b.numel() == 1][-1] == 0.0
 
 
 @pytest.mark.parametrize("optimizer", ["langevin_adam", "sgld"])
 def test_found_inf_skips_everything(kernels, both_orders, optimizer):
     arena, untouched = Arena(), Arena()
     for each in (arena, untouched):
-        rows = make_rows(each, F32, F32)
-        each.buffers.append(torch.tensor([0.5, 0.25], dtype=F64))
+        rows = make_rows(each, F32, F32, units=(0.5,))
         if each is arena:
             table = PointerTable(rows)
     if optimizer == "sgld":
         code = kernels.sgld(table, **SGLD | {"found_inf": torch.tensor(1.0)})
     else:
-        code = kernels.langevin_adam(table, arena.buffers[-1], **LANGEVIN | {"found_inf": torch.tensor(1.0)})
+        code = kernels.langevin_adam(table, **LANGEVIN | {"found_inf": torch.tensor(1.0)})
     assert code == SUCCESS
     assert_same(arena.buffers, untouched.buffers)
     assert table.scratch.item() == 0
@@ -224,12 +232,12 @@ def test_infinities_and_nans_stay_where_they_are(kernels, native):
         arena = Arena()
         rows = make_rows(arena, BF16, BF16, which=[{"shape": (1000,)}])
         rows[0].grad[5], rows[0].grad[600], rows[0].param[7] = float("nan"), float("inf"), float("-inf")
-        table, previous = PointerTable(rows), torch.zeros(2, dtype=F64)
+        table = PointerTable(rows)
         settings = LANGEVIN | {"flags": LANGEVIN["flags"] | FLAGS["stochastic_rounding"]}
         if backend == "shim":
-            assert kernels.langevin_adam(table, previous, **settings) == SUCCESS
+            assert kernels.langevin_adam(table, **settings) == SUCCESS
         else:
-            native_langevin_adam(native, table, previous, **settings)
+            native_langevin_adam(native, table, **settings)
         results.append(arena.buffers)
         assert rows[0].param.isnan().nonzero().flatten().tolist() == [5, 600]
         assert rows[0].param[7] == float("-inf")
@@ -299,7 +307,7 @@ def test_other_dtypes_are_refused_with_nothing_launched(kernels, optimizer, dtyp
     if optimizer == "sgld":
         assert kernels.sgld(table, **SGLD) == INVALID_VALUE
     else:
-        assert kernels.langevin_adam(table, torch.zeros(2, dtype=F64), **LANGEVIN) == INVALID_VALUE
+        assert kernels.langevin_adam(table, **LANGEVIN) == INVALID_VALUE
     assert torch.equal(row.param, before)
     assert row.step.item() == 0
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from cases import DTYPES, NOISES, UNIT, Case, Frozen, Options, Row, bits_equal, make_row
+from cases import DTYPES, NOISES, UNIT, Case, Frozen, Options, Row, bits_equal, make_row, noise_unit
 from formulas import assert_close_to_formula, langevin_adam_formula
 
 import fekernels as fe
@@ -37,14 +37,14 @@ def simulate(param, grads, settings, options, stream, anchor, dtype):
     """The formula over several steps with everything kept in ``dtype``."""
     zeros = torch.zeros_like(param, dtype=dtype)
     row = Row(param.detach().to(dtype), zeros, zeros, zeros, zeros, anchor.to(dtype), torch.zeros(()), stream)
-    previous = (0.0, 0.0)
+    unit = 0.0
     for t, (grad, (lr, temperature)) in enumerate(zip(grads, settings, strict=True), 1):
         row.grad = grad.to(dtype)
-        now = dataclasses.replace(options, lr=lr, temperature=temperature, t=t, previous=previous)
+        now = dataclasses.replace(options, lr=lr, temperature=temperature, t=t, noise_unit=unit)
         for name, value in langevin_adam_formula(row, now, dtype).items():
             setattr(row, name, value)
         if lr > 0:
-            previous = (lr, temperature)
+            unit = noise_unit(lr, options.beta1) if temperature > 0 and options.noise == "momentum" else 0.0
     return row
 
 
@@ -211,13 +211,15 @@ def test_lr_zero_moves_nothing_and_makes_no_noise(noise, place):
     optimizer = fe.LangevinAdam([p], 0.1, temperature=1.0, noise=noise, eps=0.1, backend=place.backend)
     optimizer.step()
     group, state = optimizer.param_groups[0], optimizer.state[p]
-    before, previous = Frozen([p]), group["previous"].clone()
+    before, unit = Frozen([p]), state.get("noise_unit", torch.zeros(())).clone()
     momentum = state["exp_avg"].clone()
     group["lr"] = 0.0
     for _ in range(3):
         optimizer.step()
         momentum = 0.9 * momentum + 0.1  # g = 1 and nothing else
-    assert before.unchanged() and bits_equal(group["previous"], previous) and previous[0] == 0.1
+    assert before.unchanged() and ("noise_unit" in state) is (noise == "momentum")
+    if noise == "momentum":
+        assert bits_equal(state["noise_unit"], unit) and unit.item() == noise_unit(0.1, 0.9)
     torch.testing.assert_close(state["exp_avg"], momentum, rtol=18 * UNIT, atol=0)  # six roundings a step
     assert state["step"].item() == 4
 
@@ -317,7 +319,7 @@ def test_the_step_counter_ends_at_2_to_24(place):
     optimizer.step()
     assert state["step"].item() == 2**24
     states = [t for p in params for t in optimizer.state[p].values()]
-    frozen = Frozen([*params, *states, optimizer.param_groups[0]["previous"]])
+    frozen = Frozen([*params, *states])
     with pytest.raises(RuntimeError, match=r"step must (stay|be) below 2\^24"):
         optimizer.step()
     assert frozen.unchanged()

@@ -211,10 +211,9 @@ def round_once(value, of, place, seed=0, stream=0, n=200_000):
         weight_decay = 0.0
         (m if of == "exp_avg" else v).add_(1.0)
         beta1, beta2 = (value, 0.0) if of == "exp_avg" else (0.0, value)
-    previous = torch.zeros(2, dtype=torch.float64, device=place.device)
     step = torch.zeros((), device=place.device)
     torch.ops.fekernels.langevin_adam_(
-        [p], [g], [m], [v], [], [step], previous, [], [stream], [], lr, None, 0.0, None, beta1, beta2, 1.0,
+        [p], [g], [m], [v], [], [step], [], [], [stream], [], lr, None, 0.0, None, beta1, beta2, 1.0,
         weight_decay, 0.0, "momentum", False, False, True, True, True, seed, None, None, place.backend,
     )  # fmt: skip
     return {"param": p, "exp_avg": m, "exp_avg_sq": v}[of].float().cpu()

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from cases import DTYPES, NOISES, Frozen, bits_equal
+from cases import DTYPES, NOISES, Frozen, bits_equal, noise_unit
 from optimizer_cases import HOT, step
 
 import fekernels as fe
@@ -85,20 +85,19 @@ def test_a_resumed_run_is_the_uninterrupted_run(dtype, variant, place):
 
 
 def test_rescaling_of_the_momentum_survives_a_restart(place):
-    results = {}
+    results, unit = {}, noise_unit(0.1, 0.9)
     for how in ("uninterrupted", "restarted", "forgetful"):
         params = parameters(place=place)
         optimizer = fe.LangevinAdam(params, **HOT, backend=place.backend)
         step(optimizer, 0)
         if how != "uninterrupted":
             saved = through_a_file(optimizer.state_dict())
-            assert saved["param_groups"][0]["previous"].tolist() == [0.1, 0.5]
+            assert [state["noise_unit"].item() for state in saved["state"].values()] == [unit] * len(params)
             optimizer = fe.LangevinAdam(params, **HOT, backend=place.backend)
             optimizer.load_state_dict(saved)
-        group = optimizer.param_groups[0]
         if how == "forgetful":
-            group["previous"].zero_()
-        group["lr"] = 1e-4
+            optimizer.state[params[0]]["noise_unit"].zero_()
+        optimizer.param_groups[0]["lr"] = 1e-4
         step(optimizer, 1)
         results[how] = optimizer.state[params[0]]["exp_avg"].clone()
     assert bits_equal(results["restarted"], results["uninterrupted"])
@@ -141,7 +140,8 @@ def test_state_dict_is_plain():
     optimizer = fe.LangevinAdam(parameters(), **HOT, amsgrad=True, anchor="init", prior_precision=1.0)
     step(optimizer, 0)
     saved = optimizer.state_dict()
-    assert set(saved["state"][0]) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "anchor"}
+    states = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "noise_unit", "anchor"}
+    assert set(saved["state"][0]) == states
     group = saved["param_groups"][0]
     assert group["seed"] == 77 and group["noise"] == "momentum" and group["temperature"] == 0.5
     allowed = (int, float, str, bool, list, tuple, type(None), torch.Tensor, torch.dtype)
@@ -217,7 +217,9 @@ def test_what_a_checkpoint_lacks_stays_as_constructed(place):
     }
     assert group["decoupled_weight_decay"] is True and group["streams"] == [0, 1, 2]
     assert group["eps"] == 1e-8  # this it has
-    assert group["previous"].tolist() == [0.0, 0.0]  # Adam's momentum holds no noise to rescale
+    assert all(
+        "noise_unit" not in optimizer.state[p] for p in ours
+    )  # Adam's momentum holds no noise to rescale
     assert all(bits_equal(optimizer.state[p]["anchor"], a) for p, a in zip(ours, anchors, strict=True))
     step(optimizer, 1)  # prior_precision keeps it from warning
 
@@ -297,7 +299,7 @@ def test_a_load_does_not_share_memory_with_the_checkpoint(place):
     tensors = [t for state in saved["state"].values() for t in state.values()]
     other = fe.LangevinAdam(parameters(place=place), **HOT, backend=place.backend)
     other.load_state_dict(saved)
-    frozen = Frozen([*tensors, saved["param_groups"][0]["previous"]])
+    frozen = Frozen(tensors)
     other.param_groups[0]["lr"] = 0.05
     step(other, 1)
     assert frozen.unchanged()

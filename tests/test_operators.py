@@ -126,8 +126,18 @@ BAD_CALLS = {
         r"step of params\[0\] .* got torch.int64 of shape \(\)",
     ),
     "no_maximum": (dict(amsgrad=True), "max_exp_avg_sqs must hold a tensor a parameter"),
-    "previous_dtype": (dict(previous=zeros(2)), "previous must be two float64; got torch.float32"),
-    "previous_shape": (dict(previous=zeros(1).double()), r"previous must be two float64; got .* \(1,\)"),
+    "unit_dtype": (
+        dict(noise_units=[zeros()]),
+        r"noise_unit of params\[0\] must be one float64 on cpu; got torch.float32",
+    ),
+    "unit_shape": (
+        dict(noise_units=[zeros(2).double()]),
+        r"noise_unit of params\[0\] must be one float64 .* shape \(2,\)",
+    ),
+    "many_units": (
+        dict(noise_units=[zeros().double()] * 2),
+        "noise_units must have 1 entries like params; got 2",
+    ),
     "lr_tensor": (dict(lr_tensor=zeros(0)), r"lr_tensor must be one float32 or float64; got .* \(0,\)"),
     "temperature_tensor": (
         dict(temperature_tensor=zeros(dtype=torch.int64)),

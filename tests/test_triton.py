@@ -18,6 +18,7 @@ from cases import (
     SEED,
     SGLD_OPTIONS,
     UNIT,
+    UNITS_AFTER,
     Case,
     Options,
     Place,
@@ -56,7 +57,7 @@ def check(run, fuses):
 
     def compare(op, rows, options, formula=True, **changes):
         call, exact_step, _ = STEPS[op]
-        got, previous = run("step", op, rows, options, changes)
+        got = run("step", op, rows, options, changes)
         for row, before in zip(got, rows, strict=True):
             assert row.step.item() == options.t and row.step.dtype == before.step.dtype
             assert all(getattr(row, n).stride() == getattr(before, n).stride() for n in Row.WRITTEN)
@@ -70,13 +71,12 @@ def check(run, fuses):
                 assert_close_to_formula(getattr(row, name), exact, eager[name], f"{op} {options} {name}")
         if fuses and Place("cpp", "cpu").obstacle() is None:
             expected = [row.clone() for row in rows]
-            at_last = call(expected, options, "cpp", **changes)
+            call(expected, options, "cpp", **changes)
             for row, peer in zip(got, expected, strict=True):
                 assert all(bits_equal(getattr(row, n), getattr(peer, n)) for n in Row.WRITTEN), (
                     f"{op} {options}"
                 )
-            assert at_last is None or at_last.tolist() == previous
-        return got, previous
+        return got
 
     return compare
 
@@ -173,7 +173,7 @@ def test_stochastic_rounding_is_one_of_the_two_neighbours(run):
     row.exp_avg.fill_(0.2)
     row.exp_avg_sq.fill_(0.1)
     exact = langevin_adam_formula(row, options)
-    (got,), _ = run("step", "langevin_adam_", [row], options, {})
+    (got,) = run("step", "langevin_adam_", [row], options, {})
     for name in ("param", "exp_avg", "exp_avg_sq"):
         value, stored = exact[name][0].item(), getattr(got, name).double()
         low, high = stored.min().item(), stored.max().item()
@@ -186,7 +186,7 @@ def test_stochastic_rounding_keeps_nan(run):
     options = Options(stochastic_rounding=True)
     row = make_row(Case((64,)), options, torch.bfloat16, grad_dtype=torch.float32)
     row.grad = torch.full((64,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
-    (got,), _ = run("step", "langevin_adam_", [row], options, {})
+    (got,) = run("step", "langevin_adam_", [row], options, {})
     assert all(getattr(got, name).isnan().all() for name in ("param", "exp_avg", "exp_avg_sq"))
 
 
@@ -246,7 +246,7 @@ def test_shards(run, check, dtype, shard):
     row.shard = shard
     row.grad.zero_()
     row.param.zero_()
-    (got,), _ = run("step", "sgld_", [row], plain, {})
+    (got,) = run("step", "sgld_", [row], plain, {})
     # The scale, and the product: two roundings on either side.
     wanted = math.sqrt(2 * plain.temperature * plain.lr) * noise
     torch.testing.assert_close(got.param, wanted, rtol=4 * UNIT, atol=0)
@@ -255,12 +255,11 @@ def test_shards(run, check, dtype, shard):
 @pytest.mark.parametrize("op", STEPS)
 def test_found_inf_changes_nothing(run, op):
     for found in (1.0, math.nan, 0.0):
-        options = Options(found_inf=found, grad_scale=2.0, previous=(0.08, 0.3))
+        options = Options(found_inf=found, grad_scale=2.0, noise_unit=0.7)
         before = make_row(Case((65,)), options)
-        (after,), previous = run("step", op, [before], options, {})
+        (after,) = run("step", op, [before], options, {})
         unchanged = all(bits_equal(getattr(before, name), getattr(after, name)) for name in Row.WRITTEN)
         assert unchanged is (found != 0)
-        assert op == "sgld_" or (previous == [0.08, 0.3]) is (found != 0)
 
 
 @pytest.mark.parametrize("of", [torch.float32, torch.float64], ids=str)
@@ -268,17 +267,16 @@ def test_found_inf_changes_nothing(run, op):
     ("op", "noise"), [("sgld_", "momentum"), *(("langevin_adam_", noise) for noise in NOISES)]
 )
 def test_tensor_lr_and_temperature_replace_the_floats(run, op, noise, of):
-    options = Options(lr=2.0**-5, temperature=0.375, noise=noise, previous=(0.25, 1.0))  # exact in float32
+    options = Options(lr=2.0**-5, temperature=0.375, noise=noise, noise_unit=0.75)  # exact in float32
     row = make_row(Case((65,)), options)
-    (floats,), previous = run("step", op, [row], options, {})
+    (floats,) = run("step", op, [row], options, {})
     tensors = {
         "lr_tensor": torch.tensor(options.lr, dtype=of),
         "temperature_tensor": torch.tensor([0.375], dtype=of),
     }
     other = dataclasses.replace(options, lr=7.0, temperature=0.0)
-    (got,), previous_of_tensors = run("step", op, [row], other, tensors)
+    (got,) = run("step", op, [row], other, tensors)
     assert all(bits_equal(getattr(got, name), getattr(floats, name)) for name in Row.WRITTEN)
-    assert previous == previous_of_tensors
 
 
 @pytest.mark.parametrize(
@@ -291,23 +289,22 @@ def test_a_temperature_tensor_of_zero_is_no_noise_at_all(run, op, noise):
     row.grad[:3] = torch.tensor([math.inf, -math.inf, 0.0])
     row.exp_avg[2] = row.param[2] = -0.0
     row.exp_avg_sq[3] = math.inf
-    (floats,), _ = run("step", op, [row], options, {})
+    (floats,) = run("step", op, [row], options, {})
     for changes in (
         {"temperature_tensor": torch.zeros(())},
         {"lr_tensor": torch.tensor(options.lr, dtype=torch.float64)},
     ):
-        (got,), _ = run("step", op, [row], options, changes)
+        (got,) = run("step", op, [row], options, changes)
         assert all(bits_equal(getattr(got, name), getattr(floats, name)) for name in Row.WRITTEN)
 
 
-def test_previous_holds_the_last_step_that_moved(run):
-    row = make_row(Case((3,)), Options())
-    for options, expected in (
-        (Options(previous=(0.5, 2.0)), [0.02, 0.3]),
-        (Options(previous=(0.5, 2.0), lr=0.0), [0.5, 2.0]),
-        (Options(temperature=0.0, previous=(0.5, 2.0)), [0.02, 0.0]),
-    ):
-        assert run("step", "langevin_adam_", [row], options, {})[1] == expected
+@pytest.mark.parametrize(("changes", "expected"), UNITS_AFTER)
+def test_the_noise_unit_is_that_of_the_last_step_that_moved(run, changes, expected):
+    options = Options(**{"noise_unit": 0.7, **changes})
+    rows = [make_row(Case(shape), options) for shape in ((3,), (0,), (5,))]
+    assert [row.noise_unit.item() for row in run("step", "langevin_adam_", rows, options, {})] == [
+        expected
+    ] * 3
 
 
 # Machine code.

@@ -76,7 +76,7 @@ VARIANTS = (
 )  # of others, the same on every architecture
 
 _TYPES = {
-    "table": "*i64", "layouts": "*i64", "chunks": "*i32", "scratch": "*i32", "previous": "*fp64", "out": "*fp32",
+    "table": "*i64", "layouts": "*i64", "chunks": "*i32", "scratch": "*i32", "out": "*fp32",
     "lr_tensor": "*fp32", "temperature_tensor": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32",
 }  # fmt: skip
 _OPTIONAL = ("lr_tensor", "temperature_tensor", "grad_scale", "found_inf")

@@ -110,8 +110,8 @@ def draw(kind: str, count: int, *key: int) -> torch.Tensor:
 
 def step(
     op: str, rows: list[cases.Row], options: cases.Options, changes: dict[str, Any], part: bool = True
-) -> tuple[list[cases.Row], list[float]]:
-    """One step of `op` on pointer tables, one a set of dtypes unless not `part`. Returns the rows and `previous`."""
+) -> list[cases.Row]:
+    """One step of `op` on pointer tables, one a set of dtypes unless not `part`. Returns the rows."""
     o = options
     tables: dict[int, list[Row]] = {}
     for r in rows:
@@ -119,11 +119,19 @@ def step(
         if op == "langevin_adam_":
             largest = r.max_exp_avg_sq if o.amsgrad else None
             row = Row(
-                r.param, r.grad, r.step, r.stream, r.exp_avg, r.exp_avg_sq, largest, row.anchor, r.shard
+                r.param,
+                r.grad,
+                r.step,
+                r.stream,
+                r.exp_avg,
+                r.exp_avg_sq,
+                largest,
+                row.anchor,
+                r.shard,
+                r.noise_unit,
             )
         tables.setdefault(row.dtypes() & 0xFFFFFFFF if part else 0, []).append(row)
     pointers = [PointerTable(part) for part in tables.values()]
-    previous = torch.tensor(o.previous, dtype=torch.float64)
     names = dict(lr=o.lr, lr_tensor=None, temperature=o.temperature, temperature_tensor=None)
     names |= dict(
         weight_decay=o.weight_decay, prior_precision=o.prior_precision, maximize=o.maximize, seed=o.seed
@@ -136,9 +144,9 @@ def step(
         sgld.step_tables(pointers, sgld.SgldArguments(**{**names, **changes}), "triton")
     else:
         more = ("beta1", "beta2", "eps", "noise", "amsgrad", "decoupled_weight_decay", "bias_correction")
-        names |= {name: getattr(o, name) for name in more} | dict(previous=previous)
+        names |= {name: getattr(o, name) for name in more}
         langevin_adam.step_tables(
             pointers, langevin_adam.LangevinAdamArguments(**{**names, **changes}), "triton"
         )
     assert not any(int(table.scratch) for table in pointers), "the count of finished programs was not reset"
-    return rows, previous.tolist()
+    return rows

@@ -28,7 +28,6 @@ struct StepCall {
 
 struct LangevinAdamCall {
   StepCall step;
-  double* previous;  // [2]: lr and temperature of the last step that moved
   double beta1, beta2, eps;
   int64_t noise;  // a Noise of math/langevin_adam.h
 };

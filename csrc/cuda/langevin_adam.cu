@@ -197,9 +197,11 @@ struct Kernel {
     if (!work.last) return;
     const Scalars& s = work.scalars;
     finish(call.step, s.skip);
-    if (threadIdx.x == 0 && (call.step.flags & kLastLaunch) && !s.skip && s.lr > 0.0) {
-      call.previous[0] = s.lr;
-      call.previous[1] = s.temperature;
+    if (s.skip || !(s.lr > 0.0)) return;
+    const double unit = momentum_noise_unit(s.lr, s.temperature, call.beta1, static_cast<Noise>(call.noise));
+    for (int64_t r = threadIdx.x; r < call.step.n_rows; r += kThreads) {
+      const int64_t at = call.step.rows[r].noise_unit;
+      if (at != 0) *reinterpret_cast<double*>(at) = unit;
     }
   }
 
@@ -213,13 +215,13 @@ struct Kernel {
     group.eps = call.eps;
     group.weight_decay = call.step.weight_decay;
     group.prior_precision = call.step.prior_precision;
-    group.previous_lr = call.previous[0];
-    group.previous_temperature = call.previous[1];
     group.grad_scale = s.grad_scale;
     group.noise = static_cast<Noise>(call.noise);
     group.flags = call.step.flags;
     shared.work.scalars = s;
-    shared.coefficients = langevin_adam_coefficients<S>(group, s.t);
+    const int64_t at = row == nullptr ? 0 : row->noise_unit;
+    const double previous_unit = at == 0 ? 0.0 : *reinterpret_cast<const double*>(at);
+    shared.coefficients = langevin_adam_coefficients<S>(group, s.t, previous_unit);
   }
 };
 

@@ -13,8 +13,7 @@ enum class Noise : int { kMomentum = 0, kPreconditioned = 1, kIsotropic = 2, kNo
 
 struct LangevinAdamGroup {
   double lr, temperature, beta1, beta2, eps, weight_decay, prior_precision;
-  double previous_lr, previous_temperature;  // of the last step that moved
-  double grad_scale;                         // gradients are divided by it; 1 when there is no GradScaler
+  double grad_scale;  // gradients are divided by it; 1 when there is no GradScaler
   Noise noise;
   int64_t flags;
 };
@@ -23,7 +22,7 @@ template <class S>
 struct LangevinAdamCoefficients {
   S one_minus_beta1, beta2, one_minus_beta2, inverse_root_bias2, eps, step_size;
   S noise_scale;     // of the normal number, where `noise` puts it
-  S momentum_scale;  // sqrt(h_previous / h): old noise in the momentum is in units of 1 / sqrt(h_previous)
+  S momentum_scale;  // of exp_avg, whose old noise is in another unit than this step's: sqrt(previous unit / unit)
   S weight_decay, decay_factor, prior_precision, smallest_denominator, grad_scale;
   Noise noise;
   bool maximize, amsgrad, coupled_decay, decoupled_decay, prior, scaled, rescaled;
@@ -60,9 +59,18 @@ FE_HD double momentum_noise_start(double beta1, double beta1_power_t) {
   return 1.0 / sum;
 }
 
-// `t` is the 1-based step. At lr = 0 nothing moves and no noise is made.
+// q = h (1 + beta1) / (1 - beta1): noise put into exp_avg at each step has the variance 2 T D / q there. 0 where this step
+// puts none in.
+FE_HD double momentum_noise_unit(double lr, double temperature, double beta1, Noise noise) {
+  const bool noisy = noise == Noise::kMomentum && temperature > 0.0 && lr > 0.0;
+  return noisy ? lr * (1.0 + beta1) / (1.0 - beta1) : 0.0;
+}
+
+// `t` is the 1-based step, `previous_unit` the noise unit of the parameter's last step that moved, 0 for none. At lr = 0
+// nothing moves and no noise is made.
 template <class S>
-FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamGroup& group, uint32_t t) {
+FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamGroup& group, uint32_t t,
+                                                             double previous_unit) {
   const double h = group.lr;
   const bool noisy = group.temperature > 0.0 && h > 0.0;
   const bool corrected = group.flags & kBiasCorrection;
@@ -84,9 +92,10 @@ FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamG
   } else if (noisy) {
     c.noise_scale = static_cast<S>(Lane<double>::sqrt(2.0 * group.temperature * h));
   }
-  c.rescaled = group.noise == Noise::kMomentum && h > 0.0 && group.previous_temperature > 0.0 &&
-               group.previous_lr > 0.0 && group.previous_lr != h;
-  c.momentum_scale = static_cast<S>(c.rescaled ? Lane<double>::sqrt(group.previous_lr / h) : 1.0);
+  // Noise of hot steps fades in cold ones, but until then it moves the parameter by what this lr and beta1 make of it.
+  const double unit = h * (1.0 + group.beta1) / (1.0 - group.beta1);
+  c.rescaled = group.noise == Noise::kMomentum && h > 0.0 && previous_unit > 0.0 && previous_unit != unit;
+  c.momentum_scale = static_cast<S>(c.rescaled ? Lane<double>::sqrt(previous_unit / unit) : 1.0);
 
   c.maximize = group.flags & kMaximize;
   c.amsgrad = group.flags & kAmsgrad;

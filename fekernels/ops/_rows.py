@@ -87,6 +87,12 @@ def check_row(function: str, where: str, row: Row) -> None:
         raise ValueError(
             f"{function}: step of {where} must be one float32 or float64; got {step.dtype} of shape {tuple(step.shape)}"
         )
+    unit = row.noise_unit
+    if unit is not None and (unit.numel() != 1 or unit.dtype != torch.float64 or unit.device != param.device):
+        raise ValueError(
+            f"{function}: noise_unit of {where} must be one float64 on {param.device}; "
+            f"got {unit.dtype} of shape {tuple(unit.shape)} on {unit.device}"
+        )
     dtypes = {str(tensor.dtype) for tensor in states.values() if tensor is not None}
     if len(dtypes) > 1:
         raise ValueError(
@@ -95,15 +101,13 @@ def check_row(function: str, where: str, row: Row) -> None:
 
 
 def check_scalars(function: str, device: torch.device, **scalars: Tensor | None) -> None:
-    """Raise ValueError for what is not one float32 or float64 on ``device`` (`previous`: two float64)."""
+    """Raise ValueError for what is not one float32 or float64 on ``device``."""
     for name, tensor in scalars.items():
         if tensor is None:
             continue
-        count, dtypes = (2, {torch.float64}) if name == "previous" else (1, {torch.float32, torch.float64})
-        if tensor.numel() != count or tensor.dtype not in dtypes or not tensor.is_contiguous():
+        if tensor.numel() != 1 or tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"{function}: {name} must be {'two float64' if count == 2 else 'one float32 or float64'}; "
-                f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                f"{function}: {name} must be one float32 or float64; got {tensor.dtype} of shape {tuple(tensor.shape)}"
             )
         if tensor.device != device:
             raise ValueError(f"{function}: {name} must be on {device} like params; got {tensor.device}")

@@ -18,7 +18,6 @@ __all__ = ["LangevinAdamArguments", "step_tables"]
 class LangevinAdamArguments:
     """What one step of a parameter group needs besides its tensors; the names are those of ``fe.LangevinAdam``."""
 
-    previous: Tensor  # float64 [2]: lr and temperature of the last step that moved
     lr: float
     lr_tensor: Tensor | None
     temperature: float
@@ -53,13 +52,11 @@ def step_tables(tables: list[PointerTable], args: LangevinAdamArguments, backend
     """One kernel call a table: one table a group, or on a GPU one for each set of dtypes in it."""
     kernel = _backends.implementation("langevin_adam_", backend)
     for table in tables:
-        last = FLAGS["last_launch"] if table is tables[-1] else 0
         kernel(
             table.table,
             table.layouts,
             table.chunks,
             table.scratch,
-            args.previous,
             args.lr,
             args.lr_tensor,
             args.temperature,
@@ -70,7 +67,7 @@ def step_tables(tables: list[PointerTable], args: LangevinAdamArguments, backend
             args.weight_decay,
             args.prior_precision,
             NOISES[args.noise],
-            args.flags() | last,
+            args.flags(),
             args.seed,
             args.grad_scale,
             args.found_inf,
@@ -85,7 +82,7 @@ def _langevin_adam_(
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
     steps: list[Tensor],
-    previous: Tensor,
+    noise_units: list[Tensor],
     anchors: list[Tensor],
     streams: list[int],
     shards: list[int],
@@ -117,7 +114,7 @@ def _langevin_adam_(
         "langevin_adam_",
         params,
         {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps},
-        {"max_exp_avg_sqs": max_exp_avg_sqs, "anchors": anchors},
+        {"max_exp_avg_sqs": max_exp_avg_sqs, "noise_units": noise_units, "anchors": anchors},
         streams,
         shards,
     )
@@ -136,26 +133,27 @@ def _langevin_adam_(
             max_exp_avg_sq=max_exp_avg_sqs[i] if max_exp_avg_sqs else None,
             anchor=anchors[i] if anchors else None,
             shard=shard_of(shards, i),
+            noise_unit=noise_units[i] if noise_units else None,
         )
         for i in range(len(params))
     ]
     for i, row in enumerate(rows):
         check_row("langevin_adam_", f"params[{i}]", row)
     check_scalars(
-        "langevin_adam_", params[0].device, previous=previous, lr_tensor=lr_tensor,
-        temperature_tensor=temperature_tensor, grad_scale=grad_scale, found_inf=found_inf,
+        "langevin_adam_", params[0].device, lr_tensor=lr_tensor, temperature_tensor=temperature_tensor,
+        grad_scale=grad_scale, found_inf=found_inf,
     )  # fmt: skip
     backend = _backends.choose(params[0].device.type, backend)
     if backend == "reference":
         _backends.implementation("langevin_adam_", backend)(
-            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, previous, anchors, streams, shards,
+            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams, shards,
             lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision, noise,
             amsgrad, maximize, decoupled_weight_decay, bias_correction, stochastic_rounding, seed, grad_scale,
             found_inf,
         )  # fmt: skip
         return
     args = LangevinAdamArguments(
-        previous, lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision,
+        lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision,
         noise, amsgrad, maximize, decoupled_weight_decay, bias_correction, stochastic_rounding, seed, grad_scale,
         found_inf,
     )  # fmt: skip
@@ -164,7 +162,7 @@ def _langevin_adam_(
 
 define_in_place(
     "langevin_adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-    "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!) previous, Tensor[] anchors, int[] streams, "
+    "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] noise_units, Tensor[] anchors, int[] streams, "
     "int[] shards, float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float beta1, "
     "float beta2, float eps, float weight_decay, float prior_precision, str noise, bool amsgrad, bool maximize, "
     "bool decoupled_weight_decay, bool bias_correction, bool stochastic_rounding, int seed, Tensor? grad_scale, "

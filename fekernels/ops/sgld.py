@@ -50,7 +50,7 @@ def step_tables(tables: list[PointerTable], args: SgldArguments, backend: str) -
             args.temperature_tensor,
             args.weight_decay,
             args.prior_precision,
-            args.flags() | FLAGS["last_launch"],
+            args.flags(),
             args.seed,
             args.grad_scale,
             args.found_inf,

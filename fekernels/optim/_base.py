@@ -227,9 +227,11 @@ class TableOptimizer(Optimizer):
                     self._restore_state(group, param, state, saved[index])
                 if param in anchors and "anchor" not in state:
                     self.state[param]["anchor"] = anchors[param]
-            if isinstance(group.get("previous"), Tensor):
-                group["previous"] = group["previous"].to(group["params"][0].device)
+            self._restore_group(group)
         self._reset_caches()
+
+    def _restore_group(self, group: dict[str, Any]) -> None:
+        """For what earlier releases kept in groups."""
 
     def _restore_state(
         self, group: dict[str, Any], param: Tensor, state: dict[str, Any], saved: dict[str, Any]
@@ -239,7 +241,11 @@ class TableOptimizer(Optimizer):
         step = step.detach().clone() if isinstance(step, Tensor) else torch.tensor(float(step))
         state["step"] = step.to(param.device, torch.float64 if step.dtype == torch.float64 else torch.float32)
         for key, value in saved.items():
-            if key == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
+            if (
+                key in ("step", "noise_unit")
+                or not isinstance(value, Tensor)
+                or not value.is_floating_point()
+            ):
                 continue
             dtype = value.dtype if key == "anchor" else group.get("state_dtype") or param.dtype
             state[key] = value.detach().to(device=param.device, dtype=dtype, copy=True)
@@ -276,7 +282,7 @@ class TableOptimizer(Optimizer):
                 continue
             backend = _backends.choose(group["params"][0].device.type, group["backend"])
             cache = self._caches.get(index)
-            if cache is not None and cache.amsgrad != group.get("amsgrad", False):
+            if cache is not None and not self._has_states(group, cache):
                 cache = None
             if cache is None or not cache.point_to_gradients(group["params"], self.state):
                 self._check_gradients(group)
@@ -293,6 +299,10 @@ class TableOptimizer(Optimizer):
                 self._step_tables(group, cache.tables, backend)
             # The kernel wrote through pointers: tell autograd, which checks that what it saved was not overwritten.
             torch.autograd.graph.increment_version(cache.live)
+
+    def _has_states(self, group: dict[str, Any], cache: TableCache) -> bool:
+        """Whether the rows of ``cache`` point at all states that a step with these group values takes."""
+        return cache.amsgrad == group.get("amsgrad", False)
 
     def _check_gradients(self, group: dict[str, Any]) -> None:
         for i, param in enumerate(group["params"]):

@@ -26,6 +26,7 @@ class TableCache:
         self, params: list[Tensor], states: list[dict[str, Any]], rows: list[Row], amsgrad: bool
     ) -> None:
         self.amsgrad = amsgrad  # whether the rows point at a max_exp_avg_sq
+        self.noise_units = all(row.noise_unit is not None for row in rows)
         self.params = list(params)
         self.missing = [param.grad is None for param in params]
         self.live = [param for param in params if param.grad is not None]

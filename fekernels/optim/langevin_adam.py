@@ -13,6 +13,7 @@ from fekernels._checks import number, one_of
 from fekernels._table import DTYPE_CODES, NOISES, PointerTable, Row, supported_dtypes
 from fekernels.ops.langevin_adam import LangevinAdamArguments
 from fekernels.optim._base import TableOptimizer
+from fekernels.optim._cache import TableCache
 from fekernels.optim._shards import local_tensor, shard_geometry
 from fekernels.optim._state import zero_state
 
@@ -67,9 +68,10 @@ class LangevinAdam(TableOptimizer):
     The state of a parameter is Adam's (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), so
     checkpoints of ``torch.optim.Adam`` and ``AdamW`` load and go on. ``grad`` is never written to:
     GradScaler's unscaling happens in the kernel. A parameter without gradient gets no step and no noise, nor
-    does a step that GradScaler skips. The group value ``previous`` holds lr and temperature of the last step
-    that moved: when lr changes, the noise that "momentum" keeps in exp_avg is rescaled by sqrt(lr before / lr
-    now), without which a cyclical lr would overshoot.
+    does a step that GradScaler skips. Under "momentum" each parameter has one number more, ``noise_unit``, from
+    its first hot step on: q = lr (1 + beta1) / (1 - beta1) of the last step that moved it, 0 when that step was
+    cold. When lr or beta1 changes, the noise that exp_avg keeps is rescaled by sqrt(q before / q now), without
+    which a cyclical lr would overshoot.
 
     Raises:
         TypeError: a hyperparameter of the wrong type; complex parameters or gradients.
@@ -130,12 +132,6 @@ class LangevinAdam(TableOptimizer):
         }
         super().__init__(params, defaults, seed, anchor)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        device = group["params"][0].device if group["params"] else "cpu"
-        group["previous"] = torch.zeros(2, dtype=torch.float64, device=device)
-
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         self._check_number(group, "eps")
@@ -170,19 +166,56 @@ class LangevinAdam(TableOptimizer):
         largest = state.get("max_exp_avg_sq")
         if group["amsgrad"] and largest is None:  # switched on later, as a loaded checkpoint may be
             largest = state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
+        if self._keeps_noise_units(group) and "noise_unit" not in state:
+            state["noise_unit"] = self._no_noise(row["param"])
         return Row(
             **row,
+            noise_unit=state.get("noise_unit"),
             exp_avg=local_tensor(state["exp_avg"]),
             exp_avg_sq=local_tensor(state["exp_avg_sq"]),
             max_exp_avg_sq=local_tensor(largest) if largest is not None else None,
         )
+
+    @staticmethod
+    def _keeps_noise_units(group: dict[str, Any]) -> bool:
+        """Whether noise may enter exp_avg at this step; until then the states of a parameter are exactly Adam's."""
+        temperature = group["temperature"]
+        if isinstance(temperature, Tensor) and temperature.device.type == "cpu":
+            hot = torch.compiler.is_compiling() or float(temperature) > 0
+        else:
+            hot = isinstance(temperature, Tensor) or temperature > 0
+        return hot and group["noise"] == "momentum"
+
+    def _has_states(self, group: dict[str, Any], cache: TableCache) -> bool:
+        has_units = cache.noise_units or not self._keeps_noise_units(group)
+        return has_units and super()._has_states(group, cache)
+
+    def _restore_state(
+        self, group: dict[str, Any], param: Tensor, state: dict[str, Any], saved: dict[str, Any]
+    ) -> None:
+        super()._restore_state(group, param, state, saved)
+        if "noise_unit" in saved:
+            state["noise_unit"] = self._no_noise(param).fill_(saved["noise_unit"])
+
+    def _restore_group(self, group: dict[str, Any]) -> None:
+        """Before 0.3 a group had ``previous``, lr and temperature of its last step that moved."""
+        lr, temperature = (float(value) for value in group.pop("previous", (0.0, 0.0)))
+        if not (lr > 0 and temperature > 0 and group["noise"] == "momentum"):
+            return
+        unit = lr * (1 + float(group["betas"][0])) / (1 - float(group["betas"][0]))
+        for param in group["params"]:
+            if "step" in self.state[param]:
+                self.state[param].setdefault("noise_unit", self._no_noise(param).fill_(unit))
+
+    @staticmethod
+    def _no_noise(param: Tensor) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=param.device)
 
     def _arguments(self, group: dict[str, Any]) -> LangevinAdamArguments:
         lr, lr_tensor = self._scalar(group, "lr")
         temperature, temperature_tensor = self._scalar(group, "temperature")
         grad_scale, found_inf = self._amp(group)
         return LangevinAdamArguments(
-            previous=group["previous"],
             lr=lr,
             lr_tensor=lr_tensor,
             temperature=temperature,
@@ -215,12 +248,15 @@ class LangevinAdam(TableOptimizer):
         exp_avg_sqs: list[Tensor],
         max_exp_avg_sqs: list[Tensor],
         steps: list[Tensor],
+        noise_units: list[Tensor],
         anchors: list[Tensor],
         streams: list[int],
         shards: list[int],
     ) -> None:
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
         self._check_gradients(group)
+        live = [param for param in group["params"] if param.grad is not None]
+        keeps = self._keeps_noise_units(group) or any("noise_unit" in self.state[param] for param in live)
         for param, stream in zip(group["params"], group["streams"], strict=True):
             if param.grad is None:
                 continue
@@ -236,6 +272,10 @@ class LangevinAdam(TableOptimizer):
                     state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
                 max_exp_avg_sqs.append(local_tensor(state["max_exp_avg_sq"]))
             steps.append(state["step"])
+            if keeps:
+                if "noise_unit" not in state:
+                    state["noise_unit"] = self._no_noise(param)
+                noise_units.append(state["noise_unit"])
             if group["anchor"] is not None:
                 anchors.append(local_tensor(state["anchor"]))
             streams.append(stream)
@@ -250,15 +290,26 @@ class LangevinAdam(TableOptimizer):
         exp_avg_sqs: list[Tensor] = []
         max_exp_avg_sqs: list[Tensor] = []
         steps: list[Tensor] = []
+        noise_units: list[Tensor] = []
         anchors: list[Tensor] = []
         streams: list[int] = []
         shards: list[int] = []
         self._init_group(
-            group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, anchors, streams, shards
+            group,
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            max_exp_avg_sqs,
+            steps,
+            noise_units,
+            anchors,
+            streams,
+            shards,
         )
         args = self._arguments(group)
         torch.ops.fekernels.langevin_adam_(
-            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, args.previous, anchors, streams, shards,
+            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams, shards,
             args.lr, args.lr_tensor, args.temperature, args.temperature_tensor, args.beta1, args.beta2, args.eps,
             args.weight_decay, args.prior_precision, args.noise, args.amsgrad, args.maximize,
             args.decoupled_weight_decay, args.bias_correction, args.stochastic_rounding, args.seed, args.grad_scale,

@@ -22,6 +22,11 @@ def momentum_noise_start(beta1: float, t: int) -> float:
     return 1 / total
 
 
+def momentum_noise_unit(lr: float, beta1: float) -> float:
+    """q: noise put into m at every step has the variance 2 T D / q there."""
+    return lr * (1 + beta1) / (1 - beta1)
+
+
 def global_index(numel: int, shard: tuple[int, int, int], device: torch.device) -> Tensor:
     """Index in the whole parameter of each element of a shard (offset, run, pitch), in logical order."""
     offset, run, pitch = shard
@@ -76,7 +81,7 @@ def langevin_adam_(
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
     steps: list[Tensor],
-    previous: Tensor,
+    noise_units: list[Tensor],
     anchors: list[Tensor],
     streams: list[int],
     shards: list[int],
@@ -105,7 +110,6 @@ def langevin_adam_(
     h = float(lr_tensor) if lr_tensor is not None else lr
     temperature = float(temperature_tensor) if temperature_tensor is not None else temperature
     scale = float(grad_scale) if grad_scale is not None else 1.0
-    h_prev, temperature_prev = (float(value) for value in previous)
     noisy = temperature > 0 and h > 0
     times = [int(step) + 1 for step in steps]
     for step, t in zip(steps, times, strict=True):
@@ -137,8 +141,9 @@ def langevin_adam_(
         D = torch.clamp((largest / bc2).sqrt() + eps, min=h * prior_precision)
 
         if noise == "momentum":
-            if temperature_prev > 0 and h_prev > 0 and h > 0 and h != h_prev:
-                m = m * math.sqrt(h_prev / h)
+            unit_before = float(noise_units[i]) if noise_units else 0.0
+            if unit_before > 0 and h > 0 and unit_before != momentum_noise_unit(h, beta1):
+                m = m * math.sqrt(unit_before / momentum_noise_unit(h, beta1))
             if noisy:
                 c = momentum_noise_start(beta1, t) if bias_correction else 1.0
                 g_hat = g_hat + c * (2 * temperature * D / h).sqrt() * xi
@@ -156,6 +161,6 @@ def langevin_adam_(
             target.copy_(value)
         if amsgrad:
             max_exp_avg_sqs[i].copy_(torch.maximum(max_exp_avg_sqs[i], exp_avg_sqs[i]))
+        if noise_units and h > 0:
+            noise_units[i].fill_(momentum_noise_unit(h, beta1) if noisy and noise == "momentum" else 0.0)
         steps[i].add_(1)
-    if h > 0:
-        previous.copy_(torch.tensor([h, temperature], dtype=previous.dtype))

@@ -324,3 +324,13 @@ def advance_steps(table, rows):
         double = address.to(tl.pointer_type(tl.float64))
         tl.store(single, tl.load(single, mask=there & (wide == 0), other=0) + 1, mask=there & (wide == 0))
         tl.store(double, tl.load(double, mask=there & wide, other=0) + 1, mask=there & wide)
+
+
+@triton.jit
+def set_noise_units(table, rows, unit):
+    """Writes `unit` (float64) where rows keep that of the noise in their momentum."""
+    for begin in range(0, rows, codes.ROWS_AT_ONCE):
+        index = begin + tl.arange(0, codes.ROWS_AT_ONCE)
+        there = index < rows
+        address = tl.load(table + tl.where(there, index, 0).to(tl.int64) * codes.COLUMNS + codes.NOISE_UNIT)
+        tl.store(address.to(tl.pointer_type(tl.float64)), unit, mask=there & (address != 0))

@@ -30,7 +30,7 @@ def momentum_noise_start(beta1, beta1_power_t):
 
 @triton.jit
 def coefficients(
-    t, h, temperature, beta1, beta2, eps, weight_decay, prior_precision, previous,
+    t, h, temperature, beta1, beta2, eps, weight_decay, prior_precision, row,
     NOISE: tl.constexpr, FLAGS: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """What one step of one parameter shares, computed in float64 and rounded once to REAL."""
@@ -55,9 +55,12 @@ def coefficients(
 
     momentum_scale = tl.full((), 1.0, tl.float64)
     if codes.RESCALE & FLAGS:
-        previous_h = tl.load(previous)
-        if (h > 0.0) & (tl.load(previous + 1) > 0.0) & (previous_h > 0.0) & (previous_h != h):
-            momentum_scale = tl.sqrt(previous_h / h)
+        at = tl.load(row + codes.NOISE_UNIT)
+        if at != 0:
+            unit = h * (1.0 + beta1) / (1.0 - beta1)
+            previous = tl.load(at.to(tl.pointer_type(tl.float64)))
+            if (h > 0.0) & (previous > 0.0) & (previous != unit):
+                momentum_scale = tl.sqrt(previous / unit)
 
     return (
         (1.0 - beta1).to(REAL), beta2.to(REAL), (1.0 - beta2).to(REAL), inverse_root_bias2.to(REAL), eps.to(REAL),
@@ -174,12 +177,11 @@ def span(
 @triton.jit(
     do_not_specialize=["rows", "blocks", "seed"],
     do_not_specialize_on_alignment=[
-        "table", "layouts", "chunks", "scratch", "previous", "lr_tensor", "temperature_tensor", "grad_scale",
-        "found_inf",
+        "table", "layouts", "chunks", "scratch", "lr_tensor", "temperature_tensor", "grad_scale", "found_inf",
     ],
 )  # fmt: skip
 def langevin_adam_kernel(
-    table, rows: tl.int32, layouts, chunks, blocks: tl.int32, scratch, previous,
+    table, rows: tl.int32, layouts, chunks, blocks: tl.int32, scratch,
     lr: tl.float64, lr_tensor, temperature: tl.float64, temperature_tensor, beta1: tl.float64, beta2: tl.float64,
     eps: tl.float64, weight_decay: tl.float64, prior_precision: tl.float64, seed: tl.int64, grad_scale, found_inf,
     NOISE: tl.constexpr, FLAGS: tl.constexpr, DTYPES: tl.constexpr,
@@ -201,9 +203,10 @@ def langevin_adam_kernel(
             scale = tl.full((), 1.0, REAL)
             if codes.SCALED & FLAGS:
                 scale = tl.load(grad_scale).to(REAL)
+            row = table + tl.load(chunks + 2 * block).to(tl.int64) * codes.COLUMNS
             shared = coefficients(
                 t, h, heat, rows_of.scalar(beta1, None), rows_of.scalar(beta2, None), rows_of.scalar(eps, None),
-                rows_of.scalar(weight_decay, None), rows_of.scalar(prior_precision, None), previous, NOISE, FLAGS, REAL,
+                rows_of.scalar(weight_decay, None), rows_of.scalar(prior_precision, None), row, NOISE, FLAGS, REAL,
             )  # fmt: skip
             if vector:
                 span(
@@ -217,10 +220,12 @@ def langevin_adam_kernel(
                 )  # fmt: skip
         if rows_of.finish(scratch):
             rows_of.advance_steps(table, rows)
-            if codes.LAST_LAUNCH & FLAGS:
-                if h > 0.0:
-                    tl.store(previous, h)
-                    tl.store(previous + 1, heat)
+            if h > 0.0:
+                unit = tl.full((), 0.0, tl.float64)
+                if codes.RESCALE & FLAGS:
+                    if heat > 0.0:
+                        unit = h * (1.0 + rows_of.scalar(beta1, None)) / (1.0 - rows_of.scalar(beta1, None))
+                rows_of.set_noise_units(table, rows, unit)
 
 
 def langevin_adam_table_(
@@ -228,7 +233,6 @@ def langevin_adam_table_(
     layouts: torch.Tensor,
     chunks: torch.Tensor,
     scratch: torch.Tensor,
-    previous: torch.Tensor,
     lr: float,
     lr_tensor: torch.Tensor | None,
     temperature: float,
@@ -254,7 +258,7 @@ def langevin_adam_table_(
     if noise == codes.MOMENTUM.value:
         flags |= codes.RESCALE.value
     values = (
-        previous, lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision,
-        seed, grad_scale, found_inf,
+        lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision, seed,
+        grad_scale, found_inf,
     )  # fmt: skip
     rows_of.launch(langevin_adam_kernel, table, layouts, chunks, scratch, values, kind, flags, dtypes)

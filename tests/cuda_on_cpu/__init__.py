@@ -40,7 +40,6 @@ class StepCall(ctypes.Structure):
 class LangevinAdamCall(ctypes.Structure):
     _fields_ = [
         ("step", StepCall),
-        ("previous", ctypes.c_void_p),
         *((name, ctypes.c_double) for name in ("beta1", "beta2", "eps")),
         ("noise", ctypes.c_int64),
     ]
@@ -152,7 +151,6 @@ class Kernels:
     def langevin_adam(
         self,
         table: PointerTable,
-        previous: Tensor,
         *,
         noise: str,
         beta1: float,
@@ -162,7 +160,7 @@ class Kernels:
     ) -> int:
         chunks = chunks_of(table)
         step = self._step_call(table, chunks, **rest)  # type: ignore[arg-type]
-        call = LangevinAdamCall(step, previous.data_ptr(), beta1, beta2, eps, NOISES[noise])
+        call = LangevinAdamCall(step, beta1, beta2, eps, NOISES[noise])
         return int(self._library.fe_cuda_langevin_adam(ctypes.byref(call), None))
 
     def sgld(self, table: PointerTable, **rest: object) -> int:

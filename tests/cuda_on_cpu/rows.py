@@ -93,8 +93,9 @@ def make_rows(
     amsgrad=False,
     which=ROWS,
     steps=(0, 9, 400),
+    units=(),
 ) -> list[Row]:
-    """``state_type`` None: without states."""
+    """``state_type`` None: without states. ``units``: the noise units of the rows in turn, if they have any."""
     rows = []
     for i, row in enumerate(which):
         place = {"misaligned": row.get("misaligned", False)}
@@ -120,6 +121,7 @@ def make_rows(
                 step=arena.scalar(steps[i % len(steps)], F64 if i % 2 else F32),
                 stream=[0, 3, 0xFFFFFFFF, 0x80000001][i % 4],
                 shard=row.get("shard"),
+                noise_unit=arena.scalar(units[i % len(units)], F64) if units else None,
             )
         )
     return rows
