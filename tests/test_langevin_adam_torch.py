@@ -1,5 +1,8 @@
 """fe.LangevinAdam inside PyTorch: compiled steps, GradScaler, hooks, autograd."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from cases import CPU_PLACES, NOISES, Frozen, bits_equal
@@ -129,12 +132,14 @@ def test_grad_scale_divides_without_touching_the_gradient(place):
     assert same(scaled, plain)
 
 
-def test_grad_scaler(place):
+@pytest.mark.parametrize("fused", [None, False, True])
+def test_grad_scaler(fused, place):
     runs = []
     for scaled in (False, True):
         torch.manual_seed(0)
         net = torch.nn.Linear(4, 1).to(place.device)
-        optimizer = fe.LangevinAdam(net.parameters(), **HOT, backend=place.backend)
+        optimizer = fe.LangevinAdam(net.parameters(), **HOT, fused=fused, backend=place.backend)
+        assert optimizer._step_supports_amp_scaling is bool(fused)
         scaler = torch.amp.GradScaler(place.device, init_scale=2.0**10, growth_interval=3, enabled=scaled)
         scales, versions = [], []
         for i in range(8):
@@ -147,14 +152,26 @@ def test_grad_scaler(place):
             scaler.scale(net(x).square().mean()).backward()
             gradients = Frozen([net.weight.grad])
             scaler.step(optimizer)
-            versions.append(gradients.unchanged())
+            if i != 4:
+                versions.append(gradients.unchanged())
             scaler.update()
             scales.append(scaler.get_scale())
-        assert all(versions)
+        # In the kernel only where it was asked for; the powers of two divide exactly either way.
+        assert all(versions) if fused or not scaled else not any(versions)
         assert not scaled or scales == [1024.0, 1024.0, 2048.0, 2048.0, 1024.0, 1024.0, 1024.0, 2048.0]
         assert optimizer.state[net.weight]["step"].item() == 7
         runs.append(optimizer)
     assert same(*runs)
+
+
+@pytest.mark.parametrize("cls", [fe.LangevinAdam, lambda p, **kw: fe.SGLD(p, lr=0.1, **kw)])
+def test_unscaling_in_the_kernel_is_offered_as_torch_offers_it(cls):
+    for fused in (None, False, True):
+        optimizer = cls([torch.nn.Parameter(torch.zeros(2))], fused=fused)
+        peer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))], fused=fused)
+        for other in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+            offered = getattr(other, "_step_supports_amp_scaling", False)
+            assert offered is getattr(peer, "_step_supports_amp_scaling", False) is bool(fused)
 
 
 def test_unscaling_first_as_for_clipping(place):

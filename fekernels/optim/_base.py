@@ -36,7 +36,6 @@ def stream_of_name(name: str) -> int:
 class TableOptimizer(Optimizer):
     """An optimizer whose step is one kernel call a parameter group, over a cached table of pointers."""
 
-    _step_supports_amp_scaling = True  # GradScaler hands grad_scale and found_inf over; the kernel heeds them
     _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
     _caches: dict[int, TableCache]
     _steps_bound: int
@@ -44,6 +43,10 @@ class TableOptimizer(Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
         self._reset_caches()
+        for key in ("foreach", "fused"):
+            if defaults.get(key) is not None:
+                defaults[key] = boolean(self._name, key, defaults[key])
+        self._offer_unscaling(defaults)
         if seed is None:
             seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu"))
         defaults = {**defaults, "seed": signed_seed(self._name, seed), "anchor": None}
@@ -64,8 +67,16 @@ class TableOptimizer(Optimizer):
         self._steps_bound = -1
         self._warned = False
 
+    def _offer_unscaling(self, defaults: dict[str, Any]) -> None:
+        """With fused=True, as in torch, GradScaler leaves the gradients scaled and hands grad_scale and found_inf over.
+
+        Whoever clips in between then clips scaled gradients (Lightning refuses to), so it must be asked for.
+        """
+        self._step_supports_amp_scaling = defaults.get("fused") is True
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._offer_unscaling(self.defaults)
         self._reset_caches()
 
     # Subclasses say what their groups and rows hold.

@@ -55,7 +55,10 @@ class LangevinAdam(TableOptimizer):
         decoupled_weight_decay: see ``weight_decay``.
         bias_correction: divide the averages by 1 - beta^t.
         maximize: ascend.
-        foreach, fused: taken for compatibility and not needed; there is one implementation, which is fused.
+        foreach: taken for compatibility and not needed; there is one implementation, which is fused.
+        fused: True, as in torch, makes GradScaler leave the gradients as they are and hand scale and found_inf to the
+            kernel: a read and a write of the gradients saved, and no clipping between. None and False let it unscale
+            them. The step itself is the same.
         capturable: likewise: steps live on a GPU parameter's device and nothing is read back, so that a CUDA graph may
             always capture the step.
         differentiable: must be False.
@@ -66,12 +69,11 @@ class LangevinAdam(TableOptimizer):
         backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
 
     The state of a parameter is Adam's (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), so
-    checkpoints of ``torch.optim.Adam`` and ``AdamW`` load and go on. ``grad`` is never written to:
-    GradScaler's unscaling happens in the kernel. A parameter without gradient gets no step and no noise, nor
-    does a step that GradScaler skips. Under "momentum" each parameter has one number more, ``noise_unit``, from
-    its first hot step on: q = lr (1 + beta1) / (1 - beta1) of the last step that moved it, 0 when that step was
-    cold. When lr or beta1 changes, the noise that exp_avg keeps is rescaled by sqrt(q before / q now), without
-    which a cyclical lr would overshoot.
+    checkpoints of ``torch.optim.Adam`` and ``AdamW`` load and go on. ``grad`` is never written to. A parameter
+    without gradient gets no step and no noise, nor does a step that GradScaler skips. Under "momentum" each
+    parameter has one number more, ``noise_unit``, from its first hot step on: q = lr (1 + beta1) / (1 - beta1) of
+    the last step that moved it, 0 when that step was cold. When lr or beta1 changes, the noise that exp_avg keeps
+    is rescaled by sqrt(q before / q now), without which a cyclical lr would overshoot.
 
     Raises:
         TypeError: a hyperparameter of the wrong type; complex parameters or gradients.

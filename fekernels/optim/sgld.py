@@ -33,6 +33,7 @@ class SGLD(TableOptimizer):
         anchor: None (zero), "init" (the parameters as they are now), or a list of tensors like params.
         weight_decay: L2 penalty.
         maximize: ascend.
+        fused: True offers GradScaler unscaling in the kernel, as for ``fe.LangevinAdam``; the step is the same.
         seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it.
         backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
 
@@ -54,6 +55,7 @@ class SGLD(TableOptimizer):
         anchor: str | Sequence[Tensor] | None = None,
         weight_decay: float = 0,
         maximize: bool = False,
+        fused: bool | None = None,
         seed: int | None = None,
         backend: str | None = None,
     ) -> None:
@@ -63,6 +65,7 @@ class SGLD(TableOptimizer):
             "prior_precision": prior_precision,
             "weight_decay": weight_decay,
             "maximize": maximize,
+            "fused": fused,
             "backend": backend,
         }
         super().__init__(params, defaults, seed, anchor)
