@@ -18,6 +18,9 @@ from fekernels.optim.temperature import (
     TemperatureScheduler,
 )
 
+# Cycles of a few steps show which step is which; that they are too short to mix is test_cyclical_temperature.py's.
+pytestmark = pytest.mark.filterwarnings("ignore:CyclicalTemperature. the sampling phase")
+
 
 def optimizer_with(*temperatures, lr=0.1):
     """Any optimizer whose groups have a temperature will do, and plain SGD hides nothing."""
@@ -95,18 +98,21 @@ def test_agrees_with_torch_where_both_are_defined():
 
 def test_cyclical_lr_phase_and_flags():
     optimizer = optimizer_with(1e-3, lr=0.1)
-    schedule = CyclicalTemperature(optimizer, cycle_length=10, proportion_exploration=0.7, burn_in=3)
-    lrs, sampling, cycles = [], [], []
+    schedule = CyclicalTemperature(
+        optimizer, 10, proportion_exploration=0.6, lr_min=0.0, burn_in=3, proportion_burn_in=0.5
+    )
+    lrs, hot, sampling, cycles = [], [], [], []
     for _ in range(23):
         lrs.append(optimizer.param_groups[0]["lr"])
-        assert schedule.sampling == (optimizer.param_groups[0]["temperature"] > 0)
+        hot.append(optimizer.param_groups[0]["temperature"] > 0)
         sampling.append(schedule.sampling)
         cycles.append(schedule.cycle)
         optimizer.step()
         schedule.step()
     cycle = [0.05 * (1 + math.cos(math.pi * k / 10)) for k in range(10)]
     assert lrs == pytest.approx([0.1] * 3 + cycle + cycle)
-    assert sampling == [False] * 3 + ([False] * 7 + [True] * 3) * 2
+    assert hot == [False] * 3 + ([False] * 6 + [True] * 4) * 2
+    assert sampling == [False] * 3 + ([False] * 8 + [True] * 2) * 2
     assert cycles == [-1] * 3 + [0] * 10 + [1] * 10
 
 
@@ -116,7 +122,7 @@ def test_cyclical_leaves_lr_alone_when_told_so():
     optimizer.param_groups[0]["lr"] = 0.3
     run(optimizer, schedule, 3)
     assert optimizer.param_groups[0]["lr"] == 0.3
-    always = CyclicalTemperature(optimizer_with(1.0), 4, 0.0, burn_in=2)
+    always = CyclicalTemperature(optimizer_with(1.0), 4, 0.0, burn_in=2, proportion_burn_in=0.0)
     assert [always.sampling, always.step(), always.sampling, always.step(), always.sampling][::2] == [0, 0, 1]
     floor = optimizer_with(1.0, lr=0.1)
     CyclicalTemperature(floor, 4, lr_min=0.06).step(2)
@@ -133,7 +139,7 @@ def test_tensors_are_written_in_place_and_floats_replaced():
     first, second = optimizer.param_groups
     assert first["temperature"] is tensor and tensor.data_ptr() == before and first["lr"] is lr
     assert tensor.item() == 2.0 and second["temperature"] == 3.0 and type(second["temperature"]) is float
-    assert lr.item() == pytest.approx(0.05 * (1 + math.cos(0.8 * math.pi)))
+    assert lr.item() == pytest.approx(0.01 + 0.045 * (1 + math.cos(0.8 * math.pi)))
     last = schedule.get_last_temperature()[0]
     last.zero_()
     assert tensor.item() == 2.0 and schedule.get_last_temperature()[0].item() == 2.0
@@ -204,7 +210,7 @@ def test_a_later_group_joins():
     schedule.step()
     second = optimizer.param_groups[1]
     assert second["temperature"] == second["initial_temperature"] == 8.0
-    assert second["lr"] == pytest.approx(0.1 * (1 + math.cos(0.7 * math.pi)))
+    assert second["lr"] == pytest.approx(0.02 + 0.09 * (1 + math.cos(0.7 * math.pi)))
     assert saved["base_temperatures"] == [1.0] and schedule.state_dict()["base_temperatures"] == [1.0, 8.0]
 
 
@@ -330,6 +336,16 @@ def sgd():
         ),
         (lambda o: CyclicalTemperature(o, 0), ValueError, "cycle_length must be at least 1; got 0"),
         (lambda o: CyclicalTemperature(o, 5, 1.0), ValueError, r"in \[0, 1\); got 1.0"),
+        (
+            lambda o: CyclicalTemperature(o, 5, lr_min=-1),
+            ValueError,
+            "lr_min must be finite and >= 0; got -1",
+        ),
+        (
+            lambda o: CyclicalTemperature(o, 5, proportion_burn_in=1.0),
+            ValueError,
+            r"proportion_burn_in must be in \[0, 1\); got 1.0",
+        ),
         (lambda o: CyclicalTemperature(o, 5, anneal_lr=1), TypeError, "anneal_lr must be a bool; got int"),
         (lambda o: LambdaTemperature(o, 0.5), TypeError, "callable or a list of them; got float"),
         (lambda o: LambdaTemperature(o, [abs, abs]), ValueError, r"parameter group \(1\); got 2"),
