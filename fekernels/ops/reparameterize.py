@@ -13,8 +13,8 @@ from fekernels import _backends
 from fekernels._checks import floating, integer, same_device
 from fekernels.ops._free_energy_autograd import is_dispatched
 from fekernels.ops._library import LIBRARY, define_functional
+from fekernels.ops._memory import in_plain_memory
 from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, check_key, signed_seed
-from fekernels.ops._operands import resolved
 from fekernels.ops.random import draw, fill, in_front, refuse_chunks
 
 __all__ = ["reparameterize"]
@@ -60,7 +60,7 @@ def _check_key(function: str, logvar: Tensor, stream: int, step: int, offset: in
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return resolved(tensor).contiguous()
+    return in_plain_memory(tensor).contiguous()
 
 
 def _forward(
