@@ -13,6 +13,7 @@
 #include "large_tensors.h"
 #include "math/bf16.h"
 #include "register.h"
+#include "row_layout.h"
 
 namespace fe {
 
@@ -69,7 +70,7 @@ class Terms {
                            dtype_of(tensor)};
   }
 
-  // One of any shape whose elements are those of [rows, columns] in order.
+  // One of any shape whose elements lie in memory as those of [rows, columns].
   void contiguous_input(int which, const torch::stable::Tensor& tensor) {
     call_.inputs[which] = {tensor.const_data_ptr(), call_.columns, true, dtype_of(tensor)};
   }
@@ -101,7 +102,7 @@ class Terms {
 
   // The same for an operand that has every element.
   void full_gradient(int which, const torch::stable::Tensor& operand, std::optional<torch::stable::Tensor> out = std::nullopt) {
-    const torch::stable::Tensor made = out ? *out : empty_large(operand, operand.sizes());
+    const torch::stable::Tensor made = out ? *out : empty_like_rows(operand);
     TermGrad& grad = call_.grads[which];
     grad.dtype = dtype_of(operand);
     grad.kind = GradKind::kFull;

@@ -99,34 +99,36 @@ void advise_huge_pages(Tensor fresh) {
 
 void poison_empty(bool on) { poisoned = on; }
 
-Tensor empty_cpu(int32_t dtype, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  std::array<int64_t, 64> strides;  // as many dimensions as a tensor may have elsewhere in PyTorch
-  STD_TORCH_CHECK(sizes.size() <= strides.size(), "at most ", strides.size(), " dimensions; got ", sizes.size());
+Tensor empty_cpu(int32_t dtype, torch::headeronly::IntHeaderOnlyArrayRef sizes, const int64_t* strides) {
+  std::array<int64_t, 64> contiguous;  // as many dimensions as a tensor may have elsewhere in PyTorch
+  STD_TORCH_CHECK(sizes.size() <= contiguous.size(), "at most ", contiguous.size(), " dimensions; got ", sizes.size());
   int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes[i])) strides[i] = stride;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes[i])) contiguous[i] = stride;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                         dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides ? strides : contiguous.data(), dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   Tensor made(handle);
   if (poisoned) poison(made);
   return made;
 }
 
-Tensor empty_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+Tensor empty_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, const int64_t* strides) {
   static const auto from_blob = reinterpret_cast<FromBlob>(dlsym(RTLD_DEFAULT, "torch_from_blob"));
   size_t bytes = like.element_size();
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
   int32_t dtype = 0, layout = 0;
   aoti_torch_get_dtype(like.get(), &dtype);
-  if (!from_blob || bytes < kLarge) return empty_cpu(dtype, sizes);
+  if (!from_blob || bytes < kLarge) return empty_cpu(dtype, sizes, strides);
   void* data = buffers().take(bytes);
   STD_TORCH_CHECK(data, "no memory for a gradient of ", bytes, " bytes");
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = strides.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  std::vector<int64_t> contiguous(sizes.size(), 1);
+  for (size_t i = contiguous.size(); i-- > 1;) contiguous[i - 1] = contiguous[i] * sizes[i];
   AtenTensorHandle handle = nullptr;
   aoti_torch_get_layout(like.get(), &layout);
   const auto give_back = [](void* buffer, void*) { buffers().give(buffer); };
-  STABLE_TORCH_ERROR_CODE_CHECK(from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,
+  STABLE_TORCH_ERROR_CODE_CHECK(from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(),
+                                          strides ? strides : contiguous.data(), 0, dtype,
                                           aoti_torch_device_type_cpu(), -1, &handle, layout, nullptr, 0, give_back,
                                           nullptr));
   Tensor made(handle);

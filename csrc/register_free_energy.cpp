@@ -10,6 +10,7 @@
 #include "large_tensors.h"
 #include "math/free_energy.h"
 #include "register.h"
+#include "row_layout.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -164,26 +165,23 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
 }
 
 // What most calls are, in a third of the time that lists of tensors and their checks in Python take: one parameter, no
-// broadcasting, mask, weight or learned prior, and all of it float32 and contiguous, of any shape [rows, ...].
+// broadcasting, mask, weight or learned prior, and all of it float32 without gaps, of any shape [rows, ...] and any order of
+// the dimensions behind the first that an operand shares with its peer: a row is summed as it lies.
 // Returns nothing where that is not so. `inplace`: the prediction's gradient is written over it.
 std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tensor mean, Tensor logvar,
                                           int64_t likelihood, int64_t reduction, double beta, int64_t needs, bool inplace) {
   const auto plain = [](const Tensor& tensor) {
-    return tensor.scalar_type() == ScalarType::Float && tensor.dim() > 0 && tensor.is_contiguous();
+    return tensor.scalar_type() == ScalarType::Float && tensor.dim() > 0 && fe::rows_without_gaps(tensor);
   };
   // From the first byte to the last: an operand that the kernel still reads where the gradient has been written.
   const auto overlap = [](const Tensor& a, const Tensor& b) {
     const auto *first = static_cast<const float*>(a.const_data_ptr()), *other = static_cast<const float*>(b.const_data_ptr());
     return first < other + b.numel() && other < first + a.numel();
   };
-  const auto same_shape = [](const Tensor& a, const Tensor& b) {
-    const auto of_a = a.sizes(), of_b = b.sizes();
-    return of_a.size() == of_b.size() && std::equal(of_a.begin(), of_a.end(), of_b.begin());
-  };
   if (!plain(prediction) || !plain(target) || !plain(mean) || !plain(logvar)) return {};
   const int64_t rows = prediction.size(0);
   const bool expected = likelihood != kCategorical && rows > 0 && mean.size(0) == rows &&
-                        same_shape(prediction, target) && same_shape(mean, logvar);
+                        fe::same_layout(prediction, target) && fe::same_layout(mean, logvar);
   if (!expected) return {};
   if (inplace && (overlap(prediction, target) || overlap(prediction, mean) || overlap(prediction, logvar))) return {};
 

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 import fekernels.ops._free_energy_ops  # noqa: F401 (defines the operators)
 from fekernels import _backends
+from fekernels.ops._layouts import arranged, memory_order, restored
 from fekernels.ops._operands import Operands, whole
 from fekernels.reference.free_energy import LIKELIHOODS, REDUCTIONS
 
@@ -84,7 +85,7 @@ class _Call:
 
 
 class _PlainCall(_Call):
-    """One whose operands still have their own shapes, [B, ...]: contiguous, with nothing broadcast or left out."""
+    """One whose operands still have their own shapes, [B, ...]: without gaps, with nothing broadcast or left out."""
 
     __slots__ = ()
 
@@ -100,7 +101,7 @@ class _PlainCall(_Call):
         wanted = [operand for i, operand in enumerate(operands) if needs >> i & 1]
         for i, operand in enumerate(wanted, 3):
             if operand.dim() != 2:
-                results[i] = results[i].view_as(operand)
+                results[i] = restored(results[i], operand, memory_order(operand))
         return results
 
     def values(
@@ -110,7 +111,11 @@ class _PlainCall(_Call):
 
 
 def _in_rows(tensors: Sequence[Any]) -> list[Any]:
-    return [tensor if tensor is None else whole(tensor) for tensor in tensors]
+    rows: list[Any] = []
+    for tensor in tensors:
+        order = None if tensor is None else memory_order(tensor)
+        rows.append(tensor if tensor is None else whole(tensor if order is None else arranged(tensor, order)))
+    return rows
 
 
 def _sum(first: Tensor | None, factor: float, second: Tensor | None) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import FLOATS, dense, floating, same_device
+from fekernels.ops._layouts import in_memory_order
 
 __all__ = ["Operands", "gather"]
 
@@ -171,6 +172,9 @@ def gather(
         TypeError: an argument of a wrong type or dtype.
         ValueError: one of a wrong shape or on another device; the message has its name, what was expected, what came.
     """
+    if likelihood != "categorical":
+        params, target, (mask,) = in_memory_order(params, target, (mask,))
+    mean, logvar, (prior_mean, prior_logvar) = in_memory_order(mean, logvar, (prior_mean, prior_logvar))
     kernel_params: list[Tensor] = []
     kernel_target = None
     if numbers:

@@ -89,7 +89,7 @@ def free_energy(
         inplace_backward: write the gradient over ``params`` (its first tensor) instead of into new memory. Only right
             where the operation that made it does not need its output, as a linear layer or a convolution, unlike a
             sigmoid; autograd's version counter finds the others in backward. "mean" and "sum" only. Backward runs once.
-            Nothing is written where no gradient is wanted. Ignored for a prediction that is not contiguous, shares its
+            Nothing is written where no gradient is wanted. Ignored for one with gaps between samples, that shares its
             memory with another argument, or is in float16 or float64, and under torch.compile.
         validate: check that the target's values are possible (counts whole and not negative, probabilities in
             [0, 1], classes that exist), at the price of reading it once more and, on a GPU, of a synchronisation.
