@@ -171,8 +171,9 @@ def test_bad_parameters(name):
         make(name, [good, torch.ones(3, device="meta", requires_grad=True)])
     with pytest.raises(ValueError, match="empty parameter list"):
         make(name, [])
-    with pytest.raises(TypeError):
-        make(name, good)
+    for wrong in (good, None, "weights"):
+        with pytest.raises(TypeError, match=f"{name}: params must be an iterable of tensors.*; got"):
+            make(name, wrong)
     optimizer = started(name)
     before = freeze(optimizer)
     with pytest.raises(TypeError, match="got torch.complex64"):

@@ -1,6 +1,7 @@
 """fe.UnifiedOptimizer: one call for the backward pass and the step."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -38,21 +39,19 @@ def test_one_call_is_backward_step_and_zero_grad(place):
     assert all(bits_equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
 
 
-def test_it_learns_when_cold():
+def test_it_trains_as_it_comes():
+    # The document's lr and beta, and no noise: its temperature of 1 is N times too hot for a mean loss.
     net = network()
-    optimizer = fe.UnifiedOptimizer(net, temperature=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = fe.UnifiedOptimizer(net)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["temperature"]) == (0.01, (0.9, 0.999), 0.0)
+    assert isinstance(optimizer, fe.LangevinAdam)
     first = optimizer.step(loss_of(net)).item()
-    for _ in range(100):
+    for _ in range(150):
         last = optimizer.step(loss_of(net)).item()
     assert last < 0.05 * first
-
-
-def test_defaults_are_the_documents():
-    with pytest.warns(UserWarning, match="prior_precision"):
-        optimizer = fe.UnifiedOptimizer(network())
-    group = optimizer.param_groups[0]
-    assert (group["lr"], group["betas"], group["temperature"]) == (0.01, (0.9, 0.999), 1.0)
-    assert isinstance(optimizer, fe.LangevinAdam)
 
 
 def test_gradients_may_have_been_made_before(place):
@@ -89,6 +88,7 @@ def test_the_documents_own_rule_stays_reachable(place):
         (1.5, TypeError, "loss must be a tensor; got float"),
         (lambda: None, TypeError, "loss must be a tensor; got function"),
         (torch.ones(2), ValueError, r"loss must have one element; got shape \(2,\)"),
+        (torch.ones(()), ValueError, "loss must require grad"),
     ],
 )
 def test_bad_losses_change_nothing(loss, error, message):
@@ -101,6 +101,22 @@ def test_bad_losses_change_nothing(loss, error, message):
     assert frozen.unchanged() and not optimizer.state
 
 
-def test_the_model_must_be_a_module():
-    with pytest.raises(TypeError, match="UnifiedOptimizer: model must be a torch.nn.Module; got list"):
-        fe.UnifiedOptimizer(list(network().parameters()))
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"model": list(network().parameters())}, TypeError, "model must be a torch.nn.Module; got list"),
+        (
+            {"model": torch.nn.Tanh()},
+            ValueError,
+            "params must hold at least one parameter; got an empty parameter list",
+        ),
+        ({"beta": 1.0}, ValueError, r"beta must be in \[0, 1\); got 1.0"),
+        ({"beta": None}, TypeError, "beta must be a number; got NoneType"),
+        ({"betas": (0.9, 0.99)}, TypeError, "beta must be given in place of betas"),
+        ({"lr": -1.0}, ValueError, "lr must be finite and >= 0; got -1.0"),
+        ({"temperature": "hot"}, TypeError, "temperature must be a number; got str"),
+    ],
+)
+def test_bad_arguments_name_the_optimizer(settings, error, message):
+    with pytest.raises(error, match=f"UnifiedOptimizer: {message}"):
+        fe.UnifiedOptimizer(**{"model": network(), **settings})

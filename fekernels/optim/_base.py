@@ -39,7 +39,7 @@ class TableOptimizer(Optimizer):
     _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
     _caches: dict[int, TableCache]
     _steps_bound: int
-    _warned: bool
+    _warned: set[str]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
         self._reset_caches()
@@ -54,9 +54,22 @@ class TableOptimizer(Optimizer):
         if anchors == "init":
             defaults["anchor"] = "init"
         self._check_group({**defaults, "params": []})
-        super().__init__(params, defaults)
+        super().__init__(self._checked_params(params), defaults)
         if isinstance(anchors, list):
             self._attach_anchors(anchors)
+
+    def _checked_params(self, params: Any) -> list[Any]:
+        if isinstance(params, Tensor | dict | str) or not isinstance(params, Iterable):
+            raise TypeError(
+                f"{self._name}: params must be an iterable of tensors, of (name, tensor) pairs or of dicts of them; "
+                f"got {type(params).__name__}"
+            )
+        entries = list(params)
+        if not entries:
+            raise ValueError(
+                f"{self._name}: params must hold at least one parameter; got an empty parameter list"
+            )
+        return entries
 
     @property
     def _name(self) -> str:
@@ -65,7 +78,7 @@ class TableOptimizer(Optimizer):
     def _reset_caches(self) -> None:
         self._caches = {}
         self._steps_bound = -1
-        self._warned = False
+        self._warned = set()
 
     def _offer_unscaling(self, defaults: dict[str, Any]) -> None:
         """With fused=True, as in torch, GradScaler leaves the gradients scaled and hands grad_scale and found_inf over.
@@ -414,19 +427,8 @@ class TableOptimizer(Optimizer):
         if type(value) is not float and type(value) is not int:
             group[key] = found
 
-    def _warn_of_free_weights(self, group: dict[str, Any], eps: float) -> None:
-        """Without a prior, a weight whose gradient is always 0 walks by sqrt(2 T h / eps) a step."""
-        temperature = group["temperature"]
-        hot = (
-            temperature.device.type == "cpu" and float(temperature) > 0
-            if isinstance(temperature, Tensor)
-            else temperature > 0
-        )
-        if hot and not self._warned and group["prior_precision"] == 0 and eps < 1e-6:
-            self._warned = True
-            warnings.warn(
-                f"{self._name}: temperature > 0 with prior_precision = 0 and eps = {eps:g}: a weight that never gets a "
-                "gradient (a dead pixel, a dead unit) walks by sqrt(2 * temperature * lr / eps) a step. Set "
-                "prior_precision, or a larger eps.",
-                stacklevel=4,
-            )
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            # Beyond add_param_group or step, and what torch wraps around both.
+            warnings.warn(f"{self._name}: {message}", stacklevel=5)

@@ -155,7 +155,29 @@ class LangevinAdam(TableOptimizer):
                 f"{self._name}: state_dtype must be None or one of {supported_dtypes()}; got {dtype!r}"
             )
         if group["params"]:
-            self._warn_of_free_weights(group, group["eps"])
+            self._warn(group)
+
+    def _warn(self, group: dict[str, Any]) -> None:
+        """Once each, of what a temperature does that hardly anybody wants."""
+        temperature = group["temperature"]
+        if isinstance(temperature, Tensor):
+            if temperature.device.type != "cpu":  # reading it would stop the host
+                return
+            temperature = float(temperature)
+        if temperature <= 0:
+            return
+        if group["prior_precision"] == 0 and group["eps"] < 1e-6:
+            self._warn_once(
+                f"temperature > 0 with prior_precision = 0 and eps = {group['eps']:g}: a weight that never gets a "
+                "gradient (a dead pixel, a dead unit) walks by sqrt(2 * temperature * lr / eps) a step. Set "
+                "prior_precision, or a larger eps."
+            )
+        if group["decoupled_weight_decay"] and group["weight_decay"] > 0:
+            self._warn_once(
+                "temperature > 0 with decoupled_weight_decay=True: the decay is a prior of precision weight_decay * "
+                "D, another for every weight, D being Adam's denominator. A Gaussian prior is prior_precision, or "
+                "weight_decay with decoupled_weight_decay=False."
+            )
 
     def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         dtype = group["state_dtype"] or param.dtype
