@@ -17,6 +17,7 @@ from fekernels._checks import boolean, number, one_of
 from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._rows import check_row
+from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._cache import TableCache
 from fekernels.optim._shards import local_tensor, shard_geometry
 
@@ -37,6 +38,7 @@ class TableOptimizer(Optimizer):
     """An optimizer whose step is one kernel call a parameter group, over a cached table of pointers."""
 
     _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
+    _anchors: Anchors
     _caches: dict[int, TableCache]
     _steps_bound: int
     _warned: set[str]
@@ -50,13 +52,19 @@ class TableOptimizer(Optimizer):
         if seed is None:
             seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu"))
         defaults = {**defaults, "seed": signed_seed(self._name, seed), "anchor": None}
-        anchors = self._checked_anchor(anchor)
-        if anchors == "init":
-            defaults["anchor"] = "init"
+        self._anchors = Anchors()
+        anchor = checked_anchor(self._name, anchor)
+        if not isinstance(anchor, list):
+            defaults["anchor"] = anchor
         self._check_group({**defaults, "params": []})
         super().__init__(self._checked_params(params), defaults)
-        if isinstance(anchors, list):
-            self._attach_anchors(anchors)
+        if isinstance(anchor, list):
+            every = [param for group in self.param_groups for param in group["params"]]
+            check_anchors(self._name, anchor, every)
+            for group in self.param_groups:
+                group["anchor"] = "given"
+            for param, tensor in zip(every, anchor, strict=True):
+                self._anchors.keep(param, tensor)
 
     def _checked_params(self, params: Any) -> list[Any]:
         if isinstance(params, Tensor | dict | str) or not isinstance(params, Iterable):
@@ -87,7 +95,11 @@ class TableOptimizer(Optimizer):
         """
         self._step_supports_amp_scaling = defaults.get("fused") is True
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_anchors": self._anchors}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.setdefault("_anchors", Anchors())  # torch's load_state_dict comes by here too
         super().__setstate__(state)
         self._offer_unscaling(self.defaults)
         self._reset_caches()
@@ -134,7 +146,7 @@ class TableOptimizer(Optimizer):
         """
         if "seed" in param_group:
             param_group["seed"] = signed_seed(self._name, param_group["seed"])
-        given = self._checked_anchor(param_group.pop("anchor", self.defaults["anchor"]))
+        given = checked_anchor(self._name, param_group.pop("anchor", self.defaults["anchor"]))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -143,14 +155,13 @@ class TableOptimizer(Optimizer):
             self._assign_streams(group)
             group["anchor"] = "given" if isinstance(given, list) else given
             if isinstance(given, list):
-                self._check_anchor_list(given, group["params"])
+                check_anchors(self._name, given, group["params"])
         except Exception:
             self.param_groups.pop()
             raise
         if given is not None:
             for i, param in enumerate(group["params"]):
-                source = given[i] if isinstance(given, list) else param
-                self.state[param]["anchor"] = source.detach().to(param.device, copy=True)
+                self._anchors.keep(param, given[i] if isinstance(given, list) else param)
 
     def _check_params(self, group: dict[str, Any]) -> None:
         devices = {param.device for param in group["params"]}
@@ -185,50 +196,18 @@ class TableOptimizer(Optimizer):
         names = group.get("param_names") or [f"parameter {stream}" for stream in group["streams"]]
         return list(zip(group["streams"], names, strict=True))
 
-    # Anchors: the mean of the Gaussian prior.
-
-    def _checked_anchor(self, anchor: Any) -> Any:
-        if anchor is None or anchor == "init":
-            return anchor
-        if isinstance(anchor, str):
-            raise ValueError(
-                f"{self._name}: anchor must be None, 'init' or a list of tensors; got {anchor!r}"
-            )
-        if not isinstance(anchor, Iterable) or isinstance(anchor, Tensor):
-            raise TypeError(
-                f"{self._name}: anchor must be None, 'init' or a list of tensors; got {type(anchor).__name__}"
-            )
-        anchors = list(anchor)
-        for i, tensor in enumerate(anchors):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{self._name}: anchor[{i}] must be a tensor; got {type(tensor).__name__}")
-        return anchors
-
-    def _check_anchor_list(self, anchors: list[Tensor], params: list[Tensor]) -> None:
-        if len(anchors) != len(params):
-            raise ValueError(
-                f"{self._name}: anchor must have {len(params)} tensors like params; got {len(anchors)}"
-            )
-        for i, (tensor, param) in enumerate(zip(anchors, params, strict=True)):
-            if tensor.shape != param.shape:
-                raise ValueError(
-                    f"{self._name}: anchor[{i}] must have shape {tuple(param.shape)} like its parameter; "
-                    f"got {tuple(tensor.shape)}"
-                )
-            if tensor.dtype not in DTYPE_CODES:
-                raise TypeError(
-                    f"{self._name}: anchor[{i}] must be one of {supported_dtypes()}; got {tensor.dtype}"
-                )
-
-    def _attach_anchors(self, anchors: list[Tensor]) -> None:
-        params = [param for group in self.param_groups for param in group["params"]]
-        self._check_anchor_list(anchors, params)
-        for group in self.param_groups:
-            group["anchor"] = "given"
-        for tensor, param in zip(anchors, params, strict=True):
-            self.state[param]["anchor"] = tensor.detach().to(param.device, copy=True)
+    def _anchor_of(self, group: dict[str, Any], i: int, state: dict[str, Any]) -> Tensor | None:
+        if group["anchor"] is None:
+            return None
+        return local_tensor(self._anchors.of(self._name, f"params[{i}]", group["params"][i], state))
 
     # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every torch optimizer's; before the first step it holds the anchors and nothing else of a state."""
+        saved = super().state_dict()
+        self._anchors.save(self.param_groups, saved["state"])
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this optimizer, or of one with fewer group values (``torch.optim.Adam``, ``AdamW``).
@@ -237,7 +216,6 @@ class TableOptimizer(Optimizer):
         the dtype that ``state_dtype`` asks for, not the parameter's.
         """
         before = [dict(group) for group in self.param_groups]
-        anchors = {param: state["anchor"] for param, state in self.state.items() if "anchor" in state}
         saved = state_dict["state"]
         super().load_state_dict(state_dict)
         for group, old, saved_group in zip(
@@ -249,8 +227,9 @@ class TableOptimizer(Optimizer):
                 state = self.state[param] if param in self.state else {}
                 if "step" in state:
                     self._restore_state(group, param, state, saved[index])
-                if param in anchors and "anchor" not in state:
-                    self.state[param]["anchor"] = anchors[param]
+                self._anchors.load(param, state, saved.get(index, {}))
+                if state.keys() == {"anchor"}:  # saved before the first step
+                    del self.state[param]
             self._restore_group(group)
         self._reset_caches()
 
@@ -266,12 +245,12 @@ class TableOptimizer(Optimizer):
         state["step"] = step.to(param.device, torch.float64 if step.dtype == torch.float64 else torch.float32)
         for key, value in saved.items():
             if (
-                key in ("step", "noise_unit")
+                key in ("step", "noise_unit", "anchor")
                 or not isinstance(value, Tensor)
                 or not value.is_floating_point()
             ):
                 continue
-            dtype = value.dtype if key == "anchor" else group.get("state_dtype") or param.dtype
+            dtype = group.get("state_dtype") or param.dtype
             state[key] = value.detach().to(device=param.device, dtype=dtype, copy=True)
 
     # Steps.
@@ -366,12 +345,13 @@ class TableOptimizer(Optimizer):
                 "grad": local_tensor(param.grad),
                 "step": state["step"],
                 "stream": stream,
-                "anchor": local_tensor(state["anchor"]) if "anchor" in state else None,
+                "anchor": self._anchor_of(group, i, state),
                 "shard": shard_geometry(self._name, param),
             }
             rows.append(self._row(group, shared, state))
             check_row(self._name, f"params[{i}]", rows[-1])
             states.append(state)
+        self._anchors.prune(self.param_groups)
         return TableCache(group["params"], states, rows, group.get("amsgrad", False))
 
     def _count_step(self) -> None:

@@ -281,7 +281,7 @@ class LangevinAdam(TableOptimizer):
         self._check_gradients(group)
         live = [param for param in group["params"] if param.grad is not None]
         keeps = self._keeps_noise_units(group) or any("noise_unit" in self.state[param] for param in live)
-        for param, stream in zip(group["params"], group["streams"], strict=True):
+        for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
                 continue
             state = self.state[param]
@@ -300,8 +300,9 @@ class LangevinAdam(TableOptimizer):
                 if "noise_unit" not in state:
                     state["noise_unit"] = self._no_noise(param)
                 noise_units.append(state["noise_unit"])
-            if group["anchor"] is not None:
-                anchors.append(local_tensor(state["anchor"]))
+            anchor = self._anchor_of(group, i, state)
+            if anchor is not None:
+                anchors.append(anchor)
             streams.append(stream)
             numel = param.numel()
             shards.extend(shard_geometry(self._name, param) or (0, max(numel, 1), max(numel, 1)))

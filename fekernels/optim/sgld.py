@@ -109,7 +109,7 @@ class SGLD(TableOptimizer):
     ) -> None:
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
         self._check_gradients(group)
-        for param, stream in zip(group["params"], group["streams"], strict=True):
+        for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
                 continue
             state = self.state[param]
@@ -118,8 +118,9 @@ class SGLD(TableOptimizer):
             params.append(local_tensor(param))
             grads.append(local_tensor(param.grad))
             steps.append(state["step"])
-            if group["anchor"] is not None:
-                anchors.append(local_tensor(state["anchor"]))
+            anchor = self._anchor_of(group, i, state)
+            if anchor is not None:
+                anchors.append(anchor)
             streams.append(stream)
             numel = param.numel()
             shards.extend(shard_geometry(self._name, param) or (0, max(numel, 1), max(numel, 1)))

@@ -1,0 +1,101 @@
+"""Anchors, the means of the Gaussian prior: what is given for them, and where they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from fekernels._table import DTYPE_CODES, supported_dtypes
+
+__all__ = ["Anchors", "check_anchors", "checked_anchor"]
+
+
+def checked_anchor(function: str, anchor: Any) -> Any:
+    """None, "init" or a list of tensors; TypeError or ValueError for anything else."""
+    expected = "None, 'init' or a list of tensors"
+    if anchor is None or (isinstance(anchor, str) and anchor == "init"):
+        return anchor
+    if isinstance(anchor, str):
+        raise ValueError(f"{function}: anchor must be {expected}; got {anchor!r}")
+    if not isinstance(anchor, Iterable) or isinstance(anchor, Tensor):
+        raise TypeError(f"{function}: anchor must be {expected}; got {type(anchor).__name__}")
+    anchors = list(anchor)
+    for i, tensor in enumerate(anchors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}: anchor[{i}] must be a tensor; got {type(tensor).__name__}")
+    return anchors
+
+
+def check_anchors(function: str, anchors: list[Tensor], params: list[Tensor]) -> None:
+    """ValueError or TypeError where a list of anchors is not one for each of ``params``."""
+    if len(anchors) != len(params):
+        raise ValueError(
+            f"{function}: anchor must have {len(params)} tensors like params; got {len(anchors)}"
+        )
+    for i, (tensor, param) in enumerate(zip(anchors, params, strict=True)):
+        if tensor.shape != param.shape:
+            raise ValueError(
+                f"{function}: anchor[{i}] must have shape {tuple(param.shape)} like its parameter; "
+                f"got {tuple(tensor.shape)}"
+            )
+        if tensor.dtype not in DTYPE_CODES:
+            raise TypeError(
+                f"{function}: anchor[{i}] must be one of {supported_dtypes()}; got {tensor.dtype}"
+            )
+
+
+class Anchors:
+    """One anchor a parameter, outside of ``optimizer.state``, which users clear and replace.
+
+    A parameter's state gets its anchor when it is made, and is saved with it. Before the first step there is no state,
+    because torch's distributed checkpoints take an optimizer that has any for one that has all of it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Tensor, Tensor] = {}
+
+    def keep(self, param: Tensor, anchor: Tensor) -> Tensor:
+        """A copy of ``anchor`` is the parameter's from now on."""
+        kept = self._kept[param] = anchor.detach().to(param.device, copy=True)
+        return kept
+
+    def of(self, function: str, where: str, param: Tensor, state: dict[str, Any]) -> Tensor:
+        """The anchor in a parameter's state, put back where it is missing, remembered where somebody set it.
+
+        Raises:
+            ValueError: a parameter that has none, as one that took another's place in its group.
+        """
+        anchor = state.get("anchor")
+        if anchor is None:
+            anchor = self._kept.get(param)
+            if anchor is None:
+                raise ValueError(
+                    f"{function}: {where} must have an anchor like the others of its group; got none (of a parameter "
+                    "that replaced another, set optimizer.state[parameter]['anchor'] to a tensor of its shape)"
+                )
+            state["anchor"] = anchor
+        elif anchor is not self._kept.get(param) and anchor.shape == param.shape:
+            self._kept[param] = anchor
+        return anchor
+
+    def prune(self, groups: list[dict[str, Any]]) -> None:
+        """Let go of parameters that are in no group any more."""
+        params = [param for group in groups for param in group["params"]]
+        if len(self._kept) > len(params):
+            self._kept = {param: self._kept[param] for param in params if param in self._kept}
+
+    def load(self, param: Tensor, state: dict[str, Any], saved: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds for a parameter, in the dtype that it was saved in."""
+        anchor = saved.get("anchor")
+        if isinstance(anchor, Tensor):
+            state["anchor"] = self.keep(param, anchor)
+
+    def save(self, groups: list[dict[str, Any]], saved: dict[int, Any]) -> None:
+        """Add what the states of ``saved`` lack, by the number of the parameter, as those of a first step do."""
+        params = [(group["anchor"], param) for group in groups for param in group["params"]]
+        for index, (kind, param) in enumerate(params):
+            state = saved.get(index, {})
+            if kind is not None and param in self._kept and "anchor" not in state:
+                saved[index] = {**state, "anchor": self._kept[param]}
