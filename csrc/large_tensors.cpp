@@ -105,9 +105,9 @@ Tensor empty_cpu(int32_t dtype, torch::headeronly::IntHeaderOnlyArrayRef sizes, 
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes[i])) contiguous[i] = stride;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides ? strides : contiguous.data(), dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides ? strides : contiguous.data(), dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   Tensor made(handle);
   if (poisoned) poison(made);
   return made;
@@ -127,10 +127,9 @@ Tensor empty_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef 
   AtenTensorHandle handle = nullptr;
   aoti_torch_get_layout(like.get(), &layout);
   const auto give_back = [](void* buffer, void*) { buffers().give(buffer); };
-  STABLE_TORCH_ERROR_CODE_CHECK(from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(),
-                                          strides ? strides : contiguous.data(), 0, dtype,
-                                          aoti_torch_device_type_cpu(), -1, &handle, layout, nullptr, 0, give_back,
-                                          nullptr));
+  TORCH_ERROR_CODE_CHECK(from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(),
+                                   strides ? strides : contiguous.data(), 0, dtype, aoti_torch_device_type_cpu(), -1,
+                                   &handle, layout, nullptr, 0, give_back, nullptr));
   Tensor made(handle);
   if (poisoned) poison(made);
   return made;
