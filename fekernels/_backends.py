@@ -64,11 +64,11 @@ class BackendUnavailable(RuntimeError, ValueError):
     """A backend was asked for by name and cannot run; the message says why."""
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, argument: str = "backend") -> str:
     if not isinstance(name, str):
-        raise TypeError(f"backend must be a string; got {type(name).__name__}")
+        raise TypeError(f"{argument} must be a string; got {type(name).__name__}")
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
+        raise ValueError(f"{argument} must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
     return name
 
 
@@ -163,17 +163,18 @@ class use_backend:  # noqa: N801 (reads as a function, and is used as one)
         name: "auto" (the default of the package: the fastest that can run), "reference", "cpp", "triton" or "cuda".
 
     Raises:
+        TypeError: name is no string.
         ValueError: an unknown name; the message lists the valid ones.
         BackendUnavailable: the backend cannot run on any device of this machine; the message says why.
     """
 
     def __init__(self, name: str) -> None:
         global _requested
-        if _checked(name) != "auto":
+        if _checked(name, "use_backend: name of the backend") != "auto":
             obstacles = {device: _obstacle(name, device) for device in _device_types()}
             if all(obstacles.values()):
                 reasons = "; ".join(f"{device}: {reason}" for device, reason in obstacles.items())
-                raise BackendUnavailable(f"backend {name!r} cannot run here ({reasons})")
+                raise BackendUnavailable(f"use_backend: backend {name!r} cannot run here ({reasons})")
         self._before = _requested
         _requested = name
 
@@ -191,7 +192,7 @@ class use_backend:  # noqa: N801 (reads as a function, and is used as one)
 class BackendRow:
     """One op on one device: the backend in use, the others that could be, and for every other one the reason.
 
-    "none" is in use where a backend was asked for by name that cannot run this op here.
+    "none" is in use where a backend, or kernels (FEKERNELS_BUILD), were asked for by name that cannot run this op here.
     """
 
     op: str
@@ -217,7 +218,11 @@ class BackendTable:
         for row in self._rows:
             if (row.op, row.device) == key:
                 return row
-        raise KeyError(key)
+        ops, devices = (dict.fromkeys(getattr(row, name) for row in self._rows) for name in ("op", "device"))
+        raise KeyError(
+            f"backends: a key must be (op, device) with an op of {', '.join(ops)} and a device of"
+            f" {', '.join(devices)}; got {key!r}"
+        )
 
     def __str__(self) -> str:
         width = max(len(row.op) for row in self._rows) + 2
@@ -237,8 +242,16 @@ class BackendTable:
 def _in_use(device_type: str, kernel: str) -> str:
     try:
         return choose(device_type, kernel=kernel)
-    except BackendUnavailable:
+    except (BackendUnavailable, _extension.ExtensionUnavailable):
         return "none"
+
+
+def _told(backend: str, device_type: str, kernel: str) -> str | None:
+    """:func:`_obstacle`, also where FEKERNELS_BUILD names kernels that cannot be had, for which every op raises."""
+    try:
+        return _obstacle(backend, device_type, kernel)
+    except _extension.ExtensionUnavailable as error:
+        return str(error)
 
 
 def backends() -> BackendTable:
@@ -249,7 +262,7 @@ def backends() -> BackendTable:
     rows = []
     for op in KERNELS:
         for device in _device_types():
-            obstacles = {backend: _obstacle(backend, device, op) for backend in BACKENDS}
+            obstacles = {backend: _told(backend, device, op) for backend in BACKENDS}
             rows.append(
                 BackendRow(
                     op=op,

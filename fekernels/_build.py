@@ -86,12 +86,35 @@ NVCC_FLAGS = ("-std=c++20", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibi
 CUDA_ARCHITECTURES = (80, 90, 100)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 
+# How compilers, their drivers and ninja say that a process was ended or that there was no memory or disk left.
+PASSING = (
+    r"Killed|Terminated|interrupted by user|[Nn]o space left|quota exceeded|[Oo]ut of memory|memory exhausted"
+    r"|Cannot allocate memory|std::bad_alloc"
+)
+
 _DIGEST_BYTES = 32
 _log = logging.getLogger("fekernels")
 
 
 class ExtensionUnavailable(RuntimeError):
     """The compiled kernels cannot be had on this machine; the message holds every cause."""
+
+
+class BuildFailed(ExtensionUnavailable):
+    """The compiler or the linker failed.
+
+    Attributes:
+        output: all that they said.
+        passing: whether a lack of memory or disk, or an interruption, ended it: the next try may well succeed.
+    """
+
+    def __init__(self, name: str, status: int, output: str) -> None:
+        lines = output.splitlines()
+        told = [line.strip() for line in lines if re.search(r"\berror\b|undefined reference", line)]
+        shown = told[:3] or [line.strip() for line in lines[-5:]]
+        super().__init__(f"compiling with {name} failed: {'; '.join(shown)}")
+        self.output = output
+        self.passing = status in (-2, -15, 130, 143) or re.search(PASSING, output) is not None
 
 
 @dataclass(frozen=True)
@@ -121,7 +144,13 @@ def find_compiler() -> tuple[tuple[str, ...], str]:
     Raises:
         ExtensionUnavailable: with what was tried and what to install.
     """
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    given = os.environ.get("CXX", "")
+    try:
+        chosen = shlex.split(given)
+    except ValueError as error:
+        raise ExtensionUnavailable(
+            f"CXX must be a command as a shell takes it; got {given!r} ({error})"
+        ) from error
     tried = []
     for command in [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]:
         if shutil.which(command[0]) is None:
@@ -278,7 +307,7 @@ def _jobs(tasks: int) -> int:
 
 
 def compile_library(
-    output: Path, tools: Toolchain, root: Path, torch_root: Path, verbose: bool = False
+    output: Path, tools: Toolchain, root: Path, torch_root: Path, verbose: bool = False, mode: int = 0o755
 ) -> None:
     """Compile and link everything in a temporary directory beside ``output``, then rename it into place.
 
@@ -291,9 +320,10 @@ def compile_library(
         root: the directory csrc.
         torch_root: the installed package directory of torch, for its headers and libraries.
         verbose: show the commands and their output.
+        mode: who may read and write the library.
 
     Raises:
-        ExtensionUnavailable: with the end of the compiler's output.
+        BuildFailed: with the compiler's output.
     """
     steps = build_steps(tools, root, torch_root)
     jobs = _jobs(len(steps) - 1)
@@ -305,22 +335,39 @@ def compile_library(
             needs = " ".join(other for other, _ in steps[:-1]) if name == "library.so" else ""
             lines += [f"build {name}: run {needs}", f"  words = {shlex.join(command).replace('$', '$$')}"]
         Path(scratch, "build.ninja").write_text("\n".join(lines) + "\n")
-        done = subprocess.run(
-            [tools.ninja, "-j", str(jobs), *(["-v"] if verbose else [])],
-            cwd=scratch,
-            stdin=subprocess.DEVNULL,
-            stdout=None if verbose else subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        if done.returncode != 0:
-            tail = "\n".join((done.stdout or "(shown above)").splitlines()[-30:])
-            raise ExtensionUnavailable(f"compiling with {tools.name} {tools.nvcc_name} failed:\n{tail}")
+        command = [tools.ninja, "-j", str(jobs), *(["-v"] if verbose else [])]
+        status, said = _run(command, scratch, verbose)
+        if status != 0:
+            raise BuildFailed(f"{tools.name} {tools.nvcc_name}".strip(), status, said)
         built = Path(scratch, "library.so")
         data = built.read_bytes()
         built.write_bytes(data + hashlib.sha256(data).digest())
+        built.chmod(mode)
         os.replace(built, output)
+
+
+def _run(command: list[str], directory: str, show: bool) -> tuple[int, str]:
+    """Run a command: its exit status and what it says, which is shown as it comes where asked."""
+    lines = []
+    with subprocess.Popen(
+        command,
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if show:
+                    print(line, end="", flush=True)
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, "".join(lines)
 
 
 def is_intact(path: Path) -> bool:

@@ -7,29 +7,14 @@ this file runs no process and compiles nothing.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import logging
 import os
-import platform
 import re
-import shutil
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-from fekernels._build import (
-    SOURCE_SUFFIXES,
-    ExtensionUnavailable,
-    announce,
-    build_steps,
-    compile_library,
-    find_nvcc,
-    find_toolchain,
-    is_intact,
-)
+from fekernels._build import ExtensionUnavailable, find_nvcc
+from fekernels._build_cache import CachedLibrary, cache_directory
 
 __all__ = [
     "ExtensionUnavailable",
@@ -79,78 +64,6 @@ def build_mode() -> str:
     return mode
 
 
-def cache_directory() -> Path:
-    """Where libraries built at first use are kept: FEKERNELS_CACHE_DIR, else the user's cache directory."""
-    if chosen := os.environ.get("FEKERNELS_CACHE_DIR"):
-        return Path(chosen).expanduser().absolute()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "fekernels"
-    except RuntimeError as error:  # a container's user with no entry in its password file
-        raise ExtensionUnavailable("no home directory to build in: set FEKERNELS_CACHE_DIR") from error
-
-
-def _source_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(p for p in SOURCE_ROOT.rglob("*") if p.suffix in SOURCE_SUFFIXES):
-        data = path.read_bytes()
-        digest.update(f"{path.relative_to(SOURCE_ROOT)}\0{len(data)}\0".encode() + data)
-    return digest.hexdigest()[:16]
-
-
-def _cached_library(device: str, verbose: bool = False) -> Path:
-    """The library for ``device`` in the cache directory, built now when it is not there or is damaged."""
-    import torch
-
-    system = f"{sys.platform}-{platform.machine()}-{'-'.join(platform.libc_ver())}"
-    directory = cache_directory() / f"torch-{torch.__version__}-{system}-{_source_digest()}"
-    try:
-        tools = find_toolchain(device)
-    except ExtensionUnavailable:
-        # A library from the time when there was a compiler (an image's build stage, say) is as good as ever.
-        earlier = [path for path in directory.glob(f"{device}-*.so") if is_intact(path)]
-        if earlier:
-            return max(earlier, key=lambda path: path.stat().st_mtime)
-        raise
-    # Fixed paths stand in for the real ones: the same sources and torch elsewhere give the same library.
-    steps = build_steps(tools, Path("csrc"), Path("torch"))
-    key = hashlib.sha256(json.dumps([tools.name, tools.nvcc_name, steps]).encode()).hexdigest()[:16]
-    library = directory / f"{device}-{key}.so"
-    if is_intact(library):
-        return library
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _file_lock(directory / f"{library.name}.lock"):
-            if is_intact(library):  # another process built it while this one waited
-                return library
-            if library.exists():
-                _log.warning("the cached library %s is damaged: compiling it again", library)
-            for left in directory.glob(f"{library.name}.build-*"):  # of a builder that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            compile_library(library, tools, SOURCE_ROOT, Path(torch.__file__).parent, verbose)
-    except OSError as error:
-        raise ExtensionUnavailable(
-            f"cannot build in {directory}: {error}. Set FEKERNELS_CACHE_DIR to a place that can be written"
-        ) from error
-    return library
-
-
-@contextlib.contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    """Hold an OS lock: the kernel lets go of it when its holder dies, so a killed builder blocks nobody."""
-    import filelock
-
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0.2)
-    except filelock.Timeout:
-        announce("waiting for another process that is compiling the kernels")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def build(device: str = "cpu", verbose: bool = False) -> Path:
     """Compile the kernels now instead of at first use.
 
@@ -159,15 +72,36 @@ def build(device: str = "cpu", verbose: bool = False) -> Path:
         verbose: show the compiler's commands and output.
 
     Returns:
-        The library; one that is already there and whole is not compiled again.
+        The library; one that is already there and whole is not compiled again, but a build that failed before is tried.
 
     Raises:
+        TypeError: when device is no string, or verbose no bool.
         ValueError: when device is neither "cpu" nor "cuda".
         ExtensionUnavailable: when they cannot be compiled, with the reason.
     """
+    global _failure
+    if not isinstance(device, str):
+        raise TypeError(
+            f"build: device must be a string, one of {', '.join(DEVICES)}; got {type(device).__name__}"
+        )
     if device not in DEVICES:
         raise ValueError(f"build: device must be one of {', '.join(DEVICES)}; got {device!r}")
-    return PREBUILT if _prebuilt_serves(device) else _cached_library(device, verbose)
+    if not isinstance(verbose, bool):
+        raise TypeError(f"build: verbose must be a bool; got {type(verbose).__name__}")
+    library = PREBUILT
+    if not _prebuilt_serves(device):
+        cached = CachedLibrary(device, SOURCE_ROOT)
+        found = cached.find() if cached.failure() is None else None
+        library = found or cached.build(verbose=verbose, again=True)
+    with _lock:
+        _failure = None  # this process looks once more
+    return library
+
+
+def _cached_library(device: str) -> Path:
+    """The library for ``device`` in the cache directory, built now when it is not there or is damaged."""
+    cached = CachedLibrary(device, SOURCE_ROOT)
+    return cached.find() or cached.build()
 
 
 def _prebuilt_serves(device: str) -> bool:
@@ -178,12 +112,38 @@ def _prebuilt_serves(device: str) -> bool:
 def _open(library: Path) -> Path:
     import torch
 
+    if any(name.startswith("fekernels_native::") for name in torch._C._dispatch_get_all_op_names()):
+        # A namespace that is defined twice ends the process.
+        raise OSError(f"{library}: this process has loaded another library of fekernels already")
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise OSError(f"{library}: {error.__cause__ or error}") from error
     if not hasattr(torch.ops.fekernels_native, "build_info"):
         raise OSError(f"{library} registers no ops")
+    return library
+
+
+def _open_cached(device: str) -> Path:
+    """Load the library for ``device`` from the cache directory; compile another where that does not load."""
+    cached = CachedLibrary(device, SOURCE_ROOT)
+    library = cached.find() or cached.build()
+    before = library.stat()
+    try:
+        return _open(library)
+    except OSError as error:
+        _log.warning("the cached library %s does not load: %s", library, error)
+    cached.build(instead_of=before)
+    # By another name: under that of a library that is loaded, the loader hands out the loaded one.
+    name = library.with_name(f"{library.name}.{os.getpid()}")
+    try:
+        os.link(library, name)
+        _open(name)
+    except OSError as error:
+        reason = f"the library that was compiled does not load: {error}"
+        raise ExtensionUnavailable(cached.remember(reason, "")) from error
+    finally:
+        name.unlink(missing_ok=True)
     return library
 
 
@@ -204,13 +164,7 @@ def _find() -> Path:
     devices = [mode] if mode in DEVICES else [*["cuda"] * _wants_cuda(), "cpu"]
     for device in devices:
         try:
-            library = _cached_library(device)
-            try:
-                return _open(library)
-            except OSError as error:
-                _log.warning("the cached library %s does not load, compiling it again: %s", library, error)
-                library.unlink(missing_ok=True)
-                return _open(_cached_library(device))
+            return _open_cached(device)
         except (ExtensionUnavailable, OSError) as error:
             causes.append(f"compiling for {device}: {error}")
             if device != devices[-1]:

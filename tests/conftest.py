@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import ISAS, PLACES, FreeEnergyKernel, Place, instruction_set
 from cuda_on_cpu.free_energy import FreeEnergyKernels
+from stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)
 from torch import Tensor
 
 import fekernels as fe
