@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import textwrap
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
+from fekernels._bench_timing import Contestant, Timing, interleave
 from fekernels.diagnostics import auroc, calibration
 from fekernels.optim import LangevinAdam, PosteriorSamples
 
@@ -189,31 +189,68 @@ def _in_words(judged: dict[str, dict[str, tuple[str, str]]]) -> list[str]:
     return ["Verdict", *filled]
 
 
-def step_times(rounds: int, layers: int, seconds: float = 4.0) -> str:
-    """Median time of one optimizer step, gradients given: each optimizer in turn, so that a slow moment hits all.
+def step_times(rounds: int, layers: int, turn_seconds: float = 0.01) -> str:
+    """Time of one optimizer step, gradients given: each optimizer in turn, so that a slow moment hits all.
 
-    On the demo's network and on `layers` layers of 256 x 256. At most `rounds`, and for each no more than fit
-    into `seconds`, but at least one.
+    On the demo's network and on `layers` layers of 256 x 256, in `rounds` rounds of turns of about `turn_seconds`.
     """
     digits_network = [(64, 64), (64,), (64, 64), (64,), (10, 64), (10,)]
     larger = [(256, 256), (256,)] * layers
-    medians = [_medians(digits_network, 50, rounds, seconds), _medians(larger, 2, rounds, seconds)]
-    lines = [
-        f"Time of one optimizer step: medians of interleaved rounds, {torch.get_num_threads()} threads",
-        f"{'':36}{'this network':>24}{f'{len(larger)} tensors, {layers * 0.0658:.1f}M':>24}",
-    ]
-    for name in medians[0]:
-        cells = [f"{t[name] * 1e6:,.0f} us  x {t[name] / t[FUSED]:.2f}" for t in medians]
-        lines.append(f"{name:36}" + "".join(f"{cell:>24}" for cell in cells))
-    return "\n".join(lines)
+    return times_table(
+        {
+            title: interleave(_steps(shapes), rounds=rounds, turn_seconds=turn_seconds)
+            for title, shapes in (
+                ("this network", digits_network),
+                (f"{len(larger)} tensors, {layers * 0.0658:.1f}M", larger),
+            )
+        }
+    )
 
 
 FUSED = "torch.optim.Adam(fused=True)"
+# Rounds of an idle machine differ by a few hundredths. Beyond this, what the table is to show (1.0 or 1.2?) is lost.
+BUSY = 0.2
 
 
-def _medians(
-    shapes: Sequence[tuple[int, ...]], repeats: int, rounds: int, seconds: float
-) -> dict[str, float]:
+def times_table(cases: dict[str, dict[str, Timing]]) -> str:
+    """Medians, the quartiles about them, and ratios to the fused Adam; whether the host was too busy to compare.
+
+    A ratio is the median over rounds of the ratio within the round, in which a slow moment cancels.
+    """
+    lines = [
+        f"Time of one optimizer step: medians (quartiles) of interleaved rounds, {torch.get_num_threads()} threads",
+        f"{'':36}" + "".join(f"{title:>42}" for title in cases),
+    ]
+    unsteady: dict[str, float] = {}
+    for name in next(iter(cases.values())):
+        cells = []
+        for title, times in cases.items():
+            timing = times[name]
+            pairs = zip(timing.rounds, times[FUSED].rounds, strict=True)
+            ratio = Timing(tuple(mine / peer for mine, peer in pairs), 1)
+            first, third = (_three_digits(value * 1e6) for value in timing.quartiles())
+            median = _three_digits(timing.median * 1e6)
+            cells.append(f"{median} us ({first} to {third})  x {_three_digits(ratio.median)}")
+            # The peer's ratio to itself says nothing: there its own times do.
+            judged = timing if name == FUSED else ratio
+            low, high = judged.quartiles()
+            unsteady[f"{name}, {title}"] = (high - low) / judged.median
+        lines.append(f"{name:36}" + "".join(f"{cell:>42}" for cell in cells))
+    worst = max(unsteady, key=lambda case: unsteady[case])
+    if unsteady[worst] > BUSY:
+        lines.append(
+            "The host was too busy to compare: the middle half of the rounds spans"
+            f" {unsteady[worst]:.2g} times the median ({worst}). Run it again when nothing else runs."
+        )
+    return "\n".join(lines)
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, and no fewer than stand before the point."""
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def _steps(shapes: Sequence[tuple[int, ...]]) -> list[Contestant]:
     def parameters() -> list[Tensor]:
         tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
         for tensor in tensors:
@@ -232,21 +269,12 @@ def _medians(
 
         return step
 
-    steps: dict[str, Callable[[], object]] = {
-        FUSED: torch.optim.Adam(parameters(), fused=True).step,
-        "torch.optim.Adam()": torch.optim.Adam(parameters()).step,
-        "LangevinAdam, T = 0": LangevinAdam(parameters()).step,
-        "LangevinAdam, T > 0": LangevinAdam(parameters(), temperature=1e-9, prior_precision=1e-4).step,
-        "Adam(fused=True) + randn_like + add_": fused_and_noise(),
-    }
-    for step in steps.values():
-        step()  # warms up
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    deadline = time.perf_counter() + seconds
-    while len(times[FUSED]) < rounds and (not times[FUSED] or time.perf_counter() < deadline):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(repeats):
-                step()
-            times[name].append((time.perf_counter() - started) / repeats)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return [
+        Contestant(FUSED, torch.optim.Adam(parameters(), fused=True).step),
+        Contestant("torch.optim.Adam()", torch.optim.Adam(parameters()).step),
+        Contestant("LangevinAdam, T = 0", LangevinAdam(parameters()).step),
+        Contestant(
+            "LangevinAdam, T > 0", LangevinAdam(parameters(), temperature=1e-9, prior_precision=1e-4).step
+        ),
+        Contestant("Adam(fused=True) + randn_like + add_", fused_and_noise()),
+    ]

@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             torch.set_num_threads(threads)
     print(f"\n{report.choices(results)}\n\n{report.table(results)}\n\n{report.verdict(results)}\n")
-    print(report.step_times(*(2, 4) if arguments.quick else (30, 40)))
+    print(report.step_times(*(3, 4, 1e-3) if arguments.quick else (15, 40)))
     figure = plots.demo(results)
     figure.savefig(arguments.out, dpi=150)
     print(f"\nFigure: {arguments.out.resolve()}   ({time.perf_counter() - started:.0f} s in all)")

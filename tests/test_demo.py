@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 from fekernels import _demo_report as report  # noqa: E402
 from fekernels import demo  # noqa: E402
 from fekernels.__main__ import main as command  # noqa: E402
+from fekernels._bench_timing import Timing  # noqa: E402
 
 
 def test_quick_demo_prints_everything_and_draws(tmp_path, capsys):
@@ -137,6 +138,35 @@ def test_the_verdict_follows_the_numbers():
     unclear = in_one_line([result(0.20, 0.30, 0.2), result(0.30, 0.20, 0.2), result(0.25, 0.24, 0.2)])
     assert "Sampling does NOT clearly beat the tuned point estimate in NLL" in unclear
     assert "one split cannot tell" in report.verdict([result(0.3, 0.2, 0.2)])
+
+
+def timings(fused, langevin):
+    names = (report.FUSED, "LangevinAdam, T > 0")
+    return {name: Timing(tuple(seconds), 1) for name, seconds in zip(names, (fused, langevin), strict=True)}
+
+
+def test_the_table_of_times_has_medians_quartiles_and_three_digits():
+    steady = timings([1e-3, 1.01e-3, 1.02e-3], [1.2e-3, 1.212e-3, 1.224e-3])
+    lines = report.times_table({"small": steady, "large": timings([2e-6] * 3, [2.5e-6] * 3)}).splitlines()
+    assert "medians (quartiles)" in lines[0] and lines[1].split() == ["small", "large"]
+    assert " ".join(lines[2].split()) == (
+        f"{report.FUSED} 1,010 us (1,000 to 1,020) x 1.00 2.00 us (2.00 to 2.00) x 1.00"
+    )
+    assert " ".join(lines[3].split()[4:]) == "1,212 us (1,200 to 1,224) x 1.20 2.50 us (2.50 to 2.50) x 1.25"
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("fused", "langevin", "busy"),
+    [
+        ([1e-3, 1.1e-3, 1.19e-3], [1e-3, 1.1e-3, 1.19e-3], False),
+        ([1e-3, 1.1e-3, 1.5e-3], [1e-3, 1.1e-3, 1.5e-3], True),  # the peer alone
+        ([1e-3, 1e-3, 1e-3], [1e-3, 1.1e-3, 1.4e-3], True),  # the ratio
+    ],
+)
+def test_a_busy_host_is_told(fused, langevin, busy):
+    text = report.times_table({"small": timings(fused, langevin)})
+    assert ("The host was too busy to compare: the middle half of the rounds spans " in text) == busy
 
 
 def test_paired_interval_by_hand():

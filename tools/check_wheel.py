@@ -1,11 +1,14 @@
-"""Check that one wheel, compiled under this torch, runs on another and gives the same bits.
+"""Check that one wheel, compiled under this torch, runs on others, and its sources compile there, with the same bits.
 
 The wheel is built from a copy of this checkout with the CPU kernels, and the CUDA kernels if there is nvcc.
-It is installed beside the torch of this interpreter, and in a new virtual environment with another torch;
-both compute the same noise, optimizer steps, free energies and Stein directions. Run it where
-`pip install -e ".[test]"` was done:
+It is installed beside the torch of this interpreter, and in new virtual environments with other ones, the oldest
+that is supported among them. Each computes the same noise, optimizer steps, free energies and Stein directions; the
+others do so twice: with the library of the wheel, and with one that they compile from its sources, as the first use
+does. Run it where `pip install -e ".[test]"` was done:
 
-    python tools/check_wheel.py [--torch 2.11.0 ...]
+    python tools/check_wheel.py [--torch 2.10.0 2.11.0 2.13.0 ...]
+
+An environment with torch takes 3 to 7 GB of TMPDIR where torch brings CUDA with it; there is one at a time.
 """
 
 from __future__ import annotations
@@ -24,17 +27,25 @@ from pathlib import Path
 from fekernels._build import ExtensionUnavailable, find_nvcc
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# The oldest that is supported; the one after it, which first has all calls that the library looks up; and the one under
+# which the results of a release are compared.
+TORCH = ("2.10.0", "2.11.0", "2.13.0")
 
-# Prints digests of what the compiled kernels compute. Only the library in the wheel can have computed it:
-# there is no compiler, and FEKERNELS_BUILD=cpu refuses the reference.
+# Prints digests of what the compiled kernels compute. Only the library that is asked for can have computed it: that
+# of the wheel where there is no compiler, one compiled now where the other is out of sight; and FEKERNELS_BUILD=cpu
+# refuses the reference.
 VALUES = """
-import hashlib, json, pathlib
+import hashlib, json, pathlib, sys
 import torch
 import fekernels as fe
 from fekernels import _extension
 
+expected = _extension.PREBUILT
+if sys.argv[1] == "compiled":
+    _extension.PREBUILT = expected.with_name("none")
+    expected = fe.build()
 _extension.load()
-assert _extension.library_path() == pathlib.Path(fe.__file__).with_name("_C.so"), _extension.library_path()
+assert _extension.library_path() == expected, _extension.library_path()
 native = torch.ops.fekernels_native
 results = {}
 
@@ -104,24 +115,42 @@ def build_wheel(scratch: Path) -> Path:
     return wheel
 
 
-def compute(python: str, scratch: Path, home: Path | None = None) -> dict:
-    """What the wheel computes under the torch of `python`; `home`: where it is, if not among the packages."""
+def compute(python: str, scratch: Path, home: Path | None = None, compiled: bool = False) -> dict:
+    """What this release computes under the torch of `python`.
+
+    Args:
+        home: where the wheel's files are, if not among the packages.
+        compiled: with a library that is compiled now, in place of the wheel's.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FEKERNELS_") and k != "PYTHONPATH"}
-    kept |= {
-        "FEKERNELS_BUILD": "cpu",
-        "FEKERNELS_CACHE_DIR": str(scratch / "none"),
-        "CXX": str(scratch / "none"),
-    }
+    kept |= {"FEKERNELS_BUILD": "cpu", "FEKERNELS_CACHE_DIR": str(scratch / "cache")}
+    if not compiled:
+        kept["CXX"] = str(scratch / "none")
     if home is not None:
         kept["PYTHONPATH"] = str(home)
-    return json.loads(run([python, "-c", VALUES], cwd=scratch, env=kept))
+    return json.loads(run([python, "-c", VALUES, "compiled" if compiled else "wheel"], cwd=scratch, env=kept))
+
+
+def differing(here: dict, there: dict, how: str) -> int:
+    """Say how many results agree, and return how many do not."""
+    differ = [key for key in here["results"] if there["results"].get(key) != here["results"][key]]
+    same = len(here["results"]) - len(differ)
+    print(
+        f"torch {there['facts']['torch']}, {how}: {same} results with the same bits, {len(differ)} others",
+        flush=True,
+    )
+    for key in differ:
+        print(f"  differs: {key}")
+    return len(differ)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--torch", nargs="+", default=["2.11.0"], metavar="VERSION", help="default: 2.11.0")
+    parser.add_argument(
+        "--torch", nargs="+", default=TORCH, metavar="VERSION", help=f"default: {' '.join(TORCH)}"
+    )
     parser.add_argument(
         "--python", default=sys.executable, help="of the other environments; default: this one"
     )
@@ -142,15 +171,11 @@ def main() -> None:
             run([options.python, "-m", "venv", "--clear", str(environment)])
             python = str(environment / "bin" / "python")
             run([python, "-m", "pip", "install", "-qq", f"torch=={version}", str(wheel)])
-            seconds = time.monotonic() - begin
-            there = compute(python, scratch)
-            same = [key for key in here["results"] if there["results"].get(key) == here["results"][key]]
-            differ = [key for key in here["results"] if key not in same]
-            failures += len(differ)
-            counts = f"{len(same)} results with the same bits, {len(differ)} others"
-            print(f"torch {there['facts']['torch']}: {counts} (installed in {seconds:.0f} s)", flush=True)
-            for key in differ:
-                print(f"  differs: {key}")
+            how = f"installed in {time.monotonic() - begin:.0f} s, library of the wheel"
+            failures += differing(here, compute(python, scratch), how)
+            begin = time.monotonic()
+            there = compute(python, scratch, compiled=True)
+            failures += differing(here, there, f"compiled there, in {time.monotonic() - begin:.0f} s")
     print(f"wheel check: {'failed' if failures else 'passed'}")
     sys.exit(failures > 0)
 
