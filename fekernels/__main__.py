@@ -6,12 +6,34 @@ import argparse
 import importlib
 import platform
 import sys
+from collections.abc import Callable
 
 COMMANDS = {
     "info": "what runs where, and why not elsewhere",
     "demo": "train and sample a network on real data, with and without noise",
     "bench": "tables of times, as ratios to the peers",
 }
+
+
+def _told(call: Callable[[], object]) -> object:
+    """What a call returns, or what it raises where a variable of the environment is not to be had: both are told."""
+    from fekernels._extension import ExtensionUnavailable
+
+    try:
+        return call()
+    except (ExtensionUnavailable, ValueError) as error:
+        return str(error)
+
+
+def _check_environment(parser: argparse.ArgumentParser) -> None:
+    """End with a usage error where a variable holds a value that every op refuses."""
+    from fekernels import _backends, _extension
+
+    try:
+        _extension.build_mode()
+        _backends.requested()
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def info() -> int:
@@ -21,17 +43,17 @@ def info() -> int:
     import fekernels
     from fekernels import _extension
 
-    reason = _extension.unavailable_reason()
+    reason = _told(_extension.unavailable_reason)
     native = torch.ops.fekernels_native
     rows = {
         "fekernels": fekernels.__version__,
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda}), {torch.get_num_threads()} threads",
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "compiled kernels": str(_extension.library_path()) if reason is None else f"none: {reason}",
-        "cache directory": str(_extension.cache_directory()),
+        "cache directory": str(_told(_extension.cache_directory)),
     }
     if reason is None:
-        rows |= {"built with": native.build_info(), "instruction set": native.isa()}
+        rows |= {"built with": native.build_info(), "instruction set": str(_told(native.isa))}
     for name, value in rows.items():
         print(f"{name:17} {value}")
     print(f"\n{fekernels.backends()}")
@@ -50,7 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "info":
         if rest:
             parsers["info"].error(f"unrecognized arguments: {' '.join(rest)}")
+        _check_environment(parsers["info"])
         return info()
+    if not {"-h", "--help"} & set(rest):
+        _check_environment(parsers[arguments.command])
     try:
         module = importlib.import_module(f"fekernels.{arguments.command}")
     except ModuleNotFoundError as error:

@@ -75,7 +75,12 @@ def _checked(name: str, argument: str = "backend") -> str:
 _requested: str | None = None  # None: FEKERNELS_BACKEND decides
 
 
-def _current() -> str:
+def requested() -> str:
+    """The backend of every op: that of ``use_backend``, else FEKERNELS_BACKEND's, else "auto".
+
+    Raises:
+        ValueError: when FEKERNELS_BACKEND holds an unknown name.
+    """
     if _requested is not None:
         return _requested
     name = os.environ.get("FEKERNELS_BACKEND") or "auto"
@@ -123,7 +128,7 @@ def choose(device_type: str, backend: str | None = None, kernel: str | None = No
     Raises:
         BackendUnavailable: a backend was named and cannot run; the message has its reason.
     """
-    name = _checked(backend) if backend is not None else _current()
+    name = _checked(backend) if backend is not None else requested()
     if name == "auto":
         for candidate in PREFERENCE.get(device_type, ()):
             if _obstacle(candidate, device_type, kernel) is None:

@@ -293,8 +293,11 @@ def build_steps(tools: Toolchain, root: Path, torch_root: Path) -> list[tuple[st
 
 def _jobs(tasks: int) -> int:
     """How many compilers run at once: MAX_JOBS, else one a CPU, but no more than GiB of free memory."""
-    if (chosen := os.environ.get("MAX_JOBS", "")).isdigit() and int(chosen) > 0:
+    chosen = os.environ.get("MAX_JOBS", "")
+    if chosen.isdigit() and int(chosen) > 0:
         return min(tasks, int(chosen))
+    if chosen:
+        _log.warning("MAX_JOBS must be a whole number of at least 1; got %r, which is left out", chosen)
     jobs = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):
         memory = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
