@@ -57,6 +57,45 @@ def step_through(params: dict[str, Tensor], distribute: Any, **switches: Any) ->
     return optimizer
 
 
+def drifts(rank: int, mesh: Any) -> dict[str, Any]:
+    """Optimizers that draw their own seed, on ranks that are seeded apart: do the replicas stay one?"""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    results: dict[str, Any] = {}
+    for name, temperature in (("ddp", 0.5), ("ddp, hot later", 0.0), ("fsdp", 0.5), ("one rank alone", 0.0)):
+        net = network()
+        if name == "fsdp":
+            fully_shard(net, mesh=mesh)
+        torch.manual_seed(100 + rank)
+        if name == "one rank alone" and rank:  # what trains cold is no collective
+            continue
+        wrapped = DistributedDataParallel(net) if name.startswith("ddp") else net
+        optimizer = fe.LangevinAdam(
+            [{"params": net[0].parameters()}, {"params": net[2].parameters(), "seed": 3}],
+            **{**SWITCHES, "seed": None, "temperature": temperature},
+        )
+        x, y = batch()
+        for i in range(3):
+            if name == "ddp, hot later" and i == 1:
+                for group in optimizer.param_groups:
+                    group["temperature"] = 0.5
+            optimizer.zero_grad()
+            (wrapped(x) - y).square().mean().backward()
+            optimizer.step()
+        own = [p.full_tensor() if name == "fsdp" else p for p in net.parameters()]  # type: ignore[operator]
+        flat = torch.cat([p.detach().flatten() for p in own])
+        seeds = torch.tensor([group["seed"] for group in optimizer.param_groups])
+        if name != "one rank alone":
+            both, all_seeds = ([torch.empty_like(t) for _ in range(WORLD)] for t in (flat, seeds))
+            dist.all_gather(both, flat)
+            dist.all_gather(all_seeds, seeds)
+            results[name] = (both, all_seeds)
+    torch.manual_seed(100)
+    results["rank 0's"] = int(torch.randint(0, (1 << 63) - 1, ()))
+    return results
+
+
 def main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
@@ -93,6 +132,8 @@ def run(rank: int) -> dict[str, Any]:
     results["fsdp_states"] = get_optimizer_state_dict(net, optimizer, options=options).get(
         "state"
     )  # rank 0's
+
+    results["seeds"] = drifts(rank, mesh)
 
     for name, placement in (("shard0", Shard(0)), ("shard1", Shard(1)), ("replicate", Replicate())):
         for backend in ("auto", "reference"):

@@ -36,10 +36,19 @@ def check_bits_of_whole(placement, backend, results):
         assert all(bits_equal(got, want) for got, want in zip(gathered[name], wanted, strict=True)), name
 
 
+def check_seeds(results):
+    drawn = results["rank 0's"]
+    for name in ("ddp", "ddp, hot later", "fsdp"):
+        weights, seeds = results[name]
+        assert bits_equal(*weights), name
+        assert [s.tolist() for s in seeds] == [[drawn, 3]] * 2, name
+
+
 def test_two_processes_are_one(tmp_path):
     # In one test, so that they start once.
     torch.multiprocessing.spawn(worker.main, (str(tmp_path),), nprocs=worker.WORLD)
     results = torch.load(tmp_path / "results.pt")
+    check_seeds(results["seeds"])
     for kind in ("ddp", "fsdp"):
         check_joint_batch(kind, results)
     for placement in ("shard0", "shard1", "replicate"):

@@ -19,6 +19,7 @@ from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._rows import check_row
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._cache import TableCache
+from fekernels.optim._seeds import draw_seed, has_ranks, may_make_noise, seed_of_rank_0, warn_of_shared_noise
 from fekernels.optim._shards import local_tensor, shard_geometry
 
 __all__ = ["TableOptimizer"]
@@ -39,6 +40,7 @@ class TableOptimizer(Optimizer):
 
     _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
     _anchors: Anchors
+    _drawn_seed: int | None  # until ranks have agreed on one
     _caches: dict[int, TableCache]
     _steps_bound: int
     _warned: set[str]
@@ -49,8 +51,9 @@ class TableOptimizer(Optimizer):
             if defaults.get(key) is not None:
                 defaults[key] = boolean(self._name, key, defaults[key])
         self._offer_unscaling(defaults)
+        given, self._drawn_seed = seed, None
         if seed is None:
-            seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu"))
+            seed = self._drawn_seed = draw_seed()
         defaults = {**defaults, "seed": signed_seed(self._name, seed), "anchor": None}
         self._anchors = Anchors()
         anchor = checked_anchor(self._name, anchor)
@@ -65,6 +68,8 @@ class TableOptimizer(Optimizer):
                 group["anchor"] = "given"
             for param, tensor in zip(every, anchor, strict=True):
                 self._anchors.keep(param, tensor)
+        if given is not None:
+            warn_of_shared_noise(self, self._name)
 
     def _checked_params(self, params: Any) -> list[Any]:
         if isinstance(params, Tensor | dict | str) or not isinstance(params, Iterable):
@@ -96,10 +101,11 @@ class TableOptimizer(Optimizer):
         self._step_supports_amp_scaling = defaults.get("fused") is True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_anchors": self._anchors}
+        return {**super().__getstate__(), "_anchors": self._anchors, "_drawn_seed": self._drawn_seed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.setdefault("_anchors", Anchors())  # torch's load_state_dict comes by here too
+        self.__dict__.setdefault("_drawn_seed", None)
         super().__setstate__(state)
         self._offer_unscaling(self.defaults)
         self._reset_caches()
@@ -277,7 +283,23 @@ class TableOptimizer(Optimizer):
         self._step_eager()
         return loss
 
+    def _agree_on_seed(self) -> None:
+        """Before the first noise, ranks of a process group take the seed that rank 0 drew.
+
+        Not at construction: that would make a collective of it, also for one that trains cold on a single rank, and the
+        group may not be there yet. Groups that were given a seed, or loaded one, keep it.
+        """
+        if not has_ranks():
+            return
+        groups = [group for group in self.param_groups if group["seed"] == self._drawn_seed]
+        if any(map(may_make_noise, groups)):
+            seed, self._drawn_seed = seed_of_rank_0(groups[0]["seed"]), None
+            for group in (self.defaults, *groups):
+                group["seed"] = seed
+
     def _step_eager(self) -> None:
+        if self._drawn_seed is not None:
+            self._agree_on_seed()
         work = []
         for index, group in enumerate(self.param_groups):
             self._check_group(group)

@@ -62,7 +62,8 @@ class LangevinAdam(TableOptimizer):
         capturable: likewise: steps live on a GPU parameter's device and nothing is read back, so that a CUDA graph may
             always capture the step.
         differentiable: must be False.
-        seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it.
+        seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it; the ranks of a
+            process group take rank 0's at their first step with noise.
         state_dtype: of exp_avg and exp_avg_sq; None is the parameter's dtype, as in Adam.
         stochastic_rounding: round bfloat16 parameters and states up or down at random, without bias, so that
             small steps and slow decays are not lost. float32, float64 and float16 tensors are not concerned.
@@ -278,6 +279,8 @@ class LangevinAdam(TableOptimizer):
         shards: list[int],
     ) -> None:
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
+        if self._drawn_seed is not None:
+            self._agree_on_seed()
         self._check_gradients(group)
         live = [param for param in group["params"] if param.grad is not None]
         keeps = self._keeps_noise_units(group) or any("noise_unit" in self.state[param] for param in live)

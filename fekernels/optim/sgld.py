@@ -34,7 +34,7 @@ class SGLD(TableOptimizer):
         weight_decay: L2 penalty.
         maximize: ascend.
         fused: True offers GradScaler unscaling in the kernel, as for ``fe.LangevinAdam``; the step is the same.
-        seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it.
+        seed: 64 bits, the key of the noise; None as for ``fe.LangevinAdam``.
         backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
 
     Raises:
@@ -108,6 +108,8 @@ class SGLD(TableOptimizer):
         shards: list[int],
     ) -> None:
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
+        if self._drawn_seed is not None:
+            self._agree_on_seed()
         self._check_gradients(group)
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
