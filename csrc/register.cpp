@@ -53,8 +53,9 @@ namespace {
 constexpr double kFloat32Steps = 16777216.0, kFloat64Steps = 4294967295.0;
 
 double read_scalar(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.numel() == 1, "a tensor lr, temperature, grad_scale or found_inf must have one element");
   if (tensor.scalar_type() == ScalarType::Double) return *static_cast<const double*>(tensor.const_data_ptr());
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, "a tensor lr or temperature must be float32 or float64");
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, "a tensor lr, temperature, grad_scale or found_inf must be float32 or float64");
   return *static_cast<const float*>(tensor.const_data_ptr());
 }
 
@@ -66,6 +67,32 @@ void check_table(const Tensor& table) {
   STD_TORCH_CHECK(table.scalar_type() == ScalarType::Long && table.dim() == 2 && table.size(1) == fe::kTableColumns &&
                       table.is_contiguous(),
                   "table must be a contiguous int64 tensor of shape [rows, ", fe::kTableColumns, "]");
+}
+
+// What the kernels are about to follow must be what fekernels/_table.py writes. `operands`: a bit for each tensor that
+// the step goes through.
+void check_row(const fe::TableRow& row, const int64_t* layouts, int64_t words, uint32_t operands) {
+  const auto code = [&](int byte) { return row.dtypes >> 8 * byte & 0xff; };
+  bool whole = row.numel >= 0 && row.step != 0 && row.stream >= 0 && row.stream <= 0xffffffff && row.offset >= 0 &&
+               row.run >= 1 && row.pitch >= row.run && code(4) <= fe::kFloat64;
+  for (int byte = 0; byte < 4; ++byte) whole = whole && code(byte) <= fe::kFloat16;
+  for (int operand = 0; operand < fe::kOperands; ++operand)
+    whole = whole && (row.numel == 0 || !(operands >> operand & 1u) || row.pointers[operand] != 0);
+  if (whole && row.layout != 0) {
+    const int64_t at = row.layout - 1;
+    whole = at >= 0 && at < words && layouts[at] >= 0 && layouts[at] <= 64 &&
+            layouts[at] * (1 + fe::kOperands) < words - at;
+    int64_t elements = 1;
+    for (int64_t d = 0; whole && d < layouts[at]; ++d) elements *= layouts[at + 1 + d];
+    whole = whole && elements == row.numel;
+  }
+  STD_TORCH_CHECK(whole, "table must hold rows as fekernels._table.PointerTable makes them, with layouts that are theirs");
+}
+
+void check_layouts(const Tensor& layouts, const Tensor& table) {
+  STD_TORCH_CHECK(layouts.scalar_type() == ScalarType::Long && layouts.dim() == 1 && layouts.is_contiguous() &&
+                      layouts.get_device_index() == table.get_device_index(),
+                  "layouts must be a contiguous int64 tensor of one dimension, where the table is");
 }
 
 uint32_t next_step(const fe::TableRow& row) {
@@ -82,6 +109,13 @@ void advance_step(const fe::TableRow& row) {
   } else {
     *reinterpret_cast<float*>(row.step) += 1.0f;
   }
+}
+
+// Nothing but next_step's refusal, for a step of several tables: none may move where another cannot.
+void check_steps_cpu(const Tensor& table) {
+  check_table(table);
+  const auto* rows = static_cast<const fe::TableRow*>(table.const_data_ptr());
+  for (int64_t r = 0; r < table.size(0); ++r) next_step(rows[r]);
 }
 
 // What a span needs of its row; the coefficients are the caller's to add.
@@ -146,8 +180,9 @@ void run_pieces(const std::vector<Piece>& pieces, int64_t elements, const std::v
 // Both optimizers' steps: `prepare(span, row, t)` adds the row's coefficients and says whether its elements draw noise.
 // Nothing changes if a row is refused.
 template <class RowSpan, class Prepare>
-void step_rows(const Tensor& table, const Tensor& layouts, int64_t seed, int64_t flags, void (*kernel)(const RowSpan&),
-               Prepare prepare) {
+void step_rows(const Tensor& table, const Tensor& layouts, uint32_t operands, int64_t seed, int64_t flags,
+               void (*kernel)(const RowSpan&), Prepare prepare) {
+  check_layouts(layouts, table);
   const auto* rows = static_cast<const fe::TableRow*>(table.const_data_ptr());
   const int64_t n_rows = table.size(0);
   // Kept between steps: for many small parameters the allocations would cost as much as the work.
@@ -155,6 +190,7 @@ void step_rows(const Tensor& table, const Tensor& layouts, int64_t seed, int64_t
   thread_local std::vector<RowSpan> spans;
   spans.resize(n_rows);
   for (int64_t r = 0; r < n_rows; ++r) {
+    check_row(rows[r], static_cast<const int64_t*>(layouts.const_data_ptr()), layouts.numel(), operands);
     const uint32_t t = next_step(rows[r]);
     describe_row(rows[r], static_cast<const int64_t*>(layouts.const_data_ptr()), seed, t, flags, spans[r]);
     const bool noisy = prepare(spans[r], rows[r], t);
@@ -189,7 +225,9 @@ void langevin_adam_table_cpu(const Tensor& table, const Tensor& layouts, const T
   const fe::LangevinAdamSpan* last = nullptr;
   uint32_t last_t = 0;
   double last_unit = 0.0;
-  step_rows<fe::LangevinAdamSpan>(table, layouts, seed, flags, fe::cpu_kernels().langevin_adam,
+  const uint32_t operands = 1u << fe::kParam | 1u << fe::kGrad | 1u << fe::kExpAvg | 1u << fe::kExpAvgSq |
+                            (flags & fe::kAmsgrad ? 1u << fe::kMaxExpAvgSq : 0u);
+  step_rows<fe::LangevinAdamSpan>(table, layouts, operands, seed, flags, fe::cpu_kernels().langevin_adam,
                                   [&](fe::LangevinAdamSpan& span, const fe::TableRow& row, uint32_t t) {
                                     const double unit = row.noise_unit ? *reinterpret_cast<double*>(row.noise_unit) : 0.0;
                                     if (last && last_t == t && last_unit == unit) {
@@ -223,7 +261,7 @@ void sgld_table_cpu(const Tensor& table, const Tensor& layouts, const Tensor& ch
                   " and ", group.temperature);
   const auto single = fe::sgld_coefficients<float>(group);
   const auto wide = fe::sgld_coefficients<double>(group);
-  step_rows<fe::SgldSpan>(table, layouts, seed, flags, fe::cpu_kernels().sgld,
+  step_rows<fe::SgldSpan>(table, layouts, 1u << fe::kParam | 1u << fe::kGrad, seed, flags, fe::cpu_kernels().sgld,
                           [&](fe::SgldSpan& span, const fe::TableRow&, uint32_t) {
     span.single = single;
     span.wide = wide;
@@ -277,12 +315,30 @@ int32_t scalar_dtype(const std::optional<Tensor>& tensor) {
   return tensor && tensor->scalar_type() == ScalarType::Double ? fe::kFloat64 : fe::kFloat32;
 }
 
+void check_device_scalar(const std::optional<Tensor>& tensor, const char* name, int32_t device, bool or_double) {
+  if (!tensor) return;
+  const bool known = tensor->scalar_type() == ScalarType::Float || (or_double && tensor->scalar_type() == ScalarType::Double);
+  STD_TORCH_CHECK(known && tensor->numel() == 1 && tensor->get_device_index() == device, name, " must be one float32",
+                  or_double ? " or float64" : "", ", where the table is");
+}
+
 fe::cuda::StepCall step_call(const Tensor& table, const Tensor& layouts, const Tensor& chunks, const Tensor& scratch,
                              double lr, const std::optional<Tensor>& lr_tensor, double temperature,
                              const std::optional<Tensor>& temperature_tensor, double weight_decay,
                              double prior_precision, int64_t dtypes, int64_t flags, int64_t seed,
                              const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   check_table(table);
+  check_layouts(layouts, table);
+  const int32_t device = table.get_device_index();
+  STD_TORCH_CHECK(chunks.scalar_type() == ScalarType::Int && chunks.dim() == 2 && chunks.size(1) == 2 &&
+                      chunks.is_contiguous() && chunks.get_device_index() == device,
+                  "chunks must be a contiguous int32 tensor of shape [blocks, 2], where the table is");
+  STD_TORCH_CHECK(scratch.scalar_type() == ScalarType::Int && scratch.numel() == 1 && scratch.get_device_index() == device,
+                  "scratch must be one int32, where the table is");
+  check_device_scalar(lr_tensor, "lr_tensor", device, true);
+  check_device_scalar(temperature_tensor, "temperature_tensor", device, true);
+  check_device_scalar(grad_scale, "grad_scale", device, false);
+  check_device_scalar(found_inf, "found_inf", device, false);
   fe::cuda::StepCall call{};
   call.rows = static_cast<const fe::TableRow*>(table.const_data_ptr());
   call.layouts = static_cast<const int64_t*>(layouts.const_data_ptr());
@@ -368,6 +424,7 @@ STABLE_TORCH_LIBRARY(fekernels_native, m) {
   m.def("sgld_table_(" FE_STEP_ARGUMENTS
         "float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float weight_decay, "
         "float prior_precision, int flags, int seed, Tensor? grad_scale, Tensor? found_inf, int dtypes) -> ()");
+  m.def("check_steps(Tensor table) -> ()");
   m.def("advise_huge_pages(Tensor(a!) fresh) -> ()");
   m.def("isa() -> str");
   m.def("set_isa(str name) -> str");
@@ -380,6 +437,7 @@ STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
   m.impl("philox_normal", TORCH_BOX(&philox_cpu<fe::Draw::kNormal>));
   m.impl("langevin_adam_table_", TORCH_BOX(&langevin_adam_table_cpu));
   m.impl("sgld_table_", TORCH_BOX(&sgld_table_cpu));
+  m.impl("check_steps", TORCH_BOX(&check_steps_cpu));
   m.impl("advise_huge_pages", TORCH_BOX(&fe::advise_huge_pages));
 }
 

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from fekernels.ops._memory import has_plain_memory, in_plain_memory
+from fekernels.ops._memory import has_plain_memory, in_plain_memory, needed_bytes, overlaps_itself
 
 
 class Labelled(torch.Tensor):
@@ -44,6 +44,8 @@ WITHOUT_VALUES = {
     "sparse": lambda: torch.eye(3).to_sparse(),
     "compressed": lambda: torch.eye(3).to_sparse_csr(),
     "mkldnn": lambda: torch.zeros(3).to_mkldnn(),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    "empty on meta": lambda: torch.zeros(0, device="meta"),
 }
 
 
@@ -79,3 +81,30 @@ def test_tensors_of_transforms_are_not_plain_and_stay_so(transform):
     transform(function)(torch.ones(3))
     ((tensor, inside),) = seen
     assert not inside and not has_plain_memory(tensor)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "shared"),
+    [
+        ((4,), (0,), True),
+        ((1,), (0,), False),
+        ((3, 4), (0, 1), True),
+        ((3, 4), (1, 3), False),
+        ((3, 4), (4, 0), True),
+        ((3, 3), (1, 1), True),  # a Hankel matrix
+        ((2, 3), (3, 2), False),  # woven, yet each element has its place: 0 2 4, 3 5 7
+        ((2, 3), (2, 2), True),
+        ((5, 2), (2, 4), True),
+        ((0, 4), (0, 0), False),
+        ((), (), False),
+        ((3, 1, 2), (10, 0, 2), False),
+    ],
+)
+def test_elements_that_share_an_address(shape, strides, shared):
+    assert overlaps_itself(torch.zeros(64).as_strided(shape, strides, 3)) is shared
+
+
+def test_the_bytes_that_a_view_needs_of_its_storage():
+    base = torch.zeros(10, 4, dtype=torch.float64)
+    assert needed_bytes(base) == needed_bytes(base.t()) == base.untyped_storage().nbytes()
+    assert needed_bytes(base[2:3, 1]) == 8 * 10 and needed_bytes(base[:0]) == 0

@@ -7,6 +7,11 @@ import torch
 from cases import DRAWS, SEED, Case, Frozen, Options, Row, bits_equal, make_row
 from formulas import STEPS
 
+from fekernels import _backends
+from fekernels._table import PointerTable
+from fekernels._table import Row as TableRow
+from fekernels.ops import langevin_adam, sgld
+
 
 def sample_arguments(op):
     """(positional arguments) of one valid call; tensors that do not require grad, as under no_grad."""
@@ -125,14 +130,34 @@ BAD_CALLS = {
         dict(steps=[zeros(dtype=torch.int64)]),
         r"step of params\[0\] .* got torch.int64 of shape \(\)",
     ),
+    "param_memory": (dict(params=[zeros(1).expand(5)]), r"param of params\[0\] must have memory of its own"),
+    "state_memory": (
+        dict(exp_avgs=[zeros(1).expand(5)]),
+        r"exp_avg of params\[0\] must have memory of its own",
+    ),
+    "param_shape": (dict(params=[zeros(4)]), r"must have shape \(4,\) like its parameter; got \(5,\)"),
+    "param_dtype": (
+        dict(params=[zeros(5, dtype=torch.int64)]),
+        r"param of params\[0\] must be one of float32",
+    ),
+    "complex_param": (
+        dict(params=[zeros(5, dtype=torch.complex64)]),
+        r"param of params\[0\] must be one of float32.*complex64",
+    ),
+    "sparse_grad": (dict(grads=[zeros(5).to_sparse()]), r"grad of params\[0\] must be dense; got layout"),
+    "meta_grad": (dict(grads=[zeros(5, device="meta")]), "grads must be on cpu like the others; got meta"),
+    "meta_params": (dict(params=[zeros(5, device="meta")]), "grads must be on meta like the others; got cpu"),
+    "meta_step": (dict(steps=[zeros(device="meta")]), "steps must be on cpu like the others; got meta"),
+    "meta_state": (dict(exp_avg_sqs=[zeros(5, device="meta")]), "exp_avg_sqs must be on cpu .* got meta"),
+    "meta_lr": (dict(lr_tensor=zeros(device="meta")), "lr_tensor must be on cpu like the others; got meta"),
     "no_maximum": (dict(amsgrad=True), "max_exp_avg_sqs must hold a tensor a parameter"),
     "unit_dtype": (
         dict(noise_units=[zeros()]),
-        r"noise_unit of params\[0\] must be one float64 on cpu; got torch.float32",
+        r"noise_unit of params\[0\] must be one float64; got torch.float32",
     ),
     "unit_shape": (
         dict(noise_units=[zeros(2).double()]),
-        r"noise_unit of params\[0\] must be one float64 .* shape \(2,\)",
+        r"noise_unit of params\[0\] must be one float64; got .* shape \(2,\)",
     ),
     "many_units": (
         dict(noise_units=[zeros().double()] * 2),
@@ -163,6 +188,108 @@ def test_bad_calls_raise_and_change_nothing(op, what):
     with pytest.raises(ValueError, match=message if what == "backend" else f"{op}: .*{message}"):
         STEPS[op][0]([row], Options(), **changes)
     assert frozen.unchanged()
+
+
+@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_a_step_at_its_end_raises_and_changes_nothing(op, backend):
+    rows = [make_row(Case((5,)), Options()) for _ in range(2)]
+    rows[1].step.fill_(2.0**24)
+    frozen = Frozen([getattr(row, name) for row in rows for name in Row.WRITTEN])
+    with pytest.raises(RuntimeError, match=r"step must be below 2\^24"):
+        STEPS[op][0](rows, Options(), backend)
+    assert frozen.unchanged()
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_params_on_two_devices_are_refused(op):
+    rows = [make_row(Case((5,)), Options()), make_row(Case((5,)), Options()).clone("meta")]
+    frozen = Frozen([getattr(rows[0], name) for name in Row.WRITTEN])
+    with pytest.raises(ValueError, match=f"{op}: .*(one device|meta)"):
+        STEPS[op][0](rows, Options())
+    assert frozen.unchanged()
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_negated_operands_give_what_their_values_give(op):
+    options = Options(anchor=True, prior_precision=2.0)
+    row, other = (make_row(Case((65,)), options) for _ in range(2))
+    for name in ("grad", "anchor", "param"):
+        tensor = getattr(other, name)
+        setattr(other, name, torch.complex(torch.zeros_like(tensor), -tensor).conj().imag)
+        assert getattr(other, name).is_neg()
+    STEPS[op][0]([row], options)
+    # torch itself materialises a lazily negated tensor for an operator, but cannot write a list back.
+    implementation = {"langevin_adam_": langevin_adam, "sgld_": sgld}[op].step_lists
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.ops.fekernels, op, implementation)
+        STEPS[op][0]([other], options)
+    torch.testing.assert_close(other.param.resolve_neg(), row.param, rtol=1e-6, atol=1e-6)
+
+
+# The compiled library's own operators go by the addresses of a table, and see to it that it can be one.
+
+FIELDS = {
+    "numel": (7, -1),
+    "step": (6, 0),
+    "stream": (8, 1 << 32),
+    "offset": (9, -4),
+    "run": (10, 0),
+    "pitch": (11, 1),
+    "dtypes": (12, 4),
+    "layout": (13, 3),
+    "negative layout": (13, -1),
+    "param": (0, 0),
+    "grad": (1, 0),
+}
+
+
+def native_step(op, table, layouts):
+    chunks, scratch = torch.zeros(0, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    rest = (0.1, None, 0.0, None) + ((0.9, 0.99, 1e-3) if op == "langevin_adam_" else ()) + (0.0, 0.0)
+    rest += ((0, 8) if op == "langevin_adam_" else (0,)) + (7, None, None, 0)
+    _backends.implementation(op, "cpp")(table, layouts, chunks, scratch, *rest)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("op", STEPS)
+def test_a_broken_table_is_refused(op, field, native):
+    row = make_row(Case((5,)), Options())
+    table = PointerTable([table_row(row)])
+    before = Frozen([row.param, row.step])
+    column, value = FIELDS[field]
+    broken = table.table.clone()
+    broken[0, column] = value
+    with pytest.raises((RuntimeError, ValueError), match="table must hold rows as"):
+        native_step(op, broken, table.layouts)
+    assert before.unchanged()
+    native_step(op, table.table, table.layouts)
+    assert not before.unchanged()
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_broken_layouts_are_refused(op, native):
+    row = make_row(Case((3, 5), "transposed"), Options())
+    table = PointerTable([table_row(row)])
+    assert table.table[0, 13] == 1
+    before = Frozen([row.param, row.step])
+    for layouts in (
+        table.layouts[:-1].clone(),
+        torch.cat((torch.tensor([65]), table.layouts[1:])),
+        torch.cat((table.layouts[:1], table.layouts[1:2] + 1, table.layouts[2:])),
+        table.layouts.int(),
+        table.layouts[None],
+    ):
+        with pytest.raises((RuntimeError, ValueError), match="table must hold rows as|layouts must be"):
+            native_step(op, table.table, layouts)
+    for bad in (table.table.int(), table.table[:, :15], table.table[0]):
+        with pytest.raises((RuntimeError, ValueError), match="table must be a contiguous int64"):
+            native_step(op, bad, table.layouts)
+    assert before.unchanged()
+
+
+def table_row(row):
+    return TableRow(row.param, row.grad, row.step, row.stream, row.exp_avg, row.exp_avg_sq)
 
 
 def test_no_rows_is_a_step_of_nothing():

@@ -187,3 +187,40 @@ def test_tensor_lr_and_temperature(place):
         step(optimizer, 0)
         runs.append(p)
     assert bits_equal(*runs)
+
+
+# bfloat16.
+
+
+def test_stochastic_rounding_keeps_small_steps(place):
+    # Drift 5e-5 and noise 4.5e-4 a step, where half the spacing below 1 is 2e-3: to nearest, nearly nothing moves.
+    count, steps, lr, grad = 200_000, 20, 1e-7, 500.0
+    moved = {}
+    for stochastic in (False, True):
+        p = torch.ones(count, dtype=torch.bfloat16, device=place.device, requires_grad=True)
+        optimizer = fe.SGLD([p], lr, stochastic_rounding=stochastic, seed=0, backend=place.backend)
+        for _ in range(steps):
+            p.grad = torch.full_like(p, grad)
+            optimizer.step()
+        moved[stochastic] = (1 - p.detach().double()).mean().item()
+    drift, error = (
+        grad * lr * steps,
+        2.0**-8 * math.sqrt(steps / count),
+    )  # of the mean, from roundings by up to 2^-8
+    assert abs(moved[True] - drift) < 5 * error and drift > 20 * error
+    assert moved[False] < 0.05 * drift
+
+
+def test_stochastic_rounding_is_of_the_same_bits_as_langevin_adams(place):
+    # Word g of the parameter's stream, purpose 1, its low half: between neighbours a and b the fraction of the way.
+    p = torch.ones(64, dtype=torch.bfloat16, device=place.device, requires_grad=True)
+    optimizer = fe.SGLD([p], 1.0, temperature=0.0, stochastic_rounding=True, seed=5, backend=place.backend)
+    p.grad = torch.full_like(p, -(2.0**-9))
+    optimizer.step()
+    words = fe.random.bits(64, seed=5, stream=0, step=1, purpose=1) & 0xFFFF
+    bits = torch.tensor(1 + 2.0**-9).view(torch.int32) + words
+    assert bits_equal(p, (bits & ~0xFFFF).view(torch.float32).bfloat16())
+    other = torch.ones(64, dtype=torch.float32, device=place.device, requires_grad=True)
+    other.grad = torch.full_like(other, -(2.0**-9))
+    fe.SGLD([other], 1.0, temperature=0.0, stochastic_rounding=True, seed=5, backend=place.backend).step()
+    assert (other == 1 + 2.0**-9).all()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = torch.library.Library("fekernels", "DEF")
 
@@ -14,7 +16,23 @@ def define_in_place(schema: str, implementation: Callable[..., None]) -> None:
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fekernels::{name}", lambda *args, **kwargs: None, lib=LIBRARY)
+    names = [argument.name for argument in getattr(torch.ops.fekernels, name).default._schema.arguments]
+
+    def fake(*args: Any, **kwargs: Any) -> None:
+        """One tensor on the meta device among the arguments is enough to bring a call of real ones here."""
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        device = None
+        for argument, value in given.items():
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if not isinstance(tensor, Tensor):
+                    continue
+                device = tensor.device if device is None else device
+                if tensor.device != device:
+                    raise ValueError(
+                        f"{name}: {argument} must be on {device} like the others; got {tensor.device}"
+                    )
+
+    torch.library.register_fake(f"fekernels::{name}", fake, lib=LIBRARY)
 
 
 def define_functional(schema: str, implementation: Callable[..., object], fake: Callable[..., object]) -> str:

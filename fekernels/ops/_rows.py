@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fekernels._table import DTYPE_CODES, Row, supported_dtypes
+from fekernels.ops._memory import (
+    SharedElements,
+    has_plain_memory,
+    in_plain_memory,
+    needed_bytes,
+    overlaps_itself,
+)
 
-__all__ = ["check_lists", "check_row", "check_scalars", "group_rows", "shard_of"]
+__all__ = [
+    "check_lists",
+    "check_row",
+    "check_scalars",
+    "group_rows",
+    "readable",
+    "readable_rows",
+    "shard_of",
+    "some",
+]
 
 
 def shard_of(shards: Sequence[int], i: int) -> tuple[int, int, int] | None:
@@ -58,40 +76,45 @@ def check_lists(
 
 
 def check_row(function: str, where: str, row: Row) -> None:
-    """Raise ValueError where tensors do not fit their parameter: kernels go by addresses and would not notice."""
-    param, step = row.param, row.step
+    """Raise where tensors do not fit their parameter: kernels go by addresses and would not notice.
+
+    Raises:
+        TypeError: what is no tensor. ValueError: a wrong shape, dtype, device or layout, a parameter or state whose
+            elements share memory or that holds no values.
+    """
+    param, step, unit = row.param, row.step, row.noise_unit
     states = {"exp_avg": row.exp_avg, "exp_avg_sq": row.exp_avg_sq, "max_exp_avg_sq": row.max_exp_avg_sq}
-    for name, tensor in {
-        "param": param,
-        "grad": row.grad,
-        **states,
-        "anchor": row.anchor,
-        "step": step,
-    }.items():
-        if tensor is None:
+    operands = {"param": param, "grad": row.grad, **states, "anchor": row.anchor}
+    for name, tensor in {**operands, "step": step, "noise_unit": unit}.items():
+        if tensor is None and name not in ("param", "grad", "step"):
             continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}: {name} of {where} must be a tensor; got {type(tensor).__name__}")
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"{function}: {name} of {where} must be dense; got layout {tensor.layout}")
         if tensor.device != param.device:
             raise ValueError(
                 f"{function}: {name} of {where} must be on {param.device} like its parameter; got {tensor.device}"
             )
-        if tensor.shape != param.shape and tensor is not step:
+        if name not in operands:
+            continue
+        if tensor.shape != param.shape:
             raise ValueError(
                 f"{function}: {name} of {where} must have shape {tuple(param.shape)} like its parameter; "
                 f"got {tuple(tensor.shape)}"
             )
-        if tensor.dtype not in DTYPE_CODES and tensor is not step:
+        if tensor.dtype not in DTYPE_CODES:
             raise ValueError(
                 f"{function}: {name} of {where} must be one of {supported_dtypes()}; got {tensor.dtype}"
             )
+        _check_values(function, name, where, tensor)
     if step.numel() != 1 or step.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{function}: step of {where} must be one float32 or float64; got {step.dtype} of shape {tuple(step.shape)}"
         )
-    unit = row.noise_unit
-    if unit is not None and (unit.numel() != 1 or unit.dtype != torch.float64 or unit.device != param.device):
+    if unit is not None and (unit.numel() != 1 or unit.dtype != torch.float64):
         raise ValueError(
-            f"{function}: noise_unit of {where} must be one float64 on {param.device}; "
-            f"got {unit.dtype} of shape {tuple(unit.shape)} on {unit.device}"
+            f"{function}: noise_unit of {where} must be one float64; got {unit.dtype} of shape {tuple(unit.shape)}"
         )
     dtypes = {str(tensor.dtype) for tensor in states.values() if tensor is not None}
     if len(dtypes) > 1:
@@ -100,12 +123,65 @@ def check_row(function: str, where: str, row: Row) -> None:
         )
 
 
+def _check_values(function: str, name: str, where: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise ValueError(f"{function}: {name} of {where} must hold values; got a tensor on the meta device")
+    if not has_plain_memory(tensor):
+        if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and not tensor._is_zerotensor():
+            _check_storage(function, name, where, tensor)
+        return
+    if name not in ("grad", "anchor") and not tensor.is_contiguous() and overlaps_itself(tensor):
+        raise SharedElements(
+            f"{function}: {name} of {where} must have memory of its own for every element; got strides "
+            f"{tensor.stride()} for shape {tuple(tensor.shape)} (clone it)"
+        )
+
+
+def _check_storage(function: str, name: str, where: str, tensor: Tensor) -> None:
+    have, need = tensor.untyped_storage().nbytes(), needed_bytes(tensor)
+    if have < need:
+        raise ValueError(
+            f"{function}: {name} of {where} must hold values; its storage has {have} of the {need} bytes needed"
+        )
+
+
+def readable(row: Row) -> Row | None:
+    """The row as a kernel may go through it by addresses; None where only operators can do its step.
+
+    What is only read is copied where it has no plain memory: lazily negated gradients, for one.
+    """
+    written = (row.param, row.exp_avg, row.exp_avg_sq, row.max_exp_avg_sq, row.step, row.noise_unit)
+    if not all(tensor is None or has_plain_memory(tensor) for tensor in written):
+        return None
+    anchor = row.anchor if row.anchor is None else in_plain_memory(row.anchor)
+    grad = in_plain_memory(row.grad)
+    if grad is row.grad and anchor is row.anchor:
+        return row
+    return replace(row, grad=grad, anchor=anchor)
+
+
+def readable_rows(function: str, rows: Sequence[Row]) -> list[Row | None]:
+    """``readable`` of each row; all are checked before any of them moves."""
+    for i, row in enumerate(rows):
+        check_row(function, f"params[{i}]", row)
+        if row.param.device != rows[0].param.device:
+            raise ValueError(
+                f"{function}: params must be on one device; got {rows[0].param.device} and {row.param.device}"
+            )
+    return [readable(row) for row in rows]
+
+
+def some(values: Sequence[Any], numbers: Sequence[int], each: int = 1) -> list[Any]:
+    """Of a list with ``each`` entries a parameter, or an empty one, those of the parameters with these numbers."""
+    return [value for i in numbers for value in values[each * i : each * (i + 1)]]
+
+
 def check_scalars(function: str, device: torch.device, **scalars: Tensor | None) -> None:
     """Raise ValueError for what is not one float32 or float64 on ``device``."""
     for name, tensor in scalars.items():
         if tensor is None:
             continue
-        if tensor.numel() != 1 or tensor.dtype not in (torch.float32, torch.float64):
+        if tensor.numel() != 1 or tensor.dtype not in (torch.float32, torch.float64) or tensor.is_meta:
             raise ValueError(
                 f"{function}: {name} must be one float32 or float64; got {tensor.dtype} of shape {tuple(tensor.shape)}"
             )

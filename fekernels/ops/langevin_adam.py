@@ -9,9 +9,10 @@ from torch import Tensor
 from fekernels import _backends
 from fekernels._table import FLAGS, NOISES, PointerTable, Row
 from fekernels.ops._library import define_in_place
-from fekernels.ops._rows import check_lists, check_row, check_scalars, group_rows, shard_of
+from fekernels.ops._rows import check_lists, check_scalars, group_rows, readable_rows, shard_of, some
+from fekernels.reference.langevin_adam import step_numbers
 
-__all__ = ["LangevinAdamArguments", "step_tables"]
+__all__ = ["LangevinAdamArguments", "step_lists", "step_tables"]
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ def step_tables(tables: list[PointerTable], args: LangevinAdamArguments, backend
         )
 
 
-def _langevin_adam_(
+def step_lists(
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
@@ -106,6 +107,7 @@ def _langevin_adam_(
     found_inf: Tensor | None,
     backend: str | None = None,
 ) -> None:
+    """The operator ``langevin_adam_``. What kernels cannot read by its address, the reference steps by operators."""
     if not params:
         return
     if noise not in NOISES:
@@ -137,27 +139,42 @@ def _langevin_adam_(
         )
         for i in range(len(params))
     ]
-    for i, row in enumerate(rows):
-        check_row("langevin_adam_", f"params[{i}]", row)
+    fitted = readable_rows("langevin_adam_", rows)
+    plain = [row for row in fitted if row is not None]
+    others = [i for i, row in enumerate(fitted) if row is None]
+    grads = [grad if row is None else row.grad for row, grad in zip(fitted, grads, strict=True)]
     check_scalars(
         "langevin_adam_", params[0].device, lr_tensor=lr_tensor, temperature_tensor=temperature_tensor,
         grad_scale=grad_scale, found_inf=found_inf,
     )  # fmt: skip
+    if params[0].device.type != "cpu":  # a GPU's kernels read them as float32
+        grad_scale = None if grad_scale is None else grad_scale.float()
+        found_inf = None if found_inf is None else found_inf.float()
     backend = _backends.choose(params[0].device.type, backend)
     if backend == "reference":
-        _backends.implementation("langevin_adam_", backend)(
-            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams, shards,
-            lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision, noise,
-            amsgrad, maximize, decoupled_weight_decay, bias_correction, stochastic_rounding, seed, grad_scale,
-            found_inf,
+        others = list(range(len(rows)))
+    elif plain and others:
+        step_numbers(steps)  # nothing must move if one of them has come to its end
+    if others:
+        lists = (
+            some(values, others)
+            for values in (
+                params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams,
+            )
         )  # fmt: skip
+        _backends.implementation("langevin_adam_", "reference")(
+            *lists, some(shards, others, 3), lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps,
+            weight_decay, prior_precision, noise, amsgrad, maximize, decoupled_weight_decay, bias_correction,
+            stochastic_rounding, seed, grad_scale, found_inf,
+        )  # fmt: skip
+    if backend == "reference" or not plain:
         return
     args = LangevinAdamArguments(
         lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision,
         noise, amsgrad, maximize, decoupled_weight_decay, bias_correction, stochastic_rounding, seed, grad_scale,
         found_inf,
     )  # fmt: skip
-    step_tables([PointerTable(part) for part in group_rows(rows)], args, backend)
+    step_tables([PointerTable(part) for part in group_rows(plain)], args, backend)
 
 
 define_in_place(
@@ -167,5 +184,5 @@ define_in_place(
     "float beta2, float eps, float weight_decay, float prior_precision, str noise, bool amsgrad, bool maximize, "
     "bool decoupled_weight_decay, bool bias_correction, bool stochastic_rounding, int seed, Tensor? grad_scale, "
     "Tensor? found_inf, str? backend=None) -> ()",
-    _langevin_adam_,
+    step_lists,
 )

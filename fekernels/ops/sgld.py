@@ -9,9 +9,10 @@ from torch import Tensor
 from fekernels import _backends
 from fekernels._table import FLAGS, PointerTable, Row
 from fekernels.ops._library import define_in_place
-from fekernels.ops._rows import check_lists, check_row, check_scalars, group_rows, shard_of
+from fekernels.ops._rows import check_lists, check_scalars, group_rows, readable_rows, shard_of, some
+from fekernels.reference.langevin_adam import step_numbers
 
-__all__ = ["SgldArguments", "step_tables"]
+__all__ = ["SgldArguments", "step_lists", "step_tables"]
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ def step_tables(tables: list[PointerTable], args: SgldArguments, backend: str) -
         )
 
 
-def _sgld_(
+def step_lists(
     params: list[Tensor],
     grads: list[Tensor],
     steps: list[Tensor],
@@ -78,6 +79,7 @@ def _sgld_(
     found_inf: Tensor | None,
     backend: str | None = None,
 ) -> None:
+    """The operator ``sgld_``. What kernels cannot read by its address, the reference steps by operators."""
     if not params:
         return
     check_lists("sgld_", params, {"grads": grads, "steps": steps}, {"anchors": anchors}, streams, shards)
@@ -92,24 +94,35 @@ def _sgld_(
         )
         for i in range(len(params))
     ]
-    for i, row in enumerate(rows):
-        check_row("sgld_", f"params[{i}]", row)
+    fitted = readable_rows("sgld_", rows)
+    plain = [row for row in fitted if row is not None]
+    others = [i for i, row in enumerate(fitted) if row is None]
+    grads = [grad if row is None else row.grad for row, grad in zip(fitted, grads, strict=True)]
     check_scalars(
         "sgld_", params[0].device, lr_tensor=lr_tensor, temperature_tensor=temperature_tensor,
         grad_scale=grad_scale, found_inf=found_inf,
     )  # fmt: skip
+    if params[0].device.type != "cpu":  # a GPU's kernels read them as float32
+        grad_scale = None if grad_scale is None else grad_scale.float()
+        found_inf = None if found_inf is None else found_inf.float()
     backend = _backends.choose(params[0].device.type, backend)
+    if backend == "reference":
+        others = list(range(len(rows)))
+    elif plain and others:
+        step_numbers(steps)  # nothing must move if one of them has come to its end
+    if others:
+        lists = (some(values, others) for values in (params, grads, steps, anchors, streams))
+        _backends.implementation("sgld_", "reference")(
+            *lists, some(shards, others, 3), lr, lr_tensor, temperature, temperature_tensor, weight_decay,
+            prior_precision, maximize, stochastic_rounding, seed, grad_scale, found_inf,
+        )  # fmt: skip
+    if backend == "reference" or not plain:
+        return
     args = SgldArguments(
         lr, lr_tensor, temperature, temperature_tensor, weight_decay, prior_precision, maximize, stochastic_rounding,
         seed, grad_scale, found_inf,
     )  # fmt: skip
-    if backend == "reference":
-        _backends.implementation("sgld_", backend)(
-            params, grads, steps, anchors, streams, shards, lr, lr_tensor, temperature, temperature_tensor,
-            weight_decay, prior_precision, maximize, stochastic_rounding, seed, grad_scale, found_inf,
-        )  # fmt: skip
-        return
-    step_tables([PointerTable(part) for part in group_rows(rows)], args, backend)
+    step_tables([PointerTable(part) for part in group_rows(plain)], args, backend)
 
 
 define_in_place(
@@ -117,5 +130,5 @@ define_in_place(
     "float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float weight_decay, "
     "float prior_precision, bool maximize, bool stochastic_rounding, int seed, Tensor? grad_scale, "
     "Tensor? found_inf, str? backend=None) -> ()",
-    _sgld_,
+    step_lists,
 )

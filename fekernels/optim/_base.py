@@ -18,14 +18,17 @@ from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._rows import check_row
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
-from fekernels.optim._cache import TableCache
+from fekernels.optim._cache import StateSnapshot, TableCache
 from fekernels.optim._seeds import draw_seed, has_ranks, may_make_noise, seed_of_rank_0, warn_of_shared_noise
 from fekernels.optim._shards import local_tensor, shard_geometry
+from fekernels.reference.langevin_adam import step_numbers
 
 __all__ = ["TableOptimizer"]
 
 # A float32 step counter ends at 2^24: adding 1 changes nothing from there, and the noise would repeat.
 LAST_FLOAT32_STEP = 1 << 24
+
+OPTIONAL_STATES = ("max_exp_avg_sq", "noise_unit", "anchor")
 LAST_SEED = 1 << 63
 CHOICES = ("auto", *_backends.BACKENDS)
 
@@ -42,7 +45,9 @@ class TableOptimizer(Optimizer):
     _anchors: Anchors
     _drawn_seed: int | None  # until ranks have agreed on one
     _caches: dict[int, TableCache]
+    _snapshot: StateSnapshot | None
     _steps_bound: int
+    _states: tuple[str, ...] = ("step",)  # that a parameter has from its first step on
     _warned: set[str]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
@@ -90,6 +95,7 @@ class TableOptimizer(Optimizer):
 
     def _reset_caches(self) -> None:
         self._caches = {}
+        self._snapshot = None
         self._steps_bound = -1
         self._warned = set()
 
@@ -130,6 +136,12 @@ class TableOptimizer(Optimizer):
 
     def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         raise NotImplementedError
+
+    @staticmethod
+    def _state_dtype(group: dict[str, Any], param: Tensor) -> torch.dtype:
+        """In float16 a square of a gradient below 2.4e-4 is 0 and steps are many times too long: float32 instead."""
+        chosen: torch.dtype | None = group.get("state_dtype")
+        return chosen or (torch.float32 if param.dtype == torch.float16 else param.dtype)
 
     def _row(self, group: dict[str, Any], row: dict[str, Any], state: dict[str, Any]) -> Row:
         raise NotImplementedError
@@ -197,6 +209,18 @@ class TableOptimizer(Optimizer):
                 )
             taken[stream] = name
 
+    def _add_streams(self, group: dict[str, Any]) -> None:
+        """For parameters that were appended to a group's own list, which torch's optimizers step too."""
+        new = len(group["params"]) - len(group["streams"])
+        if new < 0 or "param_names" in group:
+            raise ValueError(
+                f"{self._name}: streams must have {len(group['params'])} entries like params of the group; got "
+                f"{len(group['streams'])} (parameters are added by add_param_group)"
+            )
+        self._check_params(group)
+        first = 1 + max(stream for other in self.param_groups for stream in (-1, *other["streams"]))
+        group["streams"] = [*group["streams"], *range(first, first + new)]
+
     @staticmethod
     def _streams(group: dict[str, Any]) -> list[tuple[int, str]]:
         names = group.get("param_names") or [f"parameter {stream}" for stream in group["streams"]]
@@ -256,7 +280,7 @@ class TableOptimizer(Optimizer):
                 or not value.is_floating_point()
             ):
                 continue
-            dtype = group.get("state_dtype") or param.dtype
+            dtype = self._state_dtype(group, param)
             state[key] = value.detach().to(device=param.device, dtype=dtype, copy=True)
 
     # Steps.
@@ -301,29 +325,60 @@ class TableOptimizer(Optimizer):
         if self._drawn_seed is not None:
             self._agree_on_seed()
         work = []
+        snapshot = self._snapshot is not None and self._snapshot.holds(self.state)
         for index, group in enumerate(self.param_groups):
             self._check_group(group)
             if not group["params"]:
                 continue
+            if len(group["streams"]) != len(group["params"]):
+                self._add_streams(group)
             backend = _backends.choose(group["params"][0].device.type, group["backend"])
             cache = self._caches.get(index)
             if cache is not None and not self._has_states(group, cache):
                 cache = None
-            if cache is None or not cache.point_to_gradients(group["params"], self.state):
+            if cache is None or not cache.point_to_gradients(group["params"], self.state, snapshot):
                 self._check_gradients(group)
                 cache = self._build(group)
             work.append((index, group, backend, cache))
+        if not snapshot:
+            self._snapshot = StateSnapshot(self.state)
         if any(group["params"][0].device.type != "cpu" for _, group, _, _ in work):
-            self._count_step()  # on a CPU the kernel itself refuses a step too many
+            self._count_step()
+        if len(work) > 1:  # of one group, the kernel itself refuses a step too many before anything moves
+            self._check_steps(work)
         for index, group, backend, cache in work:
-            self._caches[index] = cache
-            if backend == "reference":
+            if cache.lists:
+                self._caches.pop(index, None)
+            else:
+                self._caches[index] = cache
+            if backend == "reference" or cache.lists:
                 self._step_lists(group)
                 continue
             if cache.tables:
                 self._step_tables(group, cache.tables, backend)
             # The kernel wrote through pointers: tell autograd, which checks that what it saved was not overwritten.
             torch.autograd.graph.increment_version(cache.live)
+            cache.copies.clear()
+
+    def _check_steps(self, work: list[tuple[int, dict[str, Any], str, TableCache]]) -> None:
+        """RuntimeError where any group's parameters have counted to the end; on a GPU the host counts."""
+        for _, group, backend, cache in work:
+            if group["params"][0].device.type != "cpu":
+                continue
+            if backend == "cpp" and not cache.lists:
+                for table in cache.tables:
+                    _backends.native_op("check_steps")(table.table)
+            else:
+                step_numbers([self.state[param]["step"] for param in cache.live])
+
+    @staticmethod
+    def _operator(operator: Callable[..., None], implementation: Callable[..., None]) -> Callable[..., None]:
+        """A step by lists: the operator where somebody is to see it, else what it does, to every kind of tensor.
+
+        A subclass with operators of its own would take the operator for itself.
+        """
+        seen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        return operator if seen else implementation
 
     def _has_states(self, group: dict[str, Any], cache: TableCache) -> bool:
         """Whether the rows of ``cache`` point at all states that a step with these group values takes."""
@@ -357,10 +412,8 @@ class TableOptimizer(Optimizer):
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
                 continue
-            state = self.state[param]
-            if "step" not in state:
-                self._init_state(group, param, state)
-            elif state["step"].device != param.device:
+            state = self._state_of(group, param, i)
+            if state["step"].device != param.device:
                 state["step"] = state["step"].to(param.device)
             shared = {
                 "param": local_tensor(param),
@@ -375,6 +428,29 @@ class TableOptimizer(Optimizer):
             states.append(state)
         self._anchors.prune(self.param_groups)
         return TableCache(group["params"], states, rows, group.get("amsgrad", False))
+
+    def _state_of(self, group: dict[str, Any], param: Tensor, i: int) -> dict[str, Any]:
+        """The state of params[i], made now if it is the first step.
+
+        Raises:
+            TypeError: a state that is no tensor. ValueError: one that is missing. Somebody else has set it then.
+        """
+        state = self.state[param]
+        if not any(key in state for key in self._states):
+            self._init_state(group, param, state)
+        for key in self._states:
+            if key not in state:
+                raise ValueError(
+                    f"{self._name}: the state of params[{i}] must have {key}; got {', '.join(state)}"
+                )
+        for key, value in state.items():
+            if key == "anchor" and value is None:  # which is as good as none, and put back
+                continue
+            if not isinstance(value, Tensor) and key in (*self._states, *OPTIONAL_STATES):
+                raise TypeError(
+                    f"{self._name}: {key} of params[{i}] must be a tensor; got {type(value).__name__}"
+                )
+        return state
 
     def _count_step(self) -> None:
         """Nobody may read a GPU's step counter each time: count calls, from one reading after a load."""

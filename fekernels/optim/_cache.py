@@ -9,10 +9,31 @@ from typing import Any
 from torch import Tensor
 
 from fekernels._table import PointerTable, Row
-from fekernels.ops._rows import group_rows
+from fekernels.ops._memory import has_plain_memory
+from fekernels.ops._rows import group_rows, readable
 from fekernels.optim._shards import is_sharded, local_tensor
 
-__all__ = ["TableCache"]
+__all__ = ["StateSnapshot", "TableCache"]
+
+ORDINARY = {Tensor}
+# Shapes and dtypes that a step compares. Pointers, sizes and strides it compares of every tensor, so that no kernel
+# leaves its memory; these, which a ``.data`` of the same place and size changes alone, in turn: all of them at every
+# step of a group this small, otherwise within a few steps.
+IN_TURN = 64
+
+
+class StateSnapshot:
+    """An optimizer's states as they were, by identity: looking each parameter up costs its hash, a call of Python."""
+
+    def __init__(self, states: dict[Tensor, Any]) -> None:
+        self.params, self.states = list(states), list(states.values())
+
+    def holds(self, states: dict[Tensor, Any]) -> bool:
+        return (
+            len(states) == len(self.params)
+            and all(map(is_, states, self.params))
+            and all(map(is_, states.values(), self.states))
+        )
 
 
 class TableCache:
@@ -20,6 +41,10 @@ class TableCache:
 
     Everything is kept in parallel lists, over the parameters that had a gradient, because comparing whole lists is what
     makes the check cost less than the step for hundreds of small parameters.
+
+    Attributes:
+        lists: some row cannot be read by its address. The group is stepped by lists; there are no tables.
+        copies: gradients that had to be copied into plain memory, for this step alone.
     """
 
     def __init__(
@@ -28,26 +53,41 @@ class TableCache:
         self.amsgrad = amsgrad  # whether the rows point at a max_exp_avg_sq
         self.noise_units = all(row.noise_unit is not None for row in rows)
         self.params = list(params)
-        self.missing = [param.grad is None for param in params]
         self.live = [param for param in params if param.grad is not None]
+        self.tables: list[PointerTable] = []
+        fitted = [readable(row) for row in rows]
+        self.lists = None in fitted
+        if self.lists:
+            return
+        given, rows = rows, [row for row in fitted if row is not None]
+        self.copies = [new.grad for row, new in zip(given, rows, strict=True) if new is not row]
+        self.missing = [param.grad is None for param in params]
         self.sharded = any(map(is_sharded, self.live))
         self.states = states
         self.values = [value for state in states for value in state.values()]
         self.tensors = [value for value in self.values if isinstance(value, Tensor) and not is_sharded(value)]
         self.state_pointers = list(map(Tensor.data_ptr, self.tensors))
         self.pointers = [row.param.data_ptr() for row in rows]
-        self.shapes = [row.param.shape for row in rows]
+        self.null_gradients = [row.grad.data_ptr() for row in rows].count(0)  # of tensors without elements
+        self.contiguous = all(t.is_contiguous() for row in rows for t in (row.param, row.grad))
+        self.sizes = [row.param.numel() for row in rows]
         self.strides = [row.param.stride() for row in rows]
         self.grad_dtypes = [row.grad.dtype for row in rows]
         self.grad_strides = [row.grad.stride() for row in rows]
+        self.kinds = [(row.param.shape, row.param.dtype) for row in rows]
+        self.state_kinds = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in self.tensors]
+        self.turn = 0
         parts = group_rows(rows) if rows else []
         position = {id(row): i for i, row in enumerate(rows)}
         # Which of the gradients are a table's rows.
         self.parts = [[position[id(row)] for row in part] for part in parts]
         self.tables = [PointerTable(part) for part in parts]
 
-    def point_to_gradients(self, params: list[Tensor], states: dict[Tensor, Any]) -> bool:
-        """Write this step's gradients into the tables; False when anything else has changed since they were made."""
+    def point_to_gradients(self, params: list[Tensor], states: dict[Tensor, Any], snapshot: bool) -> bool:
+        """Write this step's gradients into the tables; False when anything else has changed since they were made.
+
+        ``snapshot``: whether each parameter is known to have the state that it had.
+        """
         if len(params) != len(self.params) or not all(map(is_, params, self.params)):
             return False
         grads = [param.grad for param in params]
@@ -57,22 +97,57 @@ class TableCache:
         if self.sharded:
             live, local = list(map(local_tensor, live)), list(map(local_tensor, local))
         try:
+            pointers = list(map(Tensor.data_ptr, live))
             unchanged = (
-                list(map(Tensor.data_ptr, local)) == self.pointers
-                and list(map(Tensor.stride, local)) == self.strides
-                and [param.shape for param in local] == self.shapes
+                self._plain(live, pointers)
+                and list(map(Tensor.data_ptr, local)) == self.pointers
+                and self._laid_out(local, live)
                 and [grad.dtype for grad in live] == self.grad_dtypes
-                and list(map(Tensor.stride, live)) == self.grad_strides
-                and all(map(is_, map(states.get, self.live), self.states))
+                and (snapshot or all(map(is_, map(states.get, self.live), self.states)))
                 and sum(map(len, self.states)) == len(self.values)
                 and all(map(is_, chain.from_iterable(map(dict.values, self.states)), self.values))
                 and list(map(Tensor.data_ptr, self.tensors)) == self.state_pointers
+                and self._of_their_kinds(local, live)
             )
-        except RuntimeError:  # a sparse gradient has no strides
+        except RuntimeError:  # a sparse gradient has no strides, one of a transform no memory
             return False
         if not unchanged:
             return False
-        pointers = list(map(Tensor.data_ptr, live))
         for table, part in zip(self.tables, self.parts, strict=True):
             table.point_to(pointers if len(self.tables) == 1 else [pointers[i] for i in part])
         return True
+
+    def _plain(self, grads: list[Tensor], pointers: list[int]) -> bool:
+        """``has_plain_memory`` of every gradient, as far as their types and addresses leave it open."""
+        if pointers.count(0) != self.null_gradients:
+            return False
+        if set(map(type, grads)) <= ORDINARY:
+            return not any(map(Tensor.is_neg, grads))
+        return all(map(has_plain_memory, grads))
+
+    def _laid_out(self, params: list[Tensor], grads: list[Tensor]) -> bool:
+        if self.contiguous:
+            return (
+                all(map(Tensor.is_contiguous, params))
+                and all(map(Tensor.is_contiguous, grads))
+                and list(map(Tensor.numel, params)) == self.sizes
+                and list(map(Tensor.numel, grads)) == self.sizes
+            )
+        return (
+            list(map(Tensor.stride, params)) == self.strides
+            and list(map(Tensor.stride, grads)) == self.grad_strides
+            and [(param.shape, param.dtype) for param in params] == self.kinds
+            and [grad.shape for grad in grads] == [shape for shape, _ in self.kinds]
+        )
+
+    def _of_their_kinds(self, params: list[Tensor], grads: list[Tensor]) -> bool:
+        """The shapes and dtypes whose turn it is."""
+        begin = self.turn
+        self.turn = begin + IN_TURN if begin + IN_TURN < max(len(params), len(self.tensors)) else 0
+        here = slice(begin, begin + IN_TURN)
+        kinds = self.kinds[here]
+        return (
+            [(param.shape, param.dtype) for param in params[here]] == kinds
+            and [grad.shape for grad in grads[here]] == [shape for shape, _ in kinds]
+            and [(t.shape, t.stride(), t.dtype) for t in self.tensors[here]] == self.state_kinds[here]
+        )

@@ -62,9 +62,10 @@ class LangevinAdam(TableOptimizer):
         capturable: likewise: steps live on a GPU parameter's device and nothing is read back, so that a CUDA graph may
             always capture the step.
         differentiable: must be False.
-        seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it; the ranks of a
-            process group take rank 0's at their first step with noise.
-        state_dtype: of exp_avg and exp_avg_sq; None is the parameter's dtype, as in Adam.
+        seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it; the ranks
+            of a process group take rank 0's at their first step with noise.
+        state_dtype: of exp_avg and exp_avg_sq; None is the parameter's dtype, as in Adam, but float32 for float16, in
+            which a square below 6e-8 is 0 and the steps come out many times too long.
         stochastic_rounding: round bfloat16 parameters and states up or down at random, without bias, so that
             small steps and slow decays are not lost. float32, float64 and float16 tensors are not concerned.
         backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
@@ -78,12 +79,14 @@ class LangevinAdam(TableOptimizer):
 
     Raises:
         TypeError: a hyperparameter of the wrong type; complex parameters or gradients.
-        ValueError: one out of its range; several devices in a group; at the step, sparse gradients.
+        ValueError: one out of its range; several devices in a group; at the step, sparse gradients, a parameter
+            whose elements share memory or that is on the meta device, a state that does not fit.
         RuntimeError: the step counter reached 2^24, the end of float32 counting.
 
     Source: Kingma & Ba 2015 (Adam); Chen, Fox & Guestrin 2014 and Li et al. 2016 (preconditioned SGHMC).
     """
 
+    _states = ("step", "exp_avg", "exp_avg_sq")
     _switches = (
         "maximize", "amsgrad", "decoupled_weight_decay", "bias_correction", "stochastic_rounding", "differentiable",
     )  # fmt: skip
@@ -181,7 +184,7 @@ class LangevinAdam(TableOptimizer):
             )
 
     def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
-        dtype = group["state_dtype"] or param.dtype
+        dtype = self._state_dtype(group, param)
         state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
         keys = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
         for key in keys:
@@ -287,9 +290,7 @@ class LangevinAdam(TableOptimizer):
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
                 continue
-            state = self.state[param]
-            if "step" not in state:
-                self._init_state(group, param, state)
+            state = self._state_of(group, param, i)
             params.append(local_tensor(param))
             grads.append(local_tensor(param.grad))
             exp_avgs.append(local_tensor(state["exp_avg"]))
@@ -299,13 +300,13 @@ class LangevinAdam(TableOptimizer):
                     state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
                 max_exp_avg_sqs.append(local_tensor(state["max_exp_avg_sq"]))
             steps.append(state["step"])
+            anchor = self._anchor_of(group, i, state)
+            if anchor is not None:
+                anchors.append(anchor)
             if keeps:
                 if "noise_unit" not in state:
                     state["noise_unit"] = self._no_noise(param)
                 noise_units.append(state["noise_unit"])
-            anchor = self._anchor_of(group, i, state)
-            if anchor is not None:
-                anchors.append(anchor)
             streams.append(stream)
             numel = param.numel()
             shards.extend(shard_geometry(self._name, param) or (0, max(numel, 1), max(numel, 1)))
@@ -336,7 +337,7 @@ class LangevinAdam(TableOptimizer):
             shards,
         )
         args = self._arguments(group)
-        torch.ops.fekernels.langevin_adam_(
+        self._operator(torch.ops.fekernels.langevin_adam_, ops.langevin_adam.step_lists)(
             params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams, shards,
             args.lr, args.lr_tensor, args.temperature, args.temperature_tensor, args.beta1, args.beta2, args.eps,
             args.weight_decay, args.prior_precision, args.noise, args.amsgrad, args.maximize,

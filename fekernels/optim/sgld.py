@@ -33,6 +33,8 @@ class SGLD(TableOptimizer):
         anchor: None (zero), "init" (the parameters as they are now), or a list of tensors like params.
         weight_decay: L2 penalty.
         maximize: ascend.
+        stochastic_rounding: round bfloat16 parameters up or down at random, without bias: at a small lr nearly every
+            step would round to nothing, and the chain stand still. Other dtypes are not concerned.
         fused: True offers GradScaler unscaling in the kernel, as for ``fe.LangevinAdam``; the step is the same.
         seed: 64 bits, the key of the noise; None as for ``fe.LangevinAdam``.
         backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
@@ -45,6 +47,8 @@ class SGLD(TableOptimizer):
     prior_precision = gamma / (n beta), anchor = "init".
     """
 
+    _switches = ("maximize", "stochastic_rounding")
+
     def __init__(
         self,
         params: Any,
@@ -56,6 +60,7 @@ class SGLD(TableOptimizer):
         weight_decay: float = 0,
         maximize: bool = False,
         fused: bool | None = None,
+        stochastic_rounding: bool = False,
         seed: int | None = None,
         backend: str | None = None,
     ) -> None:
@@ -65,6 +70,7 @@ class SGLD(TableOptimizer):
             "prior_precision": prior_precision,
             "weight_decay": weight_decay,
             "maximize": maximize,
+            "stochastic_rounding": stochastic_rounding,
             "fused": fused,
             "backend": backend,
         }
@@ -88,7 +94,7 @@ class SGLD(TableOptimizer):
             weight_decay=float(group["weight_decay"]),
             prior_precision=float(group["prior_precision"]),
             maximize=bool(group["maximize"]),
-            stochastic_rounding=False,
+            stochastic_rounding=bool(group["stochastic_rounding"]),
             seed=group["seed"],
             grad_scale=grad_scale,
             found_inf=found_inf,
@@ -114,9 +120,7 @@ class SGLD(TableOptimizer):
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
                 continue
-            state = self.state[param]
-            if "step" not in state:
-                self._init_state(group, param, state)
+            state = self._state_of(group, param, i)
             params.append(local_tensor(param))
             grads.append(local_tensor(param.grad))
             steps.append(state["step"])
@@ -137,7 +141,7 @@ class SGLD(TableOptimizer):
         shards: list[int] = []
         self._init_group(group, params, grads, steps, anchors, streams, shards)
         args = self._arguments(group)
-        torch.ops.fekernels.sgld_(
+        self._operator(torch.ops.fekernels.sgld_, ops.sgld.step_lists)(
             params, grads, steps, anchors, streams, shards, args.lr, args.lr_tensor, args.temperature,
             args.temperature_tensor, args.weight_decay, args.prior_precision, args.maximize, args.stochastic_rounding,
             args.seed, args.grad_scale, args.found_inf, group["backend"],

@@ -22,6 +22,15 @@ def momentum_noise_start(beta1: float, t: int) -> float:
     return 1 / total
 
 
+def step_numbers(steps: list[Tensor]) -> list[int]:
+    """t of the step to come of each parameter; nothing has changed where one cannot be counted."""
+    for step in steps:
+        t, bits = float(step), 24 if step.dtype == torch.float32 else 32
+        if not 0 <= t < 2**bits - (bits == 32):
+            raise RuntimeError(f"step must be below 2^{bits}, where its counter ends; got {t:.17g}")
+    return [int(step) + 1 for step in steps]
+
+
 def momentum_noise_unit(lr: float, beta1: float) -> float:
     """q: noise put into m at every step has the variance 2 T D / q there."""
     return lr * (1 + beta1) / (1 - beta1)
@@ -111,12 +120,7 @@ def langevin_adam_(
     temperature = float(temperature_tensor) if temperature_tensor is not None else temperature
     scale = float(grad_scale) if grad_scale is not None else 1.0
     noisy = temperature > 0 and h > 0
-    times = [int(step) + 1 for step in steps]
-    for step, t in zip(steps, times, strict=True):
-        if t > (1 << 24 if step.dtype == torch.float32 else (1 << 32) - 1):
-            raise RuntimeError(
-                f"step must be below 2^{24 if step.dtype == torch.float32 else 32}; got {t - 1}"
-            )
+    times = step_numbers(steps)
 
     for i, param in enumerate(params):
         t = times[i]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fekernels.reference.langevin_adam import noise_like, stochastic_rounding
+from fekernels.reference.langevin_adam import noise_like, step_numbers, stochastic_rounding
 
 __all__ = ["sgld_"]
 
@@ -37,8 +37,9 @@ def sgld_(
     h = float(lr_tensor) if lr_tensor is not None else lr
     temperature = float(temperature_tensor) if temperature_tensor is not None else temperature
     scale = float(grad_scale) if grad_scale is not None else 1.0
+    times = step_numbers(steps)
     for i, param in enumerate(params):
-        t = int(steps[i]) + 1
+        t = times[i]
         shard = (shards[3 * i], shards[3 * i + 1], shards[3 * i + 2]) if shards else None
         dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
         theta, g = param.to(dtype), grads[i].to(dtype) / scale
