@@ -87,9 +87,9 @@ def test_nothing_is_said_of_noise_that_is_not_shared(nobody):
             fe.SGLD([p], 0.1, seed=0),
             fe.SGLD([q], 0.1, seed=1),
             fe.SGLD([("q", q)], 0.1, seed=0),
-            fe.SGLD([p, q], 0.1, seed=0),  # takes over
             fe.SGLD([parameter(3)], 0.1, seed=0),  # the same network again, to compare
             fe.LangevinAdam([parameter(5)], seed=0),  # cold
             fe.SGLD([parameter(6)], 0.1),
+            fe.SGLD([q, parameter(2)], 0.1, seed=1),  # takes over from that of q alone
         ]
     assert kept
