@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 
 import cuda_on_cpu
+import fuzz_budget
 import pytest
 import torch
 from cases import ISAS, PLACES, FreeEnergyKernel, Place, instruction_set
@@ -17,9 +18,19 @@ from fekernels import _backends, _extension
 from fekernels.reference.free_energy import free_energy as reference_free_energy
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-examples",
+        type=int,
+        default=fuzz_budget.DEFAULT,
+        help="examples of all tests in tests/fuzz together; another number than the default draws new ones every time",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """One thread a worker: most tensors here are small, and `pytest -n` has its own. Tests of threads say how many."""
     torch.set_num_threads(1)
+    fuzz_budget.total = config.getoption("--fuzz-examples")
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fekernels import _build
 from fekernels._table import CHUNK, DTYPE_CODES, FLAGS, NOISES, PointerTable
 
 HERE = Path(__file__).parent
@@ -57,7 +58,8 @@ def compile_kernels(
     cxx: Sequence[str], directory: Path, csrc: Path = CSRC, sources: Sequence[str] = STEP_SOURCES
 ) -> ctypes.CDLL:
     """Build these of ``csrc/cuda/*.cu`` in ``directory`` and load the library."""
-    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-I", str(csrc), "-I", str(HERE)]
+    extra = _build.extra_flags()  # those of a sanitizer, say
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-I", str(csrc), "-I", str(HERE), *extra]
     files = [csrc / "cuda" / f"{name}.cu" for name in sources] + [HERE / "kernels.cpp"]
     objects = [directory / f"{file.stem}.o" for file in files]
     running = []
@@ -67,7 +69,7 @@ def compile_kernels(
     errors = [process.communicate()[1] for process in running]
     assert not any(process.returncode for process in running), "\n".join(errors)
     library = directory / "cuda_on_cpu.so"
-    subprocess.run([*cxx, "-shared", *map(str, objects), "-o", str(library)], check=True)
+    subprocess.run([*cxx, *extra, "-shared", *map(str, objects), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
 
