@@ -48,6 +48,7 @@ class Call:
     reduction: int = MEAN
     beta: float = 0.7
     inplace: bool = False
+    latent_mask: Tensor | None = None
 
     @property
     def operands(self) -> list[Tensor]:
@@ -60,7 +61,7 @@ class Call:
         kernel: Callable[..., list[Tensor]] = _backends.implementation("free_energy", backend)  # type: ignore[assignment]
         return kernel(
             there.params, there.target, there.mask, there.latent, there.weight, there.upstream, self.likelihood,
-            self.reduction, self.beta, needs, self.inplace,
+            self.reduction, self.beta, needs, self.inplace, there.latent_mask,
         )  # fmt: skip
 
     def to(self, device: str | torch.device) -> Any:
@@ -74,7 +75,7 @@ class Call:
                 return [change(tensor) for tensor in given]
             return None if given is None else change(given)
 
-        names = ("params", "target", "mask", "latent", "weight", "upstream")
+        names = ("params", "target", "mask", "latent", "weight", "upstream", "latent_mask")
         return replace(self, **{name: each(getattr(self, name)) for name in names})
 
 
@@ -88,8 +89,14 @@ def make_call(
     reduction: int = MEAN,
     prior: bool = True,
     generator: torch.Generator | None = None,
+    padded: bool = False,
+    dropped: bool = False,
 ) -> Call:
-    """Random operands: the first parameter full, the others of ``kind``; masked places hold NaN."""
+    """Random operands: the first parameter full, the others of ``kind``.
+
+    What a mask hides holds NaN, of the target (``masked``) and of the latents (``padded``), and so does the row that
+    ``dropped`` gives a weight of 0.
+    """
     rows, columns, latents = shape
     name = LIKELIHOODS[likelihood]
 
@@ -123,6 +130,17 @@ def make_call(
     latent = [operand("full", latents, False) for _ in range(2)]
     if prior:
         latent += [operand(each, latents, False) for each in ("column", "scalar")]
-    weight = uniform(rows) if weighted else None
+    weight = uniform(rows) if weighted or dropped else None
+    latent_mask = uniform(rows, latents) < 0.7 if padded else None
+    for operand_of_q in latent[:2]:
+        if latent_mask is not None:
+            operand_of_q[~latent_mask] = torch.nan
+    if weight is not None and dropped and rows > 1:
+        weight[rows // 2] = 0.0
+        for operand_of_row in (*params, *latent, *([] if likelihood == CATEGORICAL else [target])):
+            if len(operand_of_row) == rows:
+                operand_of_row[rows // 2] = torch.nan
     upstream = [normal(rows), normal(rows)] if reduction == NONE else []
-    return Call(params, target, mask, latent, weight, upstream, likelihood, reduction)
+    return Call(
+        params, target, mask, latent, weight, upstream, likelihood, reduction, latent_mask=latent_mask
+    )

@@ -37,12 +37,12 @@ class RowTotal {
   double partial_[kPartials] = {};
 };
 
-// The factor of each row's gradient: its weight, times what comes from above.
+// The factor of each row's gradient: its weight, times what comes from above. A weight of 0 drops its row, whatever comes.
 inline std::vector<float> row_scales(int64_t rows, const float* weight, const float* upstream, int64_t reduction) {
   const float common = reduction == kMean ? static_cast<float>(1.0 / static_cast<double>(rows)) : 1.0f;
   std::vector<float> scales(rows);
   for (int64_t row = 0; row < rows; ++row)
-    scales[row] = (weight ? weight[row] : 1.0f) * (upstream ? upstream[row] : common);
+    scales[row] = weight && weight[row] == 0.0f ? 0.0f : (weight ? weight[row] : 1.0f) * (upstream ? upstream[row] : common);
   return scales;
 }
 
@@ -81,6 +81,9 @@ class Terms {
     call_.mask = static_cast<const uint8_t*>(tensor.const_data_ptr());
     call_.mask_stride = tensor.stride(0);
   }
+
+  // [rows]; null: none.
+  void weight(const float* weight) { call_.weight = weight; }
 
   // Plans the gradient of operand `which`, into `out` where it is given.
   void gradient(int which, const torch::stable::Tensor& operand, std::optional<torch::stable::Tensor> out) {

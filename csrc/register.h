@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "table.h"
 
@@ -48,6 +50,35 @@ inline void check_reparameterize(const torch::stable::Tensor& tensor, const torc
   const int64_t latents = std::max<int64_t>(1, logvar.size(1));
   STD_TORCH_CHECK(offset >= 0 && offset <= (int64_t{1} << 50) / latents, "offset must be in [0, 2^50 / latents]; got ", offset);
   check_key(stream, step, offset * logvar.size(1), 0, logvar.numel());
+}
+
+// What the free energy's kernels of every device take on trust from their operands, but for these themselves.
+inline void check_free_energy(const std::vector<torch::stable::Tensor>& params, const std::optional<torch::stable::Tensor>& target,
+                              const std::vector<torch::stable::Tensor>& latent, const std::vector<torch::stable::Tensor>& upstream,
+                              int64_t expected_params, int64_t reduction, bool inplace) {
+  STD_TORCH_CHECK(!params.empty() || !latent.empty(), "neither params nor latent");
+  STD_TORCH_CHECK(params.empty() != target.has_value(), "params without a target, or a target without params");
+  STD_TORCH_CHECK(params.empty() || static_cast<int64_t>(params.size()) == expected_params, "the likelihood has ",
+                  expected_params, " parameters; got ", params.size());
+  STD_TORCH_CHECK(latent.empty() || latent.size() == 2 || latent.size() == 4, "latent must hold 0, 2 or 4 tensors; got ",
+                  latent.size());
+  STD_TORCH_CHECK(upstream.empty() || upstream.size() == 2, "upstream must hold 0 or 2 tensors; got ", upstream.size());
+  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction must be 0, 1 or 2; got ", reduction);
+  STD_TORCH_CHECK(!inplace || (!params.empty() && params[0].is_contiguous()), "inplace needs a contiguous prediction");
+}
+
+inline void check_free_energy_mask(const std::optional<torch::stable::Tensor>& mask, int64_t rows, int64_t columns) {
+  STD_TORCH_CHECK(!mask || (mask->scalar_type() == torch::headeronly::ScalarType::Bool && mask->dim() == 2 &&
+                            mask->size(0) == rows && mask->size(1) == columns &&
+                            (columns <= 1 || mask->stride(1) == 1 || rows == 0)),
+                  "mask must be bool, [", rows, ", ", columns, "], with inner stride 1");
+}
+
+// weight and upstream: [rows], float32.
+inline void check_free_energy_rows(const torch::stable::Tensor& tensor, int64_t rows) {
+  STD_TORCH_CHECK(tensor.scalar_type() == torch::headeronly::ScalarType::Float && tensor.is_contiguous() &&
+                      tensor.numel() == rows,
+                  "weight and upstream must be contiguous float32 of shape [", rows, "]");
 }
 
 #if defined(FE_HAVE_CUDA)

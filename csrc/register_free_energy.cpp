@@ -36,7 +36,7 @@ void run(const std::vector<const fe::TermCall*>& calls) {
 
 // Energies of a categorical likelihood, [rows, positions] float, and their gradient.
 std::vector<float> categorical_energies(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& mask,
-                                        const float* row_scale, void* grad) {
+                                        const float* weight, const float* row_scale, void* grad) {
   const int64_t rows = logits.size(0), positions = logits.size(1), classes = logits.size(2);
   std::vector<float> energies(rows * positions);
   const fe::CategoricalCall call{positions,
@@ -46,6 +46,7 @@ std::vector<float> categorical_energies(const Tensor& logits, const Tensor& targ
                                  fe::dtype_of(logits),
                                  static_cast<const int64_t*>(target.const_data_ptr()),
                                  mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr,
+                                 weight,
                                  row_scale,
                                  energies.data()};
   fe::CategoricalKernel* kernel = fe::cpu_kernels().categorical;
@@ -96,9 +97,9 @@ std::vector<Tensor> values(const fe::Terms* energy, const fe::Terms* kl, int64_t
 std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Tensor> target,
                                     std::optional<Tensor> mask, std::vector<Tensor> latent,
                                     std::optional<Tensor> weight, std::vector<Tensor> upstream, int64_t likelihood,
-                                    int64_t reduction, double beta, int64_t needs, bool inplace) {
-  STD_TORCH_CHECK(!params.empty() || !latent.empty(), "neither params nor latent");
-  STD_TORCH_CHECK(params.empty() || target, "params without a target");
+                                    int64_t reduction, double beta, int64_t needs, bool inplace,
+                                    std::optional<Tensor> latent_mask) {
+  fe::check_free_energy(params, target, latent, upstream, fe::parameters_of(likelihood), reduction, inplace);
   const Tensor& widest = params.empty() ? latent[0] : *target;
   const int64_t rows = widest.size(0), n_params = static_cast<int64_t>(params.size());
   const float* weights = floats(weight);
@@ -107,16 +108,10 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
     return fe::row_scales(rows, weights, from_above, reduction);
   };
 
-  STD_TORCH_CHECK(!inplace || params[0].is_contiguous(), "inplace needs a contiguous prediction");
-  STD_TORCH_CHECK(!mask || (mask->scalar_type() == ScalarType::Bool && mask->dim() == 2 && mask->size(0) == rows &&
-                            mask->size(1) == widest.size(1) && (mask->size(1) <= 1 || mask->stride(1) == 1 || rows == 0)),
-                  "mask must be bool, of target's shape, with inner stride 1");
-  const auto check_rows = [rows](const Tensor& tensor) {
-    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() && tensor.numel() == rows,
-                    "weight and upstream must be contiguous float32 of shape [", rows, "]");
-  };
-  if (weight) check_rows(*weight);
-  for (const Tensor& tensor : upstream) check_rows(tensor);
+  STD_TORCH_CHECK(widest.dim() == 2, "target, and the means without one, must have two dimensions; got ", widest.dim());
+  fe::check_free_energy_mask(mask, rows, widest.size(1));
+  if (weight) fe::check_free_energy_rows(*weight, rows);
+  for (const Tensor& tensor : upstream) fe::check_free_energy_rows(tensor, rows);
 
   std::vector<Tensor> gradients;
   std::vector<const fe::TermCall*> calls;
@@ -130,7 +125,8 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
     const std::vector<float> scale = scales(0);
     std::optional<Tensor> grad;
     if (needs & 1) grad = inplace ? params[0] : fe::empty_large(params[0], params[0].sizes());
-    energies = categorical_energies(params[0], *target, mask, scale.data(), grad ? grad->data_ptr() : nullptr);
+    energies =
+        categorical_energies(params[0], *target, mask, weights, scale.data(), grad ? grad->data_ptr() : nullptr);
     if (grad) gradients.push_back(*grad);
     energy.emplace(fe::kValue, rows, widest.size(1));
     energy->values(energies.data());
@@ -143,15 +139,20 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
     }
     energy->input(fe::kTarget, *target);
     if (mask) energy->mask(*mask);
+    energy->weight(weights);
     if (needs & ((1 << n_params) - 1)) energy->scale_rows(scales(0));
   }
   if (energy) calls.push_back(&energy->call());
   if (!latent.empty()) {
+    STD_TORCH_CHECK(latent[0].dim() == 2, "the means must have two dimensions; got ", latent[0].dim());
+    fe::check_free_energy_mask(latent_mask, rows, latent[0].size(1));
     kl.emplace(latent.size() == 2 ? fe::kStandardNormalKl : fe::kNormalKl, rows, latent[0].size(1));
     for (int i = 0; i < static_cast<int>(latent.size()); ++i) {
       kl->input(i, latent[i]);
       if (needs >> (n_params + i) & 1) kl->gradient(i, latent[i], std::nullopt);
     }
+    if (latent_mask) kl->mask(*latent_mask);
+    kl->weight(weights);
     if (needs >> n_params) kl->scale_rows(scales(1));
     calls.push_back(&kl->call());
   }
@@ -180,7 +181,7 @@ std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tens
   };
   if (!plain(prediction) || !plain(target) || !plain(mean) || !plain(logvar)) return {};
   const int64_t rows = prediction.size(0);
-  const bool expected = likelihood != kCategorical && rows > 0 && mean.size(0) == rows &&
+  const bool expected = likelihood != kCategorical && fe::parameters_of(likelihood) == 1 && rows > 0 && mean.size(0) == rows &&
                         fe::same_layout(prediction, target) && fe::same_layout(mean, logvar);
   if (!expected) return {};
   if (inplace && (overlap(prediction, target) || overlap(prediction, mean) || overlap(prediction, logvar))) return {};
@@ -253,7 +254,7 @@ std::vector<Tensor> reparameterize_backward_cpu(Tensor grad, Tensor logvar, int6
 STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
   m.def(
       "free_energy(Tensor[] params, Tensor? target, Tensor? mask, Tensor[] latent, Tensor? weight, Tensor[] upstream, "
-      "int likelihood, int reduction, float beta, int needs, bool inplace) -> Tensor[]");
+      "int likelihood, int reduction, float beta, int needs, bool inplace, Tensor? latent_mask=None) -> Tensor[]");
   m.def(
       "free_energy.plain(Tensor prediction, Tensor target, Tensor mean, Tensor logvar, int likelihood, int reduction, "
       "float beta, int needs, bool inplace) -> Tensor[]");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/kernels.h"
+#include "math/free_energy.h"
 #include "register.h"
 
 using torch::headeronly::ScalarType;
@@ -15,7 +16,8 @@ using torch::stable::Tensor;
 
 namespace {
 
-constexpr int64_t kCategorical = 5, kRows = 0;  // of enum Likelihood, of the reductions
+constexpr auto kCategorical = static_cast<int64_t>(fe::Likelihood::kCategorical);
+constexpr int64_t kRows = 0;  // of the reductions
 
 fe::cuda::FreeEnergyOperand operand(const Tensor& tensor, int64_t rows, int64_t columns, const Tensor* gradient) {
   STD_TORCH_CHECK(tensor.dim() == 2, "an operand must have two dimensions; got ", tensor.dim());
@@ -29,13 +31,14 @@ fe::cuda::FreeEnergyOperand operand(const Tensor& tensor, int64_t rows, int64_t 
 std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<Tensor> target,
                                      std::optional<Tensor> mask, std::vector<Tensor> latent,
                                      std::optional<Tensor> weight, std::vector<Tensor> upstream, int64_t likelihood,
-                                     int64_t reduction, double beta, int64_t needs, bool inplace) {
-  STD_TORCH_CHECK(!params.empty() || !latent.empty(), "neither params nor latent");
-  STD_TORCH_CHECK(params.empty() || target, "params without a target");
-  STD_TORCH_CHECK(params.size() <= 3 && (latent.empty() || latent.size() == 2 || latent.size() == 4),
-                  "too many operands");
-  STD_TORCH_CHECK(!inplace || params[0].is_contiguous(), "inplace needs a contiguous prediction");
+                                     int64_t reduction, double beta, int64_t needs, bool inplace,
+                                     std::optional<Tensor> latent_mask) {
+  fe::check_free_energy(params, target, latent, upstream, fe::parameters_of(likelihood), reduction, inplace);
   const Tensor& widest = params.empty() ? latent[0] : *target;
+  STD_TORCH_CHECK(widest.dim() == 2, "target, and the means without one, must have two dimensions; got ", widest.dim());
+  fe::check_free_energy_mask(mask, widest.size(0), widest.size(1));
+  if (weight) fe::check_free_energy_rows(*weight, widest.size(0));
+  for (const Tensor& tensor : upstream) fe::check_free_energy_rows(tensor, widest.size(0));
   const int32_t device = widest.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   const bool categorical = likelihood == kCategorical && !params.empty();
@@ -87,6 +90,11 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
   if (mask) {
     call.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
     call.mask_stride = mask->stride(0);
+  }
+  if (latent_mask) {
+    fe::check_free_energy_mask(latent_mask, call.rows, call.latents);
+    call.latent_mask = static_cast<const uint8_t*>(latent_mask->const_data_ptr());
+    call.latent_mask_stride = latent_mask->stride(0);
   }
   call.weight = weight ? static_cast<const float*>(weight->const_data_ptr()) : nullptr;
   for (size_t i = 0; i < upstream.size() && i < 2; ++i)

@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FLOATS", "boolean", "dense", "floating", "integer", "number", "one_of", "same_device"]
+__all__ = ["FLOATS", "INTEGERS", "boolean", "dense", "floating", "integer", "number", "one_of", "same_device"]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64
+)  # fmt: skip
 
 
 def _python(value: Any) -> Any:
@@ -117,11 +120,18 @@ def one_of(function: str, name: str, value: Any, options: Sequence[str]) -> str:
     raise error(f"{function}: {name} must be one of {', '.join(options)}; got {came}")
 
 
-def dense(function: str, name: str, tensor: Tensor) -> None:
-    """TypeError for a sparse or nested tensor."""
+def dense(function: str, name: str, tensor: Any) -> Tensor:
+    """A tensor that is neither sparse nor nested.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor; got {type(tensor).__name__}")
     if tensor.is_nested or tensor.layout is not torch.strided:
         layout = "nested" if tensor.is_nested else f"layout {str(tensor.layout)[6:]}"
         raise TypeError(f"{function}: {name} must be dense; got {layout}")
+    return tensor
 
 
 def floating(function: str, name: str, tensor: Any) -> Tensor:
@@ -130,9 +140,7 @@ def floating(function: str, name: str, tensor: Any) -> Tensor:
     Raises:
         TypeError: anything else.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{function}: {name} must be a tensor; got {type(tensor).__name__}")
-    dense(function, name, tensor)
+    tensor = dense(function, name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(
             f"{function}: {name} must be float32, bfloat16, float16 or float64; got {str(tensor.dtype)[6:]}"

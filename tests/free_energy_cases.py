@@ -64,7 +64,7 @@ class Arguments(Call):
         wide = self.map(lambda t: t.double() if t.dtype.is_floating_point else t)
         return reference.free_energy(
             wide.params, wide.target, wide.mask, wide.latent, wide.weight, wide.upstream, self.likelihood,
-            self.reduction, self.beta, (1 << len(self.operands)) - 1, False,
+            self.reduction, self.beta, (1 << len(self.operands)) - 1, False, wide.latent_mask,
         )  # fmt: skip
 
     def scales(self) -> list[Tensor]:
@@ -111,7 +111,8 @@ def inputs(likelihood, place, dtype=torch.float32, shape=(6, 37, 4), **keywords)
 
 
 def terms(call, likelihood, **keywords):
-    keywords = {"beta": 0.7, "mask": call.mask, "weight": call.weight, **keywords}
+    kept = {"mask": call.mask, "weight": call.weight, "latent_mask": call.latent_mask}
+    keywords = {"beta": 0.7, **kept, **keywords}
     return fe.free_energy(
         tuple(call.params), call.target, *call.latent, likelihood=LIKELIHOODS[likelihood], **keywords
     )

@@ -100,6 +100,35 @@ def test_reductions_weights_and_upstream(kernels, native, reduction, rows, colum
     )
 
 
+@pytest.mark.parametrize("reduction", [NONE, SUM])
+@pytest.mark.parametrize("name", ["mse", "gaussian_learned", "student_t", "zero_inflated_negative_binomial"])
+def test_padding_and_rows_of_weight_zero(kernels, native, name, reduction, both_orders):
+    """Kernels with and without a mask; what does not count holds NaN."""
+    for rows, columns in ((70, 132), (70, 20), (9, 131)):
+        for kinds in ((), ("full", "column", "row")):
+            params, target = make_params(name, rows, columns, kinds), make_target(name, rows, columns)
+            latent, weight = (
+                make_latent(rows, columns, ("row", "scalar")[: 2 * bool(kinds)]),
+                torch.rand(rows),
+            )
+            for dropped in (0, rows - 2):
+                weight[dropped] = 0.0
+                for operand in (*params, *latent, target):
+                    if len(operand) == rows:
+                        operand[dropped] = float("nan")
+            mask, there = torch.rand(rows, columns) < 0.5, torch.rand(1, columns).expand(rows, columns) < 0.5
+            upstream = [torch.randn(rows), torch.randn(rows)] if reduction == NONE else []
+            for padding in (None, mask, there):
+                padded = [operand.clone() for operand in latent]
+                for operand in padded[:2] if padding is not None else []:
+                    operand[~padding] = float("nan")
+                results = assert_bits_of_the_cpu(
+                    kernels, native, LIKELIHOODS[name][0], params, target, padded, weight=weight,
+                    upstream=upstream, reduction=reduction, latent_mask=padding,
+                )  # fmt: skip
+                assert all(r.isfinite().all() and r.count_nonzero() for r in results)
+
+
 KINDS = ("full", "column", "row", "scalar")
 
 
@@ -242,6 +271,11 @@ def test_categorical(kernels, native, dtype, classes, both_orders):
     assert_bits_of_the_cpu(
         kernels, native, CATEGORICAL, [logits], target, mask=mask, reduction=NONE, needs=0, weight=weight
     )
+    weight[1], logits[1] = 0.0, float("nan")
+    results = assert_bits_of_the_cpu(
+        kernels, native, CATEGORICAL, [logits], target, latent, mask=mask, weight=weight
+    )
+    assert results[3].isfinite().all() and not results[3][1].any()
 
 
 def test_a_class_that_does_not_exist_makes_nan(kernels, native):

@@ -22,6 +22,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPP = Place("cpp", "cpu")
 
 
+def without(something: bool) -> dict[str, bool]:
+    """A call in which elements, latents and a row do not count, or one in which everything does."""
+    return dict.fromkeys(("masked", "padded", "dropped"), something)
+
+
 def assert_close(results: list[torch.Tensor], call: Arguments) -> None:
     """Within the rounding of the results' dtypes."""
     exact, scales = call.exact(), call.scales()
@@ -47,7 +52,7 @@ def assert_same_bits(one: list[torch.Tensor], other: list[torch.Tensor]) -> None
 @pytest.mark.parametrize("reduction", [NONE, MEAN, SUM], ids=["none", "mean", "sum"])
 def test_against_float64(likelihood, kind, reduction, place, poisoned):
     for masked in (False, True):
-        call = arguments(likelihood, kind=kind, reduction=reduction, masked=masked, weighted=masked)
+        call = arguments(likelihood, kind=kind, reduction=reduction, **without(masked))
         assert_close(call.run(place), call)
 
 
@@ -87,13 +92,48 @@ def test_what_is_unobserved_is_exactly_zero(likelihood, place):
     assert not any(result.any() for result in results[3 : 3 + len(call.params)])
 
 
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("latents", [3, 16, 40, 300, 4099])
+def test_padding_is_exactly_zero(latents, prior, place):
+    """In rows of every kind of loop: narrow ones together, flat ones, blocks, segments."""
+    for dtype in DTYPES[:2]:
+        call = arguments(0, (37, 2, latents), dtype=dtype, padded=True, prior=prior)
+        results = call.run(place)
+        assert_close(results, call)
+        for gradient in results[4:6]:
+            assert not gradient.cpu()[~call.latent_mask].any()
+        nothing = replace(call, latent_mask=torch.zeros_like(call.latent_mask)).run(place)
+        assert nothing[2].item() == 0.0 and not any(gradient.any() for gradient in nothing[4:])
+
+
+@LIKELIHOOD
+@pytest.mark.parametrize("columns", [3, 16, 40, 300, 4099])
+def test_a_row_of_weight_zero_is_exactly_zero(likelihood, columns, place):
+    if likelihood == CATEGORICAL and columns > 300:
+        columns = 7
+    for kind, reduction in (("full", SUM), ("column", MEAN), ("row", NONE)):
+        call = arguments(likelihood, (37, columns, columns), kind, reduction=reduction, dropped=True)
+        if reduction == NONE:
+            call.upstream[0][18] = call.upstream[1][18] = (
+                torch.inf
+            )  # a factor from above does not bring it back
+        results = call.run(place)
+        finite = replace(call, upstream=[u.nan_to_num(posinf=1.0) for u in call.upstream])
+        assert_close(results, finite)
+        for operand, gradient in zip(call.operands, results[3:], strict=True):
+            if len(operand) == 37:
+                assert not gradient[18].any()
+        if reduction == NONE:
+            assert [value[18].item() for value in results[:3]] == [0.0] * 3
+
+
 @LIKELIHOOD
 def test_instruction_sets_and_threads_agree(likelihood):
     if (obstacle := CPP.obstacle()) is not None:
         pytest.skip(obstacle)
     wide = (70, 5000, 3) if likelihood != CATEGORICAL else (70, 300, 3)
     for kind, dtype in (("full", torch.float32), ("column", torch.bfloat16), ("row", torch.float32)):
-        call = arguments(likelihood, wide, kind, dtype, masked=True, weighted=True)
+        call = arguments(likelihood, wide, kind, dtype, **without(True))
         torch.set_num_threads(1)
         wanted = call.run(CPP)
         torch.set_num_threads(2)
@@ -105,7 +145,7 @@ def test_instruction_sets_and_threads_agree(likelihood):
 
 @LIKELIHOOD
 def test_a_row_does_not_depend_on_its_batch(likelihood, place):
-    call = arguments(likelihood, (70, 513, 21), reduction=NONE, masked=True, weighted=True, prior=False)
+    call = arguments(likelihood, (70, 513, 21), reduction=NONE, prior=False, **without(True))
     whole = call.run(place)
     assert_same_bits(call.run(place), whole)
     for begin, end in ((0, 1), (13, 30), (69, 70)):

@@ -13,7 +13,7 @@ from fekernels.reference.free_energy import LIKELIHOODS
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_gradients_of_each_term(likelihood, reduction, backend):
     """Of free energy, energy and KL, alone and together, under factors: as float64's, by plain PyTorch."""
-    call = inputs(likelihood, backend, masked=True, weighted=True)
+    call = inputs(likelihood, backend, masked=True, padded=True, dropped=True)
     wide = call.map(lambda t: t.detach().double() if t.dtype.is_floating_point else t)
     for operand in wide.operands:
         operand.requires_grad_()

@@ -85,12 +85,22 @@ def test_function_transforms(backend):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @LIKELIHOOD
 def test_opcheck(likelihood, reduction, backend):
-    call = inputs(likelihood, backend, masked=True, weighted=True)
+    call = inputs(likelihood, backend, masked=True, padded=True, dropped=True)
     name = LIKELIHOODS[likelihood]
     needs = (1 << len(call.operands)) - 1
     torch.library.opcheck(
         torch.ops.fekernels.free_energy.default,
-        (call.params, call.target, call.mask, call.latent, call.weight, name, reduction, needs),
+        (
+            call.params,
+            call.target,
+            call.mask,
+            call.latent,
+            call.weight,
+            name,
+            reduction,
+            needs,
+            call.latent_mask,
+        ),
     )
 
 

@@ -55,9 +55,12 @@ def parameter(code: int, i: int, shape: tuple[int, int]) -> Tensor:
 
 def case(
     code: int, rows: int, columns: int, kinds: str = "fff", reduction: int = NONE, dtypes=(torch.float32,), mask=False,
-    weight=False, prior: str = "", upstream=False, inplace=False,
+    weight=False, prior: str = "", upstream=False, inplace=False, without=False,
 ):  # fmt: skip
-    """Arguments of `free_energy` with every gradient wanted. kinds: full, column, row, scalar, by operand."""
+    """Arguments of `free_energy` with every gradient wanted. kinds: full, column, row, scalar, by operand.
+
+    without: some latents are padding, and some rows have a weight of 0; both hold NaN.
+    """
 
     def shape(kind: str, width: int) -> tuple[int, int]:
         return (rows if kind in "fr" else 1, width if kind in "fc" else 1)
@@ -75,19 +78,30 @@ def case(
         if kinds[0] == "f":
             params[0][~seen] = torch.nan
     up = [torch.randn(rows), torch.randn(rows)] if upstream else []
+    weights, latent_mask = torch.rand(rows) if weight or without else None, None
+    if without:
+        latent_mask = torch.rand(rows, 5) < 0.7
+        for operand in latent[:2]:
+            operand[~latent_mask] = torch.nan
+        dropped = torch.rand(rows) < 0.3
+        weights[dropped] = 0.0
+        for operand in (*params, target, *latent):
+            if len(operand) == rows:
+                operand[dropped] = torch.nan
     needs = (1 << len(params) + len(latent)) - 1
     return (
         params,
         target,
         seen,
         latent,
-        torch.rand(rows) if weight else None,
+        weights,
         up,
         code,
         reduction,
         0.7,
         needs,
         inplace,
+        latent_mask,
     )
 
 
@@ -137,6 +151,8 @@ def test_every_likelihood(check, code):
         case(code, 37, 130, "fcr", SUM, DTYPES, weight=True, prior="cs"),
         case(code, 9, 33, "csf", MEAN, DTYPES[1:], mask=True, prior="rf"),
         case(code, 40, 24, "rfc", NONE, DTYPES, weight=True, upstream=True, prior="fc"),
+        case(code, 40, 24, "ffc", SUM, without=True),
+        case(code, 40, 24, "frs", NONE, DTYPES, mask=True, prior="rf", without=True),
     )
 
 
@@ -176,7 +192,7 @@ def test_inplace_writes_over_the_first_parameter(run, code):
             True,
         )
     else:
-        arguments = case(code, 5, 24, reduction=MEAN, inplace=True)
+        arguments = case(code, 5, 24, reduction=MEAN, inplace=True)[:11]
     apart = run("free_energy", [(*arguments[:-1], False)])[0]
     (params, *_), got = run("free_energy_and_arguments", *arguments)
     assert params[0].data_ptr() == got[3].data_ptr()
@@ -213,9 +229,10 @@ def test_categorical(check, reduction):
         if classes == 17:
             mask = torch.rand(rows, positions) < 0.5
             logits[~mask] = torch.nan
-        cases.append(
-            ([logits], target, mask, [], torch.rand(rows), up, CATEGORICAL, reduction, 1.0, 1, False)
-        )
+        weight = torch.rand(rows)
+        if rows > 1:
+            weight[1], logits[1] = 0.0, torch.nan
+        cases.append(([logits], target, mask, [], weight, up, CATEGORICAL, reduction, 1.0, 1, False))
     check(*cases)
 
 

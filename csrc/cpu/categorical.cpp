@@ -84,7 +84,8 @@ void store_gradient(const CategoricalCall& call, Logits& logits, int64_t positio
 
 void categorical_units(const CategoricalCall& call, int64_t begin, int64_t end) {
   for (int64_t position = begin; position < end; ++position) {
-    const bool seen = !call.mask || call.mask[position];
+    const bool dropped = call.weight && call.weight[position / call.positions] == 0.0f;
+    const bool seen = !dropped && (!call.mask || call.mask[position]);
     if (!seen) {
       call.energies[position] = 0.0f;
       if (call.grad) {

@@ -14,6 +14,7 @@ struct CategoricalCall {
   DType dtype;                 // of both
   const int64_t* target;       // [rows, positions]
   const uint8_t* mask;         // [rows, positions], or null
+  const float* weight;         // [rows], or null: positions of a row whose weight is 0 count as masked
   const float* row_scale;      // of the gradient
   float* energies;             // [rows, positions]
 };

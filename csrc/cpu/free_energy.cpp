@@ -40,8 +40,9 @@ class Rows {
   // kFlatRows of them, in vectors that take the end of one row and the start of the next: a row of 20 alone would be half
   // preparation, and of its two vectors the second mostly empty.
   void flat(int64_t row) {
-    bool one_scale = true;
+    bool one_scale = !call_.dropped(row);
     for (int r = 1; call_.row_scale && r < kFlatRows; ++r) one_scale &= call_.row_scale[row + r] == call_.row_scale[row];
+    for (int r = 1; call_.weight && r < kFlatRows; ++r) one_scale &= !call_.dropped(row + r);
     if (!one_scale) {
       for (int r = 0; r < kFlatRows; ++r) segment(row + r, 0, true);
       return;
@@ -74,8 +75,11 @@ class Rows {
         for (int c = 0; c < columns; ++c) to[c] = to_float(input.data, input.dtype, at + (input.per_column ? c : 0));
       }
     }
-    for (int r = 0; call_.mask && r < count; ++r)
-      for (int c = 0; c < columns; ++c) observed_[r * kFold + c] = call_.mask[(row + r) * call_.mask_stride + c];
+    for (int r = 0; (call_.mask || call_.weight) && r < count; ++r) {
+      const uint8_t there = !call_.dropped(row + r);
+      for (int c = 0; c < columns; ++c)
+        observed_[r * kFold + c] = there && (!call_.mask || call_.mask[(row + r) * call_.mask_stride + c]);
+    }
     run_blocks<Term, true, kFold>(run_);
     for (int r = 0; r < count; ++r) {
       call_.sums[row + r] = totals_[kParams][r] + 0.0;
@@ -85,6 +89,7 @@ class Rows {
   }
 
   void segment(int64_t row, int64_t segment, bool first_row) {
+    if (call_.dropped(row)) return drop(row, segment, first_row);
     for (int i = 0; i <= kParams; ++i) {
       const TermInput& input = *inputs_[i];
       if (input.per_column) continue;
@@ -128,6 +133,24 @@ class Rows {
     for (int i = 0; i < kParams; ++i) {
       run_.out[i] = results_[i];
       run_.streamed[i] = false;
+    }
+  }
+
+  // A row that counts nothing, whatever it holds: a product with its weight of 0 would keep a NaN.
+  void drop(int64_t row, int64_t segment, bool first_row) {
+    const int64_t begin = segment * kSegment, left = call_.columns - begin, count = left < kSegment ? left : kSegment;
+    const int64_t at = row * call_.segments() + segment;
+    call_.sums[at] = 0.0;
+    for (int i = 0; i < kParams; ++i) {
+      const TermGrad& grad = call_.grads[i];
+      if (grad.kind == GradKind::kFull) {
+        const int64_t bytes = grad.dtype == kFloat32 ? 4 : 2;
+        __builtin_memset(static_cast<char*>(grad.data) + (row * grad.row_stride + begin) * bytes, 0, count * bytes);
+      } else if (grad.kind == GradKind::kColumn && first_row) {
+        __builtin_memset(column_sums(i, row, begin), 0, count * sizeof(float));
+      } else if (grad.kind == GradKind::kSum) {
+        static_cast<double*>(grad.data)[at] = 0.0;
+      }
     }
   }
 

@@ -41,8 +41,10 @@ struct TermCall {
   const uint8_t* mask;  // nonzero: observed; null: all are
   int64_t mask_stride;  // between rows
   const float* row_scale;  // of kFull and kColumn gradients; null without gradients
+  const float* weight;     // a row whose weight is 0 is not looked at; null: none is
   double* sums;            // [rows, segments]
 
+  bool dropped(int64_t row) const { return weight && weight[row] == 0.0f; }
   int64_t segments() const { return (columns + kSegment - 1) / kSegment; }
   // What one thread does without a pause: a segment of one row, or of a block of rows where columns add up over rows.
   int64_t unit_rows() const {

@@ -111,9 +111,9 @@ class Planner {
     }
     if (which == 0) {
       plan_input(pass, pass.inputs[kTarget], call_.target);
-      pass.mask = call_.mask;
-      pass.mask_stride = call_.mask_stride;
     }
+    pass.mask = which == 0 ? call_.mask : call_.latent_mask;
+    pass.mask_stride = which == 0 ? call_.mask_stride : call_.latent_mask_stride;
     pass.plain = pass.plain && pass.vectors && pass.mask == nullptr;
   }
 

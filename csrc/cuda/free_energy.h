@@ -70,8 +70,12 @@ int launch_other_terms(int32_t term, const TermPass& pass, void* stream);
 int launch_count_terms(int32_t term, const TermPass& pass, void* stream);
 int launch_categorical(const CategoricalPass& pass, void* stream);
 
+// A row whose weight is 0 counts nothing, whatever it holds.
+FE_DEVICE bool dropped(const float* weight, int64_t row) { return weight != nullptr && weight[row] == 0.0f; }
+
 // What a row's gradients are multiplied with.
 FE_DEVICE float row_scale(const float* weight, const float* upstream, float scale, int64_t row) {
+  if (dropped(weight, row)) return 0.0f;
   return (weight ? weight[row] : 1.0f) * (upstream ? upstream[row] : scale);
 }
 

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kTermThreads, 8) categorical_kernel(const Cate
   const int64_t position = index >> shift_of_groups;
   const Categorical c{pass, position, groups, static_cast<int>(threadIdx.x / 4) & (groups - 1)};
   const bool exists = position < pass.positions;
-  const bool seen = exists && (!pass.mask || pass.mask[position]);
+  const bool seen = exists && (!pass.mask || pass.mask[position]) && !dropped(pass.weight, position / pass.positions_per_row);
   const float shift = c.largest(seen), sum = c.sum_of_exponentials(seen, shift);
   const int64_t target = seen ? pass.target[position] : 0;
   const bool known = seen && target >= 0 && target < pass.classes;

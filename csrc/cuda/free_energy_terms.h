@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(kTermThreads, 6) plain_terms_kernel(const Term
   const int64_t all_left = place.exists ? pass.columns - first : 0;
   int left = static_cast<int>(all_left < kColumns ? all_left : kColumns);
   const float scale = place.exists ? row_scale(pass.weight, pass.upstream, pass.scale, place.row) : 0.0f;
+  const bool counts = place.exists && !dropped(pass.weight, place.row);
   int64_t from[kParams], to[kParams], from_target = 0;
 #pragma unroll
   for (int i = 0; i < kParams; ++i) {
@@ -92,9 +93,9 @@ __global__ void __launch_bounds__(kTermThreads, 6) plain_terms_kernel(const Term
 #pragma unroll
         for (int i = 0; i < kParams; ++i) values[i] = p[i][j].get(k);
         Term<float>::terms(values, x[j].get(k), e, g);
-        lanes[k] += exists ? e : 0.0f;
+        lanes[k] += exists && counts ? e : 0.0f;
 #pragma unroll
-        for (int i = 0; i < kParams; ++i) result[i].set(k, g[i] * scale, {});
+        for (int i = 0; i < kParams; ++i) result[i].set(k, counts ? g[i] * scale : 0.0f, {});
       }
 #pragma unroll
       for (int i = 0; i < kParams; ++i) {
@@ -259,6 +260,7 @@ struct AnyTerms {
   // One bit an element; 0 too where there is none.
   static FE_DEVICE uint32_t load_mask(const TermPass& pass, int64_t row, int64_t column, int64_t left) {
     uint32_t bits = 0;
+    if (dropped(pass.weight, row)) return bits;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if (k < left && (!pass.mask || pass.mask[row * pass.mask_stride + column + k])) bits |= 1u << k;

@@ -55,8 +55,9 @@ struct FreeEnergyCall {
   FreeEnergyOperand params[3], latent[4];
   FreeEnergyOperand target;  // [rows, columns]; int64 when categorical
   const uint8_t* mask;       // [rows, columns], nonzero: observed; may be null
-  int64_t mask_stride;
-  const float* weight;       // [rows]; may be null
+  const uint8_t* latent_mask;  // [rows, latents], likewise
+  int64_t mask_stride, latent_mask_stride;
+  const float* weight;       // [rows]; may be null; a row whose weight is 0 is not looked at
   const float* upstream[2];  // [rows], of energy and KL; may be null
   float* out[3];             // free energy, energy, KL: [rows] without a reduction, else one
   void* scratch;             // fe_cuda_free_energy_scratch bytes on a multiple of 16; need not be cleared

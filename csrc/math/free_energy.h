@@ -349,4 +349,22 @@ struct NormalPriorKl {  // m, v, p, w
   }
 };
 
+// How many parameters the likelihood of this code has; 0 where there is no such code.
+constexpr int64_t parameters_of(int64_t likelihood) {
+  switch (static_cast<Likelihood>(likelihood)) {
+    case Likelihood::kMse: return Mse<float>::kParams;
+    case Likelihood::kGaussian: return Gaussian<float>::kParams;
+    case Likelihood::kGaussianLearned: return GaussianLearned<float>::kParams;
+    case Likelihood::kBernoulli: return Bernoulli<float>::kParams;
+    case Likelihood::kContinuousBernoulli: return ContinuousBernoulli<float>::kParams;
+    case Likelihood::kCategorical: return 1;
+    case Likelihood::kLaplace: return Laplace<float>::kParams;
+    case Likelihood::kStudentT: return StudentT<float>::kParams;
+    case Likelihood::kPoisson: return Poisson<float>::kParams;
+    case Likelihood::kNegativeBinomial: return NegativeBinomial<float>::kParams;
+    case Likelihood::kZeroInflatedNegativeBinomial: return ZeroInflatedNegativeBinomial<float>::kParams;
+  }
+  return 0;
+}
+
 }  // namespace fe::inline FE_ISA

@@ -7,11 +7,13 @@ Li & Turner 2016 (arXiv:1602.02311).
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
 from fekernels._checks import integer, number
+from fekernels.losses._checks import floating_tensor
 
 __all__ = ["importance_weighted_bound"]
 
@@ -26,7 +28,7 @@ def importance_weighted_bound(
     z: Tensor | None = None,
     alpha: float | None = None,
 ) -> Tensor:
-    """Lower bound of log p(x) from K importance weights a data point, reduced over ``dim``.
+    """Bound of log p(x) from K importance weights a data point, reduced over ``dim``: a lower one but for alpha < 0.
 
     ``log_w[k] = log p(x, z_k) - log q(z_k | x)`` for z_k ~ q. Train on the negative mean of the result.
 
@@ -43,27 +45,34 @@ def importance_weighted_bound(
 
       A hook on ``z`` scales *everything* that flows back through it, so z must serve this bound only, once.
     * ``"renyi"``: log mean_k w_k^(1 - alpha), divided by 1 - alpha. alpha = 0 is IWAE, alpha = 1 its limit, the ELBO
-      mean_k log w_k, alpha = -inf the largest weight (VR-max).
+      mean_k log w_k, alpha = -inf the largest weight (VR-max). For alpha in [0, 1] its expectation is a lower bound of
+      log p(x), the tighter the more samples. For alpha < 0 it is **no lower bound**: it rises with K, from the ELBO at
+      K = 1 to an upper bound of log p(x), and where between the two it is nobody knows. For alpha > 1 it lies below the
+      ELBO, and powers of weights with a negative exponent have no finite variance in general, so that few samples
+      decide it. A warning says so (Li & Turner 2016, theorems 1 and 2).
 
     Args:
         log_w: Floating, K weights along ``dim``.
         dim: The dimension of the samples.
         estimator: "iwae", "dreg" or "renyi".
         z: For "dreg": the reparameterised samples, of log_w's shape with any further (latent) dimensions behind it.
-        alpha: For "renyi".
+        alpha: For "renyi": a number, or an infinity.
 
     Returns:
         The bound, of log_w's shape without ``dim``; float32 for bfloat16 and float16.
+
+    Raises:
+        TypeError: an argument of a wrong type or dtype. ValueError: a wrong value or shape.
+
+    Warns:
+        UserWarning: alpha < 0, no lower bound; alpha > 1, no finite variance in general.
     """
     function = "importance_weighted_bound"
-    if not isinstance(log_w, Tensor):
-        raise TypeError(f"{function}: log_w must be a Tensor; got {type(log_w).__name__}")
-    if not log_w.is_floating_point():
-        raise TypeError(f"{function}: log_w must be floating; got {log_w.dtype}")
+    floating_tensor(function, "log_w", log_w)
     dim = integer(function, "dim", dim)
     if not -log_w.dim() <= dim < log_w.dim():
         raise ValueError(f"{function}: dim must be a dimension of log_w {tuple(log_w.shape)}; got {dim}")
-    if estimator not in ESTIMATORS:
+    if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise ValueError(
             f"{function}: estimator must be one of {', '.join(map(repr, ESTIMATORS))}; got {estimator!r}"
         )
@@ -75,16 +84,30 @@ def importance_weighted_bound(
         log_w = log_w.float()
 
     if alpha is not None:
-        return _renyi(log_w, dim, number(function, "alpha", alpha, least=-math.inf, infinite=True))
+        return _renyi(log_w, dim, _order(function, alpha))
     if estimator == "dreg":
         _scale_gradient(function, log_w, dim, z)
     return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
+def _order(function: str, alpha: float) -> float:
+    alpha = number(function, "alpha", alpha, least=-math.inf, infinite=True)
+    why = ""
+    if alpha < 0:
+        why = "is no lower bound of log p(x): it tends to an upper bound as the samples grow in number"
+    elif alpha > 1:
+        why = "lies below the ELBO, by weights that have no finite variance in general"
+    if why:
+        message = f"{function}: estimator 'renyi' with alpha={alpha:g} {why}; take alpha in [0, 1]"
+        warnings.warn(message, stacklevel=3)
+    return alpha
 
 
 def _scale_gradient(function: str, log_w: Tensor, dim: int, z: Tensor | None) -> None:
     """Multiply what flows back into z by softmax(log w), so that with IWAE's own factor the weight is squared."""
     if not isinstance(z, Tensor):
         raise TypeError(f"{function}: estimator='dreg' needs z, the samples; got {type(z).__name__}")
+    floating_tensor(function, "z", z)
     if z.shape[: log_w.dim()] != log_w.shape:
         raise ValueError(f"{function}: z must have shape {(*log_w.shape, '...')}; got {tuple(z.shape)}")
     if not (torch.is_grad_enabled() and z.requires_grad):

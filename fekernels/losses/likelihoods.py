@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fekernels._checks import integer
+from fekernels._checks import integer, same_device
+from fekernels.losses._checks import floating_tensor
 from fekernels.reference._special import langevin
 
 __all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample"]
@@ -36,8 +37,12 @@ OPTIONAL = {"gaussian": ("log_variance",)}  # left out, the variance is 1
 
 def _parameters(function: str, name: str, params: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Checked, broadcast against each other, in float32 or, where any is, float64."""
-    if name not in PARAMETERS:
+    if not isinstance(name, str) or name not in PARAMETERS:
         raise ValueError(f"{function}: name must be one of {', '.join(map(repr, NAMES))}; got {name!r}")
+    if not isinstance(params, (Tensor, list, tuple)):
+        raise TypeError(
+            f"{function}: params must be a tensor or a tuple of tensors; got {type(params).__name__}"
+        )
     given = (params,) if isinstance(params, Tensor) else tuple(params)
     most, optional = len(PARAMETERS[name]), len(OPTIONAL.get(name, ()))
     if not most - optional <= len(given) <= most:
@@ -45,11 +50,16 @@ def _parameters(function: str, name: str, params: Tensor | Sequence[Tensor]) -> 
             f"{function}: params of {name!r} must be {PARAMETERS[name]}; got {len(given)} tensors"
         )
     for parameter, value in zip(PARAMETERS[name], given, strict=False):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{function}: {parameter} must be a Tensor; got {type(value).__name__}")
-        if not value.is_floating_point():
-            raise TypeError(f"{function}: {parameter} must be floating; got {value.dtype}")
+        floating_tensor(function, parameter, value)
+        same_device(function, parameter, value, given[0].device)
     double = any(value.dtype == torch.float64 for value in given)
+    try:
+        torch.broadcast_shapes(*(value.shape for value in given))
+    except RuntimeError:
+        shapes = ", ".join(str(tuple(value.shape)) for value in given)
+        raise ValueError(
+            f"{function}: params of {name!r} must have shapes that broadcast; got {shapes}"
+        ) from None
     return torch.broadcast_tensors(*(value.double() if double else value.float() for value in given))
 
 
@@ -98,6 +108,14 @@ def _gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch._standard_gamma(shape, generator=generator)
 
 
+def _poisson(rate: Tensor, generator: torch.Generator | None) -> Tensor:
+    """NaN at rates for which PyTorch's sampler has no int64: of those it makes any number."""
+    possible = (rate >= 0) & (rate < 2.0**62)
+    return torch.where(
+        possible, torch.poisson(torch.where(possible, rate, 0.0), generator=generator), math.nan
+    )
+
+
 def _sample_gaussian(generator: torch.Generator | None, r: Tensor, s: Tensor | None = None) -> Tensor:
     noise = _normal(r, generator)
     return r + (noise if s is None else torch.exp(s / 2) * noise)
@@ -126,7 +144,7 @@ def _sample_student_t(generator: torch.Generator | None, r: Tensor, s: Tensor, n
 
 
 def _sample_negative_binomial(generator: torch.Generator | None, mu: Tensor, th: Tensor) -> Tensor:
-    return torch.poisson(_gamma(th, generator) * mu / th, generator=generator)
+    return _poisson(_gamma(th, generator) * mu / th, generator)
 
 
 def _sample_zero_inflated(generator: torch.Generator | None, mu: Tensor, th: Tensor, pi: Tensor) -> Tensor:
@@ -142,7 +160,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "categorical": _sample_categorical,
     "laplace": _sample_laplace,
     "student_t": _sample_student_t,
-    "poisson": lambda generator, a: torch.poisson(torch.exp(a), generator=generator),
+    "poisson": lambda generator, a: _poisson(torch.exp(a), generator),
     "negative_binomial": _sample_negative_binomial,
     "zero_inflated_negative_binomial": _sample_zero_inflated,
 }
@@ -167,13 +185,25 @@ def sample(
         sample_shape: Dimensions put in front: that many independent draws.
 
     Returns:
-        float32 (float64 for float64 parameters) [*sample_shape, *event]; for ``categorical`` int64 classes.
+        float32 (float64 for float64 parameters) [*sample_shape, *event]; for ``categorical`` int64 classes. NaN for
+        counts of an infinite or negative rate, or one of 2^62 and more.
+
+    Raises:
+        TypeError: an argument of a wrong type. ValueError: a wrong value or shape.
     """
-    values = _parameters("likelihoods.sample", name, params)
+    function = "likelihoods.sample"
+    values = _parameters(function, name, params)
+    if not isinstance(sample_shape, (tuple, list)):
+        raise TypeError(
+            f"{function}: sample_shape must be a tuple of sizes; got {type(sample_shape).__name__}"
+        )
+    sizes = [integer(function, f"sample_shape[{i}]", size, 0) for i, size in enumerate(sample_shape)]
     if seed is not None and generator is not None:
-        raise ValueError("likelihoods.sample: expected seed or generator; got both")
+        raise ValueError(f"{function}: expected seed or generator; got both")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{function}: generator must be a torch.Generator; got {type(generator).__name__}")
     if seed is not None:
-        key = integer("likelihoods.sample", "seed", seed, -(1 << 63), 1 << 64)
+        key = integer(function, "seed", seed, -(1 << 63), 1 << 64)
         generator = torch.Generator(values[0].device).manual_seed(key)
-    shape = (*sample_shape, *values[0].shape)
+    shape = (*sizes, *values[0].shape)
     return SAMPLERS[name](generator, *(value.expand(shape) for value in values))

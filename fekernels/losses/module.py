@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fekernels.losses.likelihoods import NAMES
+from fekernels.ops._free_energy_options import check_options
 from fekernels.ops.free_energy import FreeEnergyTerms, free_energy
 
 __all__ = ["FreeEnergyLoss"]
@@ -17,12 +17,16 @@ class FreeEnergyLoss(nn.Module):
 
     Args:
         likelihood: A name of ``fe.likelihoods.NAMES``.
-        beta: Factor of the KL.
+        beta: Factor of the KL: a number, or a 0-dim tensor, whose value can be scheduled without recompiling.
         free_bits: Nats of each latent that cost nothing.
         reduction: "mean" over the batch of per-sample sums, "sum", or "none" for [B].
         inplace_backward: Write the gradient over the prediction.
         validate: Check the target's values, which reads them once more.
+        batch_dims: How many dimensions in front are the batch's.
         ignore_index: Of "categorical": a target equal to it counts as unobserved.
+
+    Raises:
+        TypeError, ValueError: At construction, what ``fe.free_energy`` would raise for these options.
 
     Example:
         >>> loss = fe.FreeEnergyLoss("bernoulli", beta=4.0)
@@ -34,24 +38,26 @@ class FreeEnergyLoss(nn.Module):
         self,
         likelihood: str = "gaussian",
         *,
-        beta: float = 1.0,
+        beta: float | Tensor = 1.0,
         free_bits: float = 0.0,
         reduction: str = "mean",
         inplace_backward: bool = False,
         validate: bool = False,
+        batch_dims: int = 1,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        if likelihood not in NAMES:
-            raise ValueError(
-                f"FreeEnergyLoss: likelihood must be one of {', '.join(map(repr, NAMES))}; got {likelihood!r}"
-            )
+        check_options(
+            "FreeEnergyLoss", likelihood, reduction, batch_dims, validate, ignore_index, beta, free_bits,
+            inplace_backward,
+        )  # fmt: skip
         self.likelihood = likelihood
         self.beta = beta
         self.free_bits = free_bits
         self.reduction = reduction
         self.inplace_backward = inplace_backward
         self.validate = validate
+        self.batch_dims = batch_dims
         self.ignore_index = ignore_index
 
     def forward(
@@ -64,6 +70,7 @@ class FreeEnergyLoss(nn.Module):
         prior_mean: Tensor | None = None,
         prior_logvar: Tensor | None = None,
         mask: Tensor | None = None,
+        latent_mask: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> FreeEnergyTerms:
         """The terms, as of ``fe.free_energy``; train on ``.free_energy``."""
@@ -78,15 +85,18 @@ class FreeEnergyLoss(nn.Module):
             beta=self.beta,
             free_bits=self.free_bits,
             mask=mask,
+            latent_mask=latent_mask,
             weight=weight,
             reduction=self.reduction,
             inplace_backward=self.inplace_backward,
             validate=self.validate,
+            batch_dims=self.batch_dims,
             ignore_index=self.ignore_index,
         )
 
     def extra_repr(self) -> str:
         return (
             f"{self.likelihood!r}, beta={self.beta}, free_bits={self.free_bits}, reduction={self.reduction!r}, "
-            f"inplace_backward={self.inplace_backward}, validate={self.validate}, ignore_index={self.ignore_index}"
+            f"inplace_backward={self.inplace_backward}, validate={self.validate}, batch_dims={self.batch_dims}, "
+            f"ignore_index={self.ignore_index}"
         )

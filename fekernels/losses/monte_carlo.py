@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fekernels.losses._checks import floating_tensor
+
 __all__ = ["GaussianMixturePrior", "Prior", "VampPrior", "monte_carlo_kl"]
 
 LOG_2PI = math.log(2 * math.pi)
@@ -26,10 +28,7 @@ class Prior(Protocol):
 
 def _check(function: str, **tensors: object) -> None:
     for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{function}: {name} must be a Tensor; got {type(value).__name__}")
-        if not value.is_floating_point():
-            raise TypeError(f"{function}: {name} must be floating; got {value.dtype}")
+        floating_tensor(function, name, value)
 
 
 def _wide(x: Tensor) -> Tensor:

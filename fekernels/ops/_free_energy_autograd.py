@@ -17,12 +17,14 @@ from torch.autograd import forward_ad
 import fekernels.ops._free_energy_ops  # noqa: F401 (defines the operators)
 from fekernels import _backends
 from fekernels.ops._layouts import arranged, memory_order, restored
+from fekernels.ops._memory import has_plain_memory
 from fekernels.ops._operands import Operands, whole
 from fekernels.reference.free_energy import LIKELIHOODS, REDUCTIONS
 
 __all__ = ["MEAN", "NONE", "SUM", "FreeEnergyTerms", "belongs_to_leaf", "compute", "compute_plain"]
 
 NONE, MEAN, SUM = range(3)
+DATA = 4  # of a call, beside its differentiable operands: target, mask, weight, latent_mask
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that has operators of its own
 
 
@@ -66,11 +68,11 @@ class _Call:
         inplace: bool = False,
     ) -> list[Tensor]:
         """[free_energy, energy, kl, *gradients of those operands whose bit of ``needs`` is set]."""
-        target, mask, weight = data
+        target, mask, weight, latent_mask = data
         kernel = _backends.implementation("free_energy", self.backend)
         return kernel(
             list(operands[: self.n_params]), target, mask, list(operands[self.n_params :]), weight, upstream,
-            self.likelihood, self.reduction, self.beta, needs, inplace,
+            self.likelihood, self.reduction, self.beta, needs, inplace, latent_mask,
         )  # fmt: skip
 
     def values(
@@ -79,9 +81,11 @@ class _Call:
         """The same in plain PyTorch, for gradients of gradients."""
         from fekernels.reference.free_energy import values
 
-        target, mask, weight = data
+        target, mask, weight, latent_mask = data
         params, latent = list(operands[: self.n_params]), list(operands[self.n_params :])
-        return values(params, target, mask, latent, weight, self.likelihood, self.reduction, self.beta)
+        return values(
+            params, target, mask, latent, weight, self.likelihood, self.reduction, self.beta, latent_mask
+        )  # fmt: skip
 
 
 class _PlainCall(_Call):
@@ -176,7 +180,7 @@ class _Terms(torch.autograd.Function):
             return None, None, None, *_differentiable(call, ctx.saved_tensors, (g_free, g_energy, g_kl))
         of_energy, of_kl = _sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)
         if gradients is None:
-            operands, data = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
+            operands, data = ctx.saved_tensors[:-DATA], ctx.saved_tensors[-DATA:]
             upstream = []
             if call.reduction == NONE:
                 rows = of_energy if of_energy is not None else of_kl
@@ -210,7 +214,7 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The gradients as functions of operands and of ``above``, by plain PyTorch: for create_graph=True."""
     # Views, so that a path from one operand to another (mean to z to the prediction) is left to the outer graph.
-    operands, data = [operand.view_as(operand) for operand in saved[:-3]], saved[-3:]
+    operands, data = [operand.view_as(operand) for operand in saved[:-DATA]], saved[-DATA:]
     values = call.values(operands, data)
     wanted = [operand for i, operand in enumerate(operands) if call.needs >> i & 1]
     given = [(value, g) for value, g in zip(values, above, strict=True) if g is not None]
@@ -225,19 +229,16 @@ def _differentiable(
 def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, needs: int) -> FreeEnergyTerms:
     energy, kl, _ = torch.ops.fekernels.free_energy(
         operands.params, operands.target, operands.mask, operands.latent, operands.weight, LIKELIHOODS[likelihood],
-        REDUCTIONS[reduction], needs,
+        REDUCTIONS[reduction], needs, operands.latent_mask,
     )  # fmt: skip
     return FreeEnergyTerms(energy + beta * kl, energy, kl)
 
 
 def is_dispatched(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a mode or a subclass with a __torch_dispatch__ is to see operators, instead of kernels reading memory."""
+    """Whether a mode is to see operators, or one of the tensors has no plain memory for a kernel to read."""
     if torch._C._len_torch_dispatch_stack():
         return True
-    return any(
-        tensor is not None and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-        for tensor in tensors
-    )
+    return not all(tensor is None or has_plain_memory(tensor) for tensor in tensors)
 
 
 def _share_memory(tensor: Tensor, others: Sequence[Tensor | None]) -> bool:
@@ -264,16 +265,31 @@ def compute(
             needs |= bit
             halves |= tensor.dtype is torch.float16
         bit <<= 1
+    weight = operands.weight
+    if weight is not None:
+        weight = weight.double() if wide else weight.float()
+    known = operands.target, operands.mask, weight, operands.latent_mask
     if wide or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         from fekernels.reference.free_energy import values
 
-        data = operands.target, operands.mask, operands.latent, operands.weight
-        return FreeEnergyTerms(*values(params, *data, likelihood, reduction, beta))
+        target, mask, *_ = known
+        return FreeEnergyTerms(
+            *values(
+                params,
+                target,
+                mask,
+                operands.latent,
+                weight,
+                likelihood,
+                reduction,
+                beta,
+                operands.latent_mask,
+            )
+        )
     if halves and needs and reduction != NONE:
         # A gradient stored in float16 before a GradScaler's factor is on it would underflow: it is made in backward.
         rows = compute(operands, likelihood, NONE, beta, False)
         return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
-    known = operands.target, operands.mask, operands.weight
     if torch.compiler.is_compiling() or is_dispatched((*tensors, *known)):
         return _traced(operands, likelihood, reduction, beta, needs)
     backend = _backends.choose(tensors[0].device.type)
@@ -332,5 +348,5 @@ def compute_plain(
         return None
     if needs:
         call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
-        results = _apply(call, (target, None, None), results, *operands)
+        results = _apply(call, (target, None, None, None), results, *operands)
     return FreeEnergyTerms(*results)

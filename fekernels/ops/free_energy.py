@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fekernels._checks import floating, integer, number
+from fekernels._checks import floating, same_device
 from fekernels.ops._free_energy_autograd import (
     NONE,
     SUM,
@@ -22,29 +22,20 @@ from fekernels.ops._free_energy_autograd import (
     compute,
     compute_plain,
 )
+from fekernels.ops._free_energy_options import check_batch_dims, check_options, check_reduction
 from fekernels.ops._operands import Operands, gather
 from fekernels.ops._validate import validate_target
-from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS, REDUCTIONS
+from fekernels.reference.free_energy import (
+    REDUCTIONS,
+    counted,
+    kl_elements,
+    present,
+    result_dtype,
+)
 
 __all__ = ["FreeEnergyTerms", "energy", "free_energy", "gaussian_kl"]
 
-# name -> {number of parameters: code}
-CODES: dict[str, dict[int, int]] = {}
-for _code, (_name, _count) in enumerate(zip(LIKELIHOODS, N_PARAMS, strict=True)):
-    CODES.setdefault(_name, {})[_count] = _code
-
-
-def _reduction(function: str, reduction: str) -> int:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{function}: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    return REDUCTIONS.index(reduction)
-
-
-def _codes(function: str, likelihood: str) -> dict[int, int]:
-    codes = CODES.get(likelihood) if isinstance(likelihood, str) else None
-    if codes is None:
-        raise ValueError(f"{function}: likelihood must be one of {', '.join(CODES)}; got {likelihood!r}")
-    return codes
+ELEMENTS = len(REDUCTIONS)  # a reduction of gaussian_kl
 
 
 def free_energy(
@@ -56,13 +47,15 @@ def free_energy(
     likelihood: str = "gaussian",
     prior_mean: Tensor | None = None,
     prior_logvar: Tensor | None = None,
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
     free_bits: float = 0.0,
     mask: Tensor | None = None,
+    latent_mask: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
     inplace_backward: bool = False,
     validate: bool = False,
+    batch_dims: int = 1,
     ignore_index: int | None = None,
 ) -> FreeEnergyTerms:
     """Energy -log p(x | z), KL(q || p), and F = energy + beta KL, which a VAE minimises; ELBO = -F at beta = 1.
@@ -78,21 +71,31 @@ def free_energy(
         mean, logvar: of q(z | x), [B, *latent]; log-variances.
         likelihood: a name of ``fe.likelihoods``.
         prior_mean, prior_logvar: of p(z), broadcasting to ``mean``; None is 0, the standard normal.
-        beta: factor of the KL, >= 0. ``.kl`` is reported before it.
+        beta: factor of the KL, >= 0: a number (NumPy's too), or a 0-dim tensor, whose value may be scheduled without
+            recompiling, is not checked, and gets a gradient (the KL) if it requires one. ``.kl`` is reported before it.
         free_bits: nats a latent may cost for nothing: the KL becomes sum_j max(free_bits, batch mean of KL_j). Done in
-            plain PyTorch on [B, latents]. Not with reduction "none", which has no batch mean.
-        mask: bool, like ``target``, True where it was observed. An unobserved element adds exactly 0 and gets a
-            gradient of exactly 0, also where it holds NaN.
-        weight: [B], multiplies energy and KL of its sample. "mean" still divides by B. Gets no gradient.
+            plain PyTorch on [B, latents]. Not with reduction "none", which has no batch mean. KL_j is weighted first;
+            where n of B samples have latent j (``latent_mask`` and a weight of 0 take it away) the bound is n/B of
+            free_bits, so that padding changes nothing.
+        mask: bool, broadcasting to ``target``, True where it was observed. An unobserved element adds exactly 0 and
+            gets a gradient of exactly 0, also where it holds NaN.
+        latent_mask: bool, broadcasting to ``mean``, False where there is no latent but padding: it adds exactly 0 to
+            the KL and gets a gradient of exactly 0, also where it holds NaN.
+        weight: of the batch's shape, multiplies energy and KL of its sample. "mean" still divides by B. Gets no
+            gradient. A weight of 0 drops its sample, which adds exactly 0, with gradients of exactly 0, whatever it
+            holds.
         reduction: over the batch: "mean" (default, whose gradients do not grow with the batch), "sum", or "none" for
             [B]. An empty batch gives NaN for "mean" and 0 for "sum".
+        batch_dims: how many dimensions in front are the batch's and are not summed: with 2, K samples of each of B data
+            points, [K, B, *event] and [K, B, *latent], give [K, B] for "none", and "mean" divides by K B.
         inplace_backward: write the gradient over ``params`` (its first tensor) instead of into new memory. Only right
             where the operation that made it does not need its output, as a linear layer or a convolution, unlike a
             sigmoid; autograd's version counter finds the others in backward. "mean" and "sum" only. Backward runs once.
             Nothing is written where no gradient is wanted. Ignored for one with gaps between samples, that shares its
             memory with another argument, or is in float16 or float64, and under torch.compile.
         validate: check that the target's values are possible (counts whole and not negative, probabilities in
-            [0, 1], classes that exist), at the price of reading it once more and, on a GPU, of a synchronisation.
+            [0, 1], classes that exist) where they count, at the price of reading it once more and, on a GPU, of a
+            synchronisation.
         ignore_index: "categorical" only: a target equal to it counts as unobserved, as one that ``mask`` leaves out.
             Any other index that is no class makes its position's energy and gradients NaN.
 
@@ -105,24 +108,18 @@ def free_energy(
         ValueError: a wrong value, shape or device; the message has the name, what was expected and what came.
     """
     function = "free_energy"
-    codes, how = _codes(function, likelihood), _reduction(function, reduction)
-    beta, free_bits = number(function, "beta", beta), number(function, "free_bits", free_bits)
-    if how == NONE and free_bits:
-        raise ValueError(
-            f"{function}: free_bits needs a batch mean; reduction must be 'mean' or 'sum', got 'none'"
-        )
-    if how == NONE and inplace_backward:
-        raise ValueError(
-            f"{function}: inplace_backward needs a gradient known in advance; reduction must be 'mean' or 'sum', got"
-            " 'none'"
-        )
-    ignored = None if ignore_index is None else _ignored(function, likelihood, ignore_index)
-    special = how == NONE or free_bits or validate or likelihood == "categorical"
-    if not special and prior_mean is prior_logvar is mask is weight is None and 1 in codes:
+    options = check_options(
+        function, likelihood, reduction, batch_dims, validate, ignore_index, beta, free_bits, inplace_backward
+    )
+    codes, beta, free_bits, how, inplace_backward, validate, batch_dims, ignored = options
+    factor = 1.0 if isinstance(beta, Tensor) else beta
+    special = how == NONE or free_bits or validate or batch_dims != 1 or likelihood == "categorical"
+    special = special or (isinstance(beta, Tensor) and not beta.is_cpu)
+    if not special and prior_mean is prior_logvar is mask is latent_mask is weight is None and 1 in codes:
         prediction = params[0] if type(params) is tuple and len(params) == 1 else params
-        terms = compute_plain(prediction, target, mean, logvar, codes[1], how, beta, inplace_backward)
+        terms = compute_plain(prediction, target, mean, logvar, codes[1], how, factor, inplace_backward)
         if terms is not None:
-            return terms
+            return terms if factor is beta else _with_beta(terms, beta)
     floating(function, "mean", mean)
     operands = gather(
         function,
@@ -136,19 +133,24 @@ def free_energy(
         weight,
         likelihood,
         list(codes),
+        latent_mask,
+        batch_dims,
     )
     _leave_out(operands, ignored)
+    if isinstance(beta, Tensor) and not beta.is_cpu:  # a number of the CPU is taken everywhere
+        same_device(function, "beta", beta, operands.latent[0].device)
     if inplace_backward:
         _may_be_overwritten(function, params)
     if validate:
         _validate(function, likelihood, operands)
     code = codes[len(operands.params)]
-    if not free_bits:
-        return compute(operands, code, how, beta, inplace_backward)
-    latent, operands.latent = operands.latent, []
-    energy = compute(operands, code, how, beta, inplace_backward).energy
-    kl = _free_bits_kl(latent, operands.weight, free_bits, how).to(energy.dtype)
-    return FreeEnergyTerms(energy + beta * kl, energy, kl)
+    if free_bits:
+        terms = _with_free_bits(operands, code, how, free_bits, inplace_backward)
+        return _with_beta(terms, beta)
+    terms = compute(operands, code, how, factor, inplace_backward)
+    if how == NONE and batch_dims != 1:
+        terms = FreeEnergyTerms(*(term.reshape(operands.batch) for term in terms))
+    return terms if factor is beta else _with_beta(terms, beta)
 
 
 def energy(
@@ -157,20 +159,28 @@ def energy(
     likelihood: str = "gaussian",
     mask: Tensor | None = None,
     reduction: str = "none",
+    batch_dims: int = 1,
     *,
     weight: Tensor | None = None,
     validate: bool = False,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """-log p(target | params), summed over the event: [B], or its sum or mean. Arguments as ``free_energy``."""
+    """-log p(target | params), summed over the event: [B], or its sum or mean. Arguments as ``free_energy``.
+
+    Of K samples a data point, [K, B, *event], ``batch_dims=2`` gives [K, B], which is what
+    ``fe.importance_weighted_bound`` takes; without it K counts as the batch and B is summed.
+    """
     function = "energy"
-    codes, how = _codes(function, likelihood), _reduction(function, reduction)
-    ignored = None if ignore_index is None else _ignored(function, likelihood, ignore_index)
-    operands = gather(function, params, target, None, None, None, None, mask, weight, likelihood, list(codes))
-    _leave_out(operands, ignored)
-    if validate:
+    options = check_options(function, likelihood, reduction, batch_dims, validate, ignore_index)
+    codes, how, batch_dims = options.codes, options.reduction, options.batch_dims
+    operands = gather(
+        function, params, target, None, None, None, None, mask, weight, likelihood, list(codes), None, batch_dims
+    )  # fmt: skip
+    _leave_out(operands, options.ignored)
+    if options.validate:
         _validate(function, likelihood, operands)
-    return compute(operands, codes[len(operands.params)], how, 1.0, False).energy
+    result = compute(operands, codes[len(operands.params)], how, 1.0, False).energy
+    return result.reshape(operands.batch) if how == NONE else result
 
 
 def gaussian_kl(
@@ -179,24 +189,34 @@ def gaussian_kl(
     prior_mean: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     reduction: str = "none",
+    batch_dims: int = 1,
+    *,
+    latent_mask: Tensor | None = None,
 ) -> Tensor:
     """KL(N(mean, e^logvar) || N(prior_mean, e^prior_logvar)), summed over the latents: [B], or its sum or mean.
 
     By ``expm1`` and its series, so that it is right to the last digits near the prior, where the usual
-    -(1 + v - m^2 - e^v)/2 loses all of them. Arguments as ``free_energy``.
+    -(1 + v - m^2 - e^v)/2 loses all of them. Arguments as ``free_energy``; reduction "elements" sums nothing and gives
+    every latent's own KL, of the shape of ``mean``.
     """
     function = "gaussian_kl"
-    how = _reduction(function, reduction)
-    operands = gather(function, None, None, mean, logvar, prior_mean, prior_logvar, None, None, "", [])
-    return compute(operands, 0, how, 1.0, False).kl
+    how, batch_dims = (
+        check_reduction(function, reduction, ("elements",)),
+        check_batch_dims(function, batch_dims),
+    )
+    if how == ELEMENTS:  # each is a row of its own
+        how, batch_dims = NONE, floating(function, "mean", mean).dim()
+    operands = gather(
+        function, None, None, mean, logvar, prior_mean, prior_logvar, None, None, "", [], latent_mask, batch_dims
+    )  # fmt: skip
+    result = compute(operands, 0, how, 1.0, False).kl
+    return result.reshape(operands.batch) if how == NONE else result
 
 
-def _ignored(function: str, likelihood: str, ignore_index: object) -> int:
-    if likelihood != "categorical":
-        raise ValueError(
-            f"{function}: ignore_index is a class of likelihood 'categorical'; got likelihood {likelihood!r}"
-        )
-    return integer(function, "ignore_index", ignore_index)
+def _with_beta(terms: FreeEnergyTerms, beta: float | Tensor) -> FreeEnergyTerms:
+    if isinstance(beta, Tensor):  # or two numbers without dimensions would promote each other
+        beta = beta.to(terms.kl.dtype)
+    return FreeEnergyTerms(terms.energy + beta * terms.kl, terms.energy, terms.kl)
 
 
 def _leave_out(operands: Operands, ignored: int | None) -> None:
@@ -219,17 +239,40 @@ def _may_be_overwritten(function: str, params: Tensor | Sequence[Tensor]) -> Non
 
 def _validate(function: str, likelihood: str, operands: Operands) -> None:
     assert operands.target is not None
-    target = operands.target if operands.mask is None else operands.target[operands.mask]
+    target, seen = operands.target, counted(operands.mask, operands.weight)
+    if seen is not None:
+        target = target[seen.expand_as(target)]
     validate_target(function, likelihood, target, operands.params)
 
 
-def _free_bits_kl(latent: list[Tensor], weight: Tensor | None, free_bits: float, reduction: int) -> Tensor:
-    from fekernels.reference.free_energy import kl_elements
+def _with_free_bits(
+    operands: Operands, code: int, how: int, free_bits: float, inplace: bool
+) -> FreeEnergyTerms:
+    latent, operands.latent = operands.latent, []
+    if result_dtype(latent) is torch.float64:  # which is then the dtype of all terms
+        operands.params = [param.double() for param in operands.params]
+    energy = compute(operands, code, how, 1.0, inplace).energy
+    kl = _free_bits_kl(latent, operands.weight, operands.latent_mask, free_bits, how).to(energy.dtype)
+    return FreeEnergyTerms(energy, energy, kl)
 
-    elements = kl_elements(latent)
+
+def _free_bits_kl(
+    latent: list[Tensor],
+    weight: Tensor | None,
+    latent_mask: Tensor | None,
+    free_bits: float,
+    reduction: int,
+) -> Tensor:
+    there = counted(latent_mask, weight)
+    elements = kl_elements(present(latent, there))
     if reduction == SUM and elements.shape[0] == 0:
         return elements.sum()
+    if there is not None:
+        elements = torch.where(there, elements, 0.0)
     if weight is not None:
         elements = elements * weight.double().unsqueeze(1)
-    total = elements.mean(0).clamp(min=free_bits).sum()
+    if there is None:
+        total = elements.mean(0).clamp(min=free_bits).sum()
+    else:
+        total = elements.mean(0).clamp(min=free_bits * there.double().mean(0)).sum()
     return total * len(elements) if reduction == SUM else total

@@ -83,6 +83,14 @@ def kl_gradients(latent: list[Tensor]) -> tuple[Tensor, ...]:
     return z * root, grown / 2, -z * root, (-grown - z * z) / 2
 
 
+def counted(mask: Tensor | None, weight: Tensor | None) -> Tensor | None:
+    """What counts of [B, D]: nothing that ``mask`` hides, and no row whose weight is 0. None where everything does."""
+    if weight is None:
+        return mask
+    kept = (weight != 0).unsqueeze(1)
+    return kept if mask is None else mask & kept
+
+
 def observed(
     params: list[Tensor], target: Tensor, mask: Tensor | None, likelihood: int
 ) -> tuple[list[Tensor], Tensor]:
@@ -94,6 +102,11 @@ def observed(
     return [torch.where(where, p, value) for p, value in zip(params, safe, strict=True)], torch.where(
         mask, target, 0
     )
+
+
+def present(latent: list[Tensor], mask: Tensor | None) -> list[Tensor]:
+    """The same for latents."""
+    return latent if mask is None else [torch.where(mask, operand, 0.0) for operand in latent]
 
 
 def masked_row_sums(elements: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
@@ -123,16 +136,18 @@ def row_values(
     latent: list[Tensor],
     weight: Tensor | None,
     likelihood: int,
+    latent_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Energy and KL of each row, float64 [B]."""
     energy = kl = None
     if params:
         assert target is not None
-        energy = masked_row_sums(
-            energy_elements(*observed(params, target, mask, likelihood), likelihood), mask, weight
-        )
+        seen = counted(mask, weight)
+        elements = energy_elements(*observed(params, target, seen, likelihood), likelihood)
+        energy = masked_row_sums(elements, seen, weight)
     if latent:
-        kl = masked_row_sums(kl_elements(latent), None, weight)
+        there = counted(latent_mask, weight)
+        kl = masked_row_sums(kl_elements(present(latent, there)), there, weight)
     if energy is None:
         assert kl is not None, "neither params nor latent given"
         energy = torch.zeros_like(kl)
@@ -148,11 +163,11 @@ def values(
     likelihood: int,
     reduction: int,
     beta: float,
+    latent_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(free_energy, energy, kl) for autograd: differentiable in params and latent as often as wanted."""
-    energy, kl = (
-        reduced(rows, reduction) for rows in row_values(params, target, mask, latent, weight, likelihood)
-    )
+    rows = row_values(params, target, mask, latent, weight, likelihood, latent_mask)
+    energy, kl = (reduced(each, reduction) for each in rows)
     dtype = result_dtype([*params, *latent])
     return (energy + beta * kl).to(dtype), energy.to(dtype), kl.to(dtype)
 
@@ -175,12 +190,13 @@ def free_energy(
     beta: float,
     needs: int,
     inplace: bool,
+    latent_mask: Tensor | None = None,
 ) -> list[Tensor]:
     """[free_energy, energy, kl, *gradients]: the contract of every backend.
 
     Gradients come for the operands (params, then latent) whose bit of ``needs`` is set: of the energy for params, of
     the KL (not times beta) for latent; of the reduced values or, given ``upstream`` [g_energy, g_kl], of the rows
-    times those.
+    times those. What a mask hides, and every row whose weight is 0, counts exactly 0 in all of them.
     """
     operands = [*params, *latent]
     batch = target.shape[0] if target is not None else latent[0].shape[0]
@@ -206,11 +222,12 @@ def free_energy(
             return operand[rows] if operand.shape[0] == batch else operand
 
         p, q = [part(o) for o in params], [part(o) for o in latent]
-        x, seen, w = (None if o is None else o[rows] for o in (target, mask, weight))
-        energies[rows], kls[rows] = row_values(p, x, seen, q, w, likelihood)
+        x, seen, w, there = (None if o is None else o[rows] for o in (target, mask, weight, latent_mask))
+        energies[rows], kls[rows] = row_values(p, x, seen, q, w, likelihood, there)
         if not gradients:
             continue
 
+        seen, there = counted(seen, w), counted(there, w)
         scale = torch.ones_like(energies[rows]) if w is None else w.double()
         if REDUCTIONS[reduction] == "mean":
             scale = scale / batch
@@ -225,7 +242,9 @@ def free_energy(
                 found.append(g)
         if latent:
             of_rows = scale * upstream[1][rows].double() if upstream else scale
-            found += [g * of_rows[:, None] for g in kl_gradients(q)]
+            for g in kl_gradients(present(q, there)):
+                g = g * of_rows[:, None]
+                found.append(g if there is None else torch.where(there, g, 0.0))
         for i, total in gradients.items():
             g = sum_to(found[i], part(operands[i]).shape)
             if operands[i].shape[0] == batch:

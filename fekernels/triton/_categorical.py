@@ -68,9 +68,9 @@ def categorical_kernel(
     first = program.to(tl.int64) * ROWS * (classes // ALIGN) * ALIGN
     there = position < positions
     row = position // rows_positions
-    counts = there
+    counts = operands.kept(weight, row, there)
     if mask is not None:
-        counts = there & (tl.load(mask + position, mask=there, other=0) != 0)
+        counts = counts & (tl.load(mask + position, mask=there, other=0) != 0)
     label = tl.load(target + position, mask=counts, other=0)
     nowhere = (label < 0) | (label >= classes)
 

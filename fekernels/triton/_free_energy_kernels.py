@@ -102,6 +102,7 @@ def terms_kernel(
         row = first_row + step * ROWS + tl.arange(0, ROWS)
         row_there = row < rows
         row_scale = operands.row_scale(weight, upstream, scale, row, row_there, ROWS)
+        row_counts = operands.kept(weight, row, row_there)
         row_total = tl.zeros((ROWS, COLUMNS // 4), tl.float64)
         row_totals = (row_total, row_total, row_total, row_total)
         for at in range(begin, end, COLUMNS):
@@ -135,9 +136,11 @@ def terms_kernel(
             e, g0, g1, g2, g3 = likelihoods.terms(TERM, p, x)
             # The results are chosen, never multiplied: what is unobserved may be NaN.
             counts = there
+            if weight is not None:
+                counts = counts & row_counts[:, None]
             if mask is not None:
                 places = operands.full_places(mask, row, mask_pitch, at, COLUMNS, ALIGN)
-                counts = there & (tl.load(places, mask=there, other=0) != 0)
+                counts = counts & (tl.load(places, mask=there, other=0) != 0)
             row_total += operands.quads(tl.where(counts, e, 0.0), ROWS, COLUMNS)
 
             slopes = (g0, g1, g2, g3)

@@ -87,5 +87,14 @@ def row_scale(weight, upstream, scale, row, row_there, ROWS: tl.constexpr):
     if upstream is not None:
         value = tl.load(upstream + row, mask=row_there, other=0.0)
     if weight is not None:
-        value = tl.load(weight + row, mask=row_there, other=0.0) * value
+        factor = tl.load(weight + row, mask=row_there, other=0.0)
+        value = tl.where(factor == 0.0, 0.0, factor * value)
     return value
+
+
+@triton.jit
+def kept(weight, row, there):
+    """``there`` but for rows whose weight is 0, which count nothing, whatever they hold."""
+    if weight is not None:
+        there = there & (tl.load(weight + row, mask=there, other=0.0) != 0.0)
+    return there

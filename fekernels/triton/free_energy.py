@@ -233,6 +233,7 @@ def free_energy(
     beta: float,
     needs: int,
     inplace: bool,
+    latent_mask: Tensor | None = None,
 ) -> list[Tensor]:
     """[free_energy, energy, kl, *gradients], as the function of this name in fekernels.reference.free_energy."""
     first = latent[0] if target is None else target
@@ -253,8 +254,8 @@ def free_energy(
             )  # fmt: skip
         if latent:
             kl = run_term(
-                "normal_kl" if len(latent) == 2 else "normal_prior_kl", latent, rows, latent[0].shape[1], None, None,
-                weight, kl_upstream, scale, needs >> len(params), per_row, False,
+                "normal_kl" if len(latent) == 2 else "normal_prior_kl", latent, rows, latent[0].shape[1], None,
+                latent_mask, weight, kl_upstream, scale, needs >> len(params), per_row, False,
             )  # fmt: skip
 
         shape = (rows,) if per_row else ()

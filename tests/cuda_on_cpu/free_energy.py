@@ -32,7 +32,8 @@ class FreeEnergyCall(ctypes.Structure):
         ("latent", Operand * 4),
         ("target", Operand),
         ("mask", ctypes.c_void_p),
-        ("mask_stride", ctypes.c_int64),
+        ("latent_mask", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("mask_stride", "latent_mask_stride")),
         ("weight", ctypes.c_void_p),
         ("upstream", ctypes.c_void_p * 2),
         ("out", ctypes.c_void_p * 3),
@@ -127,6 +128,7 @@ class FreeEnergyKernels:
         beta: float,
         needs: int,
         inplace: bool,
+        latent_mask: Tensor | None = None,
     ) -> list[Tensor]:
         guarded, scratch = Guarded(self._misaligned), Guarded()
         widest = latent[0] if target is None else target
@@ -146,6 +148,8 @@ class FreeEnergyKernels:
             target=Operand() if target is None else _operand(target, None),
             mask=_address(mask),
             mask_stride=0 if mask is None else mask.stride(0),
+            latent_mask=_address(latent_mask),
+            latent_mask_stride=0 if latent_mask is None else latent_mask.stride(0),
             weight=_address(weight),
             upstream=tuple(_address(u) for u in upstream) or (None, None),
             out=tuple(map(_address, out)),

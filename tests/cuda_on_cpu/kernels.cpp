@@ -5,7 +5,7 @@
 
 static_assert(sizeof(fe::cuda::StepCall) == 144 && sizeof(fe::cuda::LangevinAdamCall) == 176,
               "tests/cuda_on_cpu/__init__.py mirrors these");
-static_assert(sizeof(fe::cuda::FreeEnergyCall) == 512 && sizeof(fe::cuda::ReparameterizeCall) == 104 &&
+static_assert(sizeof(fe::cuda::FreeEnergyCall) == 528 && sizeof(fe::cuda::ReparameterizeCall) == 104 &&
                   sizeof(fe::cuda::ScaleCall) == 208,
               "tests/cuda_on_cpu/free_energy.py mirrors these");
 

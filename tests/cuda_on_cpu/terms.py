@@ -92,6 +92,7 @@ def assert_bits_of_the_cpu(
     beta: float = 1.7,
     needs: int = ALL,
     inplace: bool = False,
+    latent_mask: Tensor | None = None,
 ) -> list[Tensor]:
     """The CUDA kernels give the C++ kernels' results, gradients included, bit for bit. Returns them."""
     needs &= (1 << (len(params) + len(latent))) - 1
@@ -103,7 +104,7 @@ def assert_bits_of_the_cpu(
         results.append(
             backend.free_energy(
                 mine, target, mask, list(latent), weight, list(upstream), likelihood, reduction, beta, needs,
-                inplace,
+                inplace, latent_mask,
             )
         )  # fmt: skip
         if inplace:

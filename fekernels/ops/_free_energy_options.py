@@ -1,0 +1,96 @@
+"""The options of the free energy's functions, checked before there are operands."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fekernels._checks import FLOATS, INTEGERS, boolean, dense, integer, number, one_of
+from fekernels.ops._free_energy_autograd import NONE
+from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS, REDUCTIONS
+
+__all__ = ["Options", "check_batch_dims", "check_options", "check_reduction"]
+
+# name -> {number of parameters: code}
+CODES: dict[str, dict[int, int]] = {}
+for _code, (_name, _count) in enumerate(zip(LIKELIHOODS, N_PARAMS, strict=True)):
+    CODES.setdefault(_name, {})[_count] = _code
+
+
+class Options(NamedTuple):
+    codes: dict[int, int]  # of the likelihood, by its number of parameters
+    beta: float | Tensor
+    free_bits: float
+    reduction: int
+    inplace: bool
+    validate: bool
+    batch_dims: int
+    ignored: int | None
+
+
+def check_options(
+    function: str,
+    likelihood: str,
+    reduction: str,
+    batch_dims: int = 1,
+    validate: bool = False,
+    ignore_index: int | None = None,
+    beta: float | Tensor = 1.0,
+    free_bits: float = 0.0,
+    inplace_backward: bool = False,
+) -> Options:
+    """All that can be checked without operands; the message has the function's name.
+
+    Raises:
+        TypeError: a wrong type. ValueError: a wrong value, or two options that exclude each other.
+    """
+    codes = CODES.get(likelihood) if isinstance(likelihood, str) else None
+    if codes is None:
+        raise ValueError(f"{function}: likelihood must be one of {', '.join(CODES)}; got {likelihood!r}")
+    how = check_reduction(function, reduction)
+    beta = _check_beta(function, beta) if isinstance(beta, Tensor) else number(function, "beta", beta)
+    free_bits = number(function, "free_bits", free_bits)
+    if inplace_backward is not False:
+        inplace_backward = boolean(function, "inplace_backward", inplace_backward)
+    if validate is not False:
+        validate = boolean(function, "validate", validate)
+    if how == NONE and free_bits:
+        raise ValueError(
+            f"{function}: free_bits needs a batch mean; reduction must be 'mean' or 'sum', got 'none'"
+        )
+    if how == NONE and inplace_backward:
+        raise ValueError(
+            f"{function}: inplace_backward needs a gradient known in advance; reduction must be 'mean' or 'sum', got"
+            " 'none'"
+        )
+    if batch_dims != 1:
+        batch_dims = check_batch_dims(function, batch_dims)
+    if ignore_index is not None:
+        if likelihood != "categorical":
+            raise ValueError(
+                f"{function}: ignore_index is a class of likelihood 'categorical'; got likelihood {likelihood!r}"
+            )
+        ignore_index = integer(function, "ignore_index", ignore_index)
+    return Options(codes, beta, free_bits, how, inplace_backward, validate, batch_dims, ignore_index)
+
+
+def check_reduction(function: str, reduction: str, others: tuple[str, ...] = ()) -> int:
+    """Its code; those of ``others``, which only some functions have, follow behind."""
+    names = (*REDUCTIONS, *others)
+    return names.index(one_of(function, "reduction", reduction, names))
+
+
+def check_batch_dims(function: str, batch_dims: int) -> int:
+    return integer(function, "batch_dims", batch_dims, 1)
+
+
+def _check_beta(function: str, beta: Tensor) -> Tensor:
+    """But for its value, which may lie on a GPU, or be the input of a compiled graph."""
+    if beta.dtype not in (*FLOATS, *INTEGERS):
+        raise TypeError(f"{function}: beta must be a real number; got a tensor of {str(beta.dtype)[6:]}")
+    if dense(function, "beta", beta).dim():
+        raise ValueError(
+            f"{function}: beta must be one number, a tensor without dimensions; got shape {tuple(beta.shape)}"
+        )
+    return beta
