@@ -306,10 +306,12 @@ def test_a_checkpoint_of_another_model():
         torch.ones(6, requires_grad=True),
     ]
     optimizer = make("LangevinAdam", params, temperature=0.0)
-    optimizer.load_state_dict(adam.state_dict())
+    with pytest.raises(ValueError, match=r"exp_avg of parameter 1 must have shape \(5,\) .*got \(2,\)"):
+        optimizer.load_state_dict(adam.state_dict())
+    assert not optimizer.state
     for p in params:
         p.grad = torch.ones_like(p)
-    assert_refused(optimizer, ValueError, r"must have shape \(5,\)")
+    optimizer.step()
 
 
 def test_an_error_leaves_an_optimizer_that_works():

@@ -19,14 +19,12 @@ from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._rows import check_row
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._cache import StateSnapshot, TableCache
+from fekernels.optim._checkpoint import LAST_FLOAT32_STEP, check_group, check_groups, check_state, loaded_step
 from fekernels.optim._seeds import draw_seed, has_ranks, may_make_noise, seed_of_rank_0, warn_of_shared_noise
 from fekernels.optim._shards import local_tensor, shard_geometry
 from fekernels.reference.langevin_adam import step_numbers
 
 __all__ = ["TableOptimizer"]
-
-# A float32 step counter ends at 2^24: adding 1 changes nothing from there, and the noise would repeat.
-LAST_FLOAT32_STEP = 1 << 24
 
 OPTIONAL_STATES = ("max_exp_avg_sq", "noise_unit", "anchor")
 LAST_SEED = 1 << 63
@@ -244,10 +242,28 @@ class TableOptimizer(Optimizer):
 
         What the checkpoint lacks (temperature, noise, seed, streams, anchors) stays as it was constructed. States keep
         the dtype that ``state_dtype`` asks for, not the parameter's.
+
+        Raises:
+            TypeError, ValueError: a checkpoint of another kind of optimizer, of other groups or shapes, or with values
+                that no step could use. Nothing has changed then.
         """
+        checked: list[dict[str, Any]] = []
+
+        def check(_: Optimizer, loading: dict[str, Any]) -> None:
+            self._check_checkpoint(loading)
+            checked.append(loading)
+
+        check_groups(f"{self._name}.load_state_dict", state_dict)
         before = [dict(group) for group in self.param_groups]
+        last = self.register_load_state_dict_pre_hook(
+            check
+        )  # after those of the user, which may change everything
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        (state_dict,) = checked
         saved = state_dict["state"]
-        super().load_state_dict(state_dict)
         for group, old, saved_group in zip(
             self.param_groups, before, state_dict["param_groups"], strict=True
         ):
@@ -263,6 +279,30 @@ class TableOptimizer(Optimizer):
             self._restore_group(group)
         self._reset_caches()
 
+    def _check_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        function = f"{self._name}.load_state_dict"
+        check_groups(function, state_dict)
+        groups, saved_groups = self.param_groups, state_dict["param_groups"]
+        counts = [[len(group["params"]) for group in each] for each in (groups, saved_groups)]
+        if counts[0] != counts[1]:
+            return  # torch says so
+        taken = set()
+        number_of = 0
+        for group, saved_group in zip(groups, saved_groups, strict=True):
+            merged = {**group, **saved_group, "params": []}
+            self._check_group(merged)
+            check_group(function, merged, len(group["params"]))
+            for stream in merged["streams"]:
+                if (merged["seed"], stream) in taken:
+                    raise ValueError(
+                        f"{function}: streams must be different for parameters of one seed; got {stream} twice"
+                    )
+                taken.add((merged["seed"], stream))
+            for param, index in zip(group["params"], saved_group["params"], strict=True):
+                state = state_dict["state"].get(index, {})
+                check_state(function, f"parameter {number_of}", param, state, self._states)
+                number_of += 1
+
     def _restore_group(self, group: dict[str, Any]) -> None:
         """For what earlier releases kept in groups."""
 
@@ -270,9 +310,7 @@ class TableOptimizer(Optimizer):
         self, group: dict[str, Any], param: Tensor, state: dict[str, Any], saved: dict[str, Any]
     ) -> None:
         """Undo torch's cast of every state to the parameter's dtype, and put the step where the kernel reads it."""
-        step = saved["step"]
-        step = step.detach().clone() if isinstance(step, Tensor) else torch.tensor(float(step))
-        state["step"] = step.to(param.device, torch.float64 if step.dtype == torch.float64 else torch.float32)
+        state["step"] = loaded_step(self._name, "a parameter", saved["step"]).to(param.device)
         for key, value in saved.items():
             if (
                 key in ("step", "noise_unit", "anchor")

@@ -14,6 +14,7 @@ from fekernels._table import DTYPE_CODES, NOISES, PointerTable, Row, supported_d
 from fekernels.ops.langevin_adam import LangevinAdamArguments
 from fekernels.optim._base import TableOptimizer
 from fekernels.optim._cache import TableCache
+from fekernels.optim._checkpoint import loaded_unit, momentum_unit
 from fekernels.optim._shards import local_tensor, shard_geometry
 from fekernels.optim._state import zero_state
 
@@ -223,14 +224,15 @@ class LangevinAdam(TableOptimizer):
     ) -> None:
         super()._restore_state(group, param, state, saved)
         if "noise_unit" in saved:
-            state["noise_unit"] = self._no_noise(param).fill_(saved["noise_unit"])
+            state["noise_unit"] = self._no_noise(param).fill_(
+                loaded_unit(self._name, "a parameter", saved["noise_unit"])
+            )
 
     def _restore_group(self, group: dict[str, Any]) -> None:
         """Before 0.3 a group had ``previous``, lr and temperature of its last step that moved."""
-        lr, temperature = (float(value) for value in group.pop("previous", (0.0, 0.0)))
-        if not (lr > 0 and temperature > 0 and group["noise"] == "momentum"):
+        unit = momentum_unit(self._name, group.pop("previous", (0.0, 0.0)), float(group["betas"][0]))
+        if not (unit > 0 and group["noise"] == "momentum"):
             return
-        unit = lr * (1 + float(group["betas"][0])) / (1 - float(group["betas"][0]))
         for param in group["params"]:
             if "step" in self.state[param]:
                 self.state[param].setdefault("noise_unit", self._no_noise(param).fill_(unit))
