@@ -64,7 +64,7 @@ def check_options(
             f"{function}: inplace_backward needs a gradient known in advance; reduction must be 'mean' or 'sum', got"
             " 'none'"
         )
-    if batch_dims != 1:
+    if type(batch_dims) is not int or batch_dims != 1:
         batch_dims = check_batch_dims(function, batch_dims)
     if ignore_index is not None:
         if likelihood != "categorical":
