@@ -78,13 +78,38 @@ def interpreting() -> bool:
             "a kernel promised an alignment in vain"
         )
 
+    def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        return interpreter.TensorHandle(_fma(x.data, y.data, z.data), z.dtype.scalar)
+
     interpreter._patch_lang_tensor = patch
+    if not fuses():  # before 3.9 a product and a sum, each rounded, which no GPU does
+        interpreter.InterpreterBuilder.create_fma = fma
     interpreter.TensorHandle.set_attr = promise
     return bool(knobs.runtime.interpret)
 
 
+def _fma(x: Any, y: Any, z: Any) -> Any:
+    """x y + z of NumPy arrays, rounded once.
+
+    A product of float32 is exact in float64; the sum is made round-to-odd by the error of its TwoSum, after which the
+    rounding to float32 is the only one that counts.
+    """
+    import numpy as np
+
+    if z.dtype != np.float32:
+        return x * y + z
+    with np.errstate(all="ignore"):
+        product, addend = x.astype(np.float64) * y, z.astype(np.float64)
+        total = np.asarray(product + addend)
+        part = total - product
+        error = (product - (total - part)) + (addend - part)
+        bits = total.view(np.int64)
+        odd = ((bits + ((error.view(np.int64) ^ bits) < 0) * np.int64(-1)) | 1).view(np.float64)
+        return np.where((error < 0) | (error > 0), odd, total).astype(np.float32)
+
+
 def fuses() -> bool:
-    """Whether this Triton's interpreter rounds an fma once, so that its bits are those of a GPU; 3.6 rounds twice."""
+    """Whether the interpreter rounds an fma once, so that its bits are those of a GPU."""
     import triton.language as tl
     from triton.runtime.interpreter import TensorHandle, interpreter_builder
 

@@ -29,7 +29,7 @@ class Discrepancy {
   explicit Discrepancy(const DiscrepancyCall& call)
       : call_(call), x_(call.n, call.d, call.workspace),
         s_(call.n, call.d, call.workspace + Points::floats(call.n, call.d)), kernel_(call.params),
-        width_(round_up(call.columns, kUnit)), inverse_(call.bandwidth == 0.0f ? 0.0f : 1.0f / call.bandwidth), to_scaled_(Kernel::kScale / call.bandwidth) {
+        width_(round_up(call.columns, kUnit)), inverse_(inverse_bandwidth(call.bandwidth)), to_scaled_(Kernel::kScale / call.bandwidth) {
     const int64_t rows = x_.blocks() * kTile;
     sums_ = reinterpret_cast<double*>(call.workspace + 2 * Points::floats(call.n, call.d));
     dots_ = reinterpret_cast<float*>(sums_ + x_.blocks() * width_);
@@ -39,11 +39,18 @@ class Discrepancy {
 
   void run() {
     const int64_t n = call_.n, d = call_.d, blocks = x_.blocks();
-    column_means(columns(call_.particles, call_.particles_dtype), n, means_);
-    in_parallel(call_.parallel_for, blocks, kGrainFlops / (8 * kTile * d) + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) prepare(block);
-    });
-    const bool differences = d <= kDirectDimensions || is_sharp(x_.norms, n, call_.bandwidth);
+    const auto prepare_all = [&](const float* means) {
+      in_parallel(call_.parallel_for, blocks, kGrainFlops / (8 * kTile * d) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) prepare(block, means);
+      });
+    };
+    bool differences = d <= kDirectDimensions;
+    if (!differences) {
+      column_means(columns(call_.particles, call_.particles_dtype), n, means_);
+      prepare_all(means_);
+      differences = is_sharp(x_.norms, n, call_.bandwidth);
+    }
+    if (differences) prepare_all(nullptr);  // as they are given
     const int64_t tile_flops = kTile * kTile * (8 * d + 2 * width_ + 64);
     for_all_pairs(call_.parallel_for, blocks, group_size(blocks, d), kGrainFlops / tile_flops + 1,
                   [&](int64_t i, int64_t j) { differences ? meet<true>(i, j) : meet<false>(i, j); });
@@ -57,8 +64,8 @@ class Discrepancy {
  private:
   Columns columns(const void* data, DType dtype) const { return {data, dtype, call_.d, 0, call_.d}; }
 
-  void prepare(int64_t block) {
-    pack(columns(call_.particles, call_.particles_dtype), means_, block, x_);
+  void prepare(int64_t block, const float* means) {
+    pack(columns(call_.particles, call_.particles_dtype), means, block, x_);
     pack(columns(call_.scores, call_.scores_dtype), nullptr, block, s_);
     const int count = x_.count(block);
     for (int i = 0; i < kTile; i += kLanes) {
@@ -82,8 +89,12 @@ class Discrepancy {
     const int rows = x_.count(a), columns = x_.count(b), padded = static_cast<int>(round_up(columns, kUnit));
     block_products<kDifferences>(x_, a, x_, b, tiles.stein);
     block_products<false>(s_, a, s_, b, tiles.scores);
-    products<false>(s_.row_block(a), s_.stride, rows, x_.panel(b), padded, s_.d, false, tiles.cross);
-    products<false>(x_.row_block(a), x_.stride, rows, s_.panel(b), padded, x_.d, true, tiles.cross);
+    if (kDifferences) {
+      block_difference_products(x_, s_, a, b, tiles.cross);
+    } else {
+      products<false>(s_.row_block(a), s_.stride, rows, x_.panel(b), padded, s_.d, false, tiles.cross);
+      products<false>(x_.row_block(a), x_.stride, rows, s_.panel(b), padded, x_.d, true, tiles.cross);
+    }
     weigh<kDifferences>(a, b, rows, columns, padded, tiles);
     const double times = a == b ? 1.0 : 2.0;
     for (int64_t column = 0; column < width_; column += kTile) {
@@ -116,7 +127,8 @@ class Discrepancy {
       for (int j = 0; j < padded; j += kLanes) {
         const FloatV t = sq_dist<kDifferences>(stein + j, norms_a[i], norms_b + j);
         const Radial<FloatV> k = kernel_(t <= 0.0f ? FloatV{} : t * to_scaled_);
-        const FloatV apart = dot + load(dots_b + j) - load(tiles.cross + i * kTile + j) + dimensions;
+        const FloatV cross = load(tiles.cross + i * kTile + j);
+        const FloatV apart = (kDifferences ? cross : dot + load(dots_b + j) - cross) + dimensions;
         const FloatV bend = k.second * (t * inverse_) * inverse_;
         const FloatV value = L::fma(k.value, load(tiles.scores + i * kTile + j), L::fma(k.first * inverse_, apart, -bend));
         store(stein + j, value);

@@ -49,6 +49,38 @@ void products(const float* x, int64_t stride, int rows, const float* panel, int 
 template void products<false>(const float*, int64_t, int, const float*, int, int64_t, bool, float*);
 template void products<true>(const float*, int64_t, int, const float*, int, int64_t, bool, float*);
 
+template <int kWidth>
+FE_HD void difference_products_of(const float* x, const float* y, int64_t stride, const float* x_panel, const float* y_panel,
+                                  int64_t d, float* out) {
+  FloatV sum[kRows][kWidth] = {};
+  for (int64_t k = 0; k < d; ++k) {
+    FloatV other_x[kWidth], other_y[kWidth];
+#pragma GCC unroll 4
+    for (int w = 0; w < kWidth; ++w) {
+      other_x[w] = load(x_panel + k * kTile + w * kLanes);
+      other_y[w] = load(y_panel + k * kTile + w * kLanes);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const FloatV own_x = Lane<FloatV>::splat(x[r * stride + k]), own_y = Lane<FloatV>::splat(y[r * stride + k]);
+#pragma GCC unroll 4
+      for (int w = 0; w < kWidth; ++w) sum[r][w] = Lane<FloatV>::fma(own_x - other_x[w], own_y - other_y[w], sum[r][w]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < kWidth; ++w) store(out + r * kTile + w * kLanes, sum[r][w]);
+}
+
+void block_difference_products(const Points& x, const Points& y, int64_t block_a, int64_t block_b, float* out) {
+  const int columns = static_cast<int>(round_up(x.count(block_b), kUnit));
+  for (int i = 0; i < x.count(block_a); i += kRows)
+    for (int j = 0; j < columns; j += kUnit)
+      difference_products_of<kUnit / kLanes>(x.row_block(block_a) + i * x.stride, y.row_block(block_a) + i * y.stride, x.stride,
+                                             x.panel(block_b) + j, y.panel(block_b) + j, x.d, out + i * kTile + j);
+}
+
 // The weight of (row r, term j) is weights[r * row_step + j * term_step].
 template <int kHeight, int kWidth>
 FE_HD void weighted_of(const float* weights, int64_t row_step, int64_t term_step, int terms, const float* values,
@@ -73,6 +105,53 @@ FE_HD void weighted_of(const float* weights, int64_t row_step, int64_t term_step
       store(to, load(to) + sum[r][w]);
     }
 }
+
+template <int kHeight, int kWidth>
+FE_HD void differences_of(const float* weights, int64_t row_step, int64_t term_step, int terms, const float* own,
+                          const float* values, int64_t stride, float* out) {
+  FloatV from[kHeight][kWidth], sum[kHeight][kWidth] = {};
+#pragma GCC unroll 8
+  for (int r = 0; r < kHeight; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < kWidth; ++w) from[r][w] = load(own + r * stride + w * kLanes);
+  for (int j = 0; j < terms; ++j) {
+    FloatV value[kWidth];
+#pragma GCC unroll 4
+    for (int w = 0; w < kWidth; ++w) value[w] = load(values + j * stride + w * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kHeight; ++r) {
+      const FloatV weight = Lane<FloatV>::splat(weights[r * row_step + j * term_step]);
+#pragma GCC unroll 4
+      for (int w = 0; w < kWidth; ++w) sum[r][w] = Lane<FloatV>::fma(weight, from[r][w] - value[w], sum[r][w]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kHeight; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < kWidth; ++w) {
+      float* to = out + r * stride + w * kLanes;
+      store(to, load(to) + sum[r][w]);
+    }
+}
+
+template <bool kTransposed>
+void difference_sums(const float* tile, int rows, int terms, const float* own, const float* values, int64_t stride,
+                     int64_t width, float* out) {
+  constexpr int64_t row_step = kTransposed ? 1 : kTile, term_step = kTransposed ? kTile : 1;
+  const auto run = [&]<int kHeight, int kWidth>(int64_t column) {
+    for (int r = 0; r < rows; r += kHeight)
+      differences_of<kHeight, kWidth>(tile + r * row_step, row_step, term_step, terms, own + r * stride + column,
+                                      values + column, stride, out + r * stride + column);
+  };
+  int64_t column = 0;
+#if defined(__AVX512F__)  // as many sums and own coordinates as the registers hold
+  for (; column + 2 * kLanes <= width; column += 2 * kLanes) run.template operator()<kRows, 2>(column);
+#endif
+  for (; column < width; column += kUnit) run.template operator()<kRows, kUnit / kLanes>(column);
+}
+
+template void difference_sums<false>(const float*, int, int, const float*, const float*, int64_t, int64_t, float*);
+template void difference_sums<true>(const float*, int, int, const float*, const float*, int64_t, int64_t, float*);
 
 template <bool kTransposed>
 void weighted_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t width, float* out) {

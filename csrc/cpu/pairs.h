@@ -27,8 +27,8 @@ static_assert(kVectors * kLanes % kUnit == 0);
 
 FE_HD int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Distances of so few coordinates are summed from differences, which costs no more than inner products do and loses
-// nothing where points lie close together.
+// Distances of so few coordinates, and what pairs push each other by, are summed from differences of the points as they are
+// given, which loses nothing where those lie close together and far from the others.
 inline constexpr int64_t kDirectDimensions = 8;
 
 struct Points {
@@ -62,7 +62,12 @@ void products(const float* x, int64_t stride, int rows, const float* panel, int 
 template <bool kTransposed>
 void weighted_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t width, float* out);
 
-// The same for at most kUnit coordinates, into out[coordinate][row]: rows fill the vectors, which so few coordinates would
+// The same of differences: out[r] += sum_j weight(r, j) (own[r] - values[j]), where weights times values cancel.
+template <bool kTransposed>
+void difference_sums(const float* tile, int rows, int terms, const float* own, const float* values, int64_t stride,
+                     int64_t width, float* out);
+
+// `weighted_sums` for at most kUnit coordinates, into out[coordinate][row]: rows fill the vectors, which so few coordinates would
 // leave empty (d = 2) or starve of loads (d = 16: 80 of 116 GFLOP/s a core). The weight of (row r, term j) is tile[j][r]:
 // the transposed tile's, or that of row j and column r.
 void narrow_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t d, float* out);
@@ -92,6 +97,9 @@ void block_products(const Points& a, int64_t block_a, const Points& b, int64_t b
   products<kDifferences>(a.row_block(block_a), a.stride, a.count(block_a), b.panel(block_b),
                          static_cast<int>(round_up(b.count(block_b), kUnit)), a.d, false, tile);
 }
+
+// out[i][j] = (x_i - x_j) . (y_i - y_j) of the points of two blocks, from differences.
+void block_difference_products(const Points& x, const Points& y, int64_t block_a, int64_t block_b, float* out);
 
 // Sums of 16 lanes: of column j in lane j % 16. In memory, so that a row's can go on from tile to tile.
 FE_HD void add_to_unit(float* unit, int j, FloatV value) {

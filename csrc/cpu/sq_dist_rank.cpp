@@ -64,16 +64,18 @@ int sift_tile(const Points& points, int64_t block_i, int64_t block_j, uint32_t l
   return finish();
 }
 
-// Packs all points, less their mean.
+// Packs all points, less their mean where inner products would lose digits by it.
 void pack_all(const void* particles, DType dtype, const Points& points, ParallelFor parallel_for) {
   const int64_t n = points.n, d = points.d;
   Buffer<float> means(d);
-  in_parallel(parallel_for, (d + kTile - 1) / kTile, 1 + kGrain / (n * kTile), [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kTile, last = smaller(end * kTile, d);
-    column_means({particles, dtype, d, first, last - first}, n, means + first);
-  });
+  const float* centre = by_differences(points) ? nullptr : static_cast<float*>(means);
+  if (centre)
+    in_parallel(parallel_for, (d + kTile - 1) / kTile, 1 + kGrain / (n * kTile), [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kTile, last = smaller(end * kTile, d);
+      column_means({particles, dtype, d, first, last - first}, n, means + first);
+    });
   in_parallel(parallel_for, points.blocks(), 1 + kGrain / (8 * kTile * d), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) pack({particles, dtype, d, 0, d}, means, block, points);
+    for (int64_t block = begin; block < end; ++block) pack({particles, dtype, d, 0, d}, centre, block, points);
   });
 }
 

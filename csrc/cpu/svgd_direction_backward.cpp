@@ -40,7 +40,7 @@ class Backward {
       : call_(call), n_(static_cast<float>(call.n)), x_(call.n, call.d, call.workspace),
         s_(call.n, call.d, call.workspace + Points::floats(call.n, call.d)),
         g_(call.n, call.d, call.workspace + 2 * Points::floats(call.n, call.d)), kernel_(call.params),
-        inverse_(call.bandwidth > 0.0f ? 1.0f / call.bandwidth : 0.0f), to_scaled_(Kernel::kScale / call.bandwidth) {
+        inverse_(inverse_bandwidth(call.bandwidth)), to_scaled_(Kernel::kScale / call.bandwidth) {
     const int64_t rows = x_.blocks() * kTile;
     value_sums_ = call.workspace + 3 * Points::floats(call.n, call.d);
     first_sums_ = value_sums_ + rows * x_.stride;
@@ -54,16 +54,23 @@ class Backward {
 
   void run() {
     const int64_t n = call_.n, d = call_.d, blocks = x_.blocks();
-    column_means(columns(call_.particles, call_.particles_dtype), n, means_);
     const int64_t grain = kGrainFlops / (16 * kTile * d) + 1;
-    in_parallel(call_.parallel_for, blocks, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) prepare(block);
-    });
-    const bool differences = d <= kDirectDimensions || is_sharp(x_.norms, n, call_.bandwidth);
+    const auto prepare_all = [&](const float* means) {
+      in_parallel(call_.parallel_for, blocks, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) prepare(block, means);
+      });
+    };
+    differences_ = Kernel::kNeedsDifferences || d <= kDirectDimensions;
+    if (!differences_) {
+      column_means(columns(call_.particles, call_.particles_dtype), n, means_);
+      prepare_all(means_);
+      differences_ = is_sharp(x_.norms, n, call_.bandwidth);
+    }
+    if (differences_) prepare_all(nullptr);  // as they are given
     const int64_t tile_flops = kTile * kTile * (16 * d + 64);
     for_all_pairs(call_.parallel_for, blocks, group_size(blocks, d), kGrainFlops / tile_flops + 1,
                   [&](int64_t i, int64_t j) {
-                    if (Kernel::kNeedsDifferences || differences)
+                    if (differences_)
                       meet<true>(i, j);
                     else
                       meet<Kernel::kNeedsDifferences>(i, j);
@@ -82,8 +89,8 @@ class Backward {
 
   Columns columns(const void* data, DType dtype) const { return {data, dtype, call_.d, 0, call_.d}; }
 
-  void prepare(int64_t block) {
-    pack(columns(call_.particles, call_.particles_dtype), means_, block, x_);
+  void prepare(int64_t block, const float* means) {
+    pack(columns(call_.particles, call_.particles_dtype), means, block, x_);
     pack(columns(call_.scores, call_.scores_dtype), nullptr, block, s_);
     pack(columns(call_.grad, call_.grad_dtype), nullptr, block, g_);
     const int64_t first = block * kTile;
@@ -110,16 +117,32 @@ class Backward {
     };
     block_products<kDifferences>(x_, a, x_, b, tiles.value);
     cross(g_, s_, tiles.first);
-    cross(g_, x_, tiles.along);
+    if (kDifferences)
+      block_difference_products(g_, x_, a, b, tiles.along);
+    else
+      cross(g_, x_, tiles.along);
     weigh<kDifferences>(a, b, rows, columns, padded, tiles);
     const int64_t stride = x_.stride;
     const auto add = [&](const float* tile, float* values, float* sums) {
       weighted_sums<false>(tile, rows, columns, rows_of(values, b), stride, stride, rows_of(sums, a));
       if (a != b) weighted_sums<true>(tile, columns, rows, rows_of(values, a), stride, stride, rows_of(sums, b));
     };
+    const auto add_apart = [&](const float* tile, float* values, float* sums) {
+      const auto run = [&]<bool kTransposed>(int64_t one, int64_t other) {
+        difference_sums<kTransposed>(tile, x_.count(one), x_.count(other), rows_of(values, one), rows_of(values, other), stride,
+                                     stride, rows_of(sums, one));
+      };
+      run.template operator()<false>(a, b);
+      if (a != b) run.template operator()<true>(b, a);
+    };
     add(tiles.value, g_.rows, value_sums_);
-    if (!Kernel::kFirstIsValue) add(tiles.first, g_.rows, first_sums_);
-    add(tiles.along, x_.rows, along_sums_);
+    if (kDifferences) {
+      add_apart(Kernel::kFirstIsValue ? tiles.value : tiles.first, g_.rows, first_sums_);
+      add_apart(tiles.along, x_.rows, along_sums_);
+    } else {
+      if (!Kernel::kFirstIsValue) add(tiles.first, g_.rows, first_sums_);
+      add(tiles.along, x_.rows, along_sums_);
+    }
   }
 
   template <bool kDifferences>
@@ -138,7 +161,8 @@ class Backward {
       for (int j = 0; j < padded; j += kLanes) {
         const FloatV t = sq_dist<kDifferences>(value + j, norms_a[i], norms_b + j);
         const Radial<FloatV> k = kernel_(t <= 0.0f ? FloatV{} : t * to_scaled_);
-        const FloatV u = t * inverse_, pair_a = load(first + j), pair_b = dot + load(dots_b + j) - load(along + j);
+        const FloatV u = t * inverse_, pair_a = load(first + j);
+        const FloatV pair_b = kDifferences ? load(along + j) : dot + load(dots_b + j) - load(along + j);
         const FloatV curve = L::fma(u * 0.5f, k.second, -k.first);
         store(value + j, k.value);
         store(first + j, k.first);
@@ -151,13 +175,14 @@ class Backward {
       const float* repelling = Kernel::kFirstIsValue ? value : first;
       for (int j = 0; j < padded; j += kLanes) {
         add_to_unit(bandwidth_units_ + row * kUnit, j, load(widen + j));
+        if (kDifferences) continue;
         add_to_unit(repelling_[row].units, j, load(repelling + j));
         add_to_unit(along_[row].units, j, load(along + j));
         down_repelling[j / kLanes] = down_repelling[j / kLanes] + load(repelling + j);
         down_along[j / kLanes] = down_along[j / kLanes] + load(along + j);
       }
     }
-    if (a == b) return;
+    if (kDifferences || a == b) return;
     for (int j = 0; j < columns; ++j) {
       repelling_[b * kTile + j].columns += down_repelling[j / kLanes][j % kLanes];
       along_[b * kTile + j].columns += down_along[j / kLanes][j % kLanes];
@@ -169,15 +194,18 @@ class Backward {
     const int64_t d = call_.d, stride = x_.stride;
     const float at_zero = kernel_(FloatV{}).value[0], inverse_n = 1.0f / n_;
     const float repulsion = call_.temperature * inverse_ * (Kernel::kFirstIsValue ? 2.0f : 1.0f) * inverse_n;
-    const float* repelled = Kernel::kFirstIsValue ? value_sums_ : first_sums_;
+    const float* repelled = Kernel::kFirstIsValue && !differences_ ? value_sums_ : first_sums_;
     for (int i = 0; i < x_.count(block); ++i) {
       const int64_t row = block * kTile + i;
       const float *x = x_.row_block(block) + i * stride, *g = g_.row_block(block) + i * stride;
       float *sums = value_sums_ + row * stride, *along = along_sums_ + row * stride;
       const FloatV push = L::splat(repelling_[row].total()), turn = L::splat(along_[row].total());
       for (int64_t k = 0; k < d; k += kLanes) {
-        const FloatV apart = L::fma(push, load(g + k), -load(repelled + row * stride + k));
-        const FloatV moved = L::fma(turn, load(x + k), -load(along + k));
+        FloatV apart = load(repelled + row * stride + k), moved = load(along + k);
+        if (!differences_) {
+          apart = L::fma(push, load(g + k), -apart);
+          moved = L::fma(turn, load(x + k), -moved);
+        }
         store(along + k, L::fma(L::splat(repulsion), apart, moved + moved));
         store(sums + k, L::fma(L::splat(at_zero), load(g + k), load(sums + k)) * inverse_n);
       }
@@ -192,6 +220,7 @@ class Backward {
   Points x_, s_, g_;
   Kernel kernel_;
   float inverse_, to_scaled_;
+  bool differences_ = false;
   float *means_, *value_sums_, *first_sums_, *along_sums_, *dots_, *bandwidth_units_;
   RowSums *repelling_, *along_;
 };

@@ -21,7 +21,7 @@ class Wide {
     const int64_t n = call_.n, d = call_.d, rows = shape_.blocks() * kTile;
     wide_products<Kernel::kNeedsDifferences>(particles(0, d), shape_, means_, call_.workspace, call_.parallel_for);
     const Buffer<float> row_units(rows * kUnit), column_sums(rows), norms(rows);
-    gather_norms(norms);
+    if (!Kernel::kNeedsDifferences) gather_norms(norms);
     if constexpr (!Kernel::kNeedsDifferences)
       if (is_sharp(norms, n, call_.bandwidth)) return Wide<Sharp<Kernel>>(call_).run();
     __builtin_memset(row_units, 0, rows * kUnit * sizeof(float));
@@ -37,6 +37,8 @@ class Wide {
   }
 
  private:
+  static constexpr bool kJoined = Kernel::kFirstIsValue && !Kernel::kNeedsDifferences;
+
   Columns particles(int64_t begin, int64_t count) const {
     return {call_.particles, call_.particles_dtype, call_.d, begin, count};
   }
@@ -69,22 +71,28 @@ class Wide {
     const int64_t stride = points.stride;
     float *values = memory + Points::floats(call_.n, kDepth), *sums = values + size, *pulls = sums + size;
     __builtin_memset(sums, 0, 2 * size * sizeof(float));
-    for (int64_t block = 0; block < shape_.blocks(); ++block) pack_rows(particles(begin, count), means_ + begin, block, points);
+    const float* means = Kernel::kNeedsDifferences ? nullptr : means_ + begin;
+    for (int64_t block = 0; block < shape_.blocks(); ++block) pack_rows(particles(begin, count), means, block, points);
     for (int64_t row = 0; row < call_.n; ++row) {
       scores.row(row, values + row * stride);
       for (int64_t k = count; k < stride; ++k) values[row * stride + k] = 0.0f;
-      if (Kernel::kFirstIsValue) join_values(count, scale, points.rows + row * stride, values + row * stride);
+      if (kJoined) join_values(count, scale, points.rows + row * stride, values + row * stride);
     }
-    const auto add = [&](int64_t a, int64_t b, const float* tile, const float* from, float* to) {
-      const int rows = points.count(a), columns = points.count(b);
-      const auto at = [&](auto* matrix, int64_t block) { return matrix + block * kTile * stride; };
-      weighted_sums<false>(tile, rows, columns, at(from, b), stride, stride, at(to, a));
-      if (a != b) weighted_sums<true>(tile, columns, rows, at(from, a), stride, stride, at(to, b));
+    const auto at = [&](auto* matrix, int64_t block) { return matrix + block * kTile * stride; };
+    const auto add = [&]<bool kTransposed>(int64_t a, int64_t b, const Weights& weights) {
+      const int rows = points.count(a), terms = points.count(b);
+      const float* push = Kernel::kFirstIsValue ? weights.value : weights.first;
+      weighted_sums<kTransposed>(weights.value, rows, terms, at(values, b), stride, stride, at(sums, a));
+      if (Kernel::kNeedsDifferences)
+        difference_sums<kTransposed>(push, rows, terms, at(points.rows, a), at(points.rows, b), stride, stride, at(pulls, a));
+      else if (!kJoined)
+        weighted_sums<kTransposed>(push, rows, terms, at(points.rows, b), stride, stride, at(pulls, a));
     };
     for (int64_t b = 0; b < shape_.blocks(); ++b)
       for (int64_t a = 0; a <= b; ++a) {
-        add(a, b, weights_[shape_.tile(a, b)].value, values, sums);
-        if (!Kernel::kFirstIsValue) add(a, b, weights_[shape_.tile(a, b)].first, points.rows, pulls);
+        const Weights& weights = weights_[shape_.tile(a, b)];
+        add.template operator()<false>(a, b, weights);
+        if (a != b) add.template operator()<true>(b, a, weights);
       }
     for (int64_t row = 0; row < call_.n; ++row) {
       float* sum = sums + row * stride;

@@ -2,7 +2,9 @@
 //
 // The sum over j of k_ij s_j + temperature g_ij (x_i - x_j), g = first / h, is kept as sums of values: those of s_j under the
 // weight k_ij and of x_j under g_ij, or, where the two weights are proportional, of s_j - scale x_j under one. The part of
-// x_i, scale r_i x_i with r_i the sum of its weights, is added at the end.
+// x_i, scale r_i x_i with r_i the sum of its weights, is added at the end. Its rounding is that of x_i r_i, up to eight times
+// the sum where the bandwidth is not far below the spread of the points (`is_sharp`). Where it is, for the Laplace kernel and
+// for few coordinates the differences x_i - x_j themselves are summed.
 #pragma once
 
 #include "cpu/pairs.h"
@@ -43,6 +45,7 @@ FE_HD void weigh_row(const Kernel& kernel, float scale, const Place& place, int 
   float* repelling = Kernel::kFirstIsValue ? value : first;
   FloatV across[kUnit / kLanes] = {};
   const auto sum = [&](int j, FloatV weight) {
+    if (kDifferences) return;
     across[j % kUnit / kLanes] = across[j % kUnit / kLanes] + weight;
     down[j / kLanes] = down[j / kLanes] + weight;
   };
@@ -61,10 +64,11 @@ FE_HD void weigh_row(const Kernel& kernel, float scale, const Place& place, int 
     for (int j = place.columns; j < padded; ++j) value[j] = repelling[j] = 0.0f;
     for (int j = 0; j < padded; j += kLanes) sum(j, load(repelling + j));
   }
+  if (kDifferences) return;
   for (int j = 0; j < kUnit; j += kLanes) add_to_unit(row_units + i * kUnit, j, across[j / kLanes]);
 }
 
-// From `products` in `value`: the weights, and the sums of those that repel (`first`, or `value` where it serves for both)
+// From `products` in `value`: the weights, and (without differences) the sums of those that repel (`first`, or `value` where it serves for both)
 // over columns into row_units, 16 floats a row, and over rows into column_sums (null: not wanted).
 template <bool kDifferences, class Kernel>
 void weigh(const Kernel& kernel, float scale, const Place& place, Weights& weights, float* row_units,
@@ -80,12 +84,10 @@ void weigh(const Kernel& kernel, float scale, const Place& place, Weights& weigh
   for (int j = 0; j < place.columns; j += kLanes) store(column_sums + j, load(column_sums + j) + down[j / kLanes]);
 }
 
-// What a tile's repelling weight is to be multiplied by. Points that coincide do not repel, and all others do not meet,
-// where h = 0.
+// What a tile's repelling weight is to be multiplied by.
 template <class Kernel>
 float repulsion_scale(const SvgdCall& call) {
-  if (!(call.bandwidth > 0.0f) && call.bandwidth == call.bandwidth) return 0.0f;
-  return call.temperature * (Kernel::kFirstIsValue ? 2.0f : 1.0f) / call.bandwidth;
+  return call.temperature * (Kernel::kFirstIsValue ? 2.0f : 1.0f) * inverse_bandwidth(call.bandwidth);
 }
 
 // values = scores - scale x, in place.
@@ -94,7 +96,8 @@ FE_HD void join_values(int64_t count, float scale, const float* x, float* values
     store(values + k, Lane<FloatV>::fma(Lane<FloatV>::splat(-scale), load(x + k), load(values + k)));
 }
 
-// The row's direction, in place of the sum of its values; `pull` is the sum of x_j where that is apart.
+// The row's direction, in place of the sum of its values; `pull` is the sum of x_j where that is apart, or of x_i - x_j
+// where that is not in it.
 template <class Kernel>
 FE_HD void finish_row(const Kernel& kernel, int64_t n, int64_t count, float scale, float repelling, const float* x,
                       const float* scores, const float* pull, float* sum) {
@@ -102,8 +105,13 @@ FE_HD void finish_row(const Kernel& kernel, int64_t n, int64_t count, float scal
   const FloatV at_zero = kernel(FloatV{}).value;
   const FloatV push = Lane<FloatV>::splat(scale * repelling), pulling = Lane<FloatV>::splat(-scale);
   for (int64_t k = 0; k < count; k += kLanes) {
-    FloatV total = Lane<FloatV>::fma(push, load(x + k), load(sum + k));
-    if (!Kernel::kFirstIsValue) total = Lane<FloatV>::fma(pulling, load(pull + k), total);
+    FloatV total = load(sum + k);
+    if (Kernel::kNeedsDifferences) {
+      if (pull) total = Lane<FloatV>::fma(Lane<FloatV>::splat(scale), load(pull + k), total);
+    } else {
+      total = Lane<FloatV>::fma(push, load(x + k), total);
+      if (!Kernel::kFirstIsValue) total = Lane<FloatV>::fma(pulling, load(pull + k), total);
+    }
     total = Lane<FloatV>::fma(at_zero, load(scores + k), total);
     store(sum + k, total * inverse_n);
   }

@@ -29,8 +29,8 @@ struct WideShape {
   int64_t floats() const { return segments() * tiles() * kTile * kTile; }
 };
 
-// The products, or squared distances, of points less their means, tile after tile, at the front of `memory`, which has
-// room for shape.floats(). `means`: d floats, written.
+// The products of points less their means, or their squared distances, tile after tile, at the front of `memory`, which has
+// room for shape.floats(). `means`: d floats, written; differences have no need of them.
 template <bool kDifferences>
 void wide_products(const Columns& points, const WideShape& shape, float* means, float* memory, ParallelFor parallel_for) {
   const int64_t whole = shape.tiles() * kTile * kTile;
@@ -42,8 +42,8 @@ void wide_products(const Columns& points, const WideShape& shape, float* means, 
       for (int64_t at = first; at < last; at += kDepth) {
         const Columns some = points.part(at, last - at < kDepth ? last - at : kDepth);
         const Points block(shape.n, some.count, packed);
-        column_means(some, shape.n, means + at);
-        for (int64_t a = 0; a < shape.blocks(); ++a) pack(some, means + at, a, block);
+        if (!kDifferences) column_means(some, shape.n, means + at);
+        for (int64_t a = 0; a < shape.blocks(); ++a) pack(some, kDifferences ? nullptr : means + at, a, block);
         for (int64_t b = 0; b < shape.blocks(); ++b)
           for (int64_t a = 0; a <= b; ++a)
             products<kDifferences>(block.row_block(a), block.stride, block.count(a), block.panel(b),

@@ -54,7 +54,7 @@ struct ImqKernel {
 };
 
 // Not differentiable where two points coincide: both derivatives are taken as 0 there. The square root halves the digits
-// that a distance from inner products has where points are close.
+// that a distance from inner products has where points are close, and the first derivative grows without bound.
 template <class F>
 struct LaplaceKernel {
   static constexpr bool kFirstIsValue = false;
@@ -74,12 +74,17 @@ struct LaplaceKernel {
   }
 };
 
-// The same kernel for a bandwidth far below the spread of the points, where inner products leave too few digits of t.
+// The same kernel where inner products leave too few digits: for few coordinates, and for a bandwidth far below the spread of
+// the points.
 template <class Kernel>
 struct Sharp : Kernel {
-  static constexpr bool kFirstIsValue = false;
   static constexpr bool kNeedsDifferences = true;
   using Kernel::Kernel;
 };
+
+inline constexpr float kLeastBandwidth = 1.17549435e-38f;  // one below has no inverse, and counts as 0
+
+// 1 / h, and 0 where h counts as 0: points that coincide do not repel, and all others do not meet.
+FE_HD float inverse_bandwidth(float h) { return h < kLeastBandwidth ? 0.0f : 1.0f / h; }
 
 }  // namespace fe::inline FE_ISA

@@ -1,7 +1,8 @@
 """What the Stein operations share in plain PyTorch: radial kernels and their derivatives, distances, blocks of rows.
 
 All of it is computed in float64 whatever the operands are: repulsion is a difference of sums that nearly cancel where
-the bandwidth is far below the particles' spread, and the reference is what other backends are held against.
+the bandwidth is far below the particles' spread, and the reference is what other backends are held against. Up to 8
+dimensions it is a sum of differences, which float64 particles have need of.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ __all__ = [
     "RBF",
     "at_zero",
     "centred",
+    "difference_products",
     "problems",
     "radial",
+    "repulsion",
     "row_blocks",
     "square_distances",
 ]
@@ -31,6 +34,7 @@ RBF, IMQ, LAPLACE, LINEAR = range(4)
 PAIRS = 1 << 19  # of a block: 4 MB a float64 temporary, whatever n is
 ROWS = 16  # of a block at least: fewer make matrix products slow
 DIRECT = 16  # dimensions up to which distances by differences are as fast as by inner products
+APART = 8  # up to which what particles push each other by is summed from differences: `repulsion`
 
 
 def radial(kernel: int, u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
@@ -64,9 +68,33 @@ def at_zero(kernel: int, beta: float, c: float) -> tuple[float, float]:
 
 
 def centred(particles: Tensor) -> Tensor:
-    """float64, less the mean over the particles: an offset common to all would cost digits of inner products."""
+    """float64, less the mean over the particles where an offset common to all would cost digits of inner products."""
     x = particles.double()
-    return x - x.mean(-2, keepdim=True)
+    return x if x.shape[-1] <= DIRECT else x - x.mean(-2, keepdim=True)
+
+
+def repulsion(weights: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    """sum_j w_ij (x_i - x_j) [B, r, d], of weights [B, r, n], rows [B, r, d] and x [B, n, d].
+
+    Of few dimensions from differences: folded, (sum_j w_ij) x_i - sum_j w_ij x_j, it loses to rounding where particles
+    lie in clusters far apart, or where the weight grows without bound as they come close (laplace).
+    """
+    if x.shape[-1] > APART:
+        return weights.sum(2, keepdim=True) * rows - weights @ x
+    pairs = zip(rows.unbind(2), x.unbind(2), strict=True)
+    sums = [(weights * (own.unsqueeze(2) - other.unsqueeze(1))).sum(2) for own, other in pairs]
+    return torch.stack(sums, 2) if sums else torch.zeros_like(rows)
+
+
+def difference_products(xi: Tensor, yi: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """(x_i - x_j).(y_i - y_j) [..., r, n], of few dimensions from differences."""
+    if x.shape[-1] > APART:
+        own_rows, own = (yi * xi).sum(-1).unsqueeze(-1), (y * x).sum(-1).unsqueeze(-2)
+        return own_rows + own - yi @ x.mT - xi @ y.mT
+    total = torch.zeros((), dtype=x.dtype, device=x.device)
+    for one, other, own, its in zip(*(t.unbind(-1) for t in (xi, x, yi, y)), strict=True):
+        total = total + (one.unsqueeze(-1) - other.unsqueeze(-2)) * (own.unsqueeze(-1) - its.unsqueeze(-2))
+    return total.expand(*xi.shape[:-1], x.shape[-2])
 
 
 def square_distances(rows: Tensor, x: Tensor) -> Tensor:

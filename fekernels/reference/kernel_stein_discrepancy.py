@@ -15,21 +15,22 @@ from torch import Tensor
 from fekernels.reference._stein import (
     LINEAR,
     centred,
+    difference_products,
     over_bandwidth,
     problems,
     radial,
+    repulsion,
     row_blocks,
     square_distances,
 )
-from fekernels.reference.svgd_direction import plain_kernel
+from fekernels.reference.svgd_direction import plain_centred, plain_distances, plain_kernel
 
 __all__ = ["kernel_stein_discrepancy", "kernel_stein_discrepancy_backward", "plain_discrepancy"]
 
 
 def _products(xi: Tensor, si: Tensor, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """s.s' and (s - s').(x - y), both [B, r, n]."""
-    own_rows, own = (si * xi).sum(2).unsqueeze(2), (s * x).sum(2).unsqueeze(1)
-    return si @ s.mT, own_rows + own - si @ x.mT - xi @ s.mT
+    return si @ s.mT, difference_products(xi, si, x, s)
 
 
 def kernel_stein_discrepancy(
@@ -100,10 +101,10 @@ def kernel_stein_discrepancy_backward(
                 u, divisor = over_bandwidth(square_distances(xi, x), h)
                 k, p1, p2, p3 = radial(kernel, u, beta, c, 3)
                 k, g = both * k, both * p1 / divisor
-                by_s = k @ s + g.sum(2, keepdim=True) * xi - g @ x
+                by_s = k @ s + repulsion(g, xi, x)
                 q = p1 * inner + (p2 * (across + d + 2) - _times(u, p3)) / divisor
                 q = both * q / divisor / -2
-                by_x = g.sum(2, keepdim=True) * si - g @ s + 2 * (q.sum(2, keepdim=True) * xi - q @ x)
+                by_x = repulsion(g, si, s) + 2 * repulsion(q, xi, x)
                 by_h = _times(u, p1) * inner / 2 - p1 * (across + d) / divisor
                 by_h += (_times(u, p2) * (across + d + 4) - _times(u, _times(u, p3))) / divisor / 2
                 by_bandwidth += (both * by_h / divisor).sum((1, 2))
@@ -144,10 +145,9 @@ def plain_discrepancy(
         off = 1 - torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
         kp = off * ((x @ x.mT + 1) * (s @ s.mT) + own.unsqueeze(-1) + own.unsqueeze(-2) + d)
         return (w * (kp @ w)).sum(-2)
-    x = x - x.mean(-2, keepdim=True)
+    x = plain_centred(x)
     inner, across = _products(x, s, x, s)
     k, g, g2 = plain_kernel(x, bandwidth.double(), kernel, beta, c, 2)
-    squares = x.square().sum(-1)
-    t = squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * (x @ x.mT)
+    t, _ = plain_distances(x)
     kp = k * inner + g * (across + d) - g2 * t
     return (w * (kp @ w)).sum(-2)

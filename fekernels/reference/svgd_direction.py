@@ -13,19 +13,22 @@ import torch
 from torch import Tensor
 
 from fekernels.reference._stein import (
+    APART,
     LAPLACE,
     LINEAR,
     at_zero,
     centred,
     coincide,
+    difference_products,
     over_bandwidth,
     problems,
     radial,
+    repulsion,
     row_blocks,
     square_distances,
 )
 
-__all__ = ["plain_direction", "svgd_direction", "svgd_direction_backward"]
+__all__ = ["plain_centred", "plain_direction", "plain_distances", "svgd_direction", "svgd_direction_backward"]
 
 
 def svgd_direction(
@@ -55,7 +58,7 @@ def svgd_direction(
             if temperature:
                 # Coincident particles, oneself among them, do not repel: exactly, not up to rounding times 1/h.
                 g = torch.where(t == 0, 0.0, p1 / divisor)
-                total += temperature * (g.sum(2, keepdim=True) * x[:, rows] - g @ x)
+                total += temperature * repulsion(g, x[:, rows], x)
             phi[part, rows] = (total / n).to(phi.dtype)
     return phi
 
@@ -103,13 +106,11 @@ def svgd_direction_backward(
                 continue
             r1, r2 = p1 / divisor, temperature * (p2 / divisor / divisor)
             a = gi @ s.mT + si @ g_all.mT
-            own = (g_all * x).sum(2)
-            b = own[:, rows].unsqueeze(2) + own.unsqueeze(1) - gi @ x.mT - xi @ g_all.mT
+            b = difference_products(xi, gi, x, g_all)
             b = torch.where(t == 0, 0.0, b)  # exactly: at a small h its factor is huge
             if needs & 1:
                 m = (r1 * a + r2 * b) / -(2 * n)
-                by_x = (temperature / n) * (r1.sum(2, keepdim=True) * gi - r1 @ g_all)
-                by_x += 2 * (m.sum(2, keepdim=True) * xi - m @ x)
+                by_x = (temperature / n) * repulsion(r1, gi, g_all) + 2 * repulsion(m, xi, x)
                 dx[part, rows] = by_x.to(dx.dtype)
             if needs & 4:
                 by_k = torch.where(r1 == 0, 0.0, u * r1) * a / 2
@@ -171,24 +172,44 @@ def plain_direction(
     if kernel == LINEAR:
         phi = ((x @ x.mT) @ s + s.sum(-2, keepdim=True)) / n + temperature * x
         return phi.to(particles.dtype)
-    x = x - x.mean(-2, keepdim=True)
+    x = plain_centred(x)
     diagonal, _ = at_zero(kernel, beta, c)
     k, g = plain_kernel(x, bandwidth.double(), kernel, beta, c, 1)
-    phi = diagonal * s + k @ s + temperature * (g.sum(-1, keepdim=True) * x - g @ x)
+    phi = diagonal * s + k @ s + temperature * plain_repulsion(g, x)
     return (phi / n).to(particles.dtype)
+
+
+def plain_repulsion(weights: Tensor, x: Tensor) -> Tensor:
+    """sum_j w_ij (x_i - x_j) [..., n, d], as `repulsion`."""
+    if x.shape[-1] > APART:
+        return weights.sum(-1, keepdim=True) * x - weights @ x
+    return (weights.unsqueeze(-1) * (x.unsqueeze(-2) - x.unsqueeze(-3))).sum(-2)
+
+
+def plain_centred(x: Tensor) -> Tensor:
+    """Less the mean where inner products are taken; differences are of the particles as they are given."""
+    return x if x.shape[-1] <= APART else x - x.mean(-2, keepdim=True)
+
+
+def plain_distances(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances [..., n, n], differentiable any number of times, and where two particles coincide."""
+    if x.shape[-1] <= APART:
+        t = (x.unsqueeze(-2) - x.unsqueeze(-3)).square().sum(-1)
+        return t, t == 0
+    squares = x.square().sum(-1)
+    squares = squares.unsqueeze(-1) + squares.unsqueeze(-2)
+    t = squares - 2 * (x @ x.mT)
+    return t, coincide(t, squares)
 
 
 def plain_kernel(
     x: Tensor, bandwidth: Tensor, kernel: int, beta: float, c: float, order: int
 ) -> list[Tensor]:
     """[k, p1/h, p2/h^2, ...][: order + 1] as n x n matrices with a diagonal of 0; x [B, n, d] centred, float64."""
-    squares = x.square().sum(-1)
-    squares = squares.unsqueeze(-1) + squares.unsqueeze(-2)
-    t = squares - 2 * (x @ x.mT)
+    t, zero = plain_distances(x)
     off = 1 - torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     h = bandwidth[:, None, None]
     safe = torch.where(h == 0, 1.0, h)
-    zero = coincide(t, squares)
     # Only at h = 0 and for laplace, which has a kink there, is a coincidence told from a small distance: elsewhere it
     # has second derivatives.
     apart = torch.where(zero, 0.0, t)

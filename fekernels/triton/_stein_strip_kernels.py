@@ -24,10 +24,28 @@ def mean_kernel(statistics, mean, n, d, chunks, D: tl.constexpr, CHUNKS: tl.cons
 
 
 @triton.jit
-def pad_kernel(source, mean, out, n, d, padded, width, ROWS: tl.constexpr, D: tl.constexpr):
+def sharp_kernel(norms, bandwidth, sharp, n, pitch, scale, BLOCK: tl.constexpr):
+    """sharp [B], int32: whether h is below 1/64 of the mean of n squared norms [B, pitch], or counts as 0.
+
+    An inner product's rounding, 1e-7 of a norm, would then be more than 1e-5 of t/h, and that of a particle times the
+    sum of its weights as much of what pushes it. scale: of norms that are in units of h already, or 0. Grid: problems.
+    """
+    batch = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, n, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        total += tl.load(norms + batch * pitch + at, mask=at < n, other=0.0).to(tl.float64)
+    h = tl.load(bandwidth + batch)
+    limit = tl.where(scale > 0, scale, h).to(tl.float64) * 64.0 * n
+    found = (tl.sum(total, 0) > limit) | (h < stein.SMALLEST)
+    tl.store(sharp + batch, found.to(tl.int32))
+
+
+@triton.jit
+def pad_kernel(source, mean, chosen, out, n, d, padded, width, ROWS: tl.constexpr, D: tl.constexpr):
     """out [B, padded, width]: source [B, n, d] as float32, less the mean [B, d]; and 0 beside it.
 
-    Grid: tiles, problems.
+    chosen [B]: problems to do this for. Grid: tiles, problems.
     """
     batch = tl.program_id(1).to(tl.int64)
     tiles = width // D
@@ -40,7 +58,10 @@ def pad_kernel(source, mean, out, n, d, padded, width, ROWS: tl.constexpr, D: tl
         value -= tl.load(mean + batch * d + columns, mask=columns < d, other=0.0)[None, :]
         value = tl.where(there, value, 0.0)
     place = out + (batch * padded + rows)[:, None] * width + columns[None, :]
-    tl.store(place, value)
+    if chosen is not None:
+        tl.store(place, value, mask=(rows >= 0)[:, None] & (tl.load(chosen + batch) != 0))
+    else:
+        tl.store(place, value)
 
 
 @triton.jit
@@ -108,22 +129,23 @@ def sum_parts(pointer, step, parts, there):
 
 @triton.jit
 def pairs_kernel(
-    particles, norms, inner, bandwidth, products, weights, totals, tile_count, first_row, n, d, pitch, strip, parts,
-    beta, c, temperature,
+    x, other, apart, norms, inner, bandwidth, products, weights, totals, tile_count, first_row, n, d, pitch, width,
+    strip, parts, beta, c, temperature,
     KERNEL: tl.constexpr, MODE: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """weights [1 to 3, B, strip, pitch], 0 for a pair with itself and beyond n.
 
     DIRECTION: k and g. BACKWARD: k, g and M = dL/dt, and in totals [B, tiles] each tile's share of dL/dh.
-    DISCREPANCY: kp. Where h = 0, particles are at the same place when all their coordinates are the same, and only k is
-    not 0. Grid: tiles of the strip, problems.
+    DISCREPANCY: kp. Where a problem is to be taken `apart` [B], distances and (x_i - x_j).(y_i - y_j), y the scores or
+    the upstream gradient, come from differences of x and other [B, pitch, width] as they are given. So where h = 0,
+    when particles are at the same place if all their coordinates are the same, and only k is not 0. Grid: tiles of the
+    strip, problems.
     """
     tiles = tl.cdiv(pitch, N)
     batch = tl.program_id(1).to(tl.int64)
     at_row = tl.program_id(0) // tiles * M + tl.arange(0, M)
     rows = first_row + at_row
     others = tl.program_id(0) % tiles * N + tl.arange(0, N)
-    origin = batch * n
     size = tl.cast(strip, tl.int64) * pitch
     problems = tl.num_programs(1)
     place = batch * size + at_row.to(tl.int64)[:, None] * pitch + others[None, :]
@@ -136,29 +158,40 @@ def pairs_kernel(
     t = tl.maximum((row_norm[:, None] + norm[None, :]) - 2.0 * xx, 0.0)
     h = tl.load(bandwidth + batch)
     inverse = stein.inverse_bandwidth(h)
-    if h < stein.SMALLEST:
-        differ = tl.zeros((M, N), tl.int32)
+    if MODE == DIRECTION:
+        across = t
+    else:
+        yx = sum_parts(products + 2 * problems * size + place, step, parts, there)
+        row_inner = tl.load(inner + batch * pitch + rows)
+        own_inner = tl.load(inner + batch * pitch + others, mask=others < pitch, other=0.0)
+        across = (row_inner[:, None] + own_inner[None, :]) - yx
+    if tl.load(apart + batch) != 0:
+        t = tl.zeros((M, N), tl.float32)
+        across = tl.zeros((M, N), tl.float32)
+        own_place = (batch * pitch + rows) * width
+        others_place = (batch * pitch + others) * width
         for e in range(0, d):
-            xi = tl.load(particles + (origin + rows) * d + e, mask=rows < n, other=0.0)
-            xj = tl.load(particles + (origin + others) * d + e, mask=others < n, other=0.0)
-            differ += (xi[:, None] != xj[None, :]).to(tl.int32)
-        t = tl.where(differ == 0, 0.0, stein.INFINITY)
+            difference = (
+                tl.load(x + own_place + e)[:, None]
+                - tl.load(x + others_place + e, mask=others < pitch)[None, :]
+            )
+            t = tl.fma(difference, difference, t)
+            if MODE != DIRECTION:
+                yi = tl.load(other + own_place + e)
+                yj = tl.load(other + others_place + e, mask=others < pitch)
+                across = tl.fma(difference, yi[:, None] - yj[None, :], across)
     u = stein.scaled(t, h, inverse)
     k, p1, p2 = stein.radial(u, KERNEL, beta, c)
-    apart = (rows[:, None] != others[None, :]) & (rows < n)[:, None] & (others < n)[None, :]
-    k = tl.where(apart, k, 0.0)
-    g = tl.where(apart, p1 * inverse, 0.0)
+    pair = (rows[:, None] != others[None, :]) & (rows < n)[:, None] & (others < n)[None, :]
+    k = tl.where(pair, k, 0.0)
+    g = tl.where(pair, p1 * inverse, 0.0)
     if MODE == DIRECTION:
         tl.store(weights + place, rounded(k, PRECISION), mask=there)
         tl.store(weights + problems * size + place, rounded(g, PRECISION), mask=there)
     else:
         yz = sum_parts(products + problems * size + place, step, parts, there)
-        yx = sum_parts(products + 2 * problems * size + place, step, parts, there)
-        row_inner = tl.load(inner + batch * pitch + rows)
-        own_inner = tl.load(inner + batch * pitch + others, mask=others < pitch, other=0.0)
-        across = (row_inner[:, None] + own_inner[None, :]) - yx
         # Where u is infinite p2 is 0, and so is their product.
-        p2 = tl.where(apart, p2, 0.0)
+        p2 = tl.where(pair, p2, 0.0)
         up2 = tl.where(p2 > 0, u * p2, 0.0)
         if MODE == DISCREPANCY:
             kp = k * yz + g * (across + d) - up2 * inverse
@@ -207,12 +240,13 @@ def weigh(
 
 @triton.jit
 def product_kernel(
-    weights, values, row_sums, base, factor, out, first_row, n, d, pitch, width, strip,
+    weights, values, apart, row_sums, base, factor, out, first_row, n, d, pitch, width, strip,
     ADD: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """A strip of out [B, n, d]: factor * (base v_i + sum_j w_ij v_j); with row_sums, of sum_j w_ij (v_i - v_j).
 
-    ADD: to what is there. Grid: tiles of M rows of the strip and D columns, problems.
+    apart [B]: whether those differences themselves are summed. ADD: to what is there. Grid: tiles of M rows of the
+    strip and D columns, problems.
     """
     batch = tl.program_id(1).to(tl.int64)
     tiles = width // D
@@ -226,7 +260,17 @@ def product_kernel(
     if row_sums is None:
         total = (own * base + total) * factor
     else:
-        total = (own * tl.load(row_sums + batch * strip + row + tl.arange(0, M))[:, None] - total) * factor
+        total = own * tl.load(row_sums + batch * strip + row + tl.arange(0, M))[:, None] - total
+        if tl.load(apart + batch) != 0:
+            total = tl.zeros((M, D), tl.float32)
+            weight_place = weights + (batch * strip + row + tl.arange(0, M)) * pitch
+            for first in range(0, n, N):
+                some = tl.zeros((M, D), tl.float32)
+                for j in range(first, tl.minimum(first + N, n)):
+                    value = tl.load(values + tl.cast(j, tl.int64) * width + columns)
+                    some += tl.load(weight_place + j)[:, None] * (own - value[None, :])
+                total += some
+        total *= factor
     there = (rows < n)[:, None] & (columns < d)[None, :]
     place = out + (batch * n + rows)[:, None] * d + columns[None, :]
     if ADD:

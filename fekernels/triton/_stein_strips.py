@@ -22,14 +22,21 @@ PROGRAMS = 512  # about four a multiprocessor of the largest GPUs
 LONGEST = 512  # dimensions at least, of a part
 
 
-def padded(source: Tensor, pitch: int, mean: Tensor | None = None) -> Tensor:
-    """[B, pitch, a multiple of a tile's width], float32, zeros beside [B, n, d]."""
+def padded(
+    source: Tensor,
+    pitch: int,
+    mean: Tensor | None = None,
+    chosen: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """[B, pitch, a multiple of a tile's width], float32, zeros beside [B, n, d]; or so in `out`, for those `chosen`."""
     source = source.contiguous()
     batch, n, d = source.shape
     width = triton.cdiv(d, tile_width(d)) * tile_width(d)
-    out = torch.empty(batch, pitch, width, dtype=torch.float32, device=source.device)
+    if out is None:
+        out = torch.empty(batch, pitch, width, dtype=torch.float32, device=source.device)
     kernels.pad_kernel[(pitch // 16 * (width // tile_width(d)), batch)](
-        source, mean, out, n, d, pitch, width, ROWS=16, D=tile_width(d), num_warps=4, **stein.OPTIONS
+        source, mean, chosen, out, n, d, pitch, width, ROWS=16, D=tile_width(d), num_warps=4, **stein.OPTIONS
     )  # fmt: skip
     return out
 
@@ -42,8 +49,9 @@ def tile_width(d: int) -> int:
 class Strips:
     """The pairs' weights of all problems, strip by strip.
 
-    Attributes: x, scores, grad: padded operands, x centred. pitch: of a strip's rows; strip: its rows, a multiple of
-    ROWS; totals: shares of dL/dh, or None.
+    Attributes: x, scores, grad: padded operands, x centred but where `apart`, [B], says that differences of the
+    particles as they are given are taken: of few dimensions, for laplace, and for a sharp bandwidth. pitch: of a
+    strip's rows; strip: its rows, a multiple of ROWS; totals: shares of dL/dh, or None.
     """
 
     def __init__(
@@ -65,18 +73,19 @@ class Strips:
         self.tile_count = self.pitch // PAIRS["M"] * triton.cdiv(self.pitch, PAIRS["N"])
         self.totals = new(batch, self.tile_count, 1, dtype=torch.float64) if by_bandwidth else None
 
-        statistics = stein.column_statistics(particles, None)
-        mean = new(batch, d)
-        kernels.mean_kernel[(triton.cdiv(d, 128), batch)](
-            statistics, mean, n, d, statistics.shape[2], D=128, CHUNKS=stein.MOST_CHUNKS, num_warps=4, **stein.OPTIONS
-        )  # fmt: skip
+        always = d <= stein.DIRECT or kernel == stein.LAPLACE.value
+        mean = None if always else self.means()
         self.x, self.scores = padded(particles, self.pitch, mean), padded(scores, self.pitch)
         self.grad = None if grad is None else padded(grad, self.pitch)
-        other = self.scores if self.grad is None else self.grad
+        self.other = self.scores if self.grad is None else self.grad
         self.operands: list[tuple[Tensor, Tensor | None]] = [(self.x, None)]
         if mode != kernels.DIRECTION.value:
-            self.operands += [(other, None if self.grad is None else self.scores), (other, self.x)]
-        self.norms, self.inner = (self.row_products(y) for y in (self.x, other))
+            self.operands += [(self.other, None if self.grad is None else self.scores), (self.other, self.x)]
+        self.norms, self.inner = (self.row_products(y) for y in (self.x, self.other))
+        self.apart = torch.ones(batch, dtype=torch.int32, device=device)
+        if not always:
+            find_sharp(self.norms, bandwidth, self.apart, n)
+            padded(particles, self.pitch, None, self.apart, self.x)
 
         width = self.x.shape[2]
         parts = min(triton.cdiv(PROGRAMS, (self.pitch // ROWS) ** 2), triton.cdiv(width, LONGEST))
@@ -89,6 +98,16 @@ class Strips:
             1 if mode == kernels.DISCREPANCY.value else 3 if mode == kernels.BACKWARD.value else 2,
             *self.products.shape[2:],
         )
+
+    def means(self) -> Tensor:
+        """[B, d]"""
+        batch, n, d = self.particles.shape
+        statistics = stein.column_statistics(self.particles, None)
+        mean = torch.empty(batch, d, dtype=torch.float32, device=self.particles.device)
+        kernels.mean_kernel[(triton.cdiv(d, 128), batch)](
+            statistics, mean, n, d, statistics.shape[2], D=128, CHUNKS=stein.MOST_CHUNKS, num_warps=4, **stein.OPTIONS
+        )  # fmt: skip
+        return mean
 
     def row_products(self, y: Tensor) -> Tensor:
         """[B, pitch] of x and y."""
@@ -115,8 +134,9 @@ class Strips:
                 )  # fmt: skip
             tiles = blocks * ROWS // PAIRS["M"] * triton.cdiv(self.pitch, PAIRS["N"])
             kernels.pairs_kernel[(tiles, batch)](
-                self.particles, self.norms, self.inner, self.bandwidth, self.products, self.weights, self.totals,
-                self.tile_count, first, n, d, self.pitch, self.strip, self.parts, self.beta, self.c, self.temperature,
+                self.x, self.other, self.apart, self.norms, self.inner, self.bandwidth, self.products, self.weights,
+                self.totals, self.tile_count, first, n, d, self.pitch, self.x.shape[2], self.strip, self.parts,
+                self.beta, self.c, self.temperature,
                 KERNEL=self.kernel, MODE=self.mode, PRECISION=precision, **PAIRS, num_warps=8, **stein.OPTIONS,
             )  # fmt: skip
             yield first, blocks
@@ -129,7 +149,8 @@ class Strips:
         batch, n, d = self.particles.shape
         width = tile_width(d)
         kernels.product_kernel[(blocks * (values.shape[2] // width), batch)](
-            self.weights[weights], values, self.row_sums(weights) if base is None else None, base or 0.0, factor, out,
+            self.weights[weights], values, self.apart, self.row_sums(weights) if base is None else None, base or 0.0,
+            factor, out,
             first, n, d, self.pitch, values.shape[2], self.strip, ADD=add,
             PRECISION=stein.DOT_PRECISION[self.precision], M=ROWS, N=32, D=width, num_warps=4, num_stages=2,
             **stein.OPTIONS,
@@ -143,6 +164,13 @@ class Strips:
             weights, sums, sums.numel(), self.pitch, M=4, N=512, num_warps=4, **stein.OPTIONS
         )  # fmt: skip
         return sums
+
+
+def find_sharp(norms: Tensor, bandwidth: Tensor, sharp: Tensor, n: int, scale: float = 0.0) -> None:
+    """Fills `sharp` [B] by `sharp_kernel`."""
+    kernels.sharp_kernel[(len(sharp),)](
+        norms, bandwidth, sharp, n, norms.shape[1], scale, BLOCK=1024, num_warps=4, **stein.OPTIONS
+    )  # fmt: skip
 
 
 def total(totals: Tensor, dtype: torch.dtype) -> Tensor:

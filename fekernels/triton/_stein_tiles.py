@@ -1,4 +1,4 @@
-"""The Stein direction by tensor cores, d <= 128: tiles of distances and their products, never an n x n matrix.
+"""The Stein direction of rbf and imq by tensor cores, d <= 128: no n x n matrix.
 
 A float32 is the sum of two float16, to 22 bits, after a multiplication by a power of two that makes the largest of its
 kind (a column of V, all of X, the kernel's values) nearly the largest float16. Products high high + high low + low high
@@ -16,7 +16,6 @@ from fekernels.triton import _stein as stein
 
 TOP = tl.constexpr(15)  # values are scaled to below 2^15; float16 ends just below 2^16
 UNIT = tl.constexpr(2.0**-15)
-MOST_REPULSION = tl.constexpr(60000.0)
 
 
 @triton.jit
@@ -46,8 +45,8 @@ def prepare_kernel(
 
     norms [B, padded]: |x|^2 in units of the exponent, infinite for what is padding. They are made of the halves, as the
     inner products will be, so that the distance is that of the rounded particles and small where particles are near.
-    constants [B, 4]: what an inner product counts in the same units, what a unit of scaled particles is, the scale of
-    laplace's repulsion and its inverse. column_scale [B, D]: what a unit of V's columns is.
+    constants [B, 2]: what an inner product counts in the same units, and what a unit of scaled particles is.
+    column_scale [B, D]: what a unit of V's columns is.
     """
     columns = tl.arange(0, D)
     column_there = columns < d
@@ -73,17 +72,11 @@ def prepare_kernel(
     unit = inverse * x_down * x_down
     if KERNEL == stein.RBF:
         unit *= stein.LOG2E
-    elif KERNEL == stein.IMQ:
+    else:
         unit /= c * c
     if tl.program_id(0) == 0:
-        tl.store(constants + batch * 4, 2.0 * unit)
-        tl.store(constants + batch * 4 + 1, x_down)
-        if KERNEL == stein.LAPLACE:
-            # k/s has no largest value. Distances below 2^-10 of the diameter are mostly rounding: up to there it fits.
-            farthest = tl.sqrt(4.0 * tl.sum(reach * reach, 0) * inverse)
-            up, down = power_for(farthest)
-            tl.store(constants + batch * 4 + 2, down * 2.0**18)
-            tl.store(constants + batch * 4 + 3, up * 2.0**-18)
+        tl.store(constants + batch * 2, 2.0 * unit)
+        tl.store(constants + batch * 2 + 1, x_down)
         tl.store(column_scale + batch * D + columns, v_down)
 
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -139,7 +132,7 @@ def tile_direction_kernel(
         x_low += origin
         v_low += origin
     norms += batch * padded
-    multiplier = tl.load(constants + batch * 4)
+    multiplier = tl.load(constants + batch * 2)
     first_row = tl.program_id(0) * M
     rows = first_row + tl.arange(0, M)
     columns = tl.arange(0, D)
@@ -154,8 +147,6 @@ def tile_direction_kernel(
     own_norm = tl.load(norms + rows)
     if KERNEL == stein.RBF:
         own_norm = own_norm * -1.0 + TOP
-    if KERNEL == stein.LAPLACE:
-        repulsion_scale = tl.load(constants + batch * 4 + 2) * UNIT
     total = tl.zeros((M, D), tl.float32)
     total_x = tl.zeros((M, D), tl.float32)
     total_row = tl.zeros((M,), tl.float32)
@@ -177,14 +168,8 @@ def tile_direction_kernel(
             g = k
         else:
             u = tl.maximum((own_norm[:, None] - inner * multiplier) + norm[None, :], 0.0)
-            if KERNEL == stein.IMQ:
-                k = tl.where(apart, tl.exp2(beta * tl.log2(1.0 + u) + TOP), 0.0)
-                g = k / (1.0 + u)
-            else:
-                inverse_s = tl.where(u > 0, tl.rsqrt(u), 0.0)
-                s = tl.where(u < stein.INFINITY, u * inverse_s, u)
-                k = tl.where(apart, tl.exp2(s * -stein.LOG2E + TOP), 0.0)
-                g = tl.minimum(k * repulsion_scale * inverse_s, MOST_REPULSION)
+            k = tl.where(apart, tl.exp2(beta * tl.log2(1.0 + u) + TOP), 0.0)
+            g = k / (1.0 + u)
         # The row's sum is that of the rounded values which the product has seen: it is multiplied by the particle's
         # distance from the centre, of which the product has the negative.
         if SUM_K:
@@ -219,7 +204,7 @@ def finish_tiles_kernel(
     """phi from the sums of `tile_direction_kernel`, the parts in order. Grid: blocks of rows, problems."""
     batch = tl.program_id(1).to(tl.int64)
     inverse = stein.inverse_bandwidth(tl.load(bandwidth + batch))
-    x_down = tl.load(constants + batch * 4 + 1)
+    x_down = tl.load(constants + batch * 2 + 1)
     columns = tl.arange(0, D)
     v_down = tl.load(column_scale + batch * D + columns)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -240,10 +225,7 @@ def finish_tiles_kernel(
     if KERNEL == stein.RBF:
         value += xi * ((2.0 * temperature * inverse) * x_down * UNIT * total_row)[:, None]
     else:
-        if KERNEL == stein.IMQ:
-            strength = (-2.0 * beta * temperature * UNIT) * inverse * diagonal / (c * c)
-        else:
-            strength = temperature * inverse * tl.load(constants + batch * 4 + 3)
+        strength = (-2.0 * beta * temperature * UNIT) * inverse * diagonal / (c * c)
         value += (xi * total_row[:, None] - total_x) * (strength * x_down)
     there = (rows < n)[:, None] & (columns < d)[None, :]
     place = (batch * n + rows)[:, None] * d + columns[None, :]

@@ -1,11 +1,14 @@
 """The Stein variational direction by Triton, in O(n d) memory. The contract is fekernels.reference.svgd_direction's.
 
-Three ways, by the dimension: differences (d <= 8), tiles of tensor-core products (d <= 128), and beyond that strips of
-the kernel matrix, as many rows at once as leave the memory O(n d). Which one, and into how many parts the sums go,
-depends on n and d alone: a problem's result is the same in any batch.
+Three ways, by the dimension: differences (d <= 8), tiles of tensor-core products (d <= 128), and beyond that and for
+laplace strips of the kernel matrix, as many rows at once as leave the memory O(n d). Which one, and into how many parts
+the sums go, depends on the kernel, n and d alone, and whether inner products do on a problem's own bandwidth: its
+result is the same in any batch.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
+
+import math
 
 import torch
 import triton
@@ -18,9 +21,8 @@ from fekernels.triton import _stein_direct as direct
 from fekernels.triton import _stein_tiles as tiles
 from fekernels.triton._launch import on_device_of
 from fekernels.triton._stein_strip_kernels import BACKWARD, DIRECTION
-from fekernels.triton._stein_strips import Strips, total
+from fekernels.triton._stein_strips import Strips, find_sharp, total
 
-DIRECT = 8  # dimensions up to which differences take fewer instructions a pair than the tiles' exponents and halves
 TILES = 128  # up to which the halves of a block's particles and of the next ones fit in shared memory
 PROGRAMS = (
     512  # about four a multiprocessor of the largest GPUs; with fewer blocks of rows sums go into parts
@@ -28,7 +30,7 @@ PROGRAMS = (
 PADDING = 128  # rows, a multiple of every M and N
 
 # M, N by d: as many pairs a thread as the sums of all columns leave registers for.
-DIRECT_TILE = {d: (32, 32) if d <= 3 else (16, 32) for d in range(1, DIRECT + 1)}
+DIRECT_TILE = {d: (32, 32) if d <= 3 else (16, 32) for d in range(1, stein.DIRECT + 1)}
 DIRECT_WARPS = 4
 STRETCH = 4096  # particles that a thread's sums go over, one in N each
 
@@ -75,35 +77,48 @@ def finish(scores: Tensor, partial: Tensor, out: Tensor, diagonal: float) -> Non
 
 
 @triton.jit
-def coincident_kernel(
-    particles, scores, bandwidth, out, n, d, diagonal,
-    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+def apart_kernel(
+    particles, scores, bandwidth, sharp, out, n, d, beta, c, diagonal, temperature,
+    KERNEL: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """phi where h = 0, as when most particles coincide: the mean over the particles at the same place, exactly.
+    """phi of the problems that are `sharp` [B], from differences of the particles as they are given, D columns.
 
-    Returns at once for any other bandwidth: the host need not know it. Grid: blocks of rows, of columns, problems.
+    So where h = 0, as when most particles coincide: the mean over the particles at the same place, exactly. Returns at
+    once for any other problem: the host need not know which. Grid: blocks of rows, problems.
     """
-    batch = tl.program_id(2).to(tl.int64)
-    if tl.load(bandwidth + batch) < stein.SMALLEST:
+    batch = tl.program_id(1).to(tl.int64)
+    if tl.load(sharp + batch) != 0:
         rows = tl.program_id(0) * M + tl.arange(0, M)
-        columns = tl.program_id(1) * D + tl.arange(0, D)
+        columns = tl.arange(0, D)
         origin = batch * n
+        h = tl.load(bandwidth + batch)
+        inverse = stein.inverse_bandwidth(h)
         total = tl.zeros((M, D), tl.float32)
         for first in range(0, n, N):
             others = first + tl.arange(0, N)
-            differ = tl.zeros((M, N), tl.int32)
+            t = tl.zeros((M, N), tl.float32)
             for e in range(0, d):
-                xi = tl.load(particles + (origin + rows) * d + e, mask=rows < n, other=0.0)
-                xj = tl.load(particles + (origin + others) * d + e, mask=others < n, other=0.0)
-                differ += (xi[:, None] != xj[None, :]).to(tl.int32)
-            same = tl.where((differ == 0) & (others < n)[None, :], 1.0, 0.0)
+                xi = tl.load(particles + (origin + rows) * d + e, mask=rows < n, other=0.0).to(tl.float32)
+                xj = tl.load(particles + (origin + others) * d + e, mask=others < n, other=0.0).to(tl.float32)
+                difference = xi[:, None] - xj[None, :]
+                t = tl.fma(difference, difference, t)
+            pair = (rows[:, None] != others[None, :]) & (others < n)[None, :]
+            k, p1, _ = stein.radial(stein.scaled(t, h, inverse), KERNEL, beta, c)
+            k = tl.where(pair, k, 0.0)
+            g = tl.where(pair, p1 * (inverse * temperature), 0.0)
             there = (others < n)[:, None] & (columns < d)[None, :]
             place = (origin + others)[:, None] * d + columns[None, :]
             s = tl.load(scores + place, mask=there, other=0.0).to(tl.float32)
-            total += tl.dot(same, s, input_precision="tf32x3")
+            total += tl.dot(k, s, input_precision="tf32x3")
+            for e in range(0, d):
+                xi = tl.load(particles + (origin + rows) * d + e, mask=rows < n, other=0.0).to(tl.float32)
+                xj = tl.load(particles + (origin + others) * d + e, mask=others < n, other=0.0).to(tl.float32)
+                pushed = tl.sum(g * (xi[:, None] - xj[None, :]), 1)
+                total += tl.where((columns == e)[None, :], pushed[:, None], 0.0)
         there = (rows < n)[:, None] & (columns < d)[None, :]
         place = (origin + rows)[:, None] * d + columns[None, :]
-        tl.store(out + place, diagonal * total / n, mask=there)
+        s = tl.load(scores + place, mask=there, other=0.0).to(tl.float32)
+        tl.store(out + place, (diagonal * s + total) / n, mask=there)
 
 
 def by_differences(
@@ -147,7 +162,7 @@ def by_tiles(
     halves = torch.empty(4 if split else 2, batch, padded, width, dtype=torch.float16, device=device)
     x_high, v_high, x_low, v_low = halves if split else (*halves, None, None)
     norms = torch.empty(batch, padded, dtype=torch.float32, device=device)
-    constants = torch.empty(batch, 4, dtype=torch.float32, device=device)
+    constants = torch.empty(batch, 2, dtype=torch.float32, device=device)
     column_scale = torch.empty(batch, width, dtype=torch.float32, device=device)
     tiles.prepare_kernel[(padded // 32, batch)](
         particles, scores, bandwidth, statistics, x_high, x_low, v_high, v_low, norms, constants, column_scale,
@@ -173,16 +188,12 @@ def by_tiles(
         n, d, padded, count, beta, c, stein.at_zero(kernel, beta, c), temperature,
         KERNEL=kernel, D=width, ROWS=32, num_warps=4, **stein.OPTIONS,
     )  # fmt: skip
-
-
-def without_bandwidth(
-    particles: Tensor, scores: Tensor, bandwidth: Tensor, out: Tensor, kernel: int, beta: float, c: float
-) -> None:
-    """Problems with h = 0, which tiles cannot do: their distances of coincident particles are rounding, not 0."""
-    batch, n, d = particles.shape
-    coincident_kernel[(triton.cdiv(n, 32), triton.cdiv(d, 64), batch)](
-        particles, scores, bandwidth, out, n, d, stein.at_zero(kernel, beta, c), M=32, N=32, D=64, num_warps=4,
-        **stein.OPTIONS,
+    # Halves of centred particles, and their inner products, have too few digits for a sharp bandwidth.
+    sharp = torch.empty(batch, dtype=torch.int32, device=device)
+    find_sharp(norms, bandwidth, sharp, n, math.log2(math.e) if rbf else 1 / (c * c))
+    apart_kernel[(triton.cdiv(n, 32), batch)](
+        particles, scores, bandwidth, sharp, out, n, d, beta, c, stein.at_zero(kernel, beta, c), temperature,
+        KERNEL=kernel, M=32, N=32, D=width, num_warps=4, **stein.OPTIONS,
     )  # fmt: skip
 
 
@@ -227,11 +238,10 @@ def svgd_direction(
     d = particles.shape[2]
     arguments = (particles, scores, bandwidth, out, kernel, beta, c, temperature)
     with on_device_of(particles):
-        if d <= DIRECT:
+        if d <= stein.DIRECT:
             by_differences(*arguments)
-        elif d <= TILES:
+        elif d <= TILES and kernel != stein.LAPLACE.value:
             by_tiles(*arguments, precision)
-            without_bandwidth(*arguments[:-1])
         else:
             by_strips(*arguments, precision)
     return out
