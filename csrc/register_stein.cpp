@@ -23,13 +23,22 @@ struct Shape {
   int64_t batch, n, d;
 };
 
+void check_dtype(const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+                  "particles, scores and grad must be float32, bfloat16 or float16");
+}
+
 Shape shape_of(const Tensor& particles, std::initializer_list<const Tensor*> alike, const Tensor& bandwidth) {
   STD_TORCH_CHECK(particles.dim() == 3 && particles.is_contiguous(), "particles must be contiguous, [batch, n, d]");
+  check_dtype(particles);
   const Shape shape{particles.size(0), particles.size(1), particles.size(2)};
-  for (const Tensor* tensor : alike)
+  for (const Tensor* tensor : alike) {
+    check_dtype(*tensor);
     STD_TORCH_CHECK(tensor->dim() == 3 && tensor->size(0) == shape.batch && tensor->size(1) == shape.n &&
                         tensor->size(2) == shape.d && tensor->is_contiguous(),
                     "scores and grad must be contiguous and of particles' shape");
+  }
   STD_TORCH_CHECK(bandwidth.scalar_type() == ScalarType::Float && bandwidth.is_contiguous() &&
                       bandwidth.numel() == shape.batch,
                   "bandwidth must be contiguous float32 of shape [batch]");
@@ -200,6 +209,7 @@ Tensor kernel_stein_discrepancy_cpu(Tensor particles, Tensor scores, Tensor band
 Tensor sq_dist_rank_cpu(Tensor particles, std::vector<int64_t> ranks, std::optional<Tensor> hint) {
   STD_TORCH_CHECK(particles.dim() == 3 && particles.is_contiguous(), "particles must be contiguous, [batch, n, d]");
   const Shape shape{particles.size(0), particles.size(1), particles.size(2)};
+  check_dtype(particles);
   const int64_t count = static_cast<int64_t>(ranks.size()), size[2] = {shape.batch, count};
   STD_TORCH_CHECK(!hint || (hint->scalar_type() == ScalarType::Float && hint->is_contiguous() &&
                             hint->numel() == shape.batch * count),
@@ -226,6 +236,7 @@ Tensor sq_dist_rank_cpu(Tensor particles, std::vector<int64_t> ranks, std::optio
 Tensor sq_dist_cpu(Tensor particles) {
   STD_TORCH_CHECK(particles.dim() == 3 && particles.is_contiguous(), "particles must be contiguous, [batch, n, d]");
   const Shape shape{particles.size(0), particles.size(1), particles.size(2)};
+  check_dtype(particles);
   const int64_t size[3] = {shape.batch, shape.n, shape.n};
   Tensor out = torch::stable::empty({size, size_t{3}}, ScalarType::Float);
   const Problems<const char> xs = problems(std::as_const(particles), shape);

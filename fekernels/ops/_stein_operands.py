@@ -10,16 +10,22 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fekernels._checks import floating, number, same_device
+from fekernels.ops._free_energy_autograd import is_dispatched
+from fekernels.ops._memory import in_plain_memory
 from fekernels.ops._operands import broadcasts
-from fekernels.reference._stein import KERNELS
+from fekernels.reference._stein import IMQ, KERNELS
 
 __all__ = [
     "Kernel",
+    "check_kernel",
     "check_particles",
+    "check_problems",
     "check_scores",
+    "dispatched",
     "flat_bandwidth",
     "flatten",
     "no_bandwidth",
+    "plain",
     "positive_bandwidth",
     "transformed",
     "which_kernel",
@@ -70,6 +76,49 @@ def check_scores(function: str, scores: object, particles: Tensor) -> Tensor:
     return tensor
 
 
+def check_problems(function: str, particles: object, bandwidth: object, **alike: object) -> None:
+    """Of operators that are called directly: kernels go by addresses and would not notice.
+
+    particles and `alike` [B, n, d], bandwidth [B], any of the dtypes.
+    """
+    found = floating(function, "particles", particles)
+    if found.dim() != 3:
+        raise ValueError(f"{function}: particles must have shape (B, n, d); got {tuple(found.shape)}")
+    for name, value in alike.items():
+        _check_like(function, name, value, found, found.shape, " like particles")
+    _check_like(function, "bandwidth", bandwidth, found, found.shape[:1], "")
+
+
+def _check_like(
+    function: str, name: str, value: object, particles: Tensor, shape: torch.Size, like: str
+) -> None:
+    tensor = floating(function, name, value)
+    same_device(function, name, tensor, particles.device)
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{function}: {name} must have shape {tuple(shape)}{like}; got {tuple(tensor.shape)}"
+        )
+
+
+def check_kernel(function: str, kernel: int, beta: float, c: float) -> None:
+    """A kernel's code and the numbers of imq, of operators that are called directly."""
+    if not 0 <= kernel < len(KERNELS):
+        named = ", ".join(f"{code} ({name})" for code, name in enumerate(KERNELS))
+        raise ValueError(f"{function}: kernel must be one of {named}; got {kernel}")
+    if kernel == IMQ and not (-1 < beta < 0 and 0 < c < math.inf):
+        raise ValueError(f"{function}: beta must be in (-1, 0) and c finite and > 0; got {beta} and {c}")
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Contiguous, and in memory what it says: the way into every kernel."""
+    return in_plain_memory(tensor).contiguous()
+
+
+def dispatched(*tensors: Tensor) -> bool:
+    """Whether operators are to be seen, by torch.compile, a mode or a subclass, in place of kernels reading memory."""
+    return torch.compiler.is_compiling() or is_dispatched(tensors)
+
+
 def flatten(tensor: Tensor) -> Tensor:
     """[..., n, d] as [B, n, d]."""
     if tensor.dim() == 3:
@@ -106,13 +155,18 @@ def flat_bandwidth(function: str, bandwidth: Tensor | float, particles: Tensor, 
             f"{function}: bandwidth must have a shape that broadcasts to the batch {tuple(batch)} of particles; got"
             f" {tuple(bandwidth.shape)}"
         )
-    if bandwidth.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
+    if bandwidth.device.type == "cpu" and _has_values(bandwidth):
         # Of one element directly: a comparison and a reduction would take as long as a small problem.
         least = bandwidth.item() if bandwidth.numel() == 1 else bandwidth.min().item() if count else 0.0
         if least < 0:
             raise ValueError(f"{function}: bandwidth must be >= 0; got {least}")
     bandwidth = bandwidth.to(dtype)
     return bandwidth if bandwidth.shape == (count,) else bandwidth.expand(batch).reshape(count)
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether a value can be looked at: not under torch.compile and torch.func, nor of a fake tensor."""
+    return not dispatched(tensor) and not transformed()
 
 
 def no_bandwidth(bandwidth: Tensor) -> Tensor:
@@ -125,7 +179,7 @@ def positive_bandwidth(function: str, bandwidth: Tensor, median: bool = False, *
 
     Values are looked at on a CPU, elsewhere only with ``wait``, and never under torch.compile or torch.func.
     """
-    if torch.compiler.is_compiling() or transformed() or not (wait or bandwidth.device.type == "cpu"):
+    if not _has_values(bandwidth) or not (wait or bandwidth.device.type == "cpu"):
         return
     # Of one element directly, as above.
     least = bandwidth.item() if bandwidth.numel() == 1 else bandwidth.min().item() if len(bandwidth) else 1.0

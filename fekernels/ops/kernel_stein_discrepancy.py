@@ -12,14 +12,19 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
+from fekernels._checks import floating, same_device
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
     Kernel,
+    check_kernel,
     check_particles,
+    check_problems,
     check_scores,
+    dispatched,
     flat_bandwidth,
     flatten,
     no_bandwidth,
+    plain,
     positive_bandwidth,
     transformed,
     which_kernel,
@@ -34,25 +39,21 @@ __all__ = ["kernel_stein_discrepancy", "off_diagonal_sums", "stein_kernel"]
 STATISTICS = ("u", "v")
 
 
-def _check(particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor) -> None:
-    """Of operators that are called directly: kernels go by addresses and would not notice."""
-    if particles.dim() != 3:
-        raise ValueError(
-            f"kernel_stein_discrepancy: particles must have shape (B, n, d); got {tuple(particles.shape)}"
-        )
+def _check(
+    function: str, particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, *kernel: Any
+) -> None:
+    check_problems(function, particles, bandwidth, scores=scores)
+    floating(function, "weights", weights)
+    same_device(function, "weights", weights, particles.device)
     batch, n, _ = particles.shape
-    if scores.shape != particles.shape:
-        raise ValueError(
-            f"kernel_stein_discrepancy: scores must have shape {tuple(particles.shape)} like particles; got"
-            f" {tuple(scores.shape)}"
-        )
-    if bandwidth.shape != (batch,):
-        raise ValueError(
-            f"kernel_stein_discrepancy: bandwidth must have shape ({batch},); got {tuple(bandwidth.shape)}"
-        )
     if weights.dim() != 3 or weights.shape[0] not in (1, batch) or weights.shape[1] != n:
         raise ValueError(
-            f"kernel_stein_discrepancy: weights must have shape (1 or {batch}, {n}, m); got {tuple(weights.shape)}"
+            f"{function}: weights must have shape (1 or {batch}, {n}, m); got {tuple(weights.shape)}"
+        )
+    check_kernel(function, *kernel)
+    if kernel[0] == LAPLACE:
+        raise ValueError(
+            f"{function}: kernel must not be laplace, whose discrepancy is infinite; got {LAPLACE}"
         )
 
 
@@ -65,7 +66,7 @@ def _forward(
     beta: float,
     c: float,
 ) -> Tensor:
-    _check(particles, scores, bandwidth, weights)
+    _check("kernel_stein_discrepancy", particles, scores, bandwidth, weights, kernel, beta, c)
     if not particles.numel() or not weights.numel():
         return _fake(particles, scores, bandwidth, weights).zero_()
     if kernel != LINEAR and particles.shape[1] > 1:
@@ -83,9 +84,7 @@ def _sums(
         name = "kernel_stein_discrepancy"
         run = _backends.implementation(name, _backends.choose(particles.device.type, kernel=name))
         weights = weights.float()
-    return run(
-        particles.contiguous(), scores.contiguous(), bandwidth.contiguous(), weights.contiguous(), kernel, beta, c
-    )  # fmt: skip
+    return run(plain(particles), plain(scores), plain(bandwidth), plain(weights), kernel, beta, c)
 
 
 def _fake(particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, *_: float) -> Tensor:
@@ -135,7 +134,7 @@ def off_diagonal_sums(x: Tensor, s: Tensor, h: Tensor, weights: Tensor, kernel: 
     """sum_{i != j} w_i w_j kp(i, j): float64 [B, m], of checked operands; weights [1 or B, n, m]."""
     if transformed():
         return reference.plain_discrepancy(x, s, h, weights, *kernel)
-    if torch.compiler.is_compiling():
+    if dispatched(x, s, h, weights):
         return torch.ops.fekernels.kernel_stein_discrepancy(x, s, h, weights, *kernel)
     if torch.is_grad_enabled() and (x.requires_grad or s.requires_grad or h.requires_grad):
         return _Sums.apply(x, s, h, weights, kernel)
@@ -259,7 +258,15 @@ def _backward(
     c: float,
     needs: int,
 ) -> list[Tensor]:
-    _check(particles, scores, bandwidth, weights)
+    function = "kernel_stein_discrepancy_backward"
+    _check(function, particles, scores, bandwidth, weights, kernel, beta, c)
+    floating(function, "grad", grad)
+    same_device(function, "grad", grad, particles.device)
+    expected = (particles.shape[0], weights.shape[2])
+    if grad.shape != expected:
+        raise ValueError(f"{function}: grad must have shape {expected}; got {tuple(grad.shape)}")
+    if not 0 <= needs < 8:
+        raise ValueError(f"{function}: needs must be in [0, 8), a bit an operand; got {needs}")
     return reference.kernel_stein_discrepancy_backward(
         grad, particles, scores, bandwidth, weights, kernel, beta, c, needs
     )

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
+from fekernels._checks import floating, same_device
 from fekernels.ops._library import define_functional
-from fekernels.ops._stein_operands import transformed, wide
+from fekernels.ops._stein_operands import dispatched, plain, transformed, wide
 from fekernels.reference._stein import centred, square_distances
 
 __all__ = ["liu_wang", "median_ranks", "median_sq_dist", "select"]
 
 
 def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor:
+    floating("sq_dist_rank", "particles", particles)
     if particles.dim() != 3:
         raise ValueError(f"sq_dist_rank: particles must have shape (B, n, d); got {tuple(particles.shape)}")
     batch, n, _ = particles.shape
@@ -24,6 +26,9 @@ def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor
     for rank in ranks:
         if not 0 <= rank < pairs:
             raise ValueError(f"sq_dist_rank: ranks must be in [0, {pairs}), the pairs of {n}; got {rank}")
+    if hint is not None:
+        floating("sq_dist_rank", "hint", hint)
+        same_device("sq_dist_rank", "hint", hint, particles.device)
     if hint is not None and hint.shape != (batch, len(ranks)):
         raise ValueError(f"sq_dist_rank: hint must have shape {(batch, len(ranks))}; got {tuple(hint.shape)}")
     if not batch or not len(ranks):
@@ -31,9 +36,9 @@ def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor
     double = particles.dtype == torch.float64
     backend = "reference" if double else _backends.choose(particles.device.type, kernel="sq_dist_rank")
     if hint is not None:
-        hint = hint.to(wide(particles)).contiguous()
+        hint = plain(hint.to(wide(particles)))
     kernel = _backends.implementation("sq_dist_rank", backend)
-    return kernel(particles.contiguous(), list(ranks), hint)
+    return kernel(plain(particles), list(ranks), hint)
 
 
 def _fake(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor:
@@ -54,7 +59,7 @@ def select(particles: Tensor, ranks: Sequence[int], hint: Tensor | None = None) 
     with torch.no_grad():
         if transformed():
             return _plain(particles.detach(), ranks)
-        if torch.compiler.is_compiling():
+        if dispatched(particles):
             return torch.ops.fekernels.sq_dist_rank(particles.detach(), ranks, hint)
         return _run(particles.detach(), ranks, hint)
 

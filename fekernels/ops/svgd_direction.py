@@ -6,6 +6,7 @@ arXiv:2101.09815, whose annealing scales the attraction instead.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,10 +16,14 @@ from fekernels import _backends
 from fekernels._checks import number
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
+    check_kernel,
     check_particles,
+    check_problems,
     check_scores,
+    dispatched,
     flat_bandwidth,
     flatten,
+    plain,
     transformed,
     which_kernel,
     wide,
@@ -41,20 +46,15 @@ def _implementation(name: str, kernel: int, *tensors: Tensor) -> Any:
     return _backends.implementation(name, _backends.choose(tensors[0].device.type, kernel=name))
 
 
-def _check(particles: Tensor, bandwidth: Tensor, **alike: Tensor) -> None:
-    """Of operators that are called directly: kernels go by addresses and would not notice."""
-    if particles.dim() != 3:
-        raise ValueError(f"svgd_direction: particles must have shape (B, n, d); got {tuple(particles.shape)}")
-    for name, tensor in alike.items():
-        if tensor.shape != particles.shape:
-            raise ValueError(
-                f"svgd_direction: {name} must have shape {tuple(particles.shape)} like particles; got"
-                f" {tuple(tensor.shape)}"
-            )
-    if bandwidth.shape != particles.shape[:1]:
-        raise ValueError(
-            f"svgd_direction: bandwidth must have shape ({particles.shape[0]},); got {tuple(bandwidth.shape)}"
-        )
+def _check_call(
+    function: str, kernel: int, beta: float, c: float, temperature: float, precision: int
+) -> None:
+    check_kernel(function, kernel, beta, c)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"{function}: temperature must be finite and >= 0; got {temperature}")
+    if not 0 <= precision < len(PRECISIONS):
+        named = ", ".join(f"{code} ({name})" for code, name in enumerate(PRECISIONS))
+        raise ValueError(f"{function}: precision must be one of {named}; got {precision}")
 
 
 def _run(
@@ -70,13 +70,12 @@ def _run(
     if not particles.numel():
         return torch.empty_like(particles)
     run = _implementation("svgd_direction", kernel, particles, scores, bandwidth)
-    return run(
-        particles.contiguous(), scores.contiguous(), bandwidth.contiguous(), kernel, beta, c, temperature, precision
-    )  # fmt: skip
+    return run(plain(particles), plain(scores), plain(bandwidth), kernel, beta, c, temperature, precision)
 
 
 def _forward(particles: Tensor, scores: Tensor, bandwidth: Tensor, *call: Any) -> Tensor:
-    _check(particles, bandwidth, scores=scores)
+    check_problems("svgd_direction", particles, bandwidth, scores=scores)
+    _check_call("svgd_direction", *call)
     return _run(particles, scores, bandwidth, *call)
 
 
@@ -92,15 +91,17 @@ def _backward(
     precision: int,
     needs: int,
 ) -> list[Tensor]:
-    _check(particles, bandwidth, scores=scores, grad=grad)
+    function = "svgd_direction_backward"
+    check_problems(function, particles, bandwidth, scores=scores, grad=grad)
+    _check_call(function, kernel, beta, c, temperature, precision)
+    if not 0 <= needs < 8:
+        raise ValueError(f"{function}: needs must be in [0, 8), a bit an operand; got {needs}")
     if not particles.numel():
         operands = (particles, scores, bandwidth)
         return [torch.zeros_like(o) if needs >> i & 1 else o.new_empty(0) for i, o in enumerate(operands)]
     run = _implementation("svgd_direction_backward", kernel, particles, scores, bandwidth)
-    return run(
-        grad.contiguous(), particles.contiguous(), scores.contiguous(), bandwidth.contiguous(), kernel, beta, c,
-        temperature, precision, needs,
-    )  # fmt: skip
+    tensors = [plain(tensor) for tensor in (grad, particles, scores, bandwidth)]
+    return run(*tensors, kernel, beta, c, temperature, precision, needs)
 
 
 def _differentiable(
@@ -189,7 +190,7 @@ def svgd_direction(
     call = code, beta, c, temperature, PRECISIONS.index(precision)
     if transformed():
         phi = plain_direction(x, s, h, *call[:4])
-    elif torch.compiler.is_compiling():
+    elif dispatched(x, s, h):
         phi = torch.ops.fekernels.svgd_direction(x, s, h, *call)
     elif torch.is_grad_enabled() and (x.requires_grad or s.requires_grad or h.requires_grad):
         phi = _Direction.apply(x, s, h, call)

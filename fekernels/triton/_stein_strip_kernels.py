@@ -58,10 +58,11 @@ def pad_kernel(source, mean, chosen, out, n, d, padded, width, ROWS: tl.constexp
         value -= tl.load(mean + batch * d + columns, mask=columns < d, other=0.0)[None, :]
         value = tl.where(there, value, 0.0)
     place = out + (batch * padded + rows)[:, None] * width + columns[None, :]
-    if chosen is not None:
-        tl.store(place, value, mask=(rows >= 0)[:, None] & (tl.load(chosen + batch) != 0))
-    else:
+    if chosen is None:
         tl.store(place, value)
+    else:
+        if tl.load(chosen + batch) != 0:
+            tl.store(place, value)
 
 
 @triton.jit
