@@ -22,18 +22,26 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FLAGS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr"
 # Those that call a compiled kernel with more than one shape; the statistics, examples and builds add hours, not paths.
 TESTS = (
-    *("test_contract", "test_operators", "test_errors", "test_random", "test_sgld", "test_reparameterize"),
+    *("contract", "operators", "raw_operators", "memory", "optimizer_memory", "errors", "random", "sgld"),
     *(
-        "test_free_energy",
-        "test_free_energy_arguments",
-        "test_free_energy_autograd",
-        "test_free_energy_errors",
+        "reparameterize",
+        "noise_transforms",
+        "noise_units",
+        "categorical",
+        "free_energy",
+        "free_energy_arguments",
     ),
-    *("test_free_energy_inplace", "test_free_energy_numerics", "test_free_energy_plain"),
-    *("test_langevin_adam", "test_langevin_adam_bits", "test_langevin_adam_checkpoints"),
-    *("test_langevin_adam_pointers", "test_cuda_free_energy", "test_cuda_source"),
-    *("test_svgd_direction", "test_svgd_direction_autograd", "test_svgd_direction_native"),
-    *("test_kernel_stein_discrepancy", "test_sq_dist_rank", "test_median_bandwidth"),
+    *("free_energy_autograd", "free_energy_errors", "free_energy_inplace", "free_energy_layouts"),
+    *("free_energy_numerics", "free_energy_plain", "langevin_adam", "langevin_adam_bits"),
+    *(
+        "langevin_adam_checkpoints",
+        "langevin_adam_pointers",
+        "cuda_free_energy",
+        "cuda_source",
+        "svgd_direction",
+    ),
+    *("svgd_direction_autograd", "svgd_direction_native", "kernel_stein_discrepancy", "sq_dist_rank"),
+    *("median_bandwidth",),
 )
 
 
@@ -77,7 +85,9 @@ def main() -> int:
     build = "import sys, fekernels; print('sanitized library:', fekernels.build())"
     subprocess.run([sys.executable, "-c", build], env=environment, cwd=REPOSITORY, check=True)
 
-    selection = arguments.pytest or ([] if arguments.all else [f"tests/{name}.py" for name in TESTS])
+    selection = arguments.pytest or (
+        [] if arguments.all else ["tests/fuzz", *(f"tests/test_{name}.py" for name in TESTS)]
+    )
     missing = [
         name for name in selection if name.startswith("tests/") and not Path(REPOSITORY, name).exists()
     ]
