@@ -181,3 +181,52 @@ def test_numpy_numbers():
         sampler.step()
         other.step()
         assert torch.equal(sampler.particles, other.particles)
+
+
+BAD = {
+    "numpy": lambda x: x.numpy(),
+    "nested": lambda x: torch.nested.nested_tensor([x[0, 0], x[0, 1, :2]]),
+    "sparse": lambda x: x[0].to_sparse(),
+    "quantized": lambda x: torch.quantize_per_tensor(x[0], 0.1, 0, torch.quint8),
+    "float8": lambda x: x[0].to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_tensor_of_numbers_is_named(kind):
+    bad, x = BAD[kind](X), X[0]
+    for name, call in {
+        "svgd_direction: particles": lambda: stein.svgd_direction(bad, x),
+        "svgd_direction: scores": lambda: stein.svgd_direction(x, bad),
+        "svgd_direction: bandwidth": lambda: stein.svgd_direction(x, x, bandwidth=bad),
+        "kernel_stein_discrepancy: particles": lambda: stein.kernel_stein_discrepancy(bad, x, bandwidth=1.0),
+        "kernel_stein_discrepancy: scores": lambda: stein.kernel_stein_discrepancy(x, bad, bandwidth=1.0),
+        "median_bandwidth: particles": lambda: stein.median_bandwidth(bad),
+        "median_bandwidth: hint": lambda: stein.median_bandwidth(x, hint=bad),
+        "goodness_of_fit: particles": lambda: stein.goodness_of_fit(bad, x),
+        "SVGD: particles": lambda: fe.SVGD(torch.sum, bad),
+        "SVGD: bandwidth": lambda: fe.SVGD(torch.sum, x, bandwidth=bad),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} must be"):
+            call()
+
+
+def test_names_that_are_none():
+    x, bad = X[0], X[0].numpy()
+    for name, call in {
+        "svgd_direction: precision": lambda: stein.svgd_direction(x, x, precision=bad),
+        "kernel_stein_discrepancy: statistic": lambda: stein.kernel_stein_discrepancy(x, x, statistic=bad),
+        "median_bandwidth: convention": lambda: stein.median_bandwidth(x, bad),
+        "SVGD: precision": lambda: fe.SVGD(torch.sum, x, precision=bad),
+        "SVGD: noise": lambda: fe.SVGD(torch.sum, x, noise=bad),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+            call()
+
+
+def test_values_that_are_none():
+    with pytest.raises(ValueError, match="svgd_direction: bandwidth must be >= 0; got nan"):
+        stein.svgd_direction(X[0], X[0], bandwidth=torch.tensor(torch.nan))
+    with pytest.raises(ValueError, match="SVGD: particles must have values; got a meta tensor"):
+        fe.SVGD(torch.sum, X[0].to("meta"))

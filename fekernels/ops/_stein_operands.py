@@ -158,7 +158,7 @@ def flat_bandwidth(function: str, bandwidth: Tensor | float, particles: Tensor, 
     if bandwidth.device.type == "cpu" and _has_values(bandwidth):
         # Of one element directly: a comparison and a reduction would take as long as a small problem.
         least = bandwidth.item() if bandwidth.numel() == 1 else bandwidth.min().item() if count else 0.0
-        if least < 0:
+        if not least >= 0:  # NaN too
             raise ValueError(f"{function}: bandwidth must be >= 0; got {least}")
     bandwidth = bandwidth.to(dtype)
     return bandwidth if bandwidth.shape == (count,) else bandwidth.expand(batch).reshape(count)

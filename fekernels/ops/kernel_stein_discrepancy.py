@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
-from fekernels._checks import floating, same_device
+from fekernels._checks import floating, one_of, same_device
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
     Kernel,
@@ -220,10 +220,9 @@ def kernel_stein_discrepancy(
     """
     function = "kernel_stein_discrepancy"
     found = stein_kernel(function, kernel)
-    if statistic not in STATISTICS:
-        raise ValueError(f"{function}: statistic must be one of {', '.join(STATISTICS)}; got {statistic!r}")
+    statistic = one_of(function, "statistic", statistic, STATISTICS)
     # The mean over the pairs of one particle, whose median is 0, is NaN at any bandwidth.
-    alone = statistic == "u" and isinstance(particles, Tensor) and particles.shape[-2:-1] == (1,)
+    alone = statistic == "u" and check_particles(function, particles).shape[-2] == 1
     x, s, h = gather(function, particles, scores, found, bandwidth, positive=not alone)
     return _statistic(x, s, h, found, statistic).to(wide(x, s)).reshape(particles.shape[:-2])
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
-from fekernels._checks import number
+from fekernels._checks import number, one_of
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
     check_kernel,
@@ -179,8 +179,7 @@ def svgd_direction(
     scores = check_scores(function, scores, particles)
     code, beta, c = which_kernel(function, kernel)
     temperature = number(function, "temperature", temperature)
-    if precision not in PRECISIONS:
-        raise ValueError(f"{function}: precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    precision = one_of(function, "precision", precision, PRECISIONS)
     x, s, dtype = flatten(particles), flatten(scores), wide(particles, scores)
     median = isinstance(bandwidth, str) and bandwidth == "median"
     if median and code != LINEAR:

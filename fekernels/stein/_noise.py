@@ -79,7 +79,7 @@ def make_noise(
         if rate is not None:
             raise ValueError(f"{function}: noise_rate must be None without noise; got {rate}")
         return None
-    if kind not in NAMES:
+    if not isinstance(kind, str) or kind not in NAMES:
         raise ValueError(f"{function}: noise must be None or one of {list(NAMES)}; got {kind!r}")
     if kind == "kernel" and kernel.code == LINEAR:
         raise ValueError(

@@ -33,6 +33,8 @@ def checked_particles(function: str, particles: object) -> Tensor:
         raise ValueError(
             f"{function}: particles must have shape [n, d] with n >= 1; got {tuple(particles.shape)}"
         )
+    if particles.is_meta:
+        raise ValueError(f"{function}: particles must have values; got a meta tensor")
     bad = first_non_finite(particles)
     if bad is not None:
         raise ValueError(f"{function}: particles must be finite; got {bad[1]} in particle {bad[0]}")

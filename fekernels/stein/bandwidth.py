@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fekernels._checks import floating, same_device
+from fekernels._checks import floating, one_of, same_device
 from fekernels.ops._stein_operands import check_particles, flatten, wide
 from fekernels.ops.sq_dist_rank import log, median_ranks, median_sq_dist, select
 
@@ -79,10 +79,7 @@ def median_bandwidth(
     """
     function = "median_bandwidth"
     particles = check_particles(function, particles)
-    if convention not in CONVENTIONS:
-        raise ValueError(
-            f"{function}: convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}"
-        )
+    convention = one_of(function, "convention", convention, CONVENTIONS)
     x, n, batch = flatten(particles), particles.shape[-2], particles.shape[:-2]
     if convention == "liu_wang":
         _at_least(function, n, 1, "n")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fekernels._checks import integer, number
+from fekernels._checks import integer, number, one_of
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._stein_operands import which_kernel
 from fekernels.ops.svgd_direction import svgd_direction
@@ -131,9 +131,7 @@ class SVGD:
                 )
         self._kernel_batch = kernel_batch
         self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch)
-        if precision not in PRECISIONS:
-            raise ValueError(f"{name}: precision must be one of {list(PRECISIONS)}; got {precision!r}")
-        self._precision = precision
+        self._precision = one_of(name, "precision", precision, PRECISIONS)
         if seed is not None:
             signed_seed(name, seed)
         self.optimizer = make_optimizer(name, optimizer, lr, self._particles)
