@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -134,10 +135,8 @@ def _open_cached(device: str) -> Path:
     except OSError as error:
         _log.warning("the cached library %s does not load: %s", library, error)
     cached.build(instead_of=before)
-    # By another name: under that of a library that is loaded, the loader hands out the loaded one.
-    name = library.with_name(f"{library.name}.{os.getpid()}")
+    name = _under_another_name(library)
     try:
-        os.link(library, name)
         _open(name)
     except OSError as error:
         reason = f"the library that was compiled does not load: {error}"
@@ -145,6 +144,16 @@ def _open_cached(device: str) -> Path:
     finally:
         name.unlink(missing_ok=True)
     return library
+
+
+def _under_another_name(library: Path) -> Path:
+    """A second name for a library: under the name of one that is loaded, the loader hands out the loaded one."""
+    name = library.with_name(f"{library.name}.{os.getpid()}")
+    try:
+        os.link(library, name)
+    except OSError:  # a file system without links
+        shutil.copyfile(library, name)
+    return name
 
 
 def _find() -> Path:
