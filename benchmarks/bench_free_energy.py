@@ -22,12 +22,23 @@ import torch
 from benchmarks import peers
 from benchmarks.harness import Groups, beside, record
 from fekernels import _bench_free_energy as cases
+from fekernels import _bench_layouts as layouts
 from fekernels import bench
 from fekernels._bench_timing import Contestant
 
 SIZES = bench.FREE_ENERGY_QUICK if os.environ.get("BENCH_QUICK") == "1" else bench.FREE_ENERGY_FULL
-MAKERS = cases.groups(SIZES)
-ROWS = (5, 4, 2, 2, 2, 2, 2, 2)  # of each group, as the groups' tensors are not to be made at collection
+MAKERS = [*cases.groups(SIZES), *layouts.groups(SIZES)]
+ROWS = (
+    5,
+    4,
+    2,
+    2,
+    2,
+    2,
+    2,
+    2,
+    *(1,) * (2 * len(SIZES.images) + 1),
+)  # of each group, as the groups' tensors are not to be made at collection
 OTHERS = [name for name in peers.ENERGIES if name not in cases.PEERS]
 
 ROUNDS = 15

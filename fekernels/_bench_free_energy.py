@@ -44,6 +44,7 @@ class Sizes:
     middle: Shape = (4096, 784, 64)
     small: Shape = (128, 784, 20)
     counts: Shape = (1024, 5000, 10)
+    images: tuple[tuple[int, int, int, int], ...] = ((64, 64, 32, 32), (64, 3, 64, 64))
     # Samples of each width, so many that the data stays the same size.
     sweep_elements: int = 1 << 24
     sweep_widths: tuple[int, ...] = tuple(1 << k for k in range(10, 18))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from fekernels import _bench_cases as cases
 from fekernels import _bench_free_energy as free_energy
+from fekernels import _bench_layouts as layouts
 from fekernels import _bench_memory as memory
 from fekernels import _bench_svgd as svgd
 from fekernels import _bench_svgd_memory as svgd_memory
@@ -36,6 +37,7 @@ FREE_ENERGY_QUICK = free_energy.Sizes(
     large=(1024, 4096, 128),
     middle=(512, 784, 64),
     counts=(128, 5000, 10),
+    images=((8, 64, 32, 32), (8, 3, 64, 64)),
     sweep_elements=1 << 21,
     rounds=5,
     seconds=0.3,
@@ -84,8 +86,10 @@ def measure(
     a nanosecond where it is not."""
     if isinstance(sizes, cases.Sizes):
         makers = cases.groups(sizes)
+    elif isinstance(sizes, free_energy.Sizes):
+        makers = [*free_energy.groups(sizes), *layouts.groups(sizes)]
     else:
-        makers = free_energy.groups(sizes) if isinstance(sizes, free_energy.Sizes) else svgd.groups(sizes)
+        makers = svgd.groups(sizes)
     rows: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         # That weights without a gradient would walk without a prior does not matter here.

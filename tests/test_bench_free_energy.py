@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fekernels import _bench_free_energy, _bench_memory, _extension, bench
+from fekernels import _bench_free_energy, _bench_layouts, _bench_memory, _extension, bench
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
 
@@ -21,6 +21,7 @@ TINY_ENERGIES = _bench_free_energy.Sizes(
     middle=(16, 33, 3),
     small=(4, 33, 3),
     counts=(8, 50, 3),
+    images=((4, 3, 5, 6),),
     sweep_elements=4096,
     sweep_widths=(256, 512),
     rounds=2,
@@ -70,6 +71,9 @@ def test_every_case_of_the_free_energy_is_measured() -> None:
         ("gaussian, learned variance, 16 x 33", COMPILED, 0.6),
         ("negative_binomial 8 x 50", EAGER, 0.08),
         ("negative_binomial 8 x 50", COMPILED, 0.25),
+        ("bernoulli 4 x 3 x 5 x 6, channels_last", "contiguous", 1.15),
+        ("gaussian 4 x 3 x 5 x 6, one a channel", "one value", 1.3),
+        ("negative_binomial 8 x 50, one a gene", "one value", 1.3),
     ]
     assert [(row["case"], row["peer"], row["reach"]) for row in rows] == expected
     for row in rows:
@@ -80,6 +84,25 @@ def test_every_case_of_the_free_energy_is_measured() -> None:
             assert row["bytes_per_element"] == 12
             assert row["ratio"] == pytest.approx(1 / row["of_copy"])
     assert rows[0]["rounds"] == 2
+
+
+def test_contestants_of_the_layouts_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients: list[list[torch.Tensor]] = []
+
+    def keep(given: _bench_free_energy.Problem) -> None:
+        gradients.append([leaf.grad for leaf in given.leaves])  # type: ignore[misc]
+        for leaf in given.leaves:
+            leaf.grad = None
+
+    monkeypatch.setattr(_bench_free_energy.Problem, "clear", keep)
+    for make in _bench_layouts.groups(TINY_ENERGIES):
+        gradients.clear()
+        for contestant in make().contestants:
+            contestant.run()
+        peer, ours = gradients
+        for got, want in zip(ours, peer, strict=True):
+            torch.testing.assert_close(got.sum_to_size(want.shape), want)
+        assert ours[0].stride() != peer[0].stride() or ours[1].numel() > peer[1].numel() == 1
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -190,14 +213,14 @@ def test_command_measures_the_free_energy(
     path, figure = tmp_path / "bench.json", tmp_path / "new" / "widths.png"
     assert bench.main(["--quick", "--only", "free_energy", "--json", str(path), "--plot", str(figure)]) == 0
     report = json.loads(path.read_text())
-    assert len(report["free_energy"]) == 21 and "rows" not in report and "once" not in report
+    assert len(report["free_energy"]) == 24 and "rows" not in report and "once" not in report
     assert report["free_energy_memory"] == [peak | {"met": True}]
     assert len(report["free_energy_widths"]) == 4
     printed = capsys.readouterr().out
     assert "gaussian, learned variance, 16 x 33" in printed and "peak of forward + backward" in printed
     assert figure.read_bytes().startswith(b"\x89PNG")
     bench_free_energy.markdown(path)
-    assert capsys.readouterr().out.count("\n| ") == 21
+    assert capsys.readouterr().out.count("\n| ") == 24
     again = tmp_path / "again.png"
     bench_free_energy.plot(path, again)
     assert again.read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import ISAS, Place, instruction_set
 from free_energy_cases import ELEMENTWISE, NAMES, arguments, close
 
 import fekernels as fe
@@ -9,6 +10,7 @@ from fekernels.ops._layouts import memory_order
 from fekernels.ops._operands import gather
 from fekernels.reference.free_energy import LIKELIHOODS
 
+CPP = Place("cpp", "cpu")
 SHAPE = (5, 3, 4, 6)  # [B, C, H, W]
 LATENT = (5, 2, 3, 2)
 CHANNELS_LAST = (0, 2, 3, 1)
@@ -228,3 +230,46 @@ def test_an_order_is_of_a_sample_alone():
     assert memory_order(torch.empty(3, 1, 1).expand(4, 3, 5, 6)) is None
     assert memory_order(torch.empty(6, 4).T) is None
     assert memory_order(last.unflatten(0, (2, 2)), 2) == (0, 1, 3, 4, 2)
+
+
+def test_sums_over_rows_of_wide_samples():
+    # More segments than a block of rows goes through at once, and more than one block: the sums are those of the
+    # elements' gradients, in the order that csrc/cpu/free_energy.h gives, whatever walks through memory there are.
+    if (obstacle := CPP.obstacle()) is not None:
+        pytest.skip(obstacle)
+    rows, columns = 67, 17 * 4096 + 5
+    prediction, target, scale = torch.randn(rows, columns), torch.randn(rows, columns), torch.randn(columns)
+
+    def slope(scale):
+        scale = scale.detach().requires_grad_()
+        energy = fe.energy((prediction, scale), target, reduction="sum")
+        return torch.autograd.grad(energy, scale)[0]
+
+    with fe.use_backend("cpp"):
+        elements = slope(scale.expand(rows, columns).contiguous())
+        blocks = []
+        for block in elements.split(64):
+            total = block[0].clone()
+            for row in block[1:]:
+                total += row
+            blocks.append(total.double())
+        wanted = sum(blocks).float()
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(slope(scale), wanted)
+        for isa in ISAS:
+            with instruction_set(isa):
+                assert torch.equal(slope(scale), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (5, 1, 1, 1), (3, 4, 6)], ids=str)
+def test_gradients_that_are_sums_have_their_dtype(dtype, shape, backend):
+    params, target, latent, _, _ = problem(2, backend.device)
+    scale = torch.randn(shape, device=backend.device).to(dtype).requires_grad_()
+    wide = scale.detach().double().requires_grad_()
+    fe.free_energy((params[0], scale), target, *latent).free_energy.backward()
+    fe.free_energy((params[0].double(), wide), target, *(t.double() for t in latent)).free_energy.backward()
+    assert scale.grad.dtype == dtype
+    error = (scale.grad.double() - wide.grad).abs().max()
+    assert error <= (2e-6 + 2 * torch.finfo(dtype).eps) * wide.grad.abs().max()
