@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -49,8 +50,11 @@ def check_options(
     if codes is None:
         raise ValueError(f"{function}: likelihood must be one of {', '.join(CODES)}; got {likelihood!r}")
     how = check_reduction(function, reduction)
-    beta = _check_beta(function, beta) if isinstance(beta, Tensor) else number(function, "beta", beta)
-    free_bits = number(function, "free_bits", free_bits)
+    # The usual floats are let through here: the full check takes a microsecond each.
+    if type(beta) is not float or not 0.0 <= beta < math.inf:
+        beta = _check_beta(function, beta) if isinstance(beta, Tensor) else number(function, "beta", beta)
+    if type(free_bits) is not float or not 0.0 <= free_bits < math.inf:
+        free_bits = number(function, "free_bits", free_bits)
     if inplace_backward is not False:
         inplace_backward = boolean(function, "inplace_backward", inplace_backward)
     if validate is not False:
