@@ -9,7 +9,7 @@ from cases import UNIT
 from torch import nn
 
 import fekernels as fe
-from fekernels.ops._validate import validate_target
+from fekernels.ops._validate import NOT_NEGATIVE, validate_target
 from fekernels.reference._likelihoods import SAFE
 from fekernels.reference.free_energy import LIKELIHOODS, code, energy_elements
 
@@ -163,6 +163,46 @@ def test_validation_of_targets(name, bad, message):
     validate_target("energy", name, torch.tensor([0, 1]), params)
     validate_target("energy", "gaussian", torch.tensor(bad), params)
     validate_target("energy", name, torch.tensor([]), params)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "at", "name"),
+    [
+        ("student_t", 2, "degrees_of_freedom"),
+        ("negative_binomial", 0, "mean"),
+        ("negative_binomial", 1, "inverse_dispersion"),
+        ("zero_inflated_negative_binomial", 0, "mean"),
+        ("zero_inflated_negative_binomial", 1, "inverse_dispersion"),
+    ],
+)
+def test_validation_of_parameters(likelihood, at, name):
+    assert fe.likelihoods.PARAMETERS[likelihood][at] == name
+    x, mask = torch.ones(3, 4), torch.ones(3, 4, dtype=torch.bool)
+    mask[1, 2] = False
+    for bad in (-0.5, math.nan, -1e-40):
+        for shape in ((3, 4), (4,), (1, 1)) if at else ((3, 4),):
+            params = [torch.ones(3, 4) for _ in fe.likelihoods.PARAMETERS[likelihood]]
+            params[at] = torch.ones(shape)
+            params[at][..., min(2, shape[-1] - 1)] = bad
+            with pytest.raises(
+                ValueError, match=rf"energy: params\[{at}\] \({name}\) must be >= 0 .*; got -?[\dn]"
+            ):
+                fe.energy(tuple(params), x, likelihood, validate=True)
+            with pytest.raises(ValueError, match=rf"free_energy: params\[{at}\] \({name}\)"):
+                fe.free_energy(tuple(params), x, x, x, likelihood=likelihood, validate=True)
+    params[at] = torch.ones(3, 4)
+    params[at][1, 2] = -1.0
+    for edge in (0.0, math.inf):
+        params[at][0, 0] = edge
+        assert not fe.energy(tuple(params), x, likelihood, mask, validate=True).isnan().any()
+
+
+def test_unbounded_parameters_are_not_validated():
+    known = {name for domain in NOT_NEGATIVE.values() for name in domain.values()}
+    assert known == {"mean", "inverse_dispersion", "degrees_of_freedom"}
+    for likelihood, names in fe.likelihoods.PARAMETERS.items():
+        found = {at: name for at, name in enumerate(names) if name in known}
+        assert NOT_NEGATIVE.get(likelihood, {}) == found
 
 
 # The Module.

@@ -29,6 +29,17 @@ struct Lane<FloatV> {
   using Signed = SignedV;
 
   static FE_HD FloatV splat(float x) { return FloatV{} + x; }
+  static FE_HD bool all(SignedV condition) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition) == 0xffff;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)condition) == 0xff;
+#else
+    bool every = true;
+    for (int i = 0; i < kLanes; ++i) every &= condition[i] != 0;
+    return every;
+#endif
+  }
   static FE_HD FloatV divide(FloatV a, FloatV b) { return a / b; }
   static FE_HD FloatV from_unsigned(UnsignedV a) { return __builtin_convertvector(a, FloatV); }
   static FE_HD FloatV from_signed(SignedV a) { return __builtin_convertvector(a, FloatV); }

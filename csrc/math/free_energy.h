@@ -25,6 +25,12 @@ enum class Likelihood : int {
   kZeroInflatedNegativeBinomial,
 };
 
+// s beside a term u >= 0 that grows like e^-s: at s = -infinity u has the last word, unless it is 0.
+template <class F>
+FE_HD F beside(F s, F u) {
+  return ((s < -kLargest) & (u != 0.0f)) ? Lane<F>::splat(0.0f) : s;
+}
+
 template <class F>
 struct Mse {  // r
   static constexpr int kParams = 1;
@@ -56,7 +62,7 @@ struct GaussianLearned {  // r, s
     const Exponential<F> root = exponential<F>(p[1] * -0.5f);
     const F scaled = root.times(p[0] - x);
     const F half_scaled = scaled * 0.5f, half = L::splat(0.5f);
-    e = L::fma(half_scaled, scaled, L::fma(p[1], half, L::splat(kHalfLog2Pi)));
+    e = L::fma(half_scaled, scaled, L::fma(beside<F>(p[1], scaled), half, L::splat(kHalfLog2Pi)));
     g[0] = root.times(scaled);
     g[1] = L::fma(-half_scaled, scaled, half);
   }
@@ -85,7 +91,8 @@ struct ContinuousBernoulli {  // l
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
     const F l = p[0];
-    const F size = absolute<F>(l);
+    const F any_size = absolute<F>(l);
+    const F size = any_size > kLargest ? L::splat(kLargest) : any_size;  // 0 * infinity is NaN
     // |l| < 3.5: log(sinh y / y) = l^2 P(l^2) to 3.0e-8 and (coth y - 1 / y) / 2 = l Q(l^2) to 3.0e-8, y = l / 2.
     const F l2 = l * l;
     const F p_of_l2 = polynomial<F>(l2, 1.0984833e-12f, -6.208654e-11f, 2.3881046e-09f, -1.0541564e-07f, 5.517762e-06f,
@@ -115,7 +122,7 @@ struct Laplace {  // r, s (log scale)
     const F difference = p[0] - x;
     const F distance = rate.times(absolute<F>(difference));
     const F slope = rate.value();
-    e = (distance + p[1]) + kLog2;
+    e = (distance + beside<F>(p[1], distance)) + kLog2;
     // The product passes a NaN on, and a tie's 0 with it.
     g[0] = difference > 0.0f ? slope : (difference < 0.0f ? -slope : rate.times(difference));
     g[1] = 1.0f - distance;
@@ -132,20 +139,32 @@ struct StudentT {  // r, s, nu
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
     const F one = L::splat(1.0f);
-    const F nu = p[2];
+    // From 2^126 on the Gaussian's limit is reached to the last digit, and 1 / nu would lose digits.
+    const F in_domain = p[2] < 0.0f ? L::splat(kNaN) : p[2];
+    const F nu = in_domain > 0x1p126f ? L::splat(0x1p126f) : in_domain;
+    const auto tiny = nu < 0x1p-64f;  // 1 / nu might overflow: it is taken 2^64 times smaller
+    const F lift = tiny ? L::splat(0x1p64f) : one;
+    const F inverse = L::divide(one, nu * lift);
+    const F inverse_lifted = inverse > kLargest ? L::splat(kLargest) : inverse;
+    const F inverse_any = inverse_lifted * lift;
+    const F inverse_nu = inverse_any > kLargest ? L::splat(kLargest) : inverse_any;
     const Exponential<F> root = exponential<F>(p[1] * -0.5f);
-    const F scaled = root.times(p[0] - x);
-    const F size = absolute<F>(scaled);
-    const F inverse_nu = L::divide(one, nu);
-    // z = u / nu, q = 1 / (1 + z), y = z q and log1p(z) = -log q. Towards the overflow of u or z, q = nu / u to 2^-80
-    // and its logarithm is twice that of sqrt(nu) / |scaled|.
-    const F z = scaled * scaled * inverse_nu;
+    const F difference = p[0] - x;
+    const F scaled = root.times(difference);
+    // z = u / nu, q = 1 / (1 + z), y = z q and log1p(z) = -log q. Where z is huge, q = nu / u to 2^-80, and log1p(z) + s is
+    // twice the logarithm of |r - x| / sqrt(nu), which neither over- nor underflows when |r - x| is brought nearer to 1.
+    const F z = scaled * scaled * inverse_lifted * lift;
     const auto huge = z > 0x1p80f;
-    const F q = L::divide(huge ? L::sqrt(nu) : one, huge ? size : z + 1.0f);
+    const F distance = absolute<F>(difference);
+    const auto far = distance > 1.0f;
+    const F nearer = distance * (far ? L::splat(0x1p-60f) : L::splat(0x1p48f));
+    const F q = L::divide(huge ? L::sqrt(nu) : one, huge ? nearer : z + 1.0f);
     const F y = huge ? one : z * q;
-    const NegativeLog<F> single = negative_log<F>(q, huge ? 1.0f - q : y);
-    const F log1p_z = huge ? single.value + single.value : single.value;
-    const F remainder = huge ? log1p_z - 1.0f : single.remainder;
+    const NegativeLog<F> single = negative_log<F>(q, y, huge);
+    const F one_log = single.value + (far ? L::splat(60.0f * kLog2) : L::splat(-48.0f * kLog2));
+    const F two_logs = distance > kLargest ? distance : one_log + one_log;
+    const F logarithm = huge ? two_logs : single.value;
+    const F remainder = huge ? (two_logs - p[1]) - 1.0f : single.remainder;
 
     const F inverse_a = inverse_nu + inverse_nu;
     const F t = L::divide(one, L::fma(nu, L::splat(0.5f), one));
@@ -153,10 +172,14 @@ struct StudentT {  // r, s, nu
         -0.75000185f, 1.0f);
     const F w = polynomial<F>(t, 0.02339122f, -0.07038504f, 0.106549636f, -0.066679694f, 0.037536256f, 0.03091132f,
         0.07939809f, 0.10927516f, 0.12500301f, 0.124999985f);
-    const F constant = log<F>(L::fma(inverse_a, v, v)) * 0.5f + kHalfLog2Pi;
-    e = L::fma((nu + 1.0f) * 0.5f, log1p_z, L::fma(p[1], L::splat(0.5f), constant));
-    const F falloff = huge ? L::divide(nu + 1.0f, scaled) : (inverse_nu + 1.0f) * (scaled * q);
-    g[0] = root.times(falloff);
+    const F of_constant = L::fma(inverse_lifted + inverse_lifted, v, tiny ? L::splat(0.0f) : v);
+    const F level_of_constant = tiny ? L::splat(kHalfLog2Pi + 32.0f * kLog2) : L::splat(kHalfLog2Pi);
+    const F constant = log_positive<F>(of_constant) * 0.5f + level_of_constant;
+    const F level = L::fma(p[1], huge ? nu * -0.5f : L::splat(0.5f), constant);
+    const F value = L::fma((nu + 1.0f) * 0.5f, logarithm, level);
+    e = nu == 0.0f ? absolute<F>(inverse) + (y - y) : value;
+    const F near = root.times((inverse_nu + 1.0f) * (scaled * q));
+    g[0] = huge ? L::divide(nu + 1.0f, difference) : near;
     g[1] = ((huge ? L::splat(0.0f) : q) - nu * y) * 0.5f;
     g[2] = (remainder - L::fma(y, inverse_nu, w * inverse_a * t)) * 0.5f;
   }
@@ -174,8 +197,9 @@ struct Poisson {  // a (log rate)
   // loses 1 of 10 at x = 1e6. d is kept to an error of 5e-9 through exact differences.
   static FE_HD void counts(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
-    const F a = p[0];
-    const F rate = exp<F>(a);
+    const F in_domain = ((x < 0.0f) | (x > kLargest)) ? L::splat(kNaN) : p[0];
+    const F rate = exp<F>(in_domain);
+    const F a = in_domain > 1e9f ? L::splat(1e9f) : in_domain;  // where the rate is infinite, x a is not
     const F one = L::splat(1.0f);
     const auto fraction = x < 1.0f;
     const F k = fraction ? one : x;
@@ -201,12 +225,36 @@ struct NegativeBinomial {  // mu, th
   static constexpr bool kSparse = true;
   static FE_HD void zero(const F* p, F& e, F* g) {
     using L = Lane<F>;
-    const F inverse = L::divide(L::splat(1.0f), p[0] + p[1]);
+    const F m = p[0] + p[1];
+    if (!L::all((p[0] >= 0.0f) & (p[1] >= 0x1p-60f) & (m <= 0x1p60f))) return zero_anywhere(p, e, g);
+    const F inverse = L::divide(L::splat(1.0f), m);
     const F share = p[1] * inverse;
     const NegativeLog<F> log1p_ratio = negative_log<F>(share, p[0] * inverse);  // of mu / th
     e = p[1] * log1p_ratio.value;
     g[0] = share;
     g[1] = log1p_ratio.remainder;
+  }
+  // The same with all that mu and th may be: subnormal, 0, infinite (the limits), far apart, and negative, which is NaN.
+  static FE_HD void zero_anywhere(const F* p, F& e, F* g) {
+    using L = Lane<F>;
+    const F one = L::splat(1.0f), nothing = L::splat(0.0f);
+    const F th = p[1];
+    const F mu = ((p[0] < 0.0f) | (th < 0.0f)) ? L::splat(kNaN) : p[0];
+    const F m = mu + th;
+    const F lift = m < 0x1p-64f ? L::splat(0x1p64f) : (m > 0x1p126f ? L::splat(0x1p-10f) : one);
+    const F lifted_th = th * lift, lifted_mu = mu * lift;
+    const F inverse = L::divide(one, lifted_mu + lifted_th);
+    const F share = lifted_th * inverse, y = lifted_mu * inverse;
+    // Below the share of an ordinary element, so that its bits are the same here.
+    const auto small = share < 0x1p-124f;
+    const F any_share = small ? lifted_th * 0x1p64f * inverse : share;
+    const NegativeLog<F> near = negative_log<F>(any_share, y, small);
+    const F raised = any_share == 0.0f ? L::splat(kInf) : near.value + 64.0f * kLog2;
+    const F value = th == 0.0f ? m * 0.0f : th * (small ? raised : near.value);
+    const auto boundless = (mu == kInf) & (th >= 0.0f), poisson = (th == kInf) & (mu >= 0.0f);
+    e = (boundless | poisson) ? mu : value;
+    g[0] = boundless ? nothing : (poisson ? one : share);
+    g[1] = boundless ? mu : (poisson ? nothing : (small ? raised - y : near.remainder));
   }
   // The saddle-point form (Loader 2000): with n = x + th, M = mu + th, u = (x - mu) / mu, v = u th / n and
   // w = (mu - x) / n, where 1 + v = (x / mu) (M / n) and 1 + w = M / n,
@@ -215,48 +263,70 @@ struct NegativeBinomial {  // mu, th
   // f - log1p(f), which do not cancel, nor does an error of v count. For th < 1 the series of lgamma(th) gives way to
   // lgamma(1 + th) - log th.
   static FE_HD void counts(const F* p, F x, F& e, F* g) {
+    const auto ordinary = (p[0] >= 0x1p-100f) & (p[1] >= 0x1p-100f) & (p[0] <= 0x1p100f) & (p[1] <= 0x1p100f) & (x >= 0.0f) &
+                          (x <= 0x1p100f);
+    if (Lane<F>::all(ordinary)) return counts<false>(p, x, e, g);
+    counts<true>(p, x, e, g);
+  }
+  // Where not `kAnywhere`, all that chooses between an ordinary element and an extreme falls away: a quarter of the time.
+  template <bool kAnywhere>
+  static FE_HD void counts(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
+    const auto choose = [](auto where, F special, F common) { return kAnywhere ? (where ? special : common) : common; };
     const F one = L::splat(1.0f), nothing = L::splat(0.0f);
-    const F mu = p[0], th = p[1];
-    const F m = mu + th;
+    const F th = p[1];
+    const auto outside = (p[0] < 0.0f) | (th < 0.0f) | (x < 0.0f) | (x > kLargest);
+    const F mu = choose(outside, L::splat(kNaN), p[0]);
+    // x / mu might overflow: it is taken 2^64 times smaller. Where th is small too, both are 2^64 times larger.
+    const auto tiny = mu < 0x1p-100f, both = tiny & (th < 0x1p-40f);
+    const auto poisson = th == kInf;
+    const F lift = choose(both, L::splat(0x1p64f), one);
+    const F lifted_th = kAnywhere ? th * lift : th;
+    const F m = kAnywhere ? (mu + th) * lift : mu + th;
     const F inverse_m = L::divide(one, m);
     const auto fraction = x < 1.0f;  // there through x + 1, for Stirling's series
     const F k = fraction ? x + 1.0f : x;
     const F inverse_k = L::divide(one, k);
     const F n = k + th;
     const F inverse_n = L::divide(one, n);
-    const auto tiny = mu < 0x1p-100f;  // x / mu might overflow: it is taken 2^64 times smaller
-    const F inverse_mu = L::divide(one, tiny ? mu * 0x1p64f : mu);
+    const F share_n = choose(poisson, one, lifted_th * inverse_n), share_m = choose(poisson, one, lifted_th * inverse_m);
+    const F scaled_mu = choose(tiny, mu * 0x1p64f, mu);
+    const F inverse_mu = L::divide(one, scaled_mu);
     const F excess = k - mu;
-    const F v = (excess * inverse_mu) * (th * inverse_n);
+    const F v = (excess * inverse_mu) * share_n;
     const F w = -excess * inverse_n;
-    const F ratio = m * inverse_n;
-    LogParts<F> log_v = log1p_parts<F>(tiny ? -one : v, (k * inverse_mu) * ratio);
-    log_v.n = tiny ? log_v.n + 64.0f : log_v.n;
-    const LogParts<F> log_w = log1p_parts<F>(w, ratio);
+    const F ratio = choose(poisson, one, m * inverse_n);
+    const auto far_v = tiny & (lift == 1.0f);
+    LogParts<F> log_v = log1p_parts<F>(choose(far_v, -one, v), (k * inverse_mu) * ratio);
+    log_v.n = choose(far_v, log_v.n + 64.0f, log_v.n);
+    LogParts<F> log_w = log1p_parts<F>(w, ratio);
+    log_w.n = choose(both, log_w.n - 64.0f, log_w.n);
     const F log1p_w = log_w.value();
     // |f - 5/8| < 11/8 is -3/4 < f < 2.
     const auto v_near = absolute<F>(v - 0.625f) < 1.375f, w_near = absolute<F>(w - 0.625f) < 1.375f;
     const F rest_w = log_w.below(w);
-    const F near = L::fma(v, excess, -L::fma(k, log_v.below(v), th * rest_w));
-    const F far = L::fma(k, log_v.value(), th * log1p_w);
+    const F near = L::fma(v, excess, -L::fma(k, log_v.below(v), choose(poisson, nothing, th) * rest_w));
+    const F far = L::fma(k, log_v.value(), choose(poisson, -excess, th * log1p_w));
     const F deviance = v_near ? (w_near ? near : far) : far;
 
     const auto large = th >= 1.0f;
-    const F inverse_th = L::divide(one, th);
+    const F inverse_th = L::divide(one, lifted_th);
     const F t = large ? inverse_th : one;
     const F unit = large ? one : th;
-    const F log_th = log<F>(unit);
+    const F log_th = kAnywhere ? log<F>(unit) : log_parts<F>(unit, nothing).value();
     const F lgamma_large = stirling_lgamma<F>(t) + kHalfLog2Pi;
     const F lgamma_small = lgamma1p_unit<F>(unit) + L::fma(-(unit + 1.0f), log_th, unit);
     // From x + 1 back to x: log(x + th) / ((x + 1) (1 + th / mu)), inside the other logarithm.
-    const F back = fraction ? (x + th) * inverse_m * (mu * inverse_k) : one;
-    const F logarithm = log<F>(L::sqrt(k * (n * t)) * back);
+    const F back = fraction ? choose(poisson, one, (x + th) * inverse_m) * (scaled_mu * inverse_k) : one;
+    LogParts<F> log_root = log_parts<F>(L::sqrt(k * choose(poisson, one, n * t)) * back, nothing);
+    log_root.n = choose(fraction & far_v, log_root.n - 64.0f, log_root.n);
+    const F logarithm = log_root.value();
     const F stirling = stirling_lgamma<F>(inverse_k) - stirling_lgamma<F>(inverse_n);
     const F value = deviance + (logarithm + (stirling + (large ? lgamma_large : lgamma_small)));
-    e = mu == 0.0f ? absolute<F>(inverse_mu) : value;
-    const F slope = (mu - x) * inverse_mu * (th * inverse_m);
-    g[0] = tiny ? slope * 0x1p64f : slope;
+    const auto boundless = (mu == kInf) & (th >= 0.0f) & (x >= 0.0f);
+    e = choose(boundless, mu, choose(mu == 0.0f, absolute<F>(inverse_mu) + inverse_n * 0.0f, value));
+    const F slope = (mu - x) * inverse_mu * share_m;
+    g[0] = choose(boundless, nothing, choose(tiny, slope * 0x1p64f, slope));
 
     // log1p(w) - w / (1 + w)
     const F back_w = w * (n * inverse_m);
@@ -265,7 +335,10 @@ struct NegativeBinomial {  // mu, th
     const F large_th = L::fma(k * inverse_n, inverse_th * -0.5f, series_n - stirling_digamma<F>(t));
     const F small_th = (digamma1p_unit<F>(unit) - log_th) + (L::fma(inverse_n, L::splat(0.5f), series_n) - inverse_th);
     const F shift = fraction ? L::divide((mu - x) * inverse_m, x + th) : nothing;
-    g[1] = growth + ((large ? large_th : small_th) + shift);
+    const F bend = growth + ((large ? large_th : small_th) + shift);
+    const F steep = (shift - back_w - inverse_th) * lift;
+    const F of_th = choose(both, steep, choose(poisson, mu * 0.0f, bend));
+    g[1] = choose(boundless, mu, choose(th == 0.0f, -absolute<F>(inverse_th) + (w - w), of_th));
   }
 };
 
@@ -298,7 +371,7 @@ struct ZeroInflatedNegativeBinomial {  // mu, th, pi (gate logit)
     e = likely ? value : value - ((q > pi ? q : pi) + kLog2);
     const F weight = plain_likely ? inverse_z : small_z;
     g[0] = weight * slope[0];
-    g[1] = weight * slope[1];
+    g[1] = weight == 0.0f ? weight : weight * slope[1];  // where that grows without bound, the weight falls faster
     g[2] = change * (plain_likely ? small_z : inverse_z);
   }
   static FE_HD void counts(const F* p, F x, F& e, F* g) {
@@ -306,7 +379,7 @@ struct ZeroInflatedNegativeBinomial {  // mu, th, pi (gate logit)
     F plain;
     NegativeBinomial<F>::counts(p, x, plain, g);
     e = gate.softplus + plain;
-    g[2] = gate.sigmoid;
+    g[2] = plain == plain ? gate.sigmoid : plain;  // NaN outside the domain
   }
 };
 
@@ -334,7 +407,8 @@ struct NormalPriorKl {  // m, v, p, w
     // v - w = d + low exactly: half an ulp of d = 80 is 4e-6 of e^d.
     const F d = p[1] - p[3];
     const F back = d - p[1];
-    const F low = (p[1] - (d - back)) - (p[3] + back);
+    const F any_low = (p[1] - (d - back)) - (p[3] + back);
+    const F low = absolute<F>(d) < kInf ? any_low : L::splat(0.0f);
     const HalfExpm1<F> ratio = half_expm1<F>(d);
     const Exponential<F> root = exponential<F>(p[3] * -0.5f);
     const F scaled = root.times(p[0] - p[2]);

@@ -11,6 +11,9 @@ inline constexpr float kLog2 = 0.693147182f;
 inline constexpr float kLog2High = 0.693145752f;  // 15 bits, so that its products with an exponent are exact
 inline constexpr float kLog2Low = 1.42860677e-06f;
 inline constexpr float kHalfLog2Pi = 0.918938533f;
+inline constexpr float kLargest = 0x1.fffffep127f;
+inline constexpr float kInf = __builtin_inff();
+inline constexpr float kNaN = __builtin_nanf("");
 
 template <class F>
 FE_HD F absolute(F x) {
@@ -127,7 +130,7 @@ template <class F>
 FE_HD HalfExpm1<F> half_expm1(F d) {
   const F near = expm1_remainder_near_zero<F>(d) * 0.5f;
   const F far = exponential<F>(d).times(Lane<F>::splat(0.5f)) - 0.5f;
-  const F half = d * 0.5f;
+  const F half = (d > kLargest ? Lane<F>::splat(kLargest) : d) * 0.5f;  // infinity - infinity is NaN
   const auto near_zero = absolute<F>(d) < 1.0f;
   return {near_zero ? half + near : far, near_zero ? near : far - half};
 }
@@ -157,26 +160,32 @@ FE_HD Logistic<F> logistic(F l) {
 }
 
 // -log p and -log p - (1 - p) for p in (0, 1] with y = 1 - p given, so that nothing is lost where p is near 1. Both are
-// >= 0. p = 2^n (1 - f) with f in [0, 1/2); -log(1 - f) - f = f^2 P(f) to 4.2e-8 of it.
+// >= 0. p = 2^n (1 - f) with f in [0, 1/2); -log(1 - f) - f = f^2 P(f) to 4.2e-8 of it. p is normal; NaN comes with a y
+// that is NaN. Where `any`, p may be above 1 and y is not looked at.
 template <class F>
 struct NegativeLog {
   F value, remainder;
 };
 
-template <class F>
-FE_HD NegativeLog<F> negative_log(F p, F y) {
+template <class F, class Mask>
+FE_HD NegativeLog<F> negative_log(F p, F y, Mask any) {
   using L = Lane<F>;
   using U = typename L::Unsigned;
   using I = typename L::Signed;
   const U bits = L::bits(p);
   const I n = (I)(bits - 0x3f000001u) >> 23;
-  const auto scaled = p <= 0.5f;  // false for NaN, which y hands on
+  const auto scaled = (p <= 0.5f) | any;  // false for NaN, which y hands on
   const F f = scaled ? 1.0f - L::from_bits(bits - ((U)n << 23)) : y;
   const F q = polynomial<F>(f, 1.294697f, -1.5030594f, 1.0970887f, -0.1730198f, 0.22429298f, 0.1943126f, 0.25026745f,
       0.33332908f, 0.5f);
   const F tail = f * f * q;
   const F value = L::fma(L::from_signed(n), L::splat(-kLog2), f + tail);
   return {value, scaled ? value - y : tail};
+}
+
+template <class F>
+FE_HD NegativeLog<F> negative_log(F p, F y) {
+  return negative_log<F>(p, y, p <= 0.5f);
 }
 
 // log(x + low) = n log 2 + f - tail for x > 0, normal, |low| <= ulp(x): f in [sqrt(1/2) - 1, sqrt(2) - 1) and
@@ -215,9 +224,22 @@ FE_HD LogParts<F> log_parts(F x, F low) {
   return {L::from_signed((I)exponent >> 23), f, f * f * q, scaled - (f - leading)};
 }
 
+// For x > 0, normal, or infinity or NaN.
+template <class F>
+FE_HD F log_positive(F x) {
+  const F value = log_parts<F>(x, Lane<F>::splat(0.0f)).value();
+  return x < kInf ? value : x;
+}
+
+// IEEE's for every x: subnormal numbers are scaled first; -infinity at 0, NaN below.
 template <class F>
 FE_HD F log(F x) {
-  return log_parts<F>(x, Lane<F>::splat(0.0f)).value();
+  using L = Lane<F>;
+  const auto subnormal = x < 0x1p-126f;
+  LogParts<F> parts = log_parts<F>(subnormal ? x * 0x1p24f : x, L::splat(0.0f));
+  parts.n = subnormal ? parts.n - 24.0f : parts.n;
+  const F edge = x == 0.0f ? L::splat(-kInf) : (x < 0.0f ? L::splat(kNaN) : x);
+  return ((x > 0.0f) & (x < kInf)) ? parts.value() : edge;
 }
 
 // log(1 + v) where v is given beside the ratio 1 + v, which is the better known of the two when v is below -3/4.

@@ -50,6 +50,7 @@ struct Lane<float> {
   using Signed = int32_t;
 
   static FE_HD float splat(float x) { return x; }
+  static FE_HD bool all(bool condition) { return condition; }
 #if defined(__CUDA_ARCH__)
   static FE_HD float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
   static FE_HD float sqrt(float a) { return __fsqrt_rn(a); }

@@ -46,7 +46,7 @@ struct ImqKernel {
     using L = Lane<F>;
     const F base = u + c2;
     const F inverse = L::divide(L::splat(1.0f), base);
-    const F power = exp<F>(log<F>(base) * beta);
+    const F power = exp<F>(log_positive<F>(base) * beta);
     const F k = u > kFarthest ? L::splat(0.0f) : power;
     const F first = k * inverse * (-2.0f * beta);
     return {k, first, first * inverse * (2.0f - 2.0f * beta)};

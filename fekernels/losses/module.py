@@ -21,7 +21,7 @@ class FreeEnergyLoss(nn.Module):
         free_bits: Nats of each latent that cost nothing.
         reduction: "mean" over the batch of per-sample sums, "sum", or "none" for [B].
         inplace_backward: Write the gradient over the prediction.
-        validate: Check the target's values, which reads them once more.
+        validate: Check the values of target and parameters, which reads them once more.
         batch_dims: How many dimensions in front are the batch's.
         ignore_index: Of "categorical": a target equal to it counts as unobserved.
 

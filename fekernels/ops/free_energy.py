@@ -24,7 +24,7 @@ from fekernels.ops._free_energy_autograd import (
 )
 from fekernels.ops._free_energy_options import check_batch_dims, check_options, check_reduction
 from fekernels.ops._operands import Operands, gather
-from fekernels.ops._validate import validate_target
+from fekernels.ops._validate import validate_parameters, validate_target
 from fekernels.reference.free_energy import (
     REDUCTIONS,
     counted,
@@ -94,8 +94,9 @@ def free_energy(
             Nothing is written where no gradient is wanted. Ignored for one with gaps between samples, that shares its
             memory with another argument, or is in float16 or float64, and under torch.compile.
         validate: check that the target's values are possible (counts whole and not negative, probabilities in
-            [0, 1], classes that exist) where they count, at the price of reading it once more and, on a GPU, of a
-            synchronisation.
+            [0, 1], classes that exist) and the parameters in their domain (means, inverse dispersions and degrees of
+            freedom not negative), where they count, at the price of reading them once more and, on a GPU, of a
+            synchronisation. Without it, a parameter outside its domain makes energy and gradients NaN.
         ignore_index: "categorical" only: a target equal to it counts as unobserved, as one that ``mask`` leaves out.
             Any other index that is no class makes its position's energy and gradients NaN.
 
@@ -243,6 +244,7 @@ def _validate(function: str, likelihood: str, operands: Operands) -> None:
     if seen is not None:
         target = target[seen.expand_as(target)]
     validate_target(function, likelihood, target, operands.params)
+    validate_parameters(function, likelihood, operands.params, seen)
 
 
 def _with_free_bits(

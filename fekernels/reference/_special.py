@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "beside",
     "excess",
     "expm1_excess",
+    "growth",
     "langevin",
     "log_sinhc",
     "log_student_constant",
@@ -26,6 +28,7 @@ __all__ = [
     "student_constant_slope",
 ]
 
+LARGEST = torch.finfo(torch.float64).max
 LARGE = 16.0  # from here on the asymptotic series of log-gamma end below 1e-17
 
 
@@ -42,6 +45,16 @@ def magnitude(x: Tensor) -> Tensor:
     return torch.where(x >= 0, x, -x)
 
 
+def growth(s: Tensor) -> Tensor:
+    """e^-s, but finite, so that its product with 0 is 0: the limit for s -> -infinity."""
+    return torch.exp(-s).clamp(max=LARGEST)
+
+
+def beside(s: Tensor, u: Tensor) -> Tensor:
+    """s beside a term u that grows like e^-s: at s = -infinity that has the last word, unless it is 0."""
+    return torch.where((u != 0) & (s == -math.inf), 0.0, s)
+
+
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x)."""
     return torch.where(x >= 0, x, 0.0) + torch.log1p(torch.exp(-magnitude(x)))
@@ -52,7 +65,7 @@ def expm1_excess(d: Tensor) -> Tensor:
     small = d.abs() < 0.5
     s = torch.where(small, d, 0.0)
     series = s * s * polynomial(s, [1 / math.factorial(n) for n in range(2, 18)])
-    return torch.where(small, series, torch.expm1(d) - d)
+    return torch.where(small, series, torch.expm1(d) - d.clamp(max=1e3))  # infinity - infinity is NaN
 
 
 def excess(w: Tensor) -> Tensor:
@@ -96,7 +109,8 @@ def langevin(y: Tensor) -> Tensor:
     for odd in range(21, 1, -2):
         fraction = odd + s * s / fraction
     b = torch.where(small, 1.0, a)
-    return torch.where(small, s / fraction, torch.sign(y) * (1 + 2 / torch.expm1(2 * b) - 1 / b))
+    decayed = torch.exp(-2 * b)  # not e^(2 b), whose infinity would be a NaN in the derivative
+    return torch.where(small, s / fraction, torch.sign(y) * (1 - 2 * decayed / torch.expm1(-2 * b) - 1 / b))
 
 
 # log-gamma(z) = (z - 1/2) log z - z + log(2 pi)/2 + sum_n c_n z^(1 - 2n): Stirling's series.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels.reference._likelihoods import ENERGIES, GRADIENTS, SAFE
-from fekernels.reference._special import expm1_excess
+from fekernels.reference._special import expm1_excess, growth
 
 __all__ = [
     "LIKELIHOODS",
@@ -68,7 +68,7 @@ def kl_elements(latent: list[Tensor]) -> Tensor:
     if not prior:
         return (m * m + expm1_excess(v)) / 2
     p, w = prior
-    z = (m - p) * torch.exp(-w / 2)
+    z = (m - p) * growth(w / 2)
     return (z * z + expm1_excess(v - w)) / 2
 
 
@@ -78,7 +78,7 @@ def kl_gradients(latent: list[Tensor]) -> tuple[Tensor, ...]:
     if not prior:
         return m, torch.expm1(v) / 2
     p, w = prior
-    root = torch.exp(-w / 2)
+    root = growth(w / 2)
     z, grown = (m - p) * root, torch.expm1(v - w)
     return z * root, grown / 2, -z * root, (-grown - z * z) / 2
 

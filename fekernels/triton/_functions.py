@@ -11,6 +11,8 @@ import triton.language as tl
 
 LOG2 = tl.constexpr(0.693147182)
 HALF_LOG_2PI = tl.constexpr(0.918938533)
+LARGEST = tl.constexpr(3.4028234663852886e38)
+INF = tl.constexpr(float("inf"))
 
 
 @triton.jit
@@ -115,7 +117,7 @@ def half_expm1(d):
     """((e^d - 1) / 2, (e^d - 1 - d) / 2)."""
     near = expm1_remainder_near_zero(d) * 0.5
     far = times(tl.full(d.shape, 0.5, tl.float32), exponential(d)) - 0.5
-    half = d * 0.5
+    half = tl.where(d > LARGEST, LARGEST, d) * 0.5
     near_zero = absolute(d) < 1.0
     return tl.where(near_zero, half + near, far), tl.where(near_zero, near, far - half)
 
@@ -147,9 +149,14 @@ def logistic(x):
 @triton.jit
 def negative_log(p, y):
     """(-log p, -log p - y) for p in (0, 1], y = 1 - p."""
+    return negative_log_where(p, y, p <= 0.5)
+
+
+@triton.jit
+def negative_log_where(p, y, scaled):
+    """The same where `scaled` is p <= 0.5, or where y is not to be looked at and p may be above 1."""
     bits = bits_of(p)
     n = (bits - 0x3F000001).to(tl.int32, bitcast=True) >> 23
-    scaled = p <= 0.5
     f = tl.where(scaled, 1.0 - float_of(bits - (n.to(tl.uint32, bitcast=True) << 23)), y)
     q = polynomial(
         f,
@@ -201,8 +208,20 @@ def log_value(parts):
 
 
 @triton.jit
+def log_positive(x):
+    """For x > 0, normal, or infinity or NaN."""
+    value = log_value(log_parts(x, tl.zeros_like(x)))
+    return tl.where(x < INF, value, x)
+
+
+@triton.jit
 def log(x):
-    return log_value(log_parts(x, tl.zeros_like(x)))
+    """IEEE's for every x."""
+    subnormal = x < 1.1754943508222875e-38  # 2^-126
+    n, f, tail, lost = log_parts(tl.where(subnormal, x * 16777216.0, x), tl.zeros_like(x))
+    value = log_value((tl.where(subnormal, n - 24.0, n), f, tail, lost))
+    edge = tl.where(x == 0.0, -INF, tl.where(x < 0.0, float("nan"), x))
+    return tl.where((x > 0.0) & (x < INF), value, edge)
 
 
 @triton.jit

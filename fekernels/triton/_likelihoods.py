@@ -10,6 +10,14 @@ import triton.language as tl
 
 from fekernels.triton import _functions as f
 
+TWO_TO_64 = tl.constexpr(18446744073709551616.0)
+
+
+@triton.jit
+def beside(s, u):
+    """s beside a term u >= 0 that grows like e^-s: at s = -infinity u has the last word, unless it is 0."""
+    return tl.where((s < -f.LARGEST) & (u != 0.0), 0.0, s)
+
 
 @triton.jit
 def mse(r, x):
@@ -28,7 +36,7 @@ def gaussian_learned(r, s, x):
     root = f.exponential(s * -0.5)
     scaled = f.times(r - x, root)
     half_scaled = scaled * 0.5
-    e = tl.fma(half_scaled, scaled, tl.fma(s, 0.5, f.HALF_LOG_2PI))
+    e = tl.fma(half_scaled, scaled, tl.fma(beside(s, scaled), 0.5, f.HALF_LOG_2PI))
     return e, f.times(scaled, root), tl.fma(half_scaled * -1.0, scaled, 0.5)
 
 
@@ -43,7 +51,8 @@ def bernoulli(logit, x):
 
 @triton.jit
 def continuous_bernoulli(logit, x):
-    size = f.absolute(logit)
+    any_size = f.absolute(logit)
+    size = tl.where(any_size > f.LARGEST, f.LARGEST, any_size)
     square = logit * logit
     p = f.polynomial(
         square,
@@ -79,7 +88,7 @@ def laplace(r, s, x):
     difference = r - x
     distance = f.times(f.absolute(difference), rate)
     slope = f.value_of(rate)
-    e = (distance + s) + f.LOG2
+    e = (distance + beside(s, distance)) + f.LOG2
     tie = f.times(difference, rate)
     g_r = tl.where(difference > 0.0, slope, tl.where(difference < 0.0, slope * -1.0, tie))
     return e, g_r, 1.0 - distance
@@ -87,17 +96,29 @@ def laplace(r, s, x):
 
 @triton.jit
 def student_t(r, s, nu, x):
+    in_domain = tl.where(nu < 0.0, float("nan"), nu)
+    nu = tl.where(in_domain > 8.507059173023462e37, 8.507059173023462e37, in_domain)  # 2^126
+    tiny = nu < 5.421010862427522e-20  # 2^-64
+    lift = tl.where(tiny, TWO_TO_64, 1.0)
+    inverse = f.inverse(nu * lift)
+    inverse_lifted = tl.where(inverse > f.LARGEST, f.LARGEST, inverse)
+    inverse_any = inverse_lifted * lift
+    inverse_nu = tl.where(inverse_any > f.LARGEST, f.LARGEST, inverse_any)
     root = f.exponential(s * -0.5)
-    scaled = f.times(r - x, root)
-    size = f.absolute(scaled)
-    inverse_nu = f.inverse(nu)
-    z = scaled * scaled * inverse_nu
+    difference = r - x
+    scaled = f.times(difference, root)
+    z = scaled * scaled * inverse_lifted * lift
     huge = z > 1208925819614629174706176.0  # 2^80
-    q = tl.div_rn(tl.where(huge, tl.sqrt_rn(nu), 1.0), tl.where(huge, size, z + 1.0))
+    distance = f.absolute(difference)
+    far = distance > 1.0
+    nearer = distance * tl.where(far, 8.673617379884035e-19, 281474976710656.0)  # 2^-60, 2^48
+    q = tl.div_rn(tl.where(huge, tl.sqrt_rn(nu), 1.0), tl.where(huge, nearer, z + 1.0))
     y = tl.where(huge, 1.0, z * q)
-    value, single_remainder = f.negative_log(q, tl.where(huge, 1.0 - q, y))
-    log1p_z = tl.where(huge, value + value, value)
-    remainder = tl.where(huge, log1p_z - 1.0, single_remainder)
+    single, single_remainder = f.negative_log_where(q, y, (q <= 0.5) | huge)
+    one_log = single + tl.where(far, 60.0 * f.LOG2, -48.0 * f.LOG2)
+    two_logs = tl.where(distance > f.LARGEST, distance, one_log + one_log)
+    logarithm = tl.where(huge, two_logs, single)
+    remainder = tl.where(huge, (two_logs - s) - 1.0, single_remainder)
 
     inverse_a = inverse_nu + inverse_nu
     t = f.inverse(tl.fma(nu, 0.5, 1.0))
@@ -115,12 +136,17 @@ def student_t(r, s, nu, x):
             0.07939809, 0.10927516, 0.12500301, 0.124999985,
         ),
     )  # fmt: skip
-    constant = f.log(tl.fma(inverse_a, v, v)) * 0.5 + f.HALF_LOG_2PI
-    e = tl.fma((nu + 1.0) * 0.5, log1p_z, tl.fma(s, 0.5, constant))
-    falloff = tl.where(huge, tl.div_rn(nu + 1.0, scaled), (inverse_nu + 1.0) * (scaled * q))
+    of_constant = tl.fma(inverse_lifted + inverse_lifted, v, tl.where(tiny, 0.0, v))
+    level_of_constant = tl.where(tiny, f.HALF_LOG_2PI + 32.0 * f.LOG2, f.HALF_LOG_2PI)
+    constant = f.log_positive(of_constant) * 0.5 + level_of_constant
+    level = tl.fma(s, tl.where(huge, nu * -0.5, 0.5), constant)
+    value = tl.fma((nu + 1.0) * 0.5, logarithm, level)
+    e = tl.where(nu == 0.0, f.absolute(inverse) + (y - y), value)
+    near = f.times((inverse_nu + 1.0) * (scaled * q), root)
+    g_r = tl.where(huge, tl.div_rn(nu + 1.0, difference), near)
     g_s = (tl.where(huge, 0.0, q) - nu * y) * 0.5
     g_nu = (remainder - tl.fma(y, inverse_nu, w * inverse_a * t)) * 0.5
-    return e, f.times(falloff, root), g_s, g_nu
+    return e, g_r, g_s, g_nu
 
 
 @triton.jit
@@ -130,7 +156,9 @@ def poisson_zero(a):
 
 @triton.jit
 def poisson_counts(a, x):
-    rate = f.exp(a)
+    in_domain = tl.where((x < 0.0) | (x > f.LARGEST), float("nan"), a)
+    rate = f.exp(in_domain)
+    a = tl.where(in_domain > 1e9, 1e9, in_domain)
     fraction = x < 1.0
     k = tl.where(fraction, 1.0, x)
     log_k = f.log_parts(k, tl.zeros_like(k))
@@ -159,52 +187,84 @@ def poisson(a, x):
 
 @triton.jit
 def negative_binomial_zero(mu, th):
-    inverse = f.inverse(mu + th)
-    share = th * inverse
-    value, remainder = f.negative_log(share, mu * inverse)
-    return th * value, share, remainder
+    mu = tl.where((mu < 0.0) | (th < 0.0), float("nan"), mu)
+    m = mu + th
+    # 2^-64, 2^126, 2^-10
+    lift = tl.where(
+        m < 5.421010862427522e-20, TWO_TO_64, tl.where(m > 8.507059173023462e37, 0.0009765625, 1.0)
+    )
+    lifted_th = th * lift
+    lifted_mu = mu * lift
+    inverse = f.inverse(lifted_mu + lifted_th)
+    share = lifted_th * inverse
+    y = lifted_mu * inverse
+    small = share < 4.70197740328915e-38  # 2^-124
+    any_share = tl.where(small, lifted_th * TWO_TO_64 * inverse, share)
+    log_share, remainder = f.negative_log_where(any_share, y, (any_share <= 0.5) | small)
+    raised = tl.where(any_share == 0.0, f.INF, log_share + 64.0 * f.LOG2)
+    value = tl.where(th == 0.0, m * 0.0, th * tl.where(small, raised, log_share))
+    boundless = (mu == f.INF) & (th >= 0.0)
+    poisson = (th == f.INF) & (mu >= 0.0)
+    e = tl.where(boundless | poisson, mu, value)
+    g_mu = tl.where(boundless, 0.0, tl.where(poisson, 1.0, share))
+    g_th = tl.where(boundless, mu, tl.where(poisson, 0.0, tl.where(small, raised - y, remainder)))
+    return e, g_mu, g_th
 
 
 @triton.jit
 def negative_binomial_counts(mu, th, x):
-    m = mu + th
+    outside = (mu < 0.0) | (th < 0.0) | (x < 0.0) | (x > f.LARGEST)
+    mu = tl.where(outside, float("nan"), mu)
+    tiny = mu < 7.888609052210118e-31  # 2^-100
+    both = tiny & (th < 9.094947017729282e-13)  # 2^-40
+    poisson = th == f.INF
+    lift = tl.where(both, TWO_TO_64, 1.0)
+    m = (mu + th) * lift
     inverse_m = f.inverse(m)
     fraction = x < 1.0
     k = tl.where(fraction, x + 1.0, x)
     inverse_k = f.inverse(k)
     n = k + th
     inverse_n = f.inverse(n)
-    tiny = mu < 7.888609052210118e-31  # 2^-100
-    inverse_mu = f.inverse(tl.where(tiny, mu * 18446744073709551616.0, mu))
+    share_n = tl.where(poisson, 1.0, th * lift * inverse_n)
+    share_m = tl.where(poisson, 1.0, th * lift * inverse_m)
+    scaled_mu = tl.where(tiny, mu * TWO_TO_64, mu)
+    inverse_mu = f.inverse(scaled_mu)
     excess = k - mu
-    v = (excess * inverse_mu) * (th * inverse_n)
+    v = (excess * inverse_mu) * share_n
     w = excess * -1.0 * inverse_n
-    ratio = m * inverse_n
-    n_v, f_v, tail_v, lost_v = f.log1p_parts(tl.where(tiny, -1.0, v), (k * inverse_mu) * ratio)
-    log_v = (tl.where(tiny, n_v + 64.0, n_v), f_v, tail_v, lost_v)
-    log_w = f.log1p_parts(w, ratio)
+    ratio = tl.where(poisson, 1.0, m * inverse_n)
+    far_v = tiny & (lift == 1.0)
+    n_v, f_v, tail_v, lost_v = f.log1p_parts(tl.where(far_v, -1.0, v), (k * inverse_mu) * ratio)
+    log_v = (tl.where(far_v, n_v + 64.0, n_v), f_v, tail_v, lost_v)
+    n_w, f_w, tail_w, lost_w = f.log1p_parts(w, ratio)
+    log_w = (tl.where(both, n_w - 64.0, n_w), f_w, tail_w, lost_w)
     log1p_w = f.log_value(log_w)
     v_near = f.absolute(v - 0.625) < 1.375
     w_near = f.absolute(w - 0.625) < 1.375
     rest_w = f.below(w, log_w)
-    near = tl.fma(v, excess, tl.fma(k, f.below(v, log_v), th * rest_w) * -1.0)
-    far = tl.fma(k, f.log_value(log_v), th * log1p_w)
+    near = tl.fma(v, excess, tl.fma(k, f.below(v, log_v), tl.where(poisson, 0.0, th) * rest_w) * -1.0)
+    far = tl.fma(k, f.log_value(log_v), tl.where(poisson, excess * -1.0, th * log1p_w))
     deviance = tl.where(v_near, tl.where(w_near, near, far), far)
 
     large = th >= 1.0
-    inverse_th = f.inverse(th)
+    inverse_th = f.inverse(th * lift)
     t = tl.where(large, inverse_th, 1.0)
     unit = tl.where(large, 1.0, th)
     log_th = f.log(unit)
     lgamma_large = f.stirling_lgamma(t) + f.HALF_LOG_2PI
     lgamma_small = f.lgamma1p_unit(unit) + tl.fma((unit + 1.0) * -1.0, log_th, unit)
-    back = tl.where(fraction, (x + th) * inverse_m * (mu * inverse_k), 1.0)
-    logarithm = f.log(tl.sqrt_rn(k * (n * t)) * back)
+    back = tl.where(poisson, 1.0, (x + th) * inverse_m) * (scaled_mu * inverse_k)
+    root = tl.sqrt_rn(k * tl.where(poisson, 1.0, n * t)) * tl.where(fraction, back, 1.0)
+    n_root, f_root, tail_root, lost_root = f.log_parts(root, tl.zeros_like(root))
+    n_root = tl.where(fraction & far_v, n_root - 64.0, n_root)
+    logarithm = f.log_value((n_root, f_root, tail_root, lost_root))
     stirling = f.stirling_lgamma(inverse_k) - f.stirling_lgamma(inverse_n)
     value = deviance + (logarithm + (stirling + tl.where(large, lgamma_large, lgamma_small)))
-    e = tl.where(mu == 0.0, f.absolute(inverse_mu), value)
-    slope = (mu - x) * inverse_mu * (th * inverse_m)
-    g_mu = tl.where(tiny, slope * 18446744073709551616.0, slope)
+    boundless = (mu == f.INF) & (th >= 0.0) & (x >= 0.0)
+    e = tl.where(boundless, mu, tl.where(mu == 0.0, f.absolute(inverse_mu) + inverse_n * 0.0, value))
+    slope = (mu - x) * inverse_mu * share_m
+    g_mu = tl.where(boundless, 0.0, tl.where(tiny, slope * TWO_TO_64, slope))
 
     back_w = w * (n * inverse_m)
     growth = tl.where(w_near, tl.fma(w, back_w, rest_w * -1.0), log1p_w - back_w)
@@ -212,7 +272,11 @@ def negative_binomial_counts(mu, th, x):
     large_th = tl.fma(k * inverse_n, inverse_th * -0.5, series_n - f.stirling_digamma(t))
     small_th = (f.digamma1p_unit(unit) - log_th) + (tl.fma(inverse_n, 0.5, series_n) - inverse_th)
     shift = tl.where(fraction, tl.div_rn((mu - x) * inverse_m, x + th), 0.0)
-    return e, g_mu, growth + (tl.where(large, large_th, small_th) + shift)
+    bend = growth + (tl.where(large, large_th, small_th) + shift)
+    steep = (shift - back_w - inverse_th) * lift
+    of_th = tl.where(both, steep, tl.where(poisson, mu * 0.0, bend))
+    at_zero = f.absolute(inverse_th) * -1.0 + (w - w)
+    return e, g_mu, tl.where(boundless, mu, tl.where(th == 0.0, at_zero, of_th))
 
 
 @triton.jit
@@ -246,7 +310,8 @@ def zero_inflated_zero(mu, th, pi):
     )
     e = tl.where(likely, value, value - (tl.where(q > pi, q, pi) + f.LOG2))
     weight = tl.where(plain_likely, inverse_z, small_z)
-    return e, weight * slope_mu, weight * slope_th, change * tl.where(plain_likely, small_z, inverse_z)
+    g_th = tl.where(weight == 0.0, weight, weight * slope_th)
+    return e, weight * slope_mu, g_th, change * tl.where(plain_likely, small_z, inverse_z)
 
 
 @triton.jit
@@ -256,7 +321,8 @@ def zero_inflated_negative_binomial(mu, th, pi, x):
     plain, g_mu, g_th = negative_binomial_counts(mu, th, x)
     zero = x == 0.0
     e = tl.where(zero, e0, softplus + plain)
-    return e, tl.where(zero, mu0, g_mu), tl.where(zero, th0, g_th), tl.where(zero, pi0, sigmoid)
+    g_pi = tl.where(plain == plain, sigmoid, plain)
+    return e, tl.where(zero, mu0, g_mu), tl.where(zero, th0, g_th), tl.where(zero, pi0, g_pi)
 
 
 @triton.jit
@@ -271,7 +337,7 @@ def normal_prior_kl(m, v, p, w):
     """KL(N(m, e^v) || N(p, e^w))."""
     d = v - w
     back = d - v
-    low = (v - (d - back)) - (w + back)
+    low = tl.where(f.absolute(d) < f.INF, (v - (d - back)) - (w + back), 0.0)
     value, remainder = f.half_expm1(d)
     root = f.exponential(w * -0.5)
     scaled = f.times(m - p, root)

@@ -35,7 +35,7 @@ TILE = dict.fromkeys((*TERMS, "normal_kl", "normal_prior_kl"), 512) | dict.fromk
 )
 WARPS = 4
 REGISTERS = {
-    "zero_inflated_negative_binomial": 192
+    "zero_inflated_negative_binomial": 255
 }  # left alone, ptxas spills for the sake of a third program
 TILES_OF_SEGMENT = 4  # that a program goes through in a row
 COLUMNS_OF_BLOCK = 128  # of a program that sums over rows
