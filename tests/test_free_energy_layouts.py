@@ -273,3 +273,13 @@ def test_gradients_that_are_sums_have_their_dtype(dtype, shape, backend):
     assert scale.grad.dtype == dtype
     error = (scale.grad.double() - wide.grad).abs().max()
     assert error <= (2e-6 + 2 * torch.finfo(dtype).eps) * wide.grad.abs().max()
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_one_layout_that_differs_in_the_shortest_call(moved, backend):
+    params, target, latent, _, _ = problem(3, backend.device)
+    operands = [params[0], target, *latent]
+    wanted, slopes, _ = evaluate(3, operands[:1], operands[1], operands[2:])
+    operands[moved] = laid_out(operands[moved], CHANNELS_LAST)
+    got, grads, _ = evaluate(3, operands[:1], operands[1], operands[2:])
+    assert close(got, wanted) and all(map(torch.equal, grads, slopes))
