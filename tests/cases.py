@@ -297,6 +297,8 @@ def call_langevin_adam(rows: list[Row], options: Options, backend: str | None = 
     """One call of the list operator."""
     o = options
     arguments = _step_arguments(rows, o, backend) | dict(
+        beta1_tensor=None,
+        beta2_tensor=None,
         exp_avgs=[row.exp_avg for row in rows],
         exp_avg_sqs=[row.exp_avg_sq for row in rows],
         max_exp_avg_sqs=[row.max_exp_avg_sq for row in rows] if o.amsgrad else [],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fekernels import _backends
+from fekernels._checks import number
 from fekernels._table import FLAGS, NOISES, PointerTable, Row
 from fekernels.ops._library import define_in_place
 from fekernels.ops._rows import check_lists, check_scalars, group_rows, readable_rows, shard_of, some
@@ -37,6 +38,8 @@ class LangevinAdamArguments:
     seed: int
     grad_scale: Tensor | None
     found_inf: Tensor | None
+    beta1_tensor: Tensor | None = None  # for the operator, which reads it; kernels take numbers
+    beta2_tensor: Tensor | None = None
 
     def flags(self) -> int:
         """The switches as the kernels' bit set."""
@@ -76,6 +79,12 @@ def step_tables(tables: list[PointerTable], args: LangevinAdamArguments, backend
         )
 
 
+def _beta(name: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1:
+        raise ValueError(f"langevin_adam_: {name} must have one element; got shape {tuple(tensor.shape)}")
+    return number("langevin_adam_", name, tensor.item(), below=1.0)
+
+
 def step_lists(
     params: list[Tensor],
     grads: list[Tensor],
@@ -106,10 +115,14 @@ def step_lists(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     backend: str | None = None,
+    beta1_tensor: Tensor | None = None,
+    beta2_tensor: Tensor | None = None,
 ) -> None:
     """The operator ``langevin_adam_``. What kernels cannot read by its address, the reference steps by operators."""
     if not params:
         return
+    beta1 = beta1 if beta1_tensor is None else _beta("beta1_tensor", beta1_tensor)
+    beta2 = beta2 if beta2_tensor is None else _beta("beta2_tensor", beta2_tensor)
     if noise not in NOISES:
         raise ValueError(f"langevin_adam_: noise must be one of {', '.join(NOISES)}; got {noise!r}")
     check_lists(
@@ -183,6 +196,6 @@ define_in_place(
     "int[] shards, float lr, Tensor? lr_tensor, float temperature, Tensor? temperature_tensor, float beta1, "
     "float beta2, float eps, float weight_decay, float prior_precision, str noise, bool amsgrad, bool maximize, "
     "bool decoupled_weight_decay, bool bias_correction, bool stochastic_rounding, int seed, Tensor? grad_scale, "
-    "Tensor? found_inf, str? backend=None) -> ()",
+    "Tensor? found_inf, str? backend=None, Tensor? beta1_tensor=None, Tensor? beta2_tensor=None) -> ()",
     step_lists,
 )

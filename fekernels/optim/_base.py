@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,6 +30,14 @@ __all__ = ["TableOptimizer"]
 OPTIONAL_STATES = ("max_exp_avg_sq", "noise_unit", "anchor")
 LAST_SEED = 1 << 63
 CHOICES = ("auto", *_backends.BACKENDS)
+
+
+def traced_number(value: float, device: torch.device | str = "cpu") -> Tensor:
+    """A number of a compiled step as a tensor of its graph: a schedule that moves it then compiles nothing again.
+
+    A product with a tensor is what torch.compile takes a float into without fixing its value.
+    """
+    return torch.ones((), dtype=torch.float64, device=device) * value
 
 
 def stream_of_name(name: str) -> int:
@@ -502,10 +511,13 @@ class TableOptimizer(Optimizer):
 
     def _scalar(self, group: dict[str, Any], key: str) -> tuple[float, Tensor | None]:
         """A group value that may be a tensor: (value, None) where the host has it, else (0, tensor)."""
-        value = group[key]
+        value, device = group[key], group["params"][0].device
         if not isinstance(value, Tensor):
-            return float(value), None
-        device = group["params"][0].device
+            if not torch.compiler.is_compiling():
+                return float(value), None
+            if key == "temperature" and not value > 0:  # cold and hot steps have different states
+                return 0.0, None
+            return 0.0, traced_number(value, device)
         if value.device.type == "cpu" and device.type != "cpu":
             return float(value), None
         return 0.0, value if value.dtype in (torch.float32, torch.float64) else value.float()
@@ -526,22 +538,26 @@ class TableOptimizer(Optimizer):
         """
         value = group[key]
         if isinstance(value, Tensor) and tensor:
-            if value.numel() != 1 or value.is_complex():
-                raise ValueError(
-                    f"{self._name}: {key} must be a number or a tensor with one element; got shape {tuple(value.shape)}"
-                )
-            if value.device.type != "cpu" and group["params"] and value.device != group["params"][0].device:
-                raise ValueError(
-                    f"{self._name}: {key} must be on {group['params'][0].device} like its parameters; "
-                    f"got {value.device}"
-                )
-            if value.device.type != "cpu" or torch.compiler.is_compiling():
-                return  # reading it would stop the host
-            number(self._name, key, value.item())
+            self._check_scalar_tensor(group, key, value)
             return
         found = number(self._name, key, value)
         if type(value) is not float and type(value) is not int:
             group[key] = found
+
+    def _check_scalar_tensor(
+        self, group: dict[str, Any], key: str, value: Tensor, below: float = math.inf
+    ) -> None:
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(
+                f"{self._name}: {key} must be a number or a tensor with one element; got shape {tuple(value.shape)}"
+            )
+        if value.device.type != "cpu" and group["params"] and value.device != group["params"][0].device:
+            raise ValueError(
+                f"{self._name}: {key} must be on {group['params'][0].device} like its parameters; "
+                f"got {value.device}"
+            )
+        if value.device.type == "cpu":  # reading another would stop the host
+            number(self._name, key, value.item(), below=below)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

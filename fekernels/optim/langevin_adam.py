@@ -12,7 +12,7 @@ from fekernels import ops
 from fekernels._checks import number, one_of
 from fekernels._table import DTYPE_CODES, NOISES, PointerTable, Row, supported_dtypes
 from fekernels.ops.langevin_adam import LangevinAdamArguments
-from fekernels.optim._base import TableOptimizer
+from fekernels.optim._base import TableOptimizer, traced_number
 from fekernels.optim._cache import TableCache
 from fekernels.optim._checkpoint import loaded_unit, momentum_unit
 from fekernels.optim._shards import local_tensor, shard_geometry
@@ -37,7 +37,8 @@ class LangevinAdam(TableOptimizer):
             optimizer. float32, float64, bfloat16 or float16; one device a group. Named parameters get their
             noise stream from the name, others from their position over all groups.
         lr: step size h, a float or a one-element tensor. At 0 nothing moves.
-        betas: decay of the gradient's and of the squared gradient's averages. Adam's defaults.
+        betas: decay of the gradient's and of the squared gradient's averages, floats or one-element tensors (one on a
+            GPU is read by the host at every step). Adam's defaults.
         eps: added to the denominator; Adam's default. Sampling without a prior wants 1e-6 or more (a warning says so).
         weight_decay: L2 penalty added to the gradient as in Adam, or AdamW's decay with
             ``decoupled_weight_decay=True``.
@@ -96,7 +97,7 @@ class LangevinAdam(TableOptimizer):
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
         amsgrad: bool = False,
@@ -145,9 +146,11 @@ class LangevinAdam(TableOptimizer):
         betas = group["betas"]
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise TypeError(f"{self._name}: betas must be a pair of numbers; got {betas!r}")
-        found = tuple(number(self._name, f"betas[{i}]", beta, below=1.0) for i, beta in enumerate(betas))
-        if any(type(beta) is not float for beta in betas):
-            group["betas"] = found
+        if type(betas[0]) is not float or type(betas[1]) is not float:
+            group["betas"] = betas = tuple(self._checked_beta(group, i, beta) for i, beta in enumerate(betas))
+        for i, beta in enumerate(betas):
+            if not isinstance(beta, Tensor):
+                number(self._name, f"betas[{i}]", beta, below=1.0)
         one_of(self._name, "noise", group["noise"], tuple(NOISES))
         if group["differentiable"]:
             raise ValueError(
@@ -161,6 +164,35 @@ class LangevinAdam(TableOptimizer):
             )
         if group["params"]:
             self._warn(group)
+
+    def _checked_beta(self, group: dict[str, Any], i: int, beta: Any) -> float | Tensor:
+        if not isinstance(beta, Tensor):
+            return number(self._name, f"betas[{i}]", beta, below=1.0)
+        self._check_scalar_tensor(group, f"betas[{i}]", beta, below=1.0)
+        return beta
+
+    def _beta(self, group: dict[str, Any], i: int, moving: bool) -> tuple[float, Tensor | None]:
+        """A beta as a number; in a compiled step as a tensor, where it may move, which the operator reads."""
+        beta = group["betas"][i]
+        if not torch.compiler.is_compiling():
+            return float(beta), None
+        if isinstance(beta, Tensor):
+            return 0.0, beta
+        return (0.0, traced_number(beta)) if moving else (beta, None)
+
+    def _betas_move(self, group: dict[str, Any]) -> bool:
+        """Whether the betas of a compiled step are to be tensors: on a GPU only once they have changed.
+
+        A tensor of the host in its graph keeps torch.compile from capturing it as a CUDA graph.
+        """
+        if group["params"][0].device.type == "cpu":
+            return True
+        betas = [beta for beta in group["betas"] if not isinstance(beta, Tensor)]
+        return self._first_betas.setdefault(id(group), betas) != betas
+
+    def _reset_caches(self) -> None:
+        super()._reset_caches()
+        self._first_betas: dict[int, list[float]] = {}
 
     def _warn(self, group: dict[str, Any]) -> None:
         """Once each, of what a temperature does that hardly anybody wants."""
@@ -239,9 +271,12 @@ class LangevinAdam(TableOptimizer):
 
     @staticmethod
     def _no_noise(param: Tensor) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=param.device)
+        # Of one dimension: torch.compile takes a float64 without any for a number, and then fixes all others too.
+        return torch.zeros(1, dtype=torch.float64, device=param.device)
 
-    def _arguments(self, group: dict[str, Any]) -> LangevinAdamArguments:
+    def _arguments(self, group: dict[str, Any], moving: bool = False) -> LangevinAdamArguments:
+        beta1, beta1_tensor = self._beta(group, 0, moving)
+        beta2, beta2_tensor = self._beta(group, 1, moving)
         lr, lr_tensor = self._scalar(group, "lr")
         temperature, temperature_tensor = self._scalar(group, "temperature")
         grad_scale, found_inf = self._amp(group)
@@ -250,8 +285,8 @@ class LangevinAdam(TableOptimizer):
             lr_tensor=lr_tensor,
             temperature=temperature,
             temperature_tensor=temperature_tensor,
-            beta1=float(group["betas"][0]),
-            beta2=float(group["betas"][1]),
+            beta1=beta1,
+            beta2=beta2,
             eps=float(group["eps"]),
             weight_decay=float(group["weight_decay"]),
             prior_precision=float(group["prior_precision"]),
@@ -264,6 +299,8 @@ class LangevinAdam(TableOptimizer):
             seed=group["seed"],
             grad_scale=grad_scale,
             found_inf=found_inf,
+            beta1_tensor=beta1_tensor,
+            beta2_tensor=beta2_tensor,
         )
 
     def _step_tables(self, group: dict[str, Any], tables: list[PointerTable], backend: str) -> None:
@@ -282,7 +319,7 @@ class LangevinAdam(TableOptimizer):
         anchors: list[Tensor],
         streams: list[int],
         shards: list[int],
-    ) -> None:
+    ) -> bool:
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
         if self._drawn_seed is not None:
             self._agree_on_seed()
@@ -312,6 +349,7 @@ class LangevinAdam(TableOptimizer):
             streams.append(stream)
             numel = param.numel()
             shards.extend(shard_geometry(self._name, param) or (0, max(numel, 1), max(numel, 1)))
+        return self._betas_move(group)
 
     def _step_lists(self, group: dict[str, Any]) -> None:
         """The step as one call of the list operator: what torch.compile traces, and what runs the reference."""
@@ -325,7 +363,7 @@ class LangevinAdam(TableOptimizer):
         anchors: list[Tensor] = []
         streams: list[int] = []
         shards: list[int] = []
-        self._init_group(
+        moving = self._init_group(
             group,
             params,
             grads,
@@ -338,11 +376,11 @@ class LangevinAdam(TableOptimizer):
             streams,
             shards,
         )
-        args = self._arguments(group)
+        args = self._arguments(group, moving)
         self._operator(torch.ops.fekernels.langevin_adam_, ops.langevin_adam.step_lists)(
             params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams, shards,
             args.lr, args.lr_tensor, args.temperature, args.temperature_tensor, args.beta1, args.beta2, args.eps,
             args.weight_decay, args.prior_precision, args.noise, args.amsgrad, args.maximize,
             args.decoupled_weight_decay, args.bias_correction, args.stochastic_rounding, args.seed, args.grad_scale,
-            args.found_inf, group["backend"],
+            args.found_inf, group["backend"], args.beta1_tensor, args.beta2_tensor,
         )  # fmt: skip
