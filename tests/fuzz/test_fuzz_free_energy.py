@@ -10,6 +10,7 @@ import torch
 from drawn import BACKENDS, on
 from free_energy_problems import (
     COUNTS,
+    KINDS,
     TOLERANCE,
     Problem,
     close,
@@ -197,6 +198,8 @@ def poisoned(draw: st.DrawFn) -> Poisoned:
     name = draw(st.sampled_from((*places, "target", "mean", "logvar")))
     tensor = problem.params[int(name[7])] if name in places else getattr(problem, name)
     bad = [math.nan]
+    if name in places and KINDS[problem.likelihood][int(name[7])] == "positive":
+        bad = [-0.5, math.nan, -math.inf, -1e-3]
     if name == "target" and problem.likelihood == "categorical":
         bad = [-1, -100, 1 << 40]
     elements = tensor[row].view(-1) if tensor[row].is_contiguous() else None
