@@ -21,28 +21,16 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLAGS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr"
 # Those that call a compiled kernel with more than one shape; the statistics, examples and builds add hours, not paths.
-TESTS = (
-    *("contract", "operators", "raw_operators", "memory", "optimizer_memory", "errors", "random", "sgld"),
-    *(
-        "reparameterize",
-        "noise_transforms",
-        "noise_units",
-        "categorical",
-        "free_energy",
-        "free_energy_arguments",
-    ),
-    *("free_energy_autograd", "free_energy_errors", "free_energy_inplace", "free_energy_layouts"),
-    *("free_energy_numerics", "free_energy_plain", "langevin_adam", "langevin_adam_bits"),
-    *(
-        "langevin_adam_checkpoints",
-        "langevin_adam_pointers",
-        "cuda_free_energy",
-        "cuda_source",
-        "svgd_direction",
-    ),
-    *("svgd_direction_autograd", "svgd_direction_native", "kernel_stein_discrepancy", "sq_dist_rank"),
-    *("median_bandwidth",),
-)
+TESTS = """
+    contract operators raw_operators memory optimizer_memory untrusted_checkpoints errors random sgld
+    reparameterize noise_transforms noise_units categorical
+    free_energy free_energy_arguments free_energy_autograd free_energy_batches free_energy_errors free_energy_extremes
+    free_energy_inplace free_energy_layouts free_energy_numerics free_energy_operators free_energy_plain losses_errors
+    langevin_adam langevin_adam_bits langevin_adam_checkpoints langevin_adam_pointers
+    cuda_free_energy cuda_source
+    svgd_direction svgd_direction_autograd svgd_direction_native stein_operators stein_cancellation
+    kernel_stein_discrepancy sq_dist_rank median_bandwidth
+""".split()
 
 
 def library(name: str, cxx: list[str]) -> str:
@@ -106,14 +94,8 @@ def main() -> int:
                 "PYTHONMALLOC": "malloc",  # so that Python's own buffers have red zones too
             }
             print(f"== {isa}", flush=True)
-            command = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                *("-p", "no:cacheprovider", "-p", "no:faulthandler"),
-                *selection,
-            ]
+            options = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+            command = [sys.executable, "-m", "pytest", *options, *selection]
             done = subprocess.run(command, env=sanitized, cwd=REPOSITORY)
             texts = [path.read_text(errors="replace") for path in sorted(Path(reports).iterdir())]
             for text in texts:

@@ -261,7 +261,7 @@ class LangevinAdam(TableOptimizer):
             )
 
     def _restore_group(self, group: dict[str, Any]) -> None:
-        """Before 0.3 a group had ``previous``, lr and temperature of its last step that moved."""
+        """Checkpoints of 0.1 have ``previous`` in a group: lr and temperature of its last step that moved."""
         unit = momentum_unit(self._name, group.pop("previous", (0.0, 0.0)), float(group["betas"][0]))
         if not (unit > 0 and group["noise"] == "momentum"):
             return
