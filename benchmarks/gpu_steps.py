@@ -231,7 +231,7 @@ def check_shards(target: Target) -> Numbers:
         pitch = shape[1] if len(columns) < shape[1] else run
         torch.ops.fekernels.langevin_adam_(
             [tensors["param"]], [tensors["grad"]], [tensors["exp_avg"]], [tensors["exp_avg_sq"]], [],
-            [torch.full((), 3.0, device=device)], torch.zeros(2, dtype=F64, device=device), [], [9],
+            [torch.full((), 3.0, device=device)], [], [], [9],
             [rows.start * shape[1] + columns.start, run, pitch],
             1e-2, None, 0.5, None, 0.9, 0.99, 1e-5, 0.0, 0.0, "momentum", False, False, False, True, False, 77,
             None, None, backend,

@@ -117,6 +117,7 @@ def test_state_dtype(dtype, states, place):
     kept = {name: tensor.clone() for name, tensor in optimizer.state[p].items()}
     assert {name: tensor.dtype for name, tensor in kept.items()} == {
         "step": torch.float32, "exp_avg": states, "exp_avg_sq": states, "max_exp_avg_sq": states,
+        "noise_unit": torch.float64,
     }  # fmt: skip
     copy = optimizer.state_dict()
     optimizer.load_state_dict(copy)

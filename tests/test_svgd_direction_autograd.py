@@ -297,5 +297,5 @@ def test_operators_refuse_what_does_not_fit(what, backend):
     call = (*change(*operands), code, beta, c, temperature, precision)
     with pytest.raises(ValueError, match=f"svgd_direction: {message}"):
         torch.ops.fekernels.svgd_direction(*call)
-    with pytest.raises(ValueError, match=f"svgd_direction: {message}"):
+    with pytest.raises(ValueError, match=f"svgd_direction_backward: {message}"):
         torch.ops.fekernels.svgd_direction_backward(call[0], *call, 7)

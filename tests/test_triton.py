@@ -220,7 +220,7 @@ def test_more_rows_than_are_counted_at_once(check, op):
 
 @pytest.mark.parametrize("op", STEPS)
 def test_nothing_but_empty_tensors_is_still_a_step(run, op):
-    rows, _ = run(
+    rows = run(
         "step", op, [make_row(Case((0,)), Options()), make_row(Case((2, 0)), Options())], Options(), {}
     )
     assert [row.step.item() for row in rows] == [4.0, 4.0]
@@ -368,7 +368,7 @@ def test_a_new_value_compiles_nothing():
     aligned, misaligned = (torch.zeros(17, dtype=torch.int64)[i:] for i in (0, 1))
 
     def step(pointer, count, h, temperature, seed):
-        table = (pointer, count, pointer, pointer, count, pointer, pointer)
+        table = (pointer, count, pointer, pointer, count, pointer)
         floats = (h, None, temperature, None, 0.9, h, h, h, h)
         return (*table, *floats, seed, pointer, pointer, *(0,) * 7)
 

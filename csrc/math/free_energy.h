@@ -278,7 +278,8 @@ struct NegativeBinomial {  // mu, th
     const auto outside = (p[0] < 0.0f) | (th < 0.0f) | (x < 0.0f) | (x > kLargest);
     const F mu = choose(outside, L::splat(kNaN), p[0]);
     // x / mu might overflow: it is taken 2^64 times smaller. Where th is small too, both are 2^64 times larger.
-    const auto tiny = mu < 0x1p-100f, both = tiny & (th < 0x1p-40f);
+    const auto tiny = mu < 0x1p-100f;
+    const auto both = tiny & (th < 0x1p-40f);
     const auto poisson = th == kInf;
     const F lift = choose(both, L::splat(0x1p64f), one);
     const F lifted_th = kAnywhere ? th * lift : th;

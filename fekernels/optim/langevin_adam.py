@@ -319,10 +319,13 @@ class LangevinAdam(TableOptimizer):
         anchors: list[Tensor],
         streams: list[int],
         shards: list[int],
+        seed: list[int],
     ) -> bool:
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
         if self._drawn_seed is not None:
             self._agree_on_seed()
+        # As a list too: torch.compile took the group's own before this changed it.
+        seed.append(group["seed"])
         self._check_gradients(group)
         live = [param for param in group["params"] if param.grad is not None]
         keeps = self._keeps_noise_units(group) or any("noise_unit" in self.state[param] for param in live)
@@ -363,6 +366,7 @@ class LangevinAdam(TableOptimizer):
         anchors: list[Tensor] = []
         streams: list[int] = []
         shards: list[int] = []
+        seed: list[int] = []
         moving = self._init_group(
             group,
             params,
@@ -375,12 +379,13 @@ class LangevinAdam(TableOptimizer):
             anchors,
             streams,
             shards,
+            seed,
         )
         args = self._arguments(group, moving)
         self._operator(torch.ops.fekernels.langevin_adam_, ops.langevin_adam.step_lists)(
             params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams, shards,
             args.lr, args.lr_tensor, args.temperature, args.temperature_tensor, args.beta1, args.beta2, args.eps,
             args.weight_decay, args.prior_precision, args.noise, args.amsgrad, args.maximize,
-            args.decoupled_weight_decay, args.bias_correction, args.stochastic_rounding, args.seed, args.grad_scale,
+            args.decoupled_weight_decay, args.bias_correction, args.stochastic_rounding, seed[0], args.grad_scale,
             args.found_inf, group["backend"], args.beta1_tensor, args.beta2_tensor,
         )  # fmt: skip
