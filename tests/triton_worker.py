@@ -52,13 +52,13 @@ def _call(name: str, arguments: bytes) -> bytes:
 @contextmanager
 def interpreter() -> Iterator[Callable[..., Any]]:
     """Yields `run(name, *arguments)`, which calls the function of this module in the interpreting process."""
-    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
-        pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
-        try:
+    pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):  # until the process has started: others are not to run so
             assert _unpack(pool.submit(_call, "interpreting", _pack(())).result())
-            yield lambda name, *arguments: _unpack(pool.submit(_call, name, _pack(arguments)).result())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield lambda name, *arguments: _unpack(pool.submit(_call, name, _pack(arguments)).result())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def interpreting() -> bool:
