@@ -54,7 +54,7 @@ def interpreter() -> Iterator[Callable[..., Any]]:
     """Yields `run(name, *arguments)`, which calls the function of this module in the interpreting process."""
     pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
     try:
-        with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):  # until the process has started: others are not to run so
+        with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):  # only while the process starts
             assert _unpack(pool.submit(_call, "interpreting", _pack(())).result())
         yield lambda name, *arguments: _unpack(pool.submit(_call, name, _pack(arguments)).result())
     finally:
