@@ -148,6 +148,29 @@ def test_compiles_whole_and_once(convention, backend):
     torch._dynamo.reset()
 
 
+EXPORTED = {
+    **{c: lambda x, c=c: stein.median_bandwidth(x, c, hint=x[0, 0].abs()) for c in CONVENTIONS},
+    "with diagonal": stein.pairwise_sq_dist_median,
+    "pairs alone": lambda x: stein.pairwise_sq_dist_median(x, False),
+    "direction": lambda x: fe.svgd_direction(x, x.sin()),
+    "discrepancy": lambda x: fe.kernel_stein_discrepancy(x, x.sin()),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exports_for_any_number_of_particles(name, backend):
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return EXPORTED[name](x)
+
+    x = torch.randn(7, 3, device=backend.device)
+    sizes = ({0: torch.export.Dim("n")},)
+    function = torch.export.export(Module(), (x,), dynamic_shapes=sizes).module()
+    for n in (2, 3, 4, 9):
+        x = torch.randn(n, 3, device=backend.device)
+        torch.testing.assert_close(function(x), EXPORTED[name](x), rtol=1e-6, atol=1e-6)
+
+
 def test_opcheck_of_ranks(backend):
     x = torch.randn(2, 6, 3)
     for arguments in ((x, [0, 14, 7, 7], None), (x, [], None), (x.bfloat16(), [3], torch.ones(2, 1))):

@@ -14,7 +14,7 @@ from fekernels.ops._library import define_functional
 from fekernels.ops._stein_operands import dispatched, plain, transformed, wide
 from fekernels.reference._stein import centred, square_distances
 
-__all__ = ["liu_wang", "median_ranks", "median_sq_dist", "select"]
+__all__ = ["liu_wang", "median_ranks", "median_sq_dist", "middle_two", "select"]
 
 
 def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor:
@@ -65,14 +65,25 @@ def select(particles: Tensor, ranks: Sequence[int], hint: Tensor | None = None) 
 
 
 def median_ranks(n: int, include_diagonal: bool) -> list[int]:
-    """The ranks, among pairs i < j, of the two middle ones of all distances; n >= 3, or 2 without the diagonal.
+    """The ranks, among pairs i < j, of the two middle ones of all distances; n >= 2.
 
-    With the diagonal all n^2 distances count: n zeros, then each pair's twice.
+    With the diagonal all n^2 distances count: n zeros, then each pair's twice. The lower rank is then -1 for n = 2,
+    a zero of the diagonal.
     """
     if include_diagonal:
         return [((n * n - 1) // 2 - n) // 2, (n * n // 2 - n) // 2]
     pairs = n * (n - 1) // 2
     return [(pairs - 1) // 2, pairs // 2]
+
+
+def middle_two(particles: Tensor, include_diagonal: bool, hint: Tensor | None = None) -> Tensor:
+    """[B, 2]: the two middle distances; n >= 3, or 2 without the diagonal or under torch.compile and export."""
+    lower, upper = median_ranks(particles.shape[1], include_diagonal)
+    if not include_diagonal or not torch.compiler.is_compiling():
+        return select(particles, [lower, upper], hint)
+    # A symbolic n may be 2, and a branch on that would keep torch.export from leaving n open.
+    distances = select(particles, [torch.sym_max(lower, 0), upper], hint)
+    return distances.masked_fill(torch.arange(2, device=particles.device) < -lower, 0)
 
 
 def median_sq_dist(particles: Tensor, include_diagonal: bool, hint: Tensor | None = None) -> Tensor:
@@ -84,12 +95,12 @@ def median_sq_dist(particles: Tensor, include_diagonal: bool, hint: Tensor | Non
     if n < 2:
         value = 0.0 if include_diagonal else torch.nan
         return torch.full((particles.shape[0],), value, dtype=wide(particles), device=particles.device)
-    if n == 2:
+    if not torch.compiler.is_compiling() and n == 2:
         distance = select(particles, [0])[:, 0]
         return distance / 2 if include_diagonal else distance
     if hint is not None:
         hint = hint.unsqueeze(1).expand(-1, 2)
-    return (select(particles, median_ranks(n, include_diagonal), hint) / 2).sum(1)
+    return (middle_two(particles, include_diagonal, hint) / 2).sum(1)
 
 
 def liu_wang(particles: Tensor, hint: Tensor | None = None) -> Tensor:

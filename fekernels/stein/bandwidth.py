@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fekernels._checks import floating, one_of, same_device
 from fekernels.ops._stein_operands import check_particles, flatten, wide
-from fekernels.ops.sq_dist_rank import log, median_ranks, median_sq_dist, select
+from fekernels.ops.sq_dist_rank import log, median_ranks, median_sq_dist, middle_two, select
 
 __all__ = ["median_bandwidth", "pairwise_sq_dist_median"]
 
@@ -94,8 +95,9 @@ def median_bandwidth(
     if convention == "pairs":
         near = None if near is None else near.unsqueeze(1)
         return (select(x, median_ranks(n, False)[:1], near)[:, 0] / scale).reshape(batch)
-    if convention == "numpyro" and n == 2:  # the distances are 0, 0, r, r
+    if convention == "numpyro" and not torch.compiler.is_compiling() and n == 2:
+        # The distances are 0, 0, r, r.
         return (select(x, [0])[:, 0] / 4 / scale).reshape(batch)
     near = None if near is None else near.unsqueeze(1).expand(-1, 2)
-    middle = select(x, median_ranks(n, convention == "numpyro"), near).sqrt()
+    middle = middle_two(x, convention == "numpyro", near).sqrt()
     return ((middle / 2).sum(1).square() / scale).reshape(batch)
