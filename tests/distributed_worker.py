@@ -91,6 +91,17 @@ def drifts(rank: int, mesh: Any) -> dict[str, Any]:
             dist.all_gather(both, flat)
             dist.all_gather(all_seeds, seeds)
             results[name] = (both, all_seeds)
+    for name, options in (("svgd", {"noise": "independent"}), ("svgd, groups", {"kernel_batch": 4})):
+        torch.manual_seed(100 + rank)
+        particles = torch.arange(12.0).sin().view(6, 2)
+        sampler = fe.SVGD(None, particles, scores=torch.neg, optimizer="sgd", lr=0.1, **options)  # type: ignore[arg-type]
+        for _ in range(2):
+            sampler.step()
+        seeds = torch.tensor(sampler.seed)
+        both, all_seeds = ([torch.empty_like(t) for _ in range(WORLD)] for t in (sampler.particles, seeds))
+        dist.all_gather(both, sampler.particles)
+        dist.all_gather(all_seeds, seeds)
+        results[name] = (both, all_seeds)
     torch.manual_seed(100)
     results["rank 0's"] = int(torch.randint(0, (1 << 63) - 1, ()))
     return results

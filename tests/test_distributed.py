@@ -42,6 +42,9 @@ def check_seeds(results):
         weights, seeds = results[name]
         assert bits_equal(*weights), name
         assert [s.tolist() for s in seeds] == [[drawn, 3]] * 2, name
+    for name in ("svgd", "svgd, groups"):
+        particles, seeds = results[name]
+        assert bits_equal(*particles) and [int(s) for s in seeds] == [drawn] * 2, name
 
 
 def test_two_processes_are_one(tmp_path):

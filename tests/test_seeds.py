@@ -10,6 +10,7 @@ from cases import bits_equal
 
 import fekernels as fe
 from fekernels.optim import _base, _seeds
+from fekernels.stein import svgd
 
 HOT = dict(temperature=0.5, eps=0.1)
 
@@ -24,8 +25,9 @@ def parameter(*shape):
 def ranks(monkeypatch):
     """As if this process were one of several, and rank 0 had drawn 77; counts the broadcasts."""
     calls = []
-    monkeypatch.setattr(_base, "has_ranks", lambda: True)
-    monkeypatch.setattr(_base, "seed_of_rank_0", lambda seed: calls.append(seed) or 77)
+    for module in (_base, svgd):
+        monkeypatch.setattr(module, "has_ranks", lambda: True)
+        monkeypatch.setattr(module, "seed_of_rank_0", lambda seed: calls.append(seed) or 77)
     return calls
 
 
@@ -63,6 +65,54 @@ def test_only_what_needs_the_seed_asks_for_it(ranks):
     rounding.param_groups[0]["params"][0].grad = torch.ones(5, dtype=torch.bfloat16)
     rounding.step()
     assert len(ranks) == 3
+
+
+def sampler(**options):
+    particles = torch.arange(12.0).sin().view(6, 2)
+    return fe.SVGD(None, particles, scores=torch.neg, **{"optimizer": "sgd", "lr": 0.1, **options})
+
+
+DRAWING = {
+    "independent": dict(noise="independent"),
+    "kernel": dict(noise="kernel"),
+    "groups": dict(kernel_batch=4),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWING)
+def test_svgds_first_draws_are_rank_0s(kind, ranks):
+    drawn, given = sampler(**DRAWING[kind]), sampler(**DRAWING[kind], seed=77)
+    first = drawn.seed
+    for _ in range(2):
+        drawn.step()
+        given.step()
+    assert ranks == [first] and drawn.seed == 77 and bits_equal(drawn.particles, given.particles)
+    drawn.seed = 5
+    drawn.step()
+    assert len(ranks) == 1 and drawn.seed == 5
+
+
+def test_svgd_asks_only_for_a_seed_that_it_draws_with_and_drew(ranks):
+    given = sampler(noise="independent", seed=3)
+    loaded, again = sampler(noise="independent"), sampler(noise="independent")
+    loaded.load_state_dict(given.state_dict())
+    again.load_state_dict(again.state_dict())  # rank 0's own, which the others load too
+    for each in (given, loaded, again):
+        each.step()
+    assert loaded.seed == 3
+    for options in ({}, dict(kernel_batch=6), dict(noise="kernel", temperature=0.0)):
+        sampler(**options).step()
+    assert ranks == []
+
+
+def test_an_ensembles_noise_is_rank_0s(ranks):
+    settings = dict(size=3, optimizer="sgd", lr=0.1, noise="independent")
+    for seed, asked in ((3, 0), (None, 1)):
+        ensemble = fe.SVGD.from_model(
+            torch.nn.Linear(2, 1), torch.nn.functional.mse_loss, seed=seed, **settings
+        )
+        ensemble.step(torch.ones(4, 2), torch.zeros(4, 1))
+        assert len(ranks) == asked and ensemble.seed == (seed or 77)
 
 
 @pytest.fixture

@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 
 from fekernels import _backends
 from fekernels._checks import boolean, number, one_of
+from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._rows import check_row
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._cache import StateSnapshot, TableCache
 from fekernels.optim._checkpoint import LAST_FLOAT32_STEP, check_group, check_groups, check_state, loaded_step
-from fekernels.optim._seeds import draw_seed, has_ranks, may_make_noise, seed_of_rank_0, warn_of_shared_noise
+from fekernels.optim._seeds import may_make_noise, warn_of_shared_noise
 from fekernels.optim._shards import local_tensor, shard_geometry
 from fekernels.reference.langevin_adam import step_numbers
 

@@ -1,4 +1,4 @@
-"""The key of an optimizer's noise: one for all processes, and none for two optimizers."""
+"""Which optimizers make noise, and whether two of them make the same."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ import warnings
 import weakref
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["draw_seed", "has_ranks", "may_make_noise", "seed_of_rank_0", "warn_of_shared_noise"]
+__all__ = ["may_make_noise", "warn_of_shared_noise"]
 
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-
-
-def draw_seed() -> int:
-    """63 bits from torch's default generator."""
-    return int(torch.randint(0, (1 << 63) - 1, (), device="cpu"))
 
 
 def may_make_noise(group: dict[str, Any]) -> bool:
@@ -29,23 +22,6 @@ def may_make_noise(group: dict[str, Any]) -> bool:
     else:
         hot = temperature > 0
     return hot or bool(group.get("stochastic_rounding", False))
-
-
-def has_ranks() -> bool:
-    """Whether this process is one of several in a process group."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def seed_of_rank_0(seed: int) -> int:
-    """Rank 0's ``seed``, on every rank of the default process group.
-
-    A collective: every rank calls it. Ranks are often seeded apart, so that they see different data, and replicas whose
-    noise differs drift apart without a word.
-    """
-    kinds = [entry.split(":")[0] for entry in dist.get_backend_config().split(",")]
-    box = torch.tensor([seed], dtype=torch.int64, device="cpu" if "cpu" in kinds else kinds[0])
-    dist.broadcast(box, src=0)
-    return int(box.item())
 
 
 def warn_of_shared_noise(optimizer: Optimizer, name: str) -> None:

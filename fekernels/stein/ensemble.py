@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import integer, number
+from fekernels._ranks import draw_seed
 from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick
 from fekernels.optim._prediction import Activation, Average, Prediction
 from fekernels.stein._target import State, Target
@@ -72,13 +73,15 @@ class SVGDEnsemble(SVGD):
         for key in ("log_prob", "scores", "batched", "particles"):
             if key in options:
                 raise TypeError(f"{name}: {key} must not be given; the model and the loss make it")
-        if seed is None:
-            seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu"))
+        drawn = draw_seed() if seed is None else None
+        if drawn is not None:
+            seed = drawn
         else:
             seed = integer(name, "seed", seed, -(1 << 63), 1 << 64)
         members = _members(name, model, size, seed)
         target, particles = _Members.of(name, members, loss, precision, chunk_size)
         super().__init__(target, particles, seed=seed, **options)
+        self._drawn_seed = drawn
 
     @property
     def size(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fekernels._checks import integer, number, one_of
+from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._stein_operands import which_kernel
 from fekernels.ops.svgd_direction import svgd_direction
@@ -67,6 +68,8 @@ class SVGD:
         noise_rate: a of the noise, >= 0; default 0 for "kernel", 1 for "independent".
         precision: as `fe.svgd_direction`.
         seed: of noise, groups and (`from_model`) initial weights; None draws one from torch's default generator.
+            Ranks of a `torch.distributed` process group then take rank 0's at the first step that draws noise or
+            groups, by a broadcast that every rank has to make. Initial weights are made before.
 
     **Noise.** With e = lr, temperature T and K the kernel matrix, to e phi a step adds
 
@@ -84,7 +87,7 @@ class SVGD:
         particles: [n, d] where they are now, the tensor itself: it changes with each step.
         optimizer: for learning-rate schedulers.
         iteration: steps made.
-        seed: as given or drawn.
+        seed: as given, loaded or drawn.
         bandwidth: h of the last step, one element; None before the first.
         log_prob: [n] what log_prob returned in the last step; None before the first, and with `scores`.
 
@@ -129,15 +132,17 @@ class SVGD:
                 raise ValueError(
                     f"{name}: kernel_batch must have a radial kernel; got 'linear', O(n d) as it is"
                 )
-        self._kernel_batch = kernel_batch
         self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch)
+        # One group is the full direction, and nothing is dealt.
+        self._kernel_batch = kernel_batch if kernel_batch and kernel_batch < len(self._particles) else None
         self._precision = one_of(name, "precision", precision, PRECISIONS)
         if seed is not None:
             signed_seed(name, seed)
         self.optimizer = make_optimizer(name, optimizer, lr, self._particles)
         if self._noise is not None:
             self._noise.check(name, self.optimizer)
-        self.seed = int(torch.randint(0, (1 << 63) - 1, (), device="cpu")) if seed is None else seed
+        self.seed = draw_seed() if seed is None else seed
+        self._drawn_seed = self.seed if seed is None else None  # until ranks have agreed on one
         self.iteration = 0
         self.bandwidth: Tensor | None = None
         self.log_prob: Tensor | None = None
@@ -264,11 +269,21 @@ class SVGD:
         self.iteration, self.bandwidth, self.log_prob = self.iteration + 1, h, log_prob
         return measured
 
+    def _agree_on_seed(self) -> None:
+        """Before the first noise or groups, ranks of a process group take the seed that rank 0 drew.
+
+        Not at construction, which is no collective. A seed that was given, set or loaded stays.
+        """
+        noisy = self._noise is not None and self._temperature > 0
+        if (noisy or self._kernel_batch is not None) and self.seed == self._drawn_seed and has_ranks():
+            self.seed, self._drawn_seed = seed_of_rank_0(self.seed), None
+
     def _direction(
         self, batch: tuple[Any, ...], kernel: object
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
         """All of a step that may fail, which changes nothing here: phi, noise, h, log_prob and what was measured."""
         name, x, step = type(self).__name__, self._particles, self.iteration + 1
+        self._agree_on_seed()
         if self._noise is not None:
             self._noise.check(name, self.optimizer)  # its groups may have been changed
         gamma = 1.0 if self._anneal is None else number(name, "anneal", self._anneal(self.iteration))
@@ -280,7 +295,7 @@ class SVGD:
             # Beyond the support a gradient may well be finite: of a Gamma's x log at x < 0, say.
             self._check_finite("log_prob", log_prob.unsqueeze(1), step)
         groups = None
-        if self._kernel_batch is not None and self._kernel_batch < len(x):
+        if self._kernel_batch is not None:
             groups = random_groups(len(x), self._kernel_batch, self.seed, step, x.device)
         if h is None and groups is not None:
             h = group_bandwidth(x, groups)
@@ -380,5 +395,5 @@ class SVGD:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._target.load(state["target"])
         mine.copy_(particles)
-        self.iteration, self.seed = iteration, state["seed"]
+        self.iteration, self.seed, self._drawn_seed = iteration, state["seed"], None
         self.bandwidth = self.log_prob = None
