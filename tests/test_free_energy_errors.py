@@ -118,6 +118,30 @@ def test_bad_arguments(change, error, message):
         assert value.is_meta or value.is_sparse or torch.equal(after[name], value)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_a_nested_tensor_is_refused_whatever_the_reduction(name, reduction):
+    nested = torch.nested.nested_tensor(list(GOOD[name]))
+    with pytest.raises(TypeError, match=f"^free_energy: {name} must be dense; got nested"):
+        fe.free_energy(**{**GOOD, name: nested}, reduction=reduction)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_beta_tensor_of_the_cpu_is_checked_as_a_number_is(value, reduction):
+    message = f"^free_energy: beta must be finite and >= 0; got {value}"
+    for beta in (value, torch.tensor(value), torch.nn.Parameter(torch.tensor(value))):
+        with pytest.raises(ValueError, match=message):
+            fe.free_energy(**GOOD, beta=beta, reduction=reduction)
+    with pytest.raises(ValueError, match="beta must be finite and >= 0; got -2"):
+        fe.free_energy(**GOOD, beta=torch.tensor(-2))
+    # A transform hides the values, and whoever is inside of one has none to check.
+    betas = torch.tensor([value, 1.0])
+    rows = torch.func.vmap(lambda beta: fe.free_energy(**GOOD, beta=beta).free_energy)(betas)
+    assert rows.shape == (2,)
+
+
 def test_functions_name_themselves():
     with pytest.raises(ValueError, match=r"^energy: likelihood must be one of"):
         fe.energy(X, X, "gausian")

@@ -330,6 +330,7 @@ def compute_plain(
             or not tensor.is_cpu
             or tensor.dtype is not torch.float32
             or tensor.layout is not torch.strided
+            or tensor.is_nested
             or tensor.is_neg()
             or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
         ):

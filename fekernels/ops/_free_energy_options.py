@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, integer, number, one_of
-from fekernels.ops._free_energy_autograd import NONE
+from fekernels.ops._free_energy_autograd import NONE, is_dispatched
 from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS, REDUCTIONS
 
 __all__ = ["Options", "check_batch_dims", "check_options", "check_reduction"]
@@ -90,11 +91,18 @@ def check_batch_dims(function: str, batch_dims: int) -> int:
 
 
 def _check_beta(function: str, beta: Tensor) -> Tensor:
-    """But for its value, which may lie on a GPU, or be the input of a compiled graph."""
+    """Its value only where it is at hand: not on a GPU, in a compiled graph, or behind a transform or mode."""
     if beta.dtype not in (*FLOATS, *INTEGERS):
         raise TypeError(f"{function}: beta must be a real number; got a tensor of {str(beta.dtype)[6:]}")
     if dense(function, "beta", beta).dim():
         raise ValueError(
             f"{function}: beta must be one number, a tensor without dimensions; got shape {tuple(beta.shape)}"
         )
+    if (
+        beta.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not is_dispatched([beta])
+    ):
+        number(function, "beta", beta.item())
     return beta

@@ -72,7 +72,8 @@ def free_energy(
         likelihood: a name of ``fe.likelihoods``.
         prior_mean, prior_logvar: of p(z), broadcasting to ``mean``; None is 0, the standard normal.
         beta: factor of the KL, >= 0: a number (NumPy's too), or a 0-dim tensor, whose value may be scheduled without
-            recompiling, is not checked, and gets a gradient (the KL) if it requires one. ``.kl`` is reported before it.
+            recompiling, is checked only on the CPU, outside torch.compile and transforms, and gets a gradient (the KL)
+            if it requires one. ``.kl`` is reported before it.
         free_bits: nats a latent may cost for nothing: the KL becomes sum_j max(free_bits, batch mean of KL_j). Done in
             plain PyTorch on [B, latents]. Not with reduction "none", which has no batch mean. KL_j is weighted first;
             where n of B samples have latent j (``latent_mask`` and a weight of 0 take it away) the bound is n/B of
