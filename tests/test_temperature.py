@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from temperature_cases import SCHEDULES, Halving, optimizer_with, run
 
 from fekernels.optim.temperature import (
     ConstantTemperature,
@@ -20,47 +21,6 @@ from fekernels.optim.temperature import (
 
 # Cycles of a few steps show which step is which; that they are too short to mix is test_cyclical_temperature.py's.
 pytestmark = pytest.mark.filterwarnings("ignore:CyclicalTemperature. the sampling phase")
-
-
-def optimizer_with(*temperatures, lr=0.1):
-    """Any optimizer whose groups have a temperature will do, and plain SGD hides nothing."""
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "temperature": t} for t in temperatures]
-    return torch.optim.SGD(groups, lr=lr)
-
-
-def run(optimizer, schedule, steps):
-    seen = []
-    for _ in range(steps):
-        seen.append([float(group["temperature"]) for group in optimizer.param_groups])
-        optimizer.step()
-        schedule.step()
-    return seen
-
-
-def cyclical(step, length, explore):
-    return float((step % length) / length >= explore)
-
-
-def cosine(step, T_max, low):
-    return low + (1 - low) * (1 + math.cos(math.pi * min(step, T_max) / T_max)) / 2
-
-
-class Halving:
-    def __init__(self):
-        self.every = 3
-
-    def __call__(self, step):
-        return 0.5 ** (step // self.every)
-
-
-SCHEDULES = {
-    "constant": (lambda o, **k: ConstantTemperature(o, **k), lambda s: 1.0),
-    "exponential": (lambda o, **k: ExponentialTemperature(o, 0.9, **k), lambda s: 0.9**s),
-    "cosine": (lambda o, **k: CosineTemperature(o, 7, **k), lambda s: cosine(s, 7, 0.0)),
-    "cyclical": (lambda o, **k: CyclicalTemperature(o, 5, 0.6, **k), lambda s: cyclical(s, 5, 0.6)),
-    "lambda": (lambda o, **k: LambdaTemperature(o, lambda s: s / 4, **k), lambda s: s / 4),
-    "callable": (lambda o, **k: LambdaTemperature(o, Halving(), **k), lambda s: 0.5 ** (s // 3)),
-}
 
 
 @pytest.mark.parametrize("burn_in", [0, 4])
@@ -364,19 +324,6 @@ def test_bad_arguments_change_nothing(make, error, message):
     with pytest.raises(error, match=message):
         make(optimizer)
     assert {k: v for k, v in optimizer.param_groups[0].items() if k != "params"} == before
-
-
-def test_bad_states_change_nothing():
-    optimizer = optimizer_with(1.0)
-    schedule = ExponentialTemperature(optimizer, 0.5)
-    schedule.step()
-    with pytest.raises(TypeError, match="state_dict must be a dict; got list"):
-        schedule.load_state_dict([])
-    with pytest.raises(ValueError, match="state_dict must have the keys"):
-        schedule.load_state_dict(CosineTemperature(optimizer_with(1.0), 5).state_dict())
-    with pytest.raises(ValueError, match="at most 1 parameter groups; got 2"):
-        schedule.load_state_dict(ExponentialTemperature(optimizer_with(1.0, 1.0), 0.5).state_dict())
-    assert schedule.last_epoch == 1 and optimizer.param_groups[0]["temperature"] == 0.5
 
 
 def test_the_page_runs():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,15 @@ class CyclicalTemperature(TemperatureScheduler):
             whose posterior standard deviation is only 10 lr. See `collected_variance`.
     """
 
+    _checks = {
+        **TemperatureScheduler._checks,
+        "cycle_length": partial(integer, low=1),
+        "proportion_exploration": partial(number, below=1.0),
+        "proportion_burn_in": partial(number, below=1.0),
+        "anneal_lr": boolean,
+        "lr_min": lambda owner, name, value: None if value is None else number(owner, name, value),
+    }
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -67,13 +77,11 @@ class CyclicalTemperature(TemperatureScheduler):
         proportion_burn_in: float = 0.5,
     ) -> None:
         owner = "CyclicalTemperature"
-        self.cycle_length = integer(owner, "cycle_length", cycle_length, 1)
-        self.proportion_exploration = number(
-            owner, "proportion_exploration", proportion_exploration, below=1.0
-        )
-        self.proportion_burn_in = number(owner, "proportion_burn_in", proportion_burn_in, below=1.0)
-        self.anneal_lr = boolean(owner, "anneal_lr", anneal_lr)
-        self.lr_min = None if lr_min is None else number(owner, "lr_min", lr_min)
+        self.cycle_length: int = self._checked("cycle_length", cycle_length)
+        self.proportion_exploration: float = self._checked("proportion_exploration", proportion_exploration)
+        self.proportion_burn_in: float = self._checked("proportion_burn_in", proportion_burn_in)
+        self.anneal_lr: bool = self._checked("anneal_lr", anneal_lr)
+        self.lr_min: float | None = self._checked("lr_min", lr_min)
         super().__init__(optimizer, last_epoch, burn_in=burn_in)
         collected = self.collected_variance(LR_OVER_SIGMA)
         cold = all(isinstance(base, float) and base == 0 for base in self.base_temperatures)

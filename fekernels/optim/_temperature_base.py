@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fekernels._checks import integer
+from fekernels._checks import FLOATS, INTEGERS, integer, number
 
 Value = float | Tensor
 
 
 def copied(value: Value) -> Value:
+    if isinstance(value, (np.generic, np.ndarray)):
+        # torch.load(weights_only=True) would not take NumPy's numbers from a state.
+        return float(value.item())
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _values(function: str, name: str, given: Any) -> list[Value]:
+    """Numbers or tensors of one element, one a group."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{function}: {name} must be a list; got {type(given).__name__}")
+    for value in given:
+        if isinstance(value, Tensor) and (value.numel() != 1 or value.dtype not in (*FLOATS, *INTEGERS)):
+            raise ValueError(
+                f"{function}: {name} must hold numbers or tensors of one; got {str(value.dtype)[6:]} of shape "
+                f"{tuple(value.shape)}"
+            )
+    return [v if isinstance(v, Tensor) else number(function, name, v) for v in given]
 
 
 def assign(group: dict[str, Any], key: str, value: Value) -> None:
@@ -59,13 +78,22 @@ class TemperatureScheduler(LRScheduler):
         TypeError, ValueError: naming the argument, what was expected and what came; nothing is changed then.
     """
 
+    # How the constructor and load_state_dict check a value: a function of (who asks, its name, the value).
+    _checks: ClassVar[Mapping[str, Callable[[str, str, Any], Any]]] = {
+        "burn_in": partial(integer, low=0),
+        "last_epoch": partial(integer, low=-1),
+        "_step_count": partial(integer, low=0),
+        "base_temperatures": _values,
+        "base_lrs": _values,
+    }
+
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1, *, burn_in: int = 0) -> None:
         owner = type(self).__name__
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"{owner}: optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}"
             )
-        last_epoch = integer(owner, "last_epoch", last_epoch, -1)
+        last_epoch = self._checked("last_epoch", last_epoch)
         for index, group in enumerate(optimizer.param_groups):
             if "temperature" not in group:
                 raise ValueError(
@@ -78,7 +106,7 @@ class TemperatureScheduler(LRScheduler):
                     f"optimizer's state_dict first); got last_epoch={last_epoch} and none in group {index}"
                 )
         # LRScheduler's own constructor would wrap optimizer.step, which no schedule of the temperature needs.
-        self.burn_in = integer(owner, "burn_in", burn_in, 0)
+        self.burn_in: int = self._checked("burn_in", burn_in)
         self.last_epoch = last_epoch
         self.optimizer = optimizer
         self.base_temperatures: list[Value] = []
@@ -86,6 +114,9 @@ class TemperatureScheduler(LRScheduler):
         self._last_temperature: list[Value] = []
         self._last_lr: list[Value] = []
         self._initial_step()
+
+    def _checked(self, name: str, value: Any, method: str = "") -> Any:
+        return self._checks[name](type(self).__name__ + method, name, value)
 
     def _initial_step(self) -> None:
         self._step_count = 0
@@ -153,12 +184,20 @@ class TemperatureScheduler(LRScheduler):
         """Continue from a `state_dict()`, and write the temperature of that step into the groups.
 
         Unlike torch's schedulers, so that the order of loading scheduler and optimizer does not matter.
-        """
-        self._check_state(state_dict)
-        self.__dict__.update({k: list(v) if isinstance(v, list) else v for k, v in state_dict.items()})
-        self._go_to(max(self.last_epoch, 0))
 
-    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        Raises:
+            TypeError, ValueError: naming the key, what was expected and what came; nothing is changed then.
+        """
+        state, before = self._checked_state(state_dict), dict(self.__dict__)
+        self.__dict__.update({k: list(v) if isinstance(v, list) else v for k, v in state.items()})
+        try:
+            self._go_to(max(self.last_epoch, 0))
+        except Exception:  # of a schedule that cannot say its temperature there
+            self.__dict__.update(before)
+            raise
+
+    def _checked_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state with every value checked as the constructor would; nothing of the schedule has changed yet."""
         owner = type(self).__name__
         if not isinstance(state_dict, dict):
             raise TypeError(
@@ -169,11 +208,17 @@ class TemperatureScheduler(LRScheduler):
                 f"{owner}.load_state_dict: state_dict must have the keys {sorted(self.state_dict())}; "
                 f"got {sorted(state_dict)}"
             )
-        have, came = len(self.optimizer.param_groups), len(state_dict["base_temperatures"])
+        checked = {
+            key: self._checked(key, value, ".load_state_dict") if key in self._checks else value
+            for key, value in state_dict.items()
+        }
+        have = len(self.optimizer.param_groups)
+        came = max(len(checked[key]) for key in ("base_temperatures", "base_lrs") if key in checked)
         if came > have:
             raise ValueError(
                 f"{owner}.load_state_dict: state_dict must be of at most {have} parameter groups; got {came}"
             )
+        return checked
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(last_epoch={self.last_epoch}, burn_in={self.burn_in})"

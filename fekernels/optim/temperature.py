@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fekernels._checks import integer, number
+from fekernels._checks import boolean, integer, number
 from fekernels.optim._cyclical_temperature import CyclicalTemperature
 from fekernels.optim._temperature_base import TemperatureScheduler, Value
 
@@ -49,8 +50,10 @@ class ExponentialTemperature(TemperatureScheduler):
         gamma: factor of one step, > 0.
     """
 
+    _checks = {**TemperatureScheduler._checks, "gamma": partial(number, above=0.0)}
+
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1, *, burn_in: int = 0) -> None:
-        self.gamma = number("ExponentialTemperature", "gamma", gamma, above=0.0)
+        self.gamma: float = self._checked("gamma", gamma)
         super().__init__(optimizer, last_epoch, burn_in=burn_in)
 
     def temperature_at(self, step: int, initial: Value, group: int) -> Value:
@@ -69,6 +72,8 @@ class CosineTemperature(TemperatureScheduler):
         eta_min: the final temperature, >= 0.
     """
 
+    _checks = {**TemperatureScheduler._checks, "T_max": partial(integer, low=1), "eta_min": number}
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -78,13 +83,23 @@ class CosineTemperature(TemperatureScheduler):
         *,
         burn_in: int = 0,
     ) -> None:
-        self.T_max = integer("CosineTemperature", "T_max", T_max, 1)
-        self.eta_min = number("CosineTemperature", "eta_min", eta_min)
+        self.T_max: int = self._checked("T_max", T_max)
+        self.eta_min: float = self._checked("eta_min", eta_min)
         super().__init__(optimizer, last_epoch, burn_in=burn_in)
 
     def temperature_at(self, step: int, initial: Value, group: int) -> Value:
         share = (1 + math.cos(math.pi * min(step, self.T_max) / self.T_max)) / 2
         return self.eta_min + (initial - self.eta_min) * share
+
+
+def _attributes(function: str, name: str, given: Any) -> list[dict[str, Any] | None]:
+    """What `LambdaTemperature` saves of each of its functions."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{function}: {name} must be a list; got {type(given).__name__}")
+    for value in given:
+        if value is not None and not isinstance(value, dict):
+            raise TypeError(f"{function}: {name} must hold dicts or None; got {type(value).__name__}")
+    return list(given)
 
 
 class LambdaTemperature(TemperatureScheduler):
@@ -97,6 +112,8 @@ class LambdaTemperature(TemperatureScheduler):
 
     Functions are not saved by `state_dict`; of a callable object its `__dict__` is, as torch's LambdaLR does.
     """
+
+    _checks = {**TemperatureScheduler._checks, "_one_for_all": boolean}
 
     def __init__(
         self,
@@ -144,8 +161,8 @@ class LambdaTemperature(TemperatureScheduler):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._check_state(state_dict)
-        saved = state_dict["temperature_lambdas"]
+        saved = self._checked_state(state_dict)["temperature_lambdas"]
+        saved = _attributes("LambdaTemperature.load_state_dict", "temperature_lambdas", saved)
         if len(saved) != len(self.temperature_lambdas):
             raise ValueError(
                 "LambdaTemperature.load_state_dict: state_dict must hold "
