@@ -14,7 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FLOATS", "INTEGERS", "boolean", "dense", "floating", "integer", "number", "one_of", "same_device"]
+__all__ = [
+    "FLOATS",
+    "INTEGERS",
+    "boolean",
+    "dense",
+    "device",
+    "floating",
+    "integer",
+    "number",
+    "one_of",
+    "same_device",
+]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (
@@ -146,6 +157,22 @@ def floating(function: str, name: str, tensor: Any) -> Tensor:
             f"{function}: {name} must be float32, bfloat16, float16 or float64; got {str(tensor.dtype)[6:]}"
         )
     return tensor
+
+
+def device(function: str, name: str, value: Any) -> torch.device:
+    """A device, or what ``torch.device`` makes one of.
+
+    Raises:
+        TypeError: what is neither. ValueError: a name of none.
+    """
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"{function}: {name} must be a device; got {value!r}: {error}") from None
+    except TypeError:
+        raise TypeError(
+            f"{function}: {name} must be a device or its name; got {type(value).__name__}"
+        ) from None
 
 
 def same_device(function: str, name: str, tensor: Tensor, device: torch.device) -> None:

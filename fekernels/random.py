@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fekernels._checks import device as as_device
 from fekernels._checks import integer
 from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, PURPOSES, signed_seed
 from fekernels.ops.random import draw
@@ -38,14 +39,7 @@ def _sizes(function: str, shape: object) -> tuple[int, ...]:
 
 
 def _device(function: str, device: object) -> torch.device:
-    try:
-        return torch.get_default_device() if device is None else torch.device(device)  # type: ignore[call-overload]
-    except RuntimeError as error:
-        raise ValueError(f"{function}: device must be a device; got {device!r}: {error}") from None
-    except TypeError:
-        raise TypeError(
-            f"{function}: device must be a device or its name; got {type(device).__name__}"
-        ) from None
+    return torch.get_default_device() if device is None else as_device(function, "device", device)
 
 
 def _draw(

@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+import numpy as np
 import pytest
 import torch
 from cases import UNIT
@@ -265,7 +266,11 @@ def test_a_compiled_module_is_unwrapped():
         ({"thinning": 0}, ValueError, "thinning must be at least 1; got 0"),
         ({"thinning": 1.0}, TypeError, "thinning must be an int; got float"),
         ({"max_samples": 0}, ValueError, "max_samples must be at least 1; got 0"),
-        ({"policy": "lifo"}, ValueError, "policy must be 'fifo' or 'reservoir'; got 'lifo'"),
+        ({"policy": "lifo"}, ValueError, "policy must be one of fifo, reservoir; got 'lifo'"),
+        ({"policy": np.zeros(2)}, TypeError, "policy must be one of fifo, reservoir; got ndarray"),
+        ({"device": "nonsense"}, ValueError, "PosteriorSamples: device must be a device; got 'nonsense'"),
+        ({"device": 1.5}, TypeError, "PosteriorSamples: device must be a device or its name; got float"),
+        ({"device": np.zeros(2)}, TypeError, "PosteriorSamples: device must be .*; got ndarray"),
         ({"directory": 3}, TypeError, "directory must be a path or None; got int"),
     ],
 )

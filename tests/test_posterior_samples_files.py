@@ -66,6 +66,27 @@ def test_save_and_load(tmp_path):
     assert len(samples.load(tmp_path / "none.safetensors")) == 0
 
 
+@pytest.mark.parametrize("path", [None, 3, torch.zeros(1)])
+def test_a_path_is_a_path(path):
+    samples = PosteriorSamples(Constant(0.0))
+    for method in ("save", "load"):
+        kind = type(path).__name__
+        with pytest.raises(TypeError, match=f"^PosteriorSamples.{method}: path must be a path; got {kind}"):
+            getattr(samples, method)(path)
+
+
+def test_a_file_is_saved_where_one_can_be(tmp_path):
+    samples = PosteriorSamples(Constant(0.0))
+    missing = tmp_path / "nowhere" / "x"
+    with pytest.raises(
+        ValueError, match="^PosteriorSamples.save: path must .* directory does not exist"
+    ) as error:
+        samples.save(missing)
+    assert str(missing) in str(error.value) and not missing.parent.exists()
+    with pytest.raises(ValueError, match="^PosteriorSamples.save: path must be a file's .*; got a directory"):
+        samples.save(tmp_path)
+
+
 def test_low_precision_and_strides_survive_the_disk(tmp_path):
     model = nn.Conv2d(2, 3, 3).to(torch.bfloat16).to(memory_format=torch.channels_last)
     samples = PosteriorSamples(model, directory=tmp_path)

@@ -4,6 +4,7 @@ import collections
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from cases import UNIT
@@ -101,6 +102,7 @@ def test_a_dimension_that_is_none_of_the_classes(dim):
         ({"dim": 1.0}, TypeError, "dim must be an int; got float"),
         ({"dim": None}, TypeError, "dim must be an int; got NoneType"),
         ({"output": 1.5}, TypeError, "output must be a key, an index, a callable or None; got float"),
+        ({"activation": np.zeros(2)}, TypeError, "activation must be 'softmax'.*; got ndarray"),
         ({"output": True}, TypeError, "output must be a key, an index, a callable or None; got bool"),
     ],
 )
@@ -108,6 +110,49 @@ def test_bad_settings(settings, error, message):
     samples, _ = samples_of(Constant(0.0, 0.0))
     with pytest.raises(error, match=f"PosteriorSamples.predict: {message}"):
         samples.predict(torch.zeros(1, 1), **settings)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda x: None, TypeError, "must be a tensor; got NoneType"),
+        (lambda x: x.tolist(), TypeError, "must be a tensor; got list"),
+        (lambda x: x.numpy(), TypeError, "must be a tensor; got ndarray"),
+        (lambda x: x.to_sparse(), TypeError, "must be dense; got layout sparse_coo"),
+        (lambda x: torch.nested.nested_tensor(list(x)), TypeError, "must be dense; got nested"),
+        (lambda x: x.to("meta"), ValueError, "must hold values; got a tensor on the meta device"),
+        (lambda x: x.long(), TypeError, "must be float32, bfloat16, float16 or float64; got int64"),
+        (
+            lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
+            TypeError,
+            "must be float32, .*; got quint8",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*nested tensors", "ignore:.*uantize")
+def test_what_a_callable_may_return(answer, error, message):
+    samples, _ = samples_of(Constant(0.0, 0.0))
+    with pytest.raises(error, match=f"^PosteriorSamples.predict: what activation returns {message}"):
+        samples.predict(torch.zeros(3, 1), activation=answer)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_an_answer_is_dense():
+    samples, _ = samples_of(Constant(0.0, 0.0))
+    x = torch.zeros(3, 1)
+    samples._model.forward = lambda x: torch.ones(3, 2).to_sparse()
+    with pytest.raises(TypeError, match="the model's output must be dense; got layout sparse_coo"):
+        samples.predict(x)
+    with pytest.raises(TypeError, match="of the model must be dense; got nested"):
+        samples.predict(x, output=lambda _: torch.nested.nested_tensor([torch.ones(2)] * 3))
+
+
+def test_an_index_of_numpy_is_one():
+    samples, _ = samples_of(Wrapped("tuple"))
+    x = torch.randn(4, 6)
+    assert torch.equal(samples.predict(x, output=np.int64(1)).mean, samples.predict(x, output=1).mean)
+    with pytest.raises(TypeError, match="output 0 of the model must be a floating-point tensor"):
+        samples.predict(x, output=np.int64(0))
 
 
 Answer = collections.namedtuple("Answer", "loss logits")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fekernels._checks import dense
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Pick = str | int | Callable[[Any], Tensor] | None
@@ -41,16 +44,18 @@ def split(inputs: Inputs, size: int) -> list[Inputs]:
     ]
 
 
-def check_pick(owner: str, output: Any) -> None:
-    number = isinstance(output, int) and not isinstance(output, bool)
-    if not (output is None or number or isinstance(output, str) or callable(output)):
+def check_pick(owner: str, output: Any) -> Pick:
+    if isinstance(output, Integral) and not isinstance(output, bool):
+        return int(output)
+    if not (output is None or isinstance(output, str) or callable(output)):
         raise TypeError(
             f"{owner}: output must be a key, an index, a callable or None; got {type(output).__name__}"
         )
+    return output
 
 
 def pick(owner: str, came: Any, output: Pick) -> Tensor:
-    """The tensor of a model's answer that `output` names, checked to be of floating point."""
+    """The tensor of a model's answer that `output` names, checked to be dense and of floating point."""
     value = came
     if callable(output):
         value = output(came)
@@ -63,11 +68,11 @@ def pick(owner: str, came: Any, output: Pick) -> Tensor:
                 f"{owner}: output must name a part of what the model returns, {_described(came)}; "
                 f"got {output!r}"
             ) from error
+    whose = "the model's output" if output is None else f"output {output!r} of the model"
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        whose = "the model's output" if output is None else f"output {output!r} of the model"
         choose = " (output= picks a part)" if output is None and not isinstance(value, Tensor) else ""
         raise TypeError(f"{owner}: {whose} must be a floating-point tensor; got {_described(value)}{choose}")
-    return value
+    return dense(owner, whose, value)
 
 
 def _described(value: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fekernels._checks import integer
+from fekernels._checks import floating, integer
 
 Activation = Literal["softmax", "sigmoid"] | Callable[[Tensor], Tensor] | None
 
@@ -61,10 +61,12 @@ class Average:
     """Running sums over samples, one output at a time, so that memory does not grow with their number."""
 
     def __init__(self, owner: str, activation: Activation, dim: int) -> None:
-        if not (activation is None or callable(activation) or activation in ("softmax", "sigmoid")):
-            raise ValueError(
-                f"{owner}: activation must be 'softmax', 'sigmoid', None or a callable; got {activation!r}"
-            )
+        expected = f"{owner}: activation must be 'softmax', 'sigmoid', None or a callable; got"
+        if isinstance(activation, str):
+            if activation not in ("softmax", "sigmoid"):
+                raise ValueError(f"{expected} {activation!r}")
+        elif activation is not None and not callable(activation):
+            raise TypeError(f"{expected} {type(activation).__name__}")
         self._owner = owner
         self._activation = activation
         self._dim = integer(owner, "dim", dim)
@@ -89,8 +91,12 @@ class Average:
             value = logs[0].exp()
             entropy = torch.special.entr(value) + torch.special.entr(logs[1].exp())
         elif callable(self._activation):
-            value = self._activation(output).to(wide.dtype)
-            self._check_classes(value, "what activation returns")
+            what = "what activation returns"
+            value = floating(self._owner, what, self._activation(output))
+            if value.is_meta:
+                raise ValueError(f"{self._owner}: {what} must hold values; got a tensor on the meta device")
+            value = value.to(wide.dtype)
+            self._check_classes(value, what)
             self._check_probabilities(value)
             entropy = torch.special.entr(value).sum(self._dim)
         self._accumulate(value, entropy, logs)

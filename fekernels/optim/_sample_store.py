@@ -30,6 +30,12 @@ def shapes(sample: Sample) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in sample.items()}
 
 
+def as_path(function: str, path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{function}: path must be a path; got {type(path).__name__}")
+    return Path(path)
+
+
 def _safetensors() -> Any:
     try:
         import safetensors.torch
@@ -68,8 +74,8 @@ def _save_sample(path: Path, sample: Sample) -> None:
 class MemoryStore:
     """Samples as copies on `device` (None: on the device they came from)."""
 
-    def __init__(self, device: torch.device | str | None) -> None:
-        self._device = None if device is None else torch.device(device)
+    def __init__(self, device: torch.device | None) -> None:
+        self._device = device
         self._samples: list[Sample] = []
         self.counts: Counts = {"calls": 0, "seen": 0}
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fekernels._checks import integer
+from fekernels._checks import device as as_device
+from fekernels._checks import integer, one_of
 from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick, split
 from fekernels.optim._prediction import Activation, Average, Prediction
 from fekernels.optim._running_statistics import check_loader, measure, tracking_norms
-from fekernels.optim._sample_store import DiskStore, MemoryStore, read_file, shapes, write_file
+from fekernels.optim._sample_store import DiskStore, MemoryStore, as_path, read_file, shapes, write_file
 
 __all__ = ["PosteriorSamples", "Prediction"]
 
@@ -95,18 +96,17 @@ class PosteriorSamples:
         self.max_samples = (
             None if max_samples is None else integer("PosteriorSamples", "max_samples", max_samples, 1)
         )
-        if policy not in ("fifo", "reservoir"):
-            raise ValueError(f"PosteriorSamples: policy must be 'fifo' or 'reservoir'; got {policy!r}")
-        self.policy = policy
+        self.policy = one_of("PosteriorSamples", "policy", policy, ("fifo", "reservoir"))
         self.seed = integer("PosteriorSamples", "seed", seed)
         if directory is not None and not isinstance(directory, (str, Path)):
             raise TypeError(
                 f"PosteriorSamples: directory must be a path or None; got {type(directory).__name__}"
             )
+        place = None if device is None else as_device("PosteriorSamples", "device", device)
         self._model = getattr(model, "_orig_mod", model)
         self._aliases = _tied_names(self._model)
         self._store: MemoryStore | DiskStore
-        self._store = MemoryStore(device) if directory is None else DiskStore(Path(directory))
+        self._store = MemoryStore(place) if directory is None else DiskStore(Path(directory))
         self.calls: int = self._store.counts["calls"]
         self.seen: int = self._store.counts["seen"]
         if len(self._store):
@@ -247,11 +247,12 @@ class PosteriorSamples:
             ValueError: it holds no batch. No sample is changed then, nor where the model raises.
         """
         check_loader(loader)
+        place = None if device is None else as_device("PosteriorSamples.refresh_statistics", "device", device)
         if not tracking_norms(self._model):
             return self
         # All are measured before the first is changed. They are small beside the weights.
         measured = [
-            measure(self._model, self._weights(sample), loader, device)
+            measure(self._model, self._weights(sample), loader, place)
             for sample in _bar(self._store, len(self), progress)
         ]
         for index, statistics in enumerate(measured):
@@ -290,7 +291,8 @@ class PosteriorSamples:
             ValueError: no sample yet; unknown activation; batch_size < 1; dim is not a dimension of the output
                 behind the batch, or has size 1 (one logit is for "sigmoid"); what a callable returns is negative or
                 does not sum to 1; the answer has no such part as `output`.
-            TypeError: the model's output, or the part `output` of it, is not a floating-point tensor.
+            TypeError: the model's output, or the part `output` of it, is not a dense floating-point tensor; nor is
+                what a callable `activation` returns; an argument of a wrong type.
 
         Warns:
             UserWarning: dim is -1 and the output has four dimensions or more: [B, C, H, W] would be averaged over
@@ -302,7 +304,7 @@ class PosteriorSamples:
             )
         owner = "PosteriorSamples.predict"
         average = Average(owner, activation, dim)
-        check_pick(owner, output)
+        output = check_pick(owner, output)
         batches = [as_inputs(x)]
         if batch_size is not None:
             batches = split(batches[0], integer("PosteriorSamples", "batch_size", batch_size, 1))
@@ -313,13 +315,27 @@ class PosteriorSamples:
         return average.prediction()
 
     def save(self, path: str | Path) -> None:
-        """Write all samples and counts to one safetensors file (needs the memory of all of them at once)."""
+        """Write all samples and counts to one safetensors file (needs the memory of all of them at once).
+
+        Raises:
+            TypeError: path is no path. ValueError: it is a directory, or its directory does not exist.
+        """
+        path = as_path("PosteriorSamples.save", path)
+        if path.is_dir() or not path.parent.is_dir():
+            wrong = "a directory" if path.is_dir() else f"{path}, whose directory does not exist"
+            raise ValueError(
+                f"PosteriorSamples.save: path must be a file's in a directory that exists; got {wrong}"
+            )
         samples = [self._store.read(index) for index in range(len(self))]
-        write_file(Path(path), samples, {"calls": self.calls, "seen": self.seen})
+        write_file(path, samples, {"calls": self.calls, "seen": self.seen})
 
     def load(self, path: str | Path) -> PosteriorSamples:
-        """Replace what is here by a file from `save`, and return self. The settings stay this object's."""
-        samples, counts = read_file(Path(path))
+        """Replace what is here by a file from `save`, and return self. The settings stay this object's.
+
+        Raises:
+            TypeError: path is no path. ValueError: there is no such file there, or it does not suit this object.
+        """
+        samples, counts = read_file(as_path("PosteriorSamples.load", path))
         if samples:
             self._check_fits(shapes(samples[0]), len(samples), str(path))
         self._store.replace(samples, counts)

@@ -117,7 +117,7 @@ class SVGDEnsemble(SVGD):
         """
         owner = f"{type(self).__name__}.predict"
         average = Average(owner, activation, dim)
-        check_pick(owner, output)
+        output = check_pick(owner, output)
         inputs, keywords = as_inputs(x)
         for answer in self.outputs(*inputs, **keywords):
             average.add(pick(owner, answer, output))
