@@ -144,3 +144,15 @@ def test_gradient_of_the_continuous_bernoulli_mean(logit: float, dtype: torch.dt
     torch.testing.assert_close(
         curvature.item(), bend, rtol=1e-3 if abs(logit) < 1 else 1e2 * error, atol=1e-44
     )
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("where", ["mean", "target"])
+def test_no_gradient_of_laplace_hides_a_nan(where, backend):
+    """The sign of NaN is 0 in PyTorch."""
+    values = {"mean": torch.zeros(1, 1), "target": torch.ones(1, 1)}
+    values[where].fill_(torch.nan)
+    mean, scale = (t.requires_grad_() for t in (values["mean"], torch.zeros(1, 1)))
+    with fe.use_backend(backend):
+        fe.energy((mean, scale), values["target"], likelihood="laplace").sum().backward()
+    assert mean.grad.isnan().all() and scale.grad.isnan().all()

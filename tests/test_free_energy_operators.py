@@ -225,3 +225,12 @@ def test_operands_without_plain_memory(kind, which, raw, backend):
     plain = odd.clone() if kind == "expanded" else given[which]
     results = [r.a if isinstance(r, TwoTensor) else r for r in results]
     assert close(results, run({**given, which: plain}))
+
+
+def test_latents_of_one_width_have_the_gradient_of_their_sum():
+    mean = torch.randn(2, 7)
+    for backend in ("reference", "auto"):
+        logvar = torch.randn(2, 1, generator=torch.Generator().manual_seed(1))
+        with fe.use_backend(backend):
+            got = torch.ops.fekernels.free_energy([], None, None, [mean, logvar], None, "mse", "sum", 3)[2][1]
+        torch.testing.assert_close(got, 7 * torch.expm1(logvar) / 2, rtol=1e-5, atol=1e-6)

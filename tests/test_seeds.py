@@ -13,6 +13,7 @@ from fekernels.optim import _base, _seeds
 from fekernels.stein import svgd
 
 HOT = dict(temperature=0.5, eps=0.1)
+HOT_OF = {fe.LangevinAdam: HOT, fe.SGLD: dict(temperature=0.5)}
 
 
 def parameter(*shape):
@@ -143,3 +144,17 @@ def test_nothing_is_said_of_noise_that_is_not_shared(nobody):
             fe.SGLD([q, parameter(2)], 0.1, seed=1),  # takes over from that of q alone
         ]
     assert kept
+
+
+@pytest.mark.parametrize("make", [fe.LangevinAdam, fe.SGLD])
+def test_a_compiled_step_takes_every_new_seed(make):
+    torch._dynamo.reset()
+    p, q = parameter(4), parameter(4)
+    compiled, plain = make([p], lr=0.1, **HOT_OF[make], seed=1), make([q], lr=0.1, **HOT_OF[make], seed=1)
+    take = torch.compile(compiled.step, backend="eager")
+    for seed in (1, 77, 78, 79):
+        for optimizer in (compiled, plain):
+            optimizer.param_groups[0]["seed"] = seed
+        take()
+        plain.step()
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)

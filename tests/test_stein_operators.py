@@ -230,3 +230,17 @@ def test_values_that_are_none():
         stein.svgd_direction(X[0], X[0], bandwidth=torch.tensor(torch.nan))
     with pytest.raises(ValueError, match="SVGD: particles must have values; got a meta tensor"):
         fe.SVGD(torch.sum, X[0].to("meta"))
+
+
+@pytest.mark.parametrize("name", ["svgd_direction", "kernel_stein_discrepancy", "sq_dist_rank"])
+def test_a_meta_operand_among_real_ones_is_refused(name):
+    """It brings the call to the function that only makes shapes, whose memory nobody has written."""
+    x, h = torch.randn(1, 5, 3), torch.ones(1)
+    calls = {
+        "svgd_direction": ((x, x.to("meta"), h, 0, -0.5, 1.0, 1.0, 0), "scores"),
+        "kernel_stein_discrepancy": ((x, x, h, torch.ones(1, 5, 1, device="meta"), 0, -0.5, 1.0), "weights"),
+        "sq_dist_rank": ((x, [3], torch.ones(1, 2, device="meta")), "hint"),
+    }
+    arguments, named = calls[name]
+    with pytest.raises(ValueError, match=f"{name}: {named} must be on cpu like the others; got meta"):
+        getattr(torch.ops.fekernels, name)(*arguments)

@@ -11,15 +11,16 @@ from torch import Tensor
 LIBRARY = torch.library.Library("fekernels", "DEF")
 
 
-def define_in_place(schema: str, implementation: Callable[..., None]) -> None:
-    """Define an operator that only writes to its arguments, for every device; the implementation picks the backend."""
-    name = schema.split("(", 1)[0]
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+def _register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """``fake`` for operators on the meta device and for tracing; refuses tensors of several devices.
+
+    One tensor on the meta device among the arguments is enough to bring a call of real ones here, and what it returns
+    would be memory that nobody has written.
+    """
     names = [argument.name for argument in getattr(torch.ops.fekernels, name).default._schema.arguments]
 
-    def fake(*args: Any, **kwargs: Any) -> None:
-        """One tensor on the meta device among the arguments is enough to bring a call of real ones here."""
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        made = fake(*args, **kwargs)  # first: what it checks itself it knows better names for
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         device = None
         for argument, value in given.items():
@@ -31,8 +32,17 @@ def define_in_place(schema: str, implementation: Callable[..., None]) -> None:
                     raise ValueError(
                         f"{name}: {argument} must be on {device} like the others; got {tensor.device}"
                     )
+        return made
 
-    torch.library.register_fake(f"fekernels::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"fekernels::{name}", checked, lib=LIBRARY)
+
+
+def define_in_place(schema: str, implementation: Callable[..., None]) -> None:
+    """Define an operator that only writes to its arguments, for every device; the implementation picks the backend."""
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    _register_fake(name, lambda *args, **kwargs: None)
 
 
 def define_functional(schema: str, implementation: Callable[..., object], fake: Callable[..., object]) -> str:
@@ -40,5 +50,5 @@ def define_functional(schema: str, implementation: Callable[..., object], fake: 
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fekernels::{name}", fake, lib=LIBRARY)
+    _register_fake(name, fake)
     return f"fekernels::{name}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels._checks import number
 from fekernels._table import DTYPE_CODES, Row, supported_dtypes
 from fekernels.ops._memory import (
     SharedElements,
@@ -187,3 +188,5 @@ def check_scalars(function: str, device: torch.device, **scalars: Tensor | None)
             )
         if tensor.device != device:
             raise ValueError(f"{function}: {name} must be on {device} like params; got {tensor.device}")
+        if device.type == "cpu" and name in ("lr_tensor", "temperature_tensor"):
+            number(function, name, tensor.item())

@@ -14,10 +14,10 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable imports all
 from torch.optim import Optimizer
 
 from fekernels import _backends
-from fekernels._checks import boolean, number, one_of
+from fekernels._checks import boolean, integer, number, one_of
 from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops._noise_key import COUNTERS, signed_seed
 from fekernels.ops._rows import check_row
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._cache import StateSnapshot, TableCache
@@ -28,7 +28,6 @@ from fekernels.reference.langevin_adam import step_numbers
 
 __all__ = ["TableOptimizer"]
 
-OPTIONAL_STATES = ("max_exp_avg_sq", "noise_unit", "anchor")
 LAST_SEED = 1 << 63
 CHOICES = ("auto", *_backends.BACKENDS)
 
@@ -56,6 +55,7 @@ class TableOptimizer(Optimizer):
     _snapshot: StateSnapshot | None
     _steps_bound: int
     _states: tuple[str, ...] = ("step",)  # that a parameter has from its first step on
+    _optional_states: tuple[str, ...] = ("anchor",)
     _warned: set[str]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
@@ -136,6 +136,9 @@ class TableOptimizer(Optimizer):
             value = group[key]
             if value is not False and value is not True:  # 0 and 1 as torch.optim.Adam takes them
                 group[key] = bool(value) if type(value) is int else boolean(self._name, key, value)
+        for key in ("foreach", "fused"):
+            if group.get(key) is not None:
+                boolean(self._name, key, group[key])
         if group["backend"] is not None:
             one_of(self._name, "backend", group["backend"], CHOICES)
         seed = group["seed"]
@@ -429,8 +432,12 @@ class TableOptimizer(Optimizer):
         return operator if seen else implementation
 
     def _has_states(self, group: dict[str, Any], cache: TableCache) -> bool:
-        """Whether the rows of ``cache`` point at all states that a step with these group values takes."""
-        return cache.amsgrad == group.get("amsgrad", False)
+        """Whether the rows of ``cache`` are those of these group values, and point at all states that a step takes."""
+        return (
+            cache.amsgrad == group.get("amsgrad", False)
+            and cache.streams == group["streams"]
+            and cache.anchor == group["anchor"]
+        )
 
     def _check_gradients(self, group: dict[str, Any]) -> None:
         for i, param in enumerate(group["params"]):
@@ -460,6 +467,7 @@ class TableOptimizer(Optimizer):
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
                 continue
+            stream = integer(self._name, f"streams[{i}]", stream, 0, COUNTERS)
             state = self._state_of(group, param, i)
             if state["step"].device != param.device:
                 state["step"] = state["step"].to(param.device)
@@ -475,7 +483,7 @@ class TableOptimizer(Optimizer):
             check_row(self._name, f"params[{i}]", rows[-1])
             states.append(state)
         self._anchors.prune(self.param_groups)
-        return TableCache(group["params"], states, rows, group.get("amsgrad", False))
+        return TableCache(group, states, rows)
 
     def _state_of(self, group: dict[str, Any], param: Tensor, i: int) -> dict[str, Any]:
         """The state of params[i], made now if it is the first step.
@@ -494,7 +502,7 @@ class TableOptimizer(Optimizer):
         for key, value in state.items():
             if key == "anchor" and value is None:  # which is as good as none, and put back
                 continue
-            if not isinstance(value, Tensor) and key in (*self._states, *OPTIONAL_STATES):
+            if not isinstance(value, Tensor) and key in (*self._states, *self._optional_states):
                 raise TypeError(
                     f"{self._name}: {key} of params[{i}] must be a tensor; got {type(value).__name__}"
                 )
@@ -516,7 +524,7 @@ class TableOptimizer(Optimizer):
         if not isinstance(value, Tensor):
             if not torch.compiler.is_compiling():
                 return float(value), None
-            if key == "temperature" and not value > 0:  # cold and hot steps have different states
+            if key == "temperature" and value == 0:  # cold and hot steps have different states
                 return 0.0, None
             return 0.0, traced_number(value, device)
         if value.device.type == "cpu" and device.type != "cpu":

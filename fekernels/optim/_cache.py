@@ -47,10 +47,10 @@ class TableCache:
         copies: gradients that had to be copied into plain memory, for this step alone.
     """
 
-    def __init__(
-        self, params: list[Tensor], states: list[dict[str, Any]], rows: list[Row], amsgrad: bool
-    ) -> None:
-        self.amsgrad = amsgrad  # whether the rows point at a max_exp_avg_sq
+    def __init__(self, group: dict[str, Any], states: list[dict[str, Any]], rows: list[Row]) -> None:
+        params: list[Tensor] = group["params"]
+        self.amsgrad = group.get("amsgrad", False)  # whether the rows point at a max_exp_avg_sq
+        self.streams, self.anchor = list(group["streams"]), group["anchor"]
         self.noise_units = all(row.noise_unit is not None for row in rows)
         self.params = list(params)
         self.live = [param for param in params if param.grad is not None]

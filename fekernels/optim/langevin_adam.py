@@ -89,8 +89,10 @@ class LangevinAdam(TableOptimizer):
     """
 
     _states = ("step", "exp_avg", "exp_avg_sq")
+    _optional_states = ("max_exp_avg_sq", "noise_unit", "anchor")
     _switches = (
         "maximize", "amsgrad", "decoupled_weight_decay", "bias_correction", "stochastic_rounding", "differentiable",
+        "capturable",
     )  # fmt: skip
 
     def __init__(
@@ -324,8 +326,10 @@ class LangevinAdam(TableOptimizer):
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
         if self._drawn_seed is not None:
             self._agree_on_seed()
-        # As a list too: torch.compile took the group's own before this changed it.
-        seed.append(group["seed"])
+            if self._drawn_seed is None:  # torch.compile took the group's own before this changed it
+                seed.append(group["seed"])
+        if len(group["streams"]) != len(group["params"]):
+            self._add_streams(group)
         self._check_gradients(group)
         live = [param for param in group["params"] if param.grad is not None]
         keeps = self._keeps_noise_units(group) or any("noise_unit" in self.state[param] for param in live)
@@ -386,6 +390,7 @@ class LangevinAdam(TableOptimizer):
             params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams, shards,
             args.lr, args.lr_tensor, args.temperature, args.temperature_tensor, args.beta1, args.beta2, args.eps,
             args.weight_decay, args.prior_precision, args.noise, args.amsgrad, args.maximize,
-            args.decoupled_weight_decay, args.bias_correction, args.stochastic_rounding, seed[0], args.grad_scale,
+            args.decoupled_weight_decay, args.bias_correction, args.stochastic_rounding,
+            seed[0] if seed else args.seed, args.grad_scale,
             args.found_inf, group["backend"], args.beta1_tensor, args.beta2_tensor,
         )  # fmt: skip

@@ -117,8 +117,10 @@ class SGLD(TableOptimizer):
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
         if self._drawn_seed is not None:
             self._agree_on_seed()
-        # As a list too: torch.compile took the group's own before this changed it.
-        seed.append(group["seed"])
+            if self._drawn_seed is None:  # torch.compile took the group's own before this changed it
+                seed.append(group["seed"])
+        if len(group["streams"]) != len(group["params"]):
+            self._add_streams(group)
         self._check_gradients(group)
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
@@ -148,5 +150,5 @@ class SGLD(TableOptimizer):
         self._operator(torch.ops.fekernels.sgld_, ops.sgld.step_lists)(
             params, grads, steps, anchors, streams, shards, args.lr, args.lr_tensor, args.temperature,
             args.temperature_tensor, args.weight_decay, args.prior_precision, args.maximize, args.stochastic_rounding,
-            seed[0], args.grad_scale, args.found_inf, group["backend"],
+            seed[0] if seed else args.seed, args.grad_scale, args.found_inf, group["backend"],
         )  # fmt: skip

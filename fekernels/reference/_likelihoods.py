@@ -109,8 +109,9 @@ def laplace(x: Tensor, r: Tensor, s: Tensor) -> Tensor:
 
 
 def laplace_gradient(x: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    rate = growth(s)
-    return torch.sign(r - x) * rate, 1 - (x - r).abs() * rate
+    rate, difference = growth(s), r - x
+    sign = torch.where(difference.isnan(), difference, difference.sign())  # that of NaN is 0
+    return sign * rate, 1 - (x - r).abs() * rate
 
 
 def or_nan(inside: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

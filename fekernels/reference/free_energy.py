@@ -74,7 +74,7 @@ def kl_elements(latent: list[Tensor]) -> Tensor:
 
 def kl_gradients(latent: list[Tensor]) -> tuple[Tensor, ...]:
     """d kl / d latent."""
-    m, v, *prior = (operand.double() for operand in latent)
+    m, v, *prior = torch.broadcast_tensors(*(operand.double() for operand in latent))
     if not prior:
         return m, torch.expm1(v) / 2
     p, w = prior

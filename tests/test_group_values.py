@@ -1,0 +1,94 @@
+"""Group values set by hand between two steps: every backend heeds them, or refuses them before anything moves."""
+
+import pytest
+import torch
+
+import fekernels as fe
+
+MAKE = {
+    "langevin_adam": lambda params, **more: fe.LangevinAdam(
+        params, lr=0.1, temperature=0.5, eps=0.1, seed=1, **more
+    ),
+    "sgld": lambda params, **more: fe.SGLD(params, lr=0.1, temperature=0.5, seed=1, **more),
+}
+
+
+def parameters(count=2):
+    params = [torch.nn.Parameter(torch.zeros(4)) for _ in range(count)]
+    for p in params:
+        p.grad = torch.ones(4)
+    return params
+
+
+@pytest.mark.parametrize(("key", "value"), [("streams", [7, 8]), ("anchor", None)])
+@pytest.mark.parametrize("name", MAKE)
+def test_a_value_set_later_counts_on_every_backend(name, key, value):
+    results = []
+    for backend in ("reference", "auto"):
+        params = parameters()
+        optimizer = MAKE[name](
+            params, prior_precision=0.5, anchor=[torch.full((4,), 3.0)] * 2, backend=backend
+        )
+        for step in range(5):
+            if step == 2:
+                optimizer.param_groups[0][key] = value
+            optimizer.step()
+        results.append(torch.stack([p.detach() for p in params]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("name", MAKE)
+def test_a_stream_that_is_none_is_refused_before_the_first_group_moves(name, backend):
+    params = parameters()
+    optimizer = MAKE[name]([{"params": [p]} for p in params], backend=backend)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    optimizer.param_groups[1]["streams"] = [-1]
+    with pytest.raises(ValueError, match=r"streams\[0\] must be in \[0, 4294967296\); got -1"):
+        optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), -1.0])
+@pytest.mark.parametrize("name", MAKE)
+def test_a_compiled_step_refuses_a_temperature_that_is_none(name, temperature):
+    torch._dynamo.reset()
+    params = parameters(1)
+    optimizer = MAKE[name](params)
+    take = torch.compile(optimizer.step, backend="eager")
+    take()
+    optimizer.param_groups[0]["temperature"] = temperature
+    before = params[0].detach().clone()
+    with pytest.raises(Exception, match="temperature"):
+        take()
+    assert torch.equal(params[0], before)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_compiled_step_takes_a_parameter_that_was_appended(name):
+    torch._dynamo.reset()
+    params = parameters()
+    optimizer = MAKE[name](params[:1])
+    take = torch.compile(optimizer.step, backend="eager")
+    take()
+    optimizer.param_groups[0]["params"].append(params[1])
+    take()
+    assert params[1].detach().abs().min() > 0 and optimizer.param_groups[0]["streams"] == [0, 1]
+
+
+def test_a_state_that_sgld_does_not_use_is_left_alone():
+    (p,) = parameters(1)
+    optimizer = fe.SGLD([p], lr=0.1)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["state"][0]["noise_unit"] = 0.25
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
+@pytest.mark.parametrize("key", ["fused", "foreach"])
+def test_a_switch_is_none_or_a_bool(key):
+    with pytest.raises(TypeError, match=f"LangevinAdam: {key} must be a bool; got Tensor"):
+        fe.LangevinAdam(parameters(1), **{key: torch.zeros(3)})
