@@ -60,7 +60,8 @@ def test_a_compiled_step_refuses_a_temperature_that_is_none(name, temperature):
     take()
     optimizer.param_groups[0]["temperature"] = temperature
     before = params[0].detach().clone()
-    with pytest.raises(Exception, match="temperature"):
+    # torch.compile does not put the grad mode back where its graph raises.
+    with pytest.raises(Exception, match="temperature"), torch.enable_grad():
         take()
     assert torch.equal(params[0], before)
 
