@@ -6,11 +6,13 @@ keeps their strides and their distance from an aligned address.
 """
 
 import io
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 from unittest import mock
 
@@ -96,6 +98,8 @@ def _fma(x: Any, y: Any, z: Any) -> Any:
     """
     import numpy as np
 
+    if z.dtype == np.float64:
+        return np.vectorize(_fma_of_one, otypes=[np.float64])(x, y, z)
     if z.dtype != np.float32:
         return x * y + z
     with np.errstate(all="ignore"):
@@ -106,6 +110,15 @@ def _fma(x: Any, y: Any, z: Any) -> Any:
         bits = total.view(np.int64)
         odd = ((bits + ((error.view(np.int64) ^ bits) < 0) * np.int64(-1)) | 1).view(np.float64)
         return np.where((error < 0) | (error > 0), odd, total).astype(np.float32)
+
+
+def _fma_of_one(x: float, y: float, z: float) -> float:
+    """In float64, whose products have no wider type to be exact in."""
+    plain = x * y + z
+    if not math.isfinite(plain):
+        return plain
+    exact = Fraction(x) * Fraction(y) + Fraction(z)
+    return float(exact) if exact else plain
 
 
 def fuses() -> bool:
