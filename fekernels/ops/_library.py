@@ -17,10 +17,11 @@ def _register_fake(name: str, fake: Callable[..., Any]) -> None:
     One tensor on the meta device among the arguments is enough to bring a call of real ones here, and what it returns
     would be memory that nobody has written.
     """
-    names = [argument.name for argument in getattr(torch.ops.fekernels, name).default._schema.arguments]
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         made = fake(*args, **kwargs)  # first: what it checks itself it knows better names for
+        # Looked up here, since the import of the package would pay for it.
+        names = [argument.name for argument in getattr(torch.ops.fekernels, name).default._schema.arguments]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         device = None
         for argument, value in given.items():
