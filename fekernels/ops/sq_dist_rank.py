@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,8 @@ def middle_two(particles: Tensor, include_diagonal: bool, hint: Tensor | None = 
     if not include_diagonal or not torch.compiler.is_compiling():
         return select(particles, [lower, upper], hint)
     # A symbolic n may be 2, and a branch on that would keep torch.export from leaving n open.
-    distances = select(particles, [torch.sym_max(lower, 0), upper], hint)
+    first: Any = torch.sym_max(lower, 0)  # int or SymInt
+    distances = select(particles, [first, upper], hint)
     return distances.masked_fill(torch.arange(2, device=particles.device) < -lower, 0)
 
 
