@@ -103,7 +103,7 @@ def test_another_compiler_of_the_same_name_is_tried(
     ("last_words", "passing"),
     [
         ("g++: fatal error: Killed signal terminated program cc1plus", True),
-        ("/tmp/x.s: No space left on device", True),
+        ("x.s: No space left on device", True),
         ("cc1plus: out of memory allocating 65536 bytes", True),
         ("ninja: build stopped: interrupted by user.", True),
         ("a.cpp:1:2: error: 'x' was not declared", False),
