@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fekernels._checks import integer, same_device
 from fekernels.losses._checks import floating_tensor
+from fekernels.ops._validate import NOT_NEGATIVE
 from fekernels.reference._special import langevin
 
 __all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample"]
@@ -72,9 +73,21 @@ def mean(name: str, params: Tensor | Sequence[Tensor]) -> Tensor:
 
     Returns:
         float32 (float64 for float64 parameters), of the shape of x; for ``categorical`` the probabilities [..., K];
-        for ``student_t`` NaN where degrees_of_freedom <= 1, which have no mean.
+        for ``student_t`` NaN where degrees_of_freedom <= 1, which have no mean. NaN where a mean, an inverse
+        dispersion or degrees of freedom are negative or NaN: there is no such distribution.
     """
     values = _parameters("likelihoods.mean", name, params)
+    return _in_domain(name, values, _mean(name, values))
+
+
+def _in_domain(name: str, values: Sequence[Tensor], result: Tensor) -> Tensor:
+    """``result``, NaN where a parameter is outside of its domain."""
+    for at in NOT_NEGATIVE.get(name, ()):
+        result = torch.where(values[at] >= 0, result, math.nan)
+    return result
+
+
+def _mean(name: str, values: Sequence[Tensor]) -> Tensor:
     first = values[0]
     if name == "bernoulli":
         return torch.sigmoid(first)
@@ -186,7 +199,7 @@ def sample(
 
     Returns:
         float32 (float64 for float64 parameters) [*sample_shape, *event]; for ``categorical`` int64 classes. NaN for
-        counts of an infinite or negative rate, or one of 2^62 and more.
+        counts of an infinite rate, or one of 2^62 and more, and outside of the parameters' domain, as ``mean``.
 
     Raises:
         TypeError: an argument of a wrong type. ValueError: a wrong value or shape.
@@ -204,6 +217,14 @@ def sample(
         raise TypeError(f"{function}: generator must be a torch.Generator; got {type(generator).__name__}")
     if seed is not None:
         key = integer(function, "seed", seed, -(1 << 63), 1 << 64)
+    if values[0].is_meta:  # nothing is drawn
+        generator = None
+    elif seed is not None:
         generator = torch.Generator(values[0].device).manual_seed(key)
+    elif generator is not None and generator.device.type != values[0].device.type:
+        raise ValueError(
+            f"{function}: generator must be on {values[0].device} like params; got one on {generator.device}"
+        )
     shape = (*sizes, *values[0].shape)
-    return SAMPLERS[name](generator, *(value.expand(shape) for value in values))
+    values = tuple(value.expand(shape) for value in values)
+    return _in_domain(name, values, SAMPLERS[name](generator, *values))
