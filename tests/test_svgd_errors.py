@@ -117,6 +117,31 @@ def test_a_density_that_couples_particles(log_prob, n: int, d: int) -> None:
         SVGD(log_prob if batched else normal, draws(n, d), batched=batched).step()
 
 
+def partners(step: int, n: int):
+    """Particles of one pair are attracted to each other, the further ones go alone."""
+
+    def log_prob(x: torch.Tensor) -> torch.Tensor:
+        other = torch.arange(n)
+        pairs = n // (2 * step) * 2 * step
+        other[:pairs] = torch.arange(pairs).view(-1, 2, step).flip(1).flatten()
+        return normal(x - 0.5 * x[other])
+
+    return log_prob
+
+
+@pytest.mark.parametrize("n", [12, 61])
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 6])
+def test_pairs_that_lie_apart_by_a_fixed_number(step: int, n: int) -> None:
+    """The first of them comes last, so that its own gradient tells nothing."""
+    log_prob = partners(step, n)
+    state = torch.random.get_rng_state()
+    sampler = SVGD(lambda x: log_prob(x.flip(0)).flip(0), draws(n, 2), optimizer="sgd", seed=0)
+    drawn = torch.random.get_rng_state()
+    with pytest.raises(ValueError, match="log_prob must give each particle a log-density of its own"):
+        sampler.step()
+    assert torch.equal(torch.random.get_rng_state(), drawn) and len(state) == len(drawn)
+
+
 def test_random_and_rounded_densities_are_not_taken_for_coupled() -> None:
     """The numbers come from one evaluation, so that dropout, a minibatch or noise of its own change nothing."""
     weight = torch.randn(40, 3)
