@@ -141,3 +141,32 @@ def test_opcheck_of_draw(kind):
         torch.ops.fekernels.draw.default, (torch.empty(0), kind, [2, 3], 1, 2, 3, 4, 5)
     )
     assert set(result.values()) == {"SUCCESS"}
+
+
+WRONG_ON_META = {
+    "kernel_stein_discrepancy": [
+        (
+            lambda x, h, shape=shape: (x, x, h, torch.ones(shape, device=x.device), 0, -0.5, 1.0),
+            "weights must have shape",
+        )
+        for shape in ((), (5,), (1, 5), (2, 4, 1), (1, 5, 1, 1))
+    ]
+    + [(lambda x, h: (x[0], x, h, x, 0, -0.5, 1.0), "particles must have shape")],
+    "svgd_direction": [
+        (lambda x, h: (x, x[:, :2], h, 0, -0.5, 1.0, 1.0, 0), "scores must have shape"),
+        (lambda x, h: (x[0, 0], x, h, 0, -0.5, 1.0, 1.0, 0), "particles must have shape"),
+    ],
+    "sq_dist_rank": [(lambda x, h: (x[0, 0, 0], [0], None), "particles must have shape")],
+    "philox_normal": [(lambda x, h: (x.double(), 1, 0, 0, 0, 4), "out must be torch.float32")],
+    "philox_bits": [(lambda x, h: (x, 1, 0, 0, 0, 4), "out must be torch.int32")],
+    "draw": [(lambda x, h: (x, "other", [2], 1, 0, 0, 0, 4), "kind must be one of")],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ON_META)
+def test_the_meta_device_refuses_what_others_do(name):
+    for make, message in WRONG_ON_META[name]:
+        for device in ("cpu", "meta"):
+            x, h = torch.ones(3, 5, 2, device=device), torch.ones(3, device=device)
+            with pytest.raises(ValueError, match=f"{name}: {message}"):
+                getattr(torch.ops.fekernels, name)(*make(x, h))

@@ -38,12 +38,17 @@ def _register_fake(name: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"fekernels::{name}", checked, lib=LIBRARY)
 
 
-def define_in_place(schema: str, implementation: Callable[..., None]) -> None:
-    """Define an operator that only writes to its arguments, for every device; the implementation picks the backend."""
+def define_in_place(
+    schema: str, implementation: Callable[..., None], check: Callable[..., None] | None = None
+) -> None:
+    """Define an operator that only writes to its arguments, for every device; the implementation picks the backend.
+
+    ``check``: of the arguments, where nothing is written: on the meta device and in tracing.
+    """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    _register_fake(name, lambda *args, **kwargs: None)
+    _register_fake(name, check or (lambda *args, **kwargs: None))
 
 
 def define_functional(schema: str, implementation: Callable[..., object], fake: Callable[..., object]) -> str:

@@ -68,7 +68,7 @@ def _forward(
 ) -> Tensor:
     _check("kernel_stein_discrepancy", particles, scores, bandwidth, weights, kernel, beta, c)
     if not particles.numel() or not weights.numel():
-        return _fake(particles, scores, bandwidth, weights).zero_()
+        return _empty(particles, weights).zero_()
     if kernel != LINEAR and particles.shape[1] > 1:
         positive_bandwidth("kernel_stein_discrepancy", bandwidth)
     return _sums(particles, scores, bandwidth, weights, kernel, beta, c)
@@ -87,7 +87,14 @@ def _sums(
     return run(plain(particles), plain(scores), plain(bandwidth), plain(weights), kernel, beta, c)
 
 
-def _fake(particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, *_: float) -> Tensor:
+def _fake(
+    particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, kernel: int, beta: float, c: float
+) -> Tensor:
+    _check("kernel_stein_discrepancy", particles, scores, bandwidth, weights, kernel, beta, c)
+    return _empty(particles, weights)
+
+
+def _empty(particles: Tensor, weights: Tensor) -> Tensor:
     return particles.new_empty((particles.shape[0], weights.shape[2]), dtype=torch.float64)
 
 
@@ -274,6 +281,7 @@ def _backward(
 def _fake_backward(
     grad: Tensor, particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, *call: float
 ) -> list[Tensor]:
+    _check("kernel_stein_discrepancy_backward", particles, scores, bandwidth, weights, *call[:-1])
     needs = int(call[-1])
     operands = (particles, scores, bandwidth)
     return [o.new_empty(o.shape if needs >> i & 1 else (0,)) for i, o in enumerate(operands)]

@@ -41,6 +41,11 @@ def _filler(kernel: str) -> Callable[..., None]:
     return fill
 
 
+def _checker(kernel: str) -> Callable[..., None]:
+    """Of what is known without values: the numbers of the key may be symbols."""
+    return lambda out, *key: _check_out(kernel, out)
+
+
 def fill(kind: str, out: Tensor, seed: int, stream: int, step: int, offset: int, purpose: int) -> Tensor:
     """``out``, contiguous and of the dtype of ``kind``, filled."""
     getattr(torch.ops.fekernels, f"philox_{kind}")(out, seed, stream, step, offset, purpose)
@@ -97,12 +102,16 @@ def in_front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _draw(probe: Tensor, kind: str, shape: Sequence[int], *key: int) -> Tensor:
+def _empty(probe: Tensor, kind: str, shape: Sequence[int], *_: int) -> Tensor:
     if kind not in DTYPES:
         raise ValueError(f"draw: kind must be one of {', '.join(DTYPES)}; got {kind!r}")
+    return torch.empty(shape, dtype=DTYPES[kind], device=probe.device)
+
+
+def _draw(probe: Tensor, kind: str, shape: Sequence[int], *key: int) -> Tensor:
     if min(shape, default=0) < 0:
         raise ValueError(f"draw: shape must not be negative; got {tuple(shape)}")
-    return fill(kind, torch.empty(shape, dtype=DTYPES[kind], device=probe.device), *key)
+    return fill(kind, _empty(probe, kind, shape), *key)
 
 
 def _draw_instances(
@@ -139,12 +148,13 @@ for _kind in DTYPES:
     define_in_place(
         f"{_kernel}(Tensor(a!) out, {_NUMBERS}) -> ()",
         _filler(_kernel),
+        _checker(_kernel),
     )
     torch.library.register_vmap(f"fekernels::{_kernel}", _fill_instances(_kernel), lib=LIBRARY)
 
 define_functional(
     f"draw(Tensor probe, str kind, SymInt[] shape, {_NUMBERS}) -> Tensor",
     _draw,
-    lambda probe, kind, shape, *key: probe.new_empty(shape, dtype=DTYPES[kind]),
+    _empty,
 )
 torch.library.register_vmap("fekernels::draw", _draw_instances, lib=LIBRARY)

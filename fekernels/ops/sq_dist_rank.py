@@ -18,10 +18,14 @@ from fekernels.reference._stein import centred, square_distances
 __all__ = ["liu_wang", "median_ranks", "median_sq_dist", "middle_two", "select"]
 
 
-def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor:
+def _check_particles(particles: Tensor) -> None:
     floating("sq_dist_rank", "particles", particles)
     if particles.dim() != 3:
         raise ValueError(f"sq_dist_rank: particles must have shape (B, n, d); got {tuple(particles.shape)}")
+
+
+def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor:
+    _check_particles(particles)
     batch, n, _ = particles.shape
     pairs = n * (n - 1) // 2
     for rank in ranks:
@@ -43,6 +47,7 @@ def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor
 
 
 def _fake(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor:
+    _check_particles(particles)
     return particles.new_empty((particles.shape[0], len(ranks)), dtype=wide(particles))
 
 

@@ -214,9 +214,15 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), *(None,) * 5
 
 
+def _fake(particles: Tensor, scores: Tensor, bandwidth: Tensor, *call: Any) -> Tensor:
+    check_problems("svgd_direction", particles, bandwidth, scores=scores)
+    return particles.new_empty(particles.shape)
+
+
 def _fake_backward(
     grad: Tensor, particles: Tensor, scores: Tensor, bandwidth: Tensor, *call: float
 ) -> list[Tensor]:
+    check_problems("svgd_direction_backward", particles, bandwidth, scores=scores, grad=grad)
     needs = int(call[-1])
     operands = (particles, scores, bandwidth)
     return [o.new_empty(o.shape if needs >> i & 1 else (0,)) for i, o in enumerate(operands)]
@@ -229,7 +235,7 @@ _ARGUMENTS = (
 _name = define_functional(
     f"svgd_direction({_ARGUMENTS}) -> Tensor",
     _forward,
-    lambda particles, *_: particles.new_empty(particles.shape),
+    _fake,
 )
 torch.library.register_autograd(_name, _autograd, setup_context=_setup, lib=LIBRARY)
 define_functional(
