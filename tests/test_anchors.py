@@ -166,3 +166,25 @@ def test_distributed_checkpoints_resume(name, flatten):
     train(net, optimizer, 3)
     train(twin, resumed, 3)
     assert all(bits_equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("anchor", "error", "message"),
+    [
+        (torch.nested.nested_tensor([torch.ones(3)]), TypeError, "dense; got nested"),
+        (torch.ones(3).to_sparse(), TypeError, "dense; got layout sparse_coo"),
+        (torch.ones(3).to_mkldnn(), TypeError, "dense; got layout _mkldnn"),
+        (torch.ones(3, device="meta"), ValueError, "hold values; got a tensor on the meta device"),
+    ],
+    ids=["nested", "sparse", "mkldnn", "meta"],
+)
+def test_an_anchor_that_holds_no_plain_values(anchor, error, message):
+    first, second = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    with pytest.raises(
+        error, match=rf"LangevinAdam: anchor\[0\] must {'be' if error is TypeError else ''} *{message}"
+    ):
+        fe.LangevinAdam([first], anchor=[anchor])
+    optimizer = fe.LangevinAdam([first], anchor="init")
+    with pytest.raises(error, match=r"LangevinAdam: anchor\[0\] must"):
+        optimizer.add_param_group({"params": [second], "anchor": [anchor]})
+    assert len(optimizer.param_groups) == 1

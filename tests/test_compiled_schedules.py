@@ -1,5 +1,6 @@
 """Schedules of lr, betas and temperature under torch.compile: the eager step's bits, and two compilations at most."""
 
+import numpy as np
 import pytest
 import torch
 from cases import bits_equal
@@ -75,6 +76,24 @@ def test_sgld_too(name, place, fresh_dynamo):
             schedule.step()
         assert same(eager, traced)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.array])
+@pytest.mark.parametrize("key", ["temperature", "lr"])
+@pytest.mark.parametrize("make", [fe.LangevinAdam, fe.SGLD])
+def test_numpys_numbers_compile_twice_at_most(make, key, kind, place, fresh_dynamo):
+    options = {**HOT} if make is fe.LangevinAdam else {"lr": 0.1, "seed": 7}
+    eager, traced = (make(parameters(place), **options, backend=place.backend) for _ in range(2))
+    compiled = torch.compile(traced.step, backend="aot_eager", fullgraph=True)
+    for i in range(6):
+        for optimizer in (eager, traced):
+            optimizer.param_groups[0][key] = kind(0.1 + 0.05 * i)
+        step(eager, i)
+        set_gradients(traced, i)
+        compiled()
+        for p, q in zip(eager.param_groups[0]["params"], traced.param_groups[0]["params"], strict=True):
+            assert bits_equal(p, q)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # the first makes the states
 
 
 def test_from_cold_to_hot_and_back(place, fresh_dynamo):

@@ -1,5 +1,6 @@
 """Group values set by hand between two steps: every backend heeds them, or refuses them before anything moves."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,3 +94,73 @@ def test_a_state_that_sgld_does_not_use_is_left_alone():
 def test_a_switch_is_none_or_a_bool(key):
     with pytest.raises(TypeError, match=f"LangevinAdam: {key} must be a bool; got Tensor"):
         fe.LangevinAdam(parameters(1), **{key: torch.zeros(3)})
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "noise_unit",
+            torch.full((1,), float("nan"), dtype=torch.float64),
+            "must be finite and >= 0; got nan",
+        ),
+        ("noise_unit", torch.full((1,), -1.0, dtype=torch.float64), "must be finite and >= 0; got -1.0"),
+        ("step", torch.ones((), device="meta"), "must hold a value; got a tensor on the meta device"),
+    ],
+)
+def test_a_state_that_is_none_is_refused_before_the_first_group_moves(key, value, message, backend, compiled):
+    torch._dynamo.reset()
+    params = parameters()
+    optimizer = MAKE["langevin_adam"]([{"params": [p]} for p in params], backend=backend)
+    take = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+    take()
+    saved, before = optimizer.state_dict(), [p.detach().clone() for p in params]
+    saved["state"][1] = {**saved["state"][1], key: value}
+    with pytest.raises(ValueError, match=f"LangevinAdam.load_state_dict: {key} of parameter 1 must be"):
+        optimizer.load_state_dict(saved)
+    optimizer.state[params[1]][key] = value
+    error = Exception if compiled else ValueError  # which torch.compile wraps
+    with pytest.raises(error, match=rf"LangevinAdam: {key} of params\[0\] {message}"), torch.enable_grad():
+        take()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("key", ["lr", "temperature", "betas"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (torch.nested.nested_tensor([torch.full((1,), 0.5)]), TypeError, "must be dense; got nested"),
+        (torch.full((1,), 0.5).to_sparse(), TypeError, "must be dense; got layout sparse_coo"),
+        (torch.ones(1, dtype=torch.complex64), TypeError, "floating point or integer; got torch.complex64"),
+        (torch.full((2,), 0.5), ValueError, r"a tensor with one element; got shape \(2,\)"),
+    ],
+)
+@pytest.mark.parametrize("name", MAKE)
+def test_a_tensor_that_is_no_number(name, key, value, error, message):
+    if key == "betas" and name == "sgld":
+        return
+    given = {"betas": (value, 0.9)} if key == "betas" else {key: value}
+    found = "betas\\[0\\]" if key == "betas" else key
+    make = {"langevin_adam": fe.LangevinAdam, "sgld": fe.SGLD}[name]
+    with pytest.raises(error, match=f"{make.__name__}: {found} .*{message}"):
+        make(parameters(1), **{"lr": 0.1, **given})
+
+
+@pytest.mark.parametrize("make", [fe.LangevinAdam, lambda params: fe.SGLD(params, 0.1)])
+@pytest.mark.parametrize("bad", [np.ones(2), None, 3.0], ids=["ndarray", "NoneType", "float"])
+def test_a_parameter_that_is_none(make, bad):
+    with pytest.raises(
+        TypeError, match=rf"params\[1\] must be a tensor or a .*pair; got {type(bad).__name__}"
+    ):
+        make([*parameters(1), bad])
+    optimizer = make(parameters(1))
+    with pytest.raises(TypeError, match=rf"params\[0\] must be a tensor or a .*got {type(bad).__name__}"):
+        optimizer.add_param_group({"params": [bad]})
+    for odd, layout in (
+        (torch.nested.nested_tensor([torch.ones(2)]), "nested"),
+        (torch.eye(2).to_sparse(), "layout"),
+    ):
+        with pytest.raises(TypeError, match=rf"params\[0\] must be dense; got {layout}"):
+            make([odd])

@@ -4,6 +4,7 @@ import copy
 import gc
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from cases import bits_equal
@@ -158,3 +159,56 @@ def test_a_compiled_step_takes_every_new_seed(make):
         take()
         plain.step()
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [fe.LangevinAdam, fe.SGLD])
+def test_a_loaded_seed_is_asked_of_nobody(make, ranks):
+    """Rank 0 drew what the checkpoint holds, the others did not: only it would wait in a broadcast."""
+    rank_0, other = make([parameter(5)], 0.1, **HOT_OF[make]), make([parameter(5)], 0.1, **HOT_OF[make])
+    seed = rank_0.param_groups[0]["seed"]
+    saved = rank_0.state_dict()
+    for optimizer in (rank_0, other):
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+        optimizer.add_param_group({"params": [parameter(3)]})
+        optimizer.step()
+        assert [group["seed"] for group in optimizer.param_groups] == [seed, seed]
+    assert ranks == []
+
+
+def test_a_checkpoint_without_seeds_leaves_it_to_rank_0(ranks):
+    adam = torch.optim.Adam([parameter(5)])
+    adam.step()
+    optimizer = fe.LangevinAdam([parameter(5)], **HOT)
+    optimizer.load_state_dict(adam.state_dict())
+    optimizer.step()
+    assert len(ranks) == 1 and optimizer.param_groups[0]["seed"] == 77
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "message"),
+    [
+        (
+            2**63 + 5,
+            ValueError,
+            r"seed must be in \[-2\^63, 2\^63\) in a compiled step; got 9223372036854775813",
+        ),
+        (np.int64(3), TypeError, "seed must be an int in a compiled step; got int64"),
+    ],
+)
+@pytest.mark.parametrize("before", [[], [7, 8, 9]], ids=["constant", "symbol"])
+@pytest.mark.parametrize("make", [fe.LangevinAdam, fe.SGLD])
+def test_a_seed_that_no_graph_takes_is_refused(make, before, seed, error, message):
+    torch._dynamo.reset()
+    p = parameter(4)
+    optimizer = make([p], lr=0.1, **HOT_OF[make], seed=1)
+    take = torch.compile(optimizer.step, backend="eager")
+    for each in (1, *before):
+        optimizer.param_groups[0]["seed"] = each
+        take()
+    held = p.detach().clone()
+    optimizer.param_groups[0]["seed"] = seed
+    # torch.compile wraps what is raised while it traces.
+    with pytest.raises(Exception, match=f"{error.__name__}: {make.__name__}: {message}"), torch.enable_grad():
+        take()
+    assert bits_equal(p, held)

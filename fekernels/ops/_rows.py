@@ -23,6 +23,7 @@ __all__ = [
     "check_lists",
     "check_row",
     "check_scalars",
+    "check_unit",
     "group_rows",
     "readable",
     "readable_rows",
@@ -113,15 +114,23 @@ def check_row(function: str, where: str, row: Row) -> None:
         raise ValueError(
             f"{function}: step of {where} must be one float32 or float64; got {step.dtype} of shape {tuple(step.shape)}"
         )
-    if unit is not None and (unit.numel() != 1 or unit.dtype != torch.float64):
-        raise ValueError(
-            f"{function}: noise_unit of {where} must be one float64; got {unit.dtype} of shape {tuple(unit.shape)}"
-        )
+    if unit is not None:
+        check_unit(function, where, unit)
     dtypes = {str(tensor.dtype) for tensor in states.values() if tensor is not None}
     if len(dtypes) > 1:
         raise ValueError(
             f"{function}: the states of {where} must have one dtype; got {', '.join(sorted(dtypes))}"
         )
+
+
+def check_unit(function: str, where: str, unit: Tensor) -> None:
+    """ValueError for what is not one float64, finite and not negative; a GPU's value is not read."""
+    if unit.numel() != 1 or unit.dtype != torch.float64:
+        raise ValueError(
+            f"{function}: noise_unit of {where} must be one float64; got {unit.dtype} of shape {tuple(unit.shape)}"
+        )
+    if unit.device.type == "cpu" and has_plain_memory(unit):
+        number(function, f"noise_unit of {where}", unit.item())
 
 
 def _check_values(function: str, name: str, where: str, tensor: Tensor) -> None:

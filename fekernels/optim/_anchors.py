@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fekernels._checks import dense
 from fekernels._table import DTYPE_CODES, supported_dtypes
 
 __all__ = ["Anchors", "check_anchors", "checked_anchor"]
@@ -35,6 +36,9 @@ def check_anchors(function: str, anchors: list[Tensor], params: list[Tensor]) ->
             f"{function}: anchor must have {len(params)} tensors like params; got {len(anchors)}"
         )
     for i, (tensor, param) in enumerate(zip(anchors, params, strict=True)):
+        dense(function, f"anchor[{i}]", tensor)
+        if tensor.is_meta and not param.is_meta:
+            raise ValueError(f"{function}: anchor[{i}] must hold values; got a tensor on the meta device")
         if tensor.shape != param.shape:
             raise ValueError(
                 f"{function}: anchor[{i}] must have shape {tuple(param.shape)} like its parameter; "

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports all of torch._dynamo: a second
 from torch.optim import Optimizer
 
 from fekernels import _backends
-from fekernels._checks import boolean, integer, number, one_of
+from fekernels._checks import FLOATS, INTEGERS, boolean, dense, integer, number, one_of
 from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
 from fekernels.ops._noise_key import COUNTERS, signed_seed
@@ -22,6 +23,7 @@ from fekernels.ops._rows import check_row
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._cache import StateSnapshot, TableCache
 from fekernels.optim._checkpoint import LAST_FLOAT32_STEP, check_group, check_groups, check_state, loaded_step
+from fekernels.optim._rounding import lost_steps
 from fekernels.optim._seeds import may_make_noise, warn_of_shared_noise
 from fekernels.optim._shards import local_tensor, shard_geometry
 from fekernels.reference.langevin_adam import step_numbers
@@ -59,6 +61,7 @@ class TableOptimizer(Optimizer):
     _warned: set[str]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
+        self._warned = set()
         self._reset_caches()
         for key in ("foreach", "fused"):
             if defaults.get(key) is not None:
@@ -105,7 +108,6 @@ class TableOptimizer(Optimizer):
         self._caches = {}
         self._snapshot = None
         self._steps_bound = -1
-        self._warned = set()
 
     def _offer_unscaling(self, defaults: dict[str, Any]) -> None:
         """With fused=True, as in torch, GradScaler leaves the gradients scaled and hands grad_scale and found_inf over.
@@ -120,6 +122,7 @@ class TableOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.setdefault("_anchors", Anchors())  # torch's load_state_dict comes by here too
         self.__dict__.setdefault("_drawn_seed", None)
+        self.__dict__.setdefault("_warned", set())
         super().__setstate__(state)
         self._offer_unscaling(self.defaults)
         self._reset_caches()
@@ -176,6 +179,7 @@ class TableOptimizer(Optimizer):
         if "seed" in param_group:
             param_group["seed"] = signed_seed(self._name, param_group["seed"])
         given = checked_anchor(self._name, param_group.pop("anchor", self.defaults["anchor"]))
+        param_group["params"] = self._checked_entries(param_group["params"])
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -185,6 +189,7 @@ class TableOptimizer(Optimizer):
             group["anchor"] = "given" if isinstance(given, list) else given
             if isinstance(given, list):
                 check_anchors(self._name, given, group["params"])
+            self._warn_of_lost_steps(group, {param.dtype for param in group["params"]})
         except Exception:
             self.param_groups.pop()
             raise
@@ -192,7 +197,21 @@ class TableOptimizer(Optimizer):
             for i, param in enumerate(group["params"]):
                 self._anchors.keep(param, given[i] if isinstance(given, list) else param)
 
+    def _checked_entries(self, params: Any) -> Any:
+        """What is given as a group's params, a list where torch's own messages would not say which of them is none."""
+        if isinstance(params, Tensor | set | str) or not isinstance(params, Iterable):
+            return params  # torch's add_param_group says so
+        entries = list(params)
+        for i, entry in enumerate(entries):
+            if not isinstance(entry, Tensor | tuple):
+                raise TypeError(
+                    f"{self._name}: params[{i}] must be a tensor or a (name, tensor) pair; got {type(entry).__name__}"
+                )
+        return entries
+
     def _check_params(self, group: dict[str, Any]) -> None:
+        for i, param in enumerate(group["params"]):
+            dense(self._name, f"params[{i}]", param)
         devices = {param.device for param in group["params"]}
         if len(devices) > 1:
             names = ", ".join(sorted(map(str, devices)))
@@ -290,6 +309,9 @@ class TableOptimizer(Optimizer):
                 if state.keys() == {"anchor"}:  # saved before the first step
                     del self.state[param]
             self._restore_group(group)
+        if self._drawn_seed is not None and any("seed" in group for group in state_dict["param_groups"]):
+            # All ranks have loaded one: a rank whose own draw it happens to be must not ask the others for theirs.
+            self.defaults["seed"], self._drawn_seed = self.param_groups[0]["seed"], None
         self._reset_caches()
 
     def _check_checkpoint(self, state_dict: dict[str, Any]) -> None:
@@ -390,6 +412,7 @@ class TableOptimizer(Optimizer):
             if cache is None or not cache.point_to_gradients(group["params"], self.state, snapshot):
                 self._check_gradients(group)
                 cache = self._build(group)
+            self._warn_of_lost_steps(group, cache.dtypes)
             work.append((index, group, backend, cache))
         if not snapshot:
             self._snapshot = StateSnapshot(self.state)
@@ -506,6 +529,10 @@ class TableOptimizer(Optimizer):
                 raise TypeError(
                     f"{self._name}: {key} of params[{i}] must be a tensor; got {type(value).__name__}"
                 )
+            if key == "step" and value.is_meta and not param.is_meta:
+                raise ValueError(
+                    f"{self._name}: step of params[{i}] must hold a value; got a tensor on the meta device"
+                )
         return state
 
     def _count_step(self) -> None:
@@ -524,7 +551,9 @@ class TableOptimizer(Optimizer):
         if not isinstance(value, Tensor):
             if not torch.compiler.is_compiling():
                 return float(value), None
-            if key == "temperature" and value == 0:  # cold and hot steps have different states
+            # Cold and hot steps have different states. The graph does not know NumPy's numbers, which it takes as
+            # tensors: they count as hot.
+            if key == "temperature" and not isinstance(value, (np.generic, np.ndarray)) and value == 0:
                 return 0.0, None
             return 0.0, traced_number(value, device)
         if value.device.type == "cpu" and device.type != "cpu":
@@ -556,9 +585,14 @@ class TableOptimizer(Optimizer):
     def _check_scalar_tensor(
         self, group: dict[str, Any], key: str, value: Tensor, below: float = math.inf
     ) -> None:
-        if value.numel() != 1 or value.is_complex():
+        dense(self._name, key, value)
+        if value.numel() != 1:
             raise ValueError(
                 f"{self._name}: {key} must be a number or a tensor with one element; got shape {tuple(value.shape)}"
+            )
+        if value.dtype not in FLOATS and value.dtype not in INTEGERS:
+            raise TypeError(
+                f"{self._name}: {key} must be a number or a tensor of one, floating point or integer; got {value.dtype}"
             )
         if value.device.type != "cpu" and group["params"] and value.device != group["params"][0].device:
             raise ValueError(
@@ -567,6 +601,30 @@ class TableOptimizer(Optimizer):
             )
         if value.device.type == "cpu":  # reading another would stop the host
             number(self._name, key, value.item(), below=below)
+
+    def _traced_seed(self, group: dict[str, Any], seed: list[int]) -> None:
+        """For a step that may be compiled: fill ``seed`` where it is not to take the group's.
+
+        Which torch.compile has taken already. Nor does it guard a number in ``seed``: one that may come from elsewhere
+        at the next step is refused.
+        """
+        given = group["seed"]
+        if type(given) is not int:
+            raise TypeError(
+                f"{self._name}: seed must be an int in a compiled step; got {type(given).__name__}"
+            )
+        if not -LAST_SEED <= given < LAST_SEED:
+            raise ValueError(
+                f"{self._name}: seed must be in [-2^63, 2^63) in a compiled step; got {given} (take 2^64 from it)"
+            )
+        if self._drawn_seed is not None:
+            self._agree_on_seed()
+            if self._drawn_seed is None:
+                seed.append(group["seed"])
+
+    def _warn_of_lost_steps(self, group: dict[str, Any], dtypes: Set[torch.dtype]) -> None:
+        for message in lost_steps(group, dtypes):
+            self._warn_once(message)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

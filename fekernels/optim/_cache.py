@@ -43,6 +43,7 @@ class TableCache:
     makes the check cost less than the step for hundreds of small parameters.
 
     Attributes:
+        dtypes: of the group's parameters.
         lists: some row cannot be read by its address. The group is stepped by lists; there are no tables.
         copies: gradients that had to be copied into plain memory, for this step alone.
     """
@@ -51,6 +52,7 @@ class TableCache:
         params: list[Tensor] = group["params"]
         self.amsgrad = group.get("amsgrad", False)  # whether the rows point at a max_exp_avg_sq
         self.streams, self.anchor = list(group["streams"]), group["anchor"]
+        self.dtypes = {param.dtype for param in params}
         self.noise_units = all(row.noise_unit is not None for row in rows)
         self.params = list(params)
         self.live = [param for param in params if param.grad is not None]

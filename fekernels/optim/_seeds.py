@@ -9,19 +9,22 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["may_make_noise", "warn_of_shared_noise"]
+__all__ = ["is_hot", "may_make_noise", "warn_of_shared_noise"]
 
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
-def may_make_noise(group: dict[str, Any]) -> bool:
-    """Whether a step of this group draws; a temperature on a GPU, which nobody may read, is taken for one that does."""
+def is_hot(group: dict[str, Any], unknown: bool = False) -> bool:
+    """Whether a group's temperature is above 0; ``unknown`` for one on a GPU, reading which would stop the host."""
     temperature = group["temperature"]
     if isinstance(temperature, Tensor):
-        hot = temperature.device.type != "cpu" or float(temperature) > 0
-    else:
-        hot = temperature > 0
-    return hot or bool(group.get("stochastic_rounding", False))
+        return unknown if temperature.device.type != "cpu" else float(temperature) > 0
+    return bool(temperature > 0)
+
+
+def may_make_noise(group: dict[str, Any]) -> bool:
+    """Whether a step of this group draws; a temperature on a GPU, which nobody may read, is taken for one that does."""
+    return is_hot(group, unknown=True) or bool(group.get("stochastic_rounding", False))
 
 
 def warn_of_shared_noise(optimizer: Optimizer, name: str) -> None:

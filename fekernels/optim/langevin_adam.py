@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fekernels import ops
 from fekernels._checks import number, one_of
 from fekernels._table import DTYPE_CODES, NOISES, PointerTable, Row, supported_dtypes
+from fekernels.ops._rows import check_unit
 from fekernels.ops.langevin_adam import LangevinAdamArguments
 from fekernels.optim._base import TableOptimizer, traced_number
 from fekernels.optim._cache import TableCache
 from fekernels.optim._checkpoint import loaded_unit, momentum_unit
+from fekernels.optim._seeds import is_hot
 from fekernels.optim._shards import local_tensor, shard_geometry
 from fekernels.optim._state import zero_state
 
@@ -69,7 +72,8 @@ class LangevinAdam(TableOptimizer):
         state_dtype: of exp_avg and exp_avg_sq; None is the parameter's dtype, as in Adam, but float32 for float16, in
             which a square below 6e-8 is 0 and the steps come out many times too long.
         stochastic_rounding: round bfloat16 parameters and states up or down at random, without bias, so that
-            small steps and slow decays are not lost. float32, float64 and float16 tensors are not concerned.
+            small steps and slow decays are not lost. float32, float64 and float16 tensors are not concerned. A warning
+            says where a temperature above 0 wants it.
         backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
 
     The state of a parameter is Adam's (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), so
@@ -198,12 +202,7 @@ class LangevinAdam(TableOptimizer):
 
     def _warn(self, group: dict[str, Any]) -> None:
         """Once each, of what a temperature does that hardly anybody wants."""
-        temperature = group["temperature"]
-        if isinstance(temperature, Tensor):
-            if temperature.device.type != "cpu":  # reading it would stop the host
-                return
-            temperature = float(temperature)
-        if temperature <= 0:
+        if not is_hot(group):
             return
         if group["prior_precision"] == 0 and group["eps"] < 1e-6:
             self._warn_once(
@@ -243,11 +242,8 @@ class LangevinAdam(TableOptimizer):
     def _keeps_noise_units(group: dict[str, Any]) -> bool:
         """Whether noise may enter exp_avg at this step; until then the states of a parameter are exactly Adam's."""
         temperature = group["temperature"]
-        if isinstance(temperature, Tensor) and temperature.device.type == "cpu":
-            hot = torch.compiler.is_compiling() or float(temperature) > 0
-        else:
-            hot = isinstance(temperature, Tensor) or temperature > 0
-        return hot and group["noise"] == "momentum"
+        traced = torch.compiler.is_compiling() and isinstance(temperature, (Tensor, np.generic, np.ndarray))
+        return (traced or is_hot(group, unknown=True)) and group["noise"] == "momentum"
 
     def _has_states(self, group: dict[str, Any], cache: TableCache) -> bool:
         has_units = cache.noise_units or not self._keeps_noise_units(group)
@@ -324,13 +320,11 @@ class LangevinAdam(TableOptimizer):
         seed: list[int],
     ) -> bool:
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
-        if self._drawn_seed is not None:
-            self._agree_on_seed()
-            if self._drawn_seed is None:  # torch.compile took the group's own before this changed it
-                seed.append(group["seed"])
+        self._traced_seed(group, seed)
         if len(group["streams"]) != len(group["params"]):
             self._add_streams(group)
         self._check_gradients(group)
+        self._warn_of_lost_steps(group, {param.dtype for param in group["params"]})
         live = [param for param in group["params"] if param.grad is not None]
         keeps = self._keeps_noise_units(group) or any("noise_unit" in self.state[param] for param in live)
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
@@ -352,6 +346,7 @@ class LangevinAdam(TableOptimizer):
             if keeps:
                 if "noise_unit" not in state:
                     state["noise_unit"] = self._no_noise(param)
+                check_unit(self._name, f"params[{i}]", state["noise_unit"])
                 noise_units.append(state["noise_unit"])
             streams.append(stream)
             numel = param.numel()

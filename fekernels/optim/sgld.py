@@ -34,7 +34,7 @@ class SGLD(TableOptimizer):
         weight_decay: L2 penalty.
         maximize: ascend.
         stochastic_rounding: round bfloat16 parameters up or down at random, without bias: at a small lr nearly every
-            step would round to nothing, and the chain stand still. Other dtypes are not concerned.
+            step would round to nothing, and the chain stand still (a warning says so). Other dtypes are not concerned.
         fused: True offers GradScaler unscaling in the kernel, as for ``fe.LangevinAdam``; the step is the same.
         seed: 64 bits, the key of the noise; None as for ``fe.LangevinAdam``.
         backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
@@ -115,13 +115,11 @@ class SGLD(TableOptimizer):
         seed: list[int],
     ) -> None:
         """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
-        if self._drawn_seed is not None:
-            self._agree_on_seed()
-            if self._drawn_seed is None:  # torch.compile took the group's own before this changed it
-                seed.append(group["seed"])
+        self._traced_seed(group, seed)
         if len(group["streams"]) != len(group["params"]):
             self._add_streams(group)
         self._check_gradients(group)
+        self._warn_of_lost_steps(group, {param.dtype for param in group["params"]})
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
                 continue
