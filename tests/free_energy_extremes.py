@@ -60,6 +60,9 @@ BERNOULLI: list[Row] = [
     (0.0, (-INF,), (NAN, 0.0)),
     (0.0, (1e-40,), None),
     (1.0, (1e30,), None),
+    (1.0, (1.2e38,), None),
+    (0.0, (-3e38,), None),
+    (0.3, (2e37,), None),
 ]
 STUDENT: list[Row] = [
     (0.0, (1e-3, -200.0, 3.0), None),
@@ -73,6 +76,13 @@ STUDENT: list[Row] = [
     (0.0, (INF, 0.0, 3.0), (INF, 0.0, -1.5, INF)),
     (0.0, (1.5, 0.3, INF), limit("gaussian", 0.0, 1.5, 0.3, more=(0.0,))),
     (2.0, (0.5, -1.0, INF), limit("gaussian", 2.0, 0.5, -1.0, more=(0.0,))),
+    # (r - x)^2 e^-s is beyond 2^126: where nu is infinite, not a question of which is larger.
+    (0.0, (1e19, 0.0, INF), limit("gaussian", 0.0, 1e19, 0.0, more=(0.0,))),
+    (0.0, (-1.5, -86.0, INF), limit("gaussian", 0.0, -1.5, -86.0, more=(0.0,))),
+    (0.0, (-3.0, -87.0, INF), limit("gaussian", 0.0, -3.0, -87.0, more=(0.0,))),
+    (1.0, (NAN, 0.0, INF), nan(3)),
+    (1.0, (0.0, NAN, INF), nan(3)),
+    (0.0, (7e33, 39.1, 3.7e37), None),
     (0.0, (1.5, 0.3, 1e38), limit("gaussian", 0.0, 1.5, 0.3, more=(0.0,))),
     (0.0, (1.0, 0.0, 0.0), (INF, 1.0, 0.0, -INF)),
     (0.0, (0.0, 0.0, 0.0), (INF, 0.0, 0.5, -INF)),
@@ -89,6 +99,10 @@ POISSON: list[Row] = [
     (0.5, (INF,), (INF, INF)),
     (0.5, (-INF,), (INF, -0.5)),
     (3.0, (1e-40,), None),
+    (3e31, (1e8,), None),
+    (1e37, (1e31,), None),
+    (1e30, (60.0,), None),
+    (3e38, (88.5,), None),
     *((x, (0.5,), nan(1)) for x in (-1.0, -0.5, -1e-30, INF, -INF)),
 ]
 NEGATIVE_BINOMIAL: list[Row] = [
@@ -119,6 +133,11 @@ NEGATIVE_BINOMIAL: list[Row] = [
     ),
     (0.0, (1e38, 3e38), None),
     (0.0, (3e38, 1e-10), None),
+    (0.0, (1e28, 1e-37), None),
+    (0.0, (2.7e35, 1.7e-42), None),
+    (0.0, (4e-21, 8e32), None),
+    (0.0, (INF, 0.0), (NAN, None, None)),
+    *((x, params, None) for x in (1e18, 1e20, 1e25, 1e29) for params in ((1.0, 1.0), (3.0, 1e4))),
     *(
         (x, params, nan(2))
         for x in (0.0, 0.5, 2.0)
@@ -137,6 +156,9 @@ ZERO_INFLATED: list[Row] = [
     (0.0, (INF, 1.0, 0.0), (math.log(2.0), 0.0, 0.0, -0.5)),
     (2.0, (INF, 1.0, 0.0), (INF, 0.0, INF, 0.5)),
     (2.0, (2.0, INF, -INF), (*poisson(2.0, 2.0), 0.0)),
+    (0.0, (1e28, 1e-37, 0.5), None),
+    (0.0, (4e-21, 8e32, 0.0), None),
+    (1e30, (1.0, 1.0, 0.5), None),
     (0.0, (1e-38, 1e-38, 0.5), None),
     (2.0, (1e-38, 1e-38, 0.5), None),
     *((x, params, nan(3)) for x in (0.0, 2.0) for params in ((-0.5, 1.0, 0.5), (1.0, -0.5, 0.5))),

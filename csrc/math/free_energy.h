@@ -104,11 +104,14 @@ struct ContinuousBernoulli {  // l
     const F t = exp_negative<F>(-size);
     const F rest = 1.0f - t;
     const F inverse = L::divide(L::splat(1.0f), size * rest);
-    const F density = rest * (rest * inverse);
     const F c = l > 0.0f ? 1.0f - x : -x;
     const F slope = L::fma(t, size, -rest) * inverse;
+    // 1 / |l| may be subnormal, which a logarithm by bits does not take: it is 2^-32 at the least, 2^64 times an inverse.
+    const auto vast = size > 0x1p96f;
+    const F density = vast ? inverse * 0x1p64f : rest * (rest * inverse);
+    const F log_density = negative_log<F>(density, 1.0f - density).value + (vast ? L::splat(64.0f * kLog2) : L::splat(0.0f));
     const auto small = size < 3.5f;
-    e = small ? L::fma(l, centred, l2 * p_of_l2) : L::fma(l, c, -negative_log<F>(density, 1.0f - density).value);
+    e = small ? L::fma(l, centred, l2 * p_of_l2) : L::fma(l, c, -log_density);
     g[0] = small ? L::fma(l, q_of_l2, centred) : c + L::from_bits(L::bits(slope) ^ (L::bits(l) & 0x80000000u));
   }
 };
@@ -175,13 +178,20 @@ struct StudentT {  // r, s, nu
     const F of_constant = L::fma(inverse_lifted + inverse_lifted, v, tiny ? L::splat(0.0f) : v);
     const F level_of_constant = tiny ? L::splat(kHalfLog2Pi + 32.0f * kLog2) : L::splat(kHalfLog2Pi);
     const F constant = log_positive<F>(of_constant) * 0.5f + level_of_constant;
-    const F level = L::fma(p[1], huge ? nu * -0.5f : L::splat(0.5f), constant);
-    const F value = L::fma((nu + 1.0f) * 0.5f, logarithm, level);
-    e = nu == 0.0f ? absolute<F>(inverse) + (y - y) : value;
+    // Of log1p(z) + s, where z is huge, (nu + 1) / 2 less nu s / 2: both might be infinite, log1p(z) is not.
+    const F level = L::fma(huge ? logarithm : p[1], L::splat(0.5f), constant);
+    const F value = huge ? L::fma(nu * 0.5f, two_logs - p[1], level) : L::fma((nu + 1.0f) * 0.5f, logarithm, level);
     const F near = root.times((inverse_nu + 1.0f) * (scaled * q));
-    g[0] = huge ? L::divide(nu + 1.0f, difference) : near;
-    g[1] = ((huge ? L::splat(0.0f) : q) - nu * y) * 0.5f;
-    g[2] = (remainder - L::fma(y, inverse_nu, w * inverse_a * t)) * 0.5f;
+    // In the limit of nu the Gaussian's own terms: z may still be anything.
+    const auto gaussian = in_domain > 0x1p126f;
+    F limit, slopes[2];
+    GaussianLearned<F>::terms(p, x, limit, slopes);
+    e = gaussian ? limit : (nu == 0.0f ? absolute<F>(inverse) + (y - y) : value);
+    g[0] = gaussian ? slopes[0] : (huge ? L::divide(nu + 1.0f, difference) : near);
+    const F of_s = ((huge ? L::splat(0.0f) : q) - nu * y) * 0.5f;
+    g[1] = gaussian ? slopes[1] : of_s;
+    const F of_nu = (remainder - L::fma(y, inverse_nu, w * inverse_a * t)) * 0.5f;
+    g[2] = gaussian ? (limit == limit ? L::splat(0.0f) : limit) : of_nu;
   }
 };
 
@@ -211,7 +221,8 @@ struct Poisson {  // a (log rate)
     const F d = difference + (lost + L::fma(log_k.n, L::splat(-kLog2Low), log_k.tail));
     const F remainder = expm1_remainder_near_zero<F>(d);
     const auto near = absolute<F>(d) < 1.0f;
-    const F deviance = near ? k * remainder : rate - k * ((a < -1e9f ? a : d) + 1.0f);
+    // Fused, because an infinite rate less an infinite product would be NaN.
+    const F deviance = near ? k * remainder : L::fma(-k, (a < -1e9f ? a : d) + 1.0f, rate);
     const F correction = stirling_lgamma<F>(L::divide(one, k));
     const F whole = deviance + (L::fma(log_k.value(), L::splat(0.5f), L::splat(kHalfLog2Pi)) + correction);
     e = fraction ? L::fma(-x, a, rate + lgamma1p_unit<F>(x)) : whole;
@@ -247,14 +258,15 @@ struct NegativeBinomial {  // mu, th
     const F share = lifted_th * inverse, y = lifted_mu * inverse;
     // Below the share of an ordinary element, so that its bits are the same here.
     const auto small = share < 0x1p-124f;
-    const F any_share = small ? lifted_th * 0x1p64f * inverse : share;
-    const NegativeLog<F> near = negative_log<F>(any_share, y, small);
-    const F raised = any_share == 0.0f ? L::splat(kInf) : near.value + 64.0f * kLog2;
+    const NegativeLog<F> near = negative_log<F>(small ? one : share, y);
+    const F raised = log<F>(m) - log<F>(th);  // of mu / th > 2^123
     const F value = th == 0.0f ? m * 0.0f : th * (small ? raised : near.value);
-    const auto boundless = (mu == kInf) & (th >= 0.0f), poisson = (th == kInf) & (mu >= 0.0f);
+    // The limit of th is reached where mu / th, which may be 0 in float32, is below an ulp; an ordinary m is not above 2^60.
+    const auto nearly = (m > 0x1p60f) & (y < 0x1p-30f);
+    const auto boundless = (mu == kInf) & (th > 0.0f), poisson = ((th == kInf) | nearly) & (mu >= 0.0f);
     e = (boundless | poisson) ? mu : value;
     g[0] = boundless ? nothing : (poisson ? one : share);
-    g[1] = boundless ? mu : (poisson ? nothing : (small ? raised - y : near.remainder));
+    g[1] = boundless ? mu : (th == kInf ? mu * 0.0f : (small ? raised - y : near.remainder));
   }
   // The saddle-point form (Loader 2000): with n = x + th, M = mu + th, u = (x - mu) / mu, v = u th / n and
   // w = (mu - x) / n, where 1 + v = (x / mu) (M / n) and 1 + w = M / n,
@@ -264,7 +276,7 @@ struct NegativeBinomial {  // mu, th
   // lgamma(1 + th) - log th.
   static FE_HD void counts(const F* p, F x, F& e, F* g) {
     const auto ordinary = (p[0] >= 0x1p-100f) & (p[1] >= 0x1p-100f) & (p[0] <= 0x1p100f) & (p[1] <= 0x1p100f) & (x >= 0.0f) &
-                          (x <= 0x1p100f);
+                          (x <= 0x1p60f);
     if (Lane<F>::all(ordinary)) return counts<false>(p, x, e, g);
     counts<true>(p, x, e, g);
   }
@@ -319,7 +331,9 @@ struct NegativeBinomial {  // mu, th
     const F lgamma_small = lgamma1p_unit<F>(unit) + L::fma(-(unit + 1.0f), log_th, unit);
     // From x + 1 back to x: log(x + th) / ((x + 1) (1 + th / mu)), inside the other logarithm.
     const F back = fraction ? choose(poisson, one, (x + th) * inverse_m) * (scaled_mu * inverse_k) : one;
-    LogParts<F> log_root = log_parts<F>(L::sqrt(k * choose(poisson, one, n * t)) * back, nothing);
+    const F n_over_th = choose(poisson, one, n * t);
+    const F root = choose(k > 0x1p60f, L::sqrt(k) * L::sqrt(n_over_th), L::sqrt(k * n_over_th));
+    LogParts<F> log_root = log_parts<F>(root * back, nothing);
     log_root.n = choose(fraction & far_v, log_root.n - 64.0f, log_root.n);
     const F logarithm = log_root.value();
     const F stirling = stirling_lgamma<F>(inverse_k) - stirling_lgamma<F>(inverse_n);

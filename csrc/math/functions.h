@@ -217,7 +217,7 @@ FE_HD LogParts<F> log_parts(F x, F low) {
   const U bits = L::bits(x);
   const U exponent = (U)((I)(bits - 0x3f3504f3u) >> 23) << 23;
   const F leading = L::from_bits(bits - exponent) - 1.0f;
-  const F scaled = low * L::from_bits(0x3f800000u - exponent);
+  const F scaled = (low * 0.5f) * L::from_bits(0x40000000u - exponent);  // 2^(1 - n): n = 128 has no 2^-n
   const F f = leading + scaled;
   const F q = polynomial<F>(f, 0.07580942f, -0.12705529f, 0.13154551f, -0.14208244f, 0.16624007f, -0.20001063f,
       0.25000873f, -0.3333333f, 0.49999997f);

@@ -176,9 +176,9 @@ def log_parts(x, low):
     bits = bits_of(x)
     shifted = (bits - 0x3F3504F3).to(tl.int32, bitcast=True) >> 23
     exponent = shifted.to(tl.uint32, bitcast=True) << 23
-    one = (exponent * 0) + 0x3F800000
+    two = (exponent * 0) + 0x40000000
     leading = float_of(bits - exponent) - 1.0
-    scaled = low * float_of(one - exponent)
+    scaled = (low * 0.5) * float_of(two - exponent)  # 2^(1 - n): n = 128 has no 2^-n
     f = leading + scaled
     q = polynomial(
         f,

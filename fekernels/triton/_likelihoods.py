@@ -72,11 +72,13 @@ def continuous_bernoulli(logit, x):
     t = f.exp_negative(size * -1.0)
     rest = 1.0 - t
     inverse = f.inverse(size * rest)
-    density = rest * (rest * inverse)
+    vast = size > 79228162514264337593543950336.0  # 2^96
+    density = tl.where(vast, inverse * TWO_TO_64, rest * (rest * inverse))
     c = tl.where(logit > 0.0, 1.0 - x, x * -1.0)
     slope = tl.fma(t, size, rest * -1.0) * inverse
     small = size < 3.5
     minus_log, remainder = f.negative_log(density, 1.0 - density)
+    minus_log += tl.where(vast, 64.0 * f.LOG2, 0.0)
     e = tl.where(small, tl.fma(logit, centred, square * p), tl.fma(logit, c, minus_log * -1.0))
     far = c + f.float_of(f.bits_of(slope) ^ (f.bits_of(logit) & 0x80000000))
     return e, tl.where(small, tl.fma(logit, q, centred), far)
@@ -139,13 +141,16 @@ def student_t(r, s, nu, x):
     of_constant = tl.fma(inverse_lifted + inverse_lifted, v, tl.where(tiny, 0.0, v))
     level_of_constant = tl.where(tiny, f.HALF_LOG_2PI + 32.0 * f.LOG2, f.HALF_LOG_2PI)
     constant = f.log_positive(of_constant) * 0.5 + level_of_constant
-    level = tl.fma(s, tl.where(huge, nu * -0.5, 0.5), constant)
-    value = tl.fma((nu + 1.0) * 0.5, logarithm, level)
-    e = tl.where(nu == 0.0, f.absolute(inverse) + (y - y), value)
+    level = tl.fma(tl.where(huge, logarithm, s), 0.5, constant)
+    value = tl.where(huge, tl.fma(nu * 0.5, two_logs - s, level), tl.fma((nu + 1.0) * 0.5, logarithm, level))
     near = f.times((inverse_nu + 1.0) * (scaled * q), root)
-    g_r = tl.where(huge, tl.div_rn(nu + 1.0, difference), near)
-    g_s = (tl.where(huge, 0.0, q) - nu * y) * 0.5
-    g_nu = (remainder - tl.fma(y, inverse_nu, w * inverse_a * t)) * 0.5
+    limit, limit_r, limit_s = gaussian_learned(r, s, x)
+    infinite = in_domain > 8.507059173023462e37  # 2^126
+    e = tl.where(infinite, limit, tl.where(nu == 0.0, f.absolute(inverse) + (y - y), value))
+    g_r = tl.where(infinite, limit_r, tl.where(huge, tl.div_rn(nu + 1.0, difference), near))
+    g_s = tl.where(infinite, limit_s, (tl.where(huge, 0.0, q) - nu * y) * 0.5)
+    limit_nu = tl.where(limit == limit, 0.0, limit)
+    g_nu = tl.where(infinite, limit_nu, (remainder - tl.fma(y, inverse_nu, w * inverse_a * t)) * 0.5)
     return e, g_r, g_s, g_nu
 
 
@@ -170,7 +175,7 @@ def poisson_counts(a, x):
     d = difference + (lost + tl.fma(n, -1.42860677e-06, tail))
     remainder = f.expm1_remainder_near_zero(d)
     near = f.absolute(d) < 1.0
-    deviance = tl.where(near, k * remainder, rate - k * (tl.where(a < -1e9, a, d) + 1.0))
+    deviance = tl.where(near, k * remainder, tl.fma(k * -1.0, tl.where(a < -1e9, a, d) + 1.0, rate))
     correction = f.stirling_lgamma(f.inverse(k))
     whole = deviance + (tl.fma(f.log_value(log_k), 0.5, f.HALF_LOG_2PI) + correction)
     e = tl.where(fraction, tl.fma(x * -1.0, a, rate + f.lgamma1p_unit(x)), whole)
@@ -199,15 +204,17 @@ def negative_binomial_zero(mu, th):
     share = lifted_th * inverse
     y = lifted_mu * inverse
     small = share < 4.70197740328915e-38  # 2^-124
-    any_share = tl.where(small, lifted_th * TWO_TO_64 * inverse, share)
-    log_share, remainder = f.negative_log_where(any_share, y, (any_share <= 0.5) | small)
-    raised = tl.where(any_share == 0.0, f.INF, log_share + 64.0 * f.LOG2)
+    log_share, remainder = f.negative_log(tl.where(small, 1.0, share), y)
+    raised = f.log(m) - f.log(th)
     value = tl.where(th == 0.0, m * 0.0, th * tl.where(small, raised, log_share))
-    boundless = (mu == f.INF) & (th >= 0.0)
-    poisson = (th == f.INF) & (mu >= 0.0)
+    # 2^60, 2^-30
+    nearly = (m > 1152921504606846976.0) & (y < 9.313225746154785e-10)
+    boundless = (mu == f.INF) & (th > 0.0)
+    poisson = ((th == f.INF) | nearly) & (mu >= 0.0)
     e = tl.where(boundless | poisson, mu, value)
     g_mu = tl.where(boundless, 0.0, tl.where(poisson, 1.0, share))
-    g_th = tl.where(boundless, mu, tl.where(poisson, 0.0, tl.where(small, raised - y, remainder)))
+    of_th = tl.where(small, raised - y, remainder)
+    g_th = tl.where(boundless, mu, tl.where(th == f.INF, mu * 0.0, of_th))
     return e, g_mu, g_th
 
 
@@ -255,7 +262,10 @@ def negative_binomial_counts(mu, th, x):
     lgamma_large = f.stirling_lgamma(t) + f.HALF_LOG_2PI
     lgamma_small = f.lgamma1p_unit(unit) + tl.fma((unit + 1.0) * -1.0, log_th, unit)
     back = tl.where(poisson, 1.0, (x + th) * inverse_m) * (scaled_mu * inverse_k)
-    root = tl.sqrt_rn(k * tl.where(poisson, 1.0, n * t)) * tl.where(fraction, back, 1.0)
+    n_over_th = tl.where(poisson, 1.0, n * t)
+    apart = tl.sqrt_rn(k) * tl.sqrt_rn(n_over_th)
+    root = tl.where(k > 1152921504606846976.0, apart, tl.sqrt_rn(k * n_over_th))  # 2^60
+    root *= tl.where(fraction, back, 1.0)
     n_root, f_root, tail_root, lost_root = f.log_parts(root, tl.zeros_like(root))
     n_root = tl.where(fraction & far_v, n_root - 64.0, n_root)
     logarithm = f.log_value((n_root, f_root, tail_root, lost_root))
