@@ -71,12 +71,14 @@ struct Lane<FloatV> {
   static __attribute__((noinline)) FloatV fma(FloatV a, FloatV b, FloatV c) {
     typedef double DoubleV __attribute__((vector_size(8 * kLanes)));
     typedef int64_t LongV __attribute__((vector_size(8 * kLanes)));
+    typedef uint64_t UnsignedLongV __attribute__((vector_size(8 * kLanes)));
     const DoubleV product = __builtin_convertvector(a, DoubleV) * __builtin_convertvector(b, DoubleV);
     const DoubleV addend = __builtin_convertvector(c, DoubleV);
     const DoubleV sum = product + addend, part = sum - product;
     const DoubleV error = (product - (sum - part)) + (addend - part);
     const LongV bits = (LongV)sum;
-    const LongV toward_zero = bits + (LongV)(((LongV)error ^ bits) < 0);
+    const LongV away = ((LongV)error ^ bits) < 0;
+    const LongV toward_zero = (LongV)((UnsignedLongV)bits + (UnsignedLongV)away);  // wraps for -0, which is exact
     const LongV inexact = (error < 0.0) | (error > 0.0);  // false for NaN: infinities and NaNs pass
     return __builtin_convertvector((DoubleV)(inexact ? (toward_zero | 1) : bits), FloatV);
   }
