@@ -17,8 +17,6 @@
 
 namespace fe {
 
-enum Reduction : int64_t { kRows = 0, kMean = 1, kTotal = 2 };
-
 // Results at least this large are written past the caches: the last of them could be read from there at best.
 inline constexpr int64_t kStreamedElements = int64_t{2} << 20;
 
@@ -38,8 +36,8 @@ class RowTotal {
 };
 
 // The factor of each row's gradient: its weight, times what comes from above. A weight of 0 drops its row, whatever comes.
-inline std::vector<float> row_scales(int64_t rows, const float* weight, const float* upstream, int64_t reduction) {
-  const float common = reduction == kMean ? static_cast<float>(1.0 / static_cast<double>(rows)) : 1.0f;
+inline std::vector<float> row_scales(int64_t rows, const float* weight, const float* upstream, Reduction reduction) {
+  const float common = reduction == Reduction::kMean ? static_cast<float>(1.0 / static_cast<double>(rows)) : 1.0f;
   std::vector<float> scales(rows);
   for (int64_t row = 0; row < rows; ++row)
     scales[row] = weight && weight[row] == 0.0f ? 0.0f : (weight ? weight[row] : 1.0f) * (upstream ? upstream[row] : common);

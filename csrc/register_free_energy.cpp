@@ -8,7 +8,7 @@
 #include "cpu/dispatch.h"
 #include "free_energy_terms.h"
 #include "large_tensors.h"
-#include "math/free_energy.h"
+#include "math/likelihoods.h"
 #include "register.h"
 #include "row_layout.h"
 
@@ -61,10 +61,10 @@ const float* floats(const std::optional<Tensor>& tensor) {
 }
 
 // [free_energy, energy, kl], from the sums that the units left; a null term counts 0.
-std::vector<Tensor> values(const fe::Terms* energy, const fe::Terms* kl, int64_t rows, const float* weights, int64_t reduction,
-                           double beta) {
+std::vector<Tensor> values(const fe::Terms* energy, const fe::Terms* kl, int64_t rows, const float* weights,
+                           fe::Reduction reduction, double beta) {
   const int64_t shape[1] = {rows};
-  const bool reduced = reduction != fe::kRows;
+  const bool reduced = reduction != fe::Reduction::kNone;
   const auto result = [&] { return fe::empty_cpu(aoti_torch_dtype_float32(), {shape, reduced ? size_t{0} : size_t{1}}); };
   std::vector<Tensor> results{result(), result(), result()};
   float* out[3];
@@ -83,7 +83,7 @@ std::vector<Tensor> values(const fe::Terms* energy, const fe::Terms* kl, int64_t
     }
   }
   if (reduced) {
-    const double divisor = reduction == fe::kMean ? static_cast<double>(rows) : 1.0;
+    const double divisor = reduction == fe::Reduction::kMean ? static_cast<double>(rows) : 1.0;
     const double e = energy_total.total() / divisor, k = kl_total.total() / divisor;
     *out[0] = static_cast<float>(e + beta * k);
     *out[1] = static_cast<float>(e);
@@ -100,12 +100,13 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
                                     int64_t reduction, double beta, int64_t needs, bool inplace,
                                     std::optional<Tensor> latent_mask) {
   fe::check_free_energy(params, target, latent, upstream, fe::parameters_of(likelihood), reduction, inplace);
+  const auto how = static_cast<fe::Reduction>(reduction);
   const Tensor& widest = params.empty() ? latent[0] : *target;
   const int64_t rows = widest.size(0), n_params = static_cast<int64_t>(params.size());
   const float* weights = floats(weight);
   const auto scales = [&](int which) {
     const float* from_above = upstream.empty() ? nullptr : static_cast<const float*>(upstream[which].const_data_ptr());
-    return fe::row_scales(rows, weights, from_above, reduction);
+    return fe::row_scales(rows, weights, from_above, how);
   };
 
   STD_TORCH_CHECK(widest.dim() == 2, "target, and the means without one, must have two dimensions; got ", widest.dim());
@@ -158,7 +159,7 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
   }
   run(calls);
 
-  std::vector<Tensor> results = values(energy ? &*energy : nullptr, kl ? &*kl : nullptr, rows, weights, reduction, beta);
+  std::vector<Tensor> results = values(energy ? &*energy : nullptr, kl ? &*kl : nullptr, rows, weights, how, beta);
   results.insert(results.end(), gradients.begin(), gradients.end());
   if (energy) energy->finish(results);
   if (kl) kl->finish(results);
@@ -181,6 +182,7 @@ std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tens
   };
   if (!plain(prediction) || !plain(target) || !plain(mean) || !plain(logvar)) return {};
   const int64_t rows = prediction.size(0);
+  const auto how = static_cast<fe::Reduction>(reduction);
   const bool expected = likelihood != kCategorical && fe::parameters_of(likelihood) == 1 && rows > 0 && mean.size(0) == rows &&
                         fe::same_layout(prediction, target) && fe::same_layout(mean, logvar);
   if (!expected) return {};
@@ -193,13 +195,13 @@ std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tens
   kl.contiguous_input(1, logvar);
   if (needs & 1) {
     energy.full_gradient(0, prediction, inplace ? std::optional(prediction) : std::nullopt);
-    energy.scale_rows(fe::row_scales(rows, nullptr, nullptr, reduction));
+    energy.scale_rows(fe::row_scales(rows, nullptr, nullptr, how));
   }
   if (needs & 2) kl.full_gradient(0, mean);
   if (needs & 4) kl.full_gradient(1, logvar);
-  if (needs & 6) kl.scale_rows(fe::row_scales(rows, nullptr, nullptr, reduction));
+  if (needs & 6) kl.scale_rows(fe::row_scales(rows, nullptr, nullptr, how));
   run({&energy.call(), &kl.call()});
-  std::vector<Tensor> results = values(&energy, &kl, rows, nullptr, reduction, beta);
+  std::vector<Tensor> results = values(&energy, &kl, rows, nullptr, how, beta);
   energy.finish(results);
   kl.finish(results);
   return results;

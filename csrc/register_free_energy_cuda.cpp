@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cuda/kernels.h"
-#include "math/free_energy.h"
+#include "math/likelihoods.h"
 #include "register.h"
 
 using torch::headeronly::ScalarType;
@@ -17,7 +17,6 @@ using torch::stable::Tensor;
 namespace {
 
 constexpr auto kCategorical = static_cast<int64_t>(fe::Likelihood::kCategorical);
-constexpr int64_t kRows = 0;  // of the reductions
 
 fe::cuda::FreeEnergyOperand operand(const Tensor& tensor, int64_t rows, int64_t columns, const Tensor* gradient) {
   STD_TORCH_CHECK(tensor.dim() == 2, "an operand must have two dimensions; got ", tensor.dim());
@@ -49,14 +48,14 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
   call.latents = latent.empty() ? 0 : latent[0].size(1);
   call.n_params = static_cast<int32_t>(params.size());
   call.n_latent = static_cast<int32_t>(latent.size());
-  call.likelihood = static_cast<int32_t>(likelihood);
-  call.reduction = static_cast<int32_t>(reduction);
+  call.likelihood = static_cast<fe::Likelihood>(likelihood);
+  call.reduction = static_cast<fe::Reduction>(reduction);
   call.beta = beta;
 
   const int64_t rows[1] = {call.rows};
   std::vector<Tensor> results;
   for (int i = 0; i < 3; ++i) {
-    results.push_back(torch::stable::new_empty(widest, {rows, reduction == kRows ? size_t{1} : size_t{0}},
+    results.push_back(torch::stable::new_empty(widest, {rows, call.reduction == fe::Reduction::kNone ? size_t{1} : size_t{0}},
                                                ScalarType::Float));
     call.out[i] = static_cast<float*>(results[i].mutable_data_ptr());
   }

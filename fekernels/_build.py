@@ -59,7 +59,7 @@ CUDA_SOURCES = (
     "cuda/random.cu",
     "cuda/sgld.cu",
 )
-SOURCE_SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
+SOURCE_SUFFIXES = (".h", ".def", ".cpp", ".cuh", ".cu")
 
 # Contraction stays off and fma explicit, so that every instruction set gives the same bits. Nobody reads
 # errno or floating-point traps, and keeping them right would make loops with a sqrt scalar.

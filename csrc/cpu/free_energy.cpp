@@ -274,17 +274,6 @@ void run_units(const TermCall& call, int64_t begin, int64_t end) {
   end_stream();
 }
 
-// Its own row sum: what is left to do when the energies of a row are there.
-template <class F>
-struct Value {
-  static constexpr int kParams = 1;
-  static constexpr bool kSparse = false;
-  static FE_HD void terms(const F* p, F, F& e, F* g) {
-    e = p[0];
-    g[0] = F{};
-  }
-};
-
 }  // namespace
 
 void free_energy_units(const TermCall& call, int64_t begin, int64_t end) {
@@ -294,17 +283,11 @@ void free_energy_units(const TermCall& call, int64_t begin, int64_t end) {
     case kValue: return run_units<Value>(call, begin, end);
   }
   switch (static_cast<Likelihood>(call.term)) {
-    case Likelihood::kMse: return run_units<Mse>(call, begin, end);
-    case Likelihood::kGaussian: return run_units<Gaussian>(call, begin, end);
-    case Likelihood::kGaussianLearned: return run_units<GaussianLearned>(call, begin, end);
-    case Likelihood::kBernoulli: return run_units<Bernoulli>(call, begin, end);
-    case Likelihood::kCategorical: return;  // not elementwise: cpu/categorical.cpp
-    case Likelihood::kContinuousBernoulli: return run_units<ContinuousBernoulli>(call, begin, end);
-    case Likelihood::kLaplace: return run_units<Laplace>(call, begin, end);
-    case Likelihood::kStudentT: return run_units<StudentT>(call, begin, end);
-    case Likelihood::kPoisson: return run_units<Poisson>(call, begin, end);
-    case Likelihood::kNegativeBinomial: return run_units<NegativeBinomial>(call, begin, end);
-    case Likelihood::kZeroInflatedNegativeBinomial: return run_units<ZeroInflatedNegativeBinomial>(call, begin, end);
+#define FE_LIKELIHOOD(Name, file) \
+  case Likelihood::k##Name: return run_units<Name>(call, begin, end);
+#define FE_CLASS_LIKELIHOOD(Name) \
+  case Likelihood::k##Name: return;
+#include "math/likelihoods.def"
   }
 }
 

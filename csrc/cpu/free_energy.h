@@ -3,12 +3,10 @@
 
 #include <cstdint>
 
+#include "math/free_energy_codes.h"
 #include "table.h"
 
 namespace fe {
-
-// What is summed: a likelihood (math/free_energy.h has the codes), or one of these, which have no target.
-enum Term : int32_t { kStandardNormalKl = 16, kNormalKl = 17, kValue = 18 };
 
 inline constexpr int kMaxParams = 4;      // the KL to a learned prior has four
 inline constexpr int kTarget = kMaxParams;

@@ -1,9 +1,11 @@
-// Runs of consecutive columns: the inner loops of the free energy, over the terms of math/free_energy.h.
+// Runs of consecutive columns: the inner loops of the free energy, over the terms of math/likelihoods.h and
+// math/gaussian_kl.h.
 #pragma once
 
 #include "cpu/free_energy.h"
 #include "cpu/row_sum.h"
-#include "math/free_energy.h"
+#include "math/gaussian_kl.h"
+#include "math/likelihoods.h"
 
 namespace fe::inline FE_ISA {
 

@@ -2,7 +2,6 @@
 #include "cuda/free_energy.h"
 
 #include "cuda/kernels.h"
-#include "math/free_energy.h"
 
 namespace fe::cuda {
 namespace {
@@ -11,8 +10,6 @@ constexpr int kFoldThreads = 256;  // as many as there are interleaved partial s
 constexpr int kWarps = kFoldThreads / 32;
 constexpr int64_t kMaxFoldBlocks = 1024;
 constexpr int kOperandsOfCall = 7;
-
-enum Reduction : int32_t { kNone = 0, kMean = 1, kTotal = 2 };
 
 // A row's sum of what the passes left of its blocks.
 struct RowSum {
@@ -64,8 +61,8 @@ class Planner {
     for (int i = 0; i < 3; ++i) plan_.rows.out[i] = call_.out[i];
     plan_.rows.rows = call_.rows;
     plan_.rows.beta = call_.beta;
-    plan_.rows.reduced = plan_.rows.finishes = call_.reduction != kNone;
-    plan_.rows.divisor = call_.reduction == kMean ? static_cast<double>(call_.rows) : 1.0;
+    plan_.rows.reduced = plan_.rows.finishes = call_.reduction != Reduction::kNone;
+    plan_.rows.divisor = call_.reduction == Reduction::kMean ? static_cast<double>(call_.rows) : 1.0;
     plan_.rows.n_sums = 2;
     if (call_.n_params > 0) {
       plan_pass(plan_.energy, 0, call_.params, call_.n_params, call_.columns);
@@ -76,7 +73,7 @@ class Planner {
     return plan_;
   }
 
-  bool categorical() const { return call_.likelihood == static_cast<int32_t>(Likelihood::kCategorical); }
+  bool categorical() const { return call_.likelihood == Likelihood::kCategorical; }
 
  private:
   template <class T>
@@ -87,7 +84,7 @@ class Planner {
   }
 
   float scale() const {
-    return call_.reduction == kMean ? static_cast<float>(1.0 / static_cast<double>(call_.rows)) : 1.0f;
+    return call_.reduction == Reduction::kMean ? static_cast<float>(1.0 / static_cast<double>(call_.rows)) : 1.0f;
   }
 
   void plan_pass(TermPass& pass, int which, const FreeEnergyOperand* operands, int count, int64_t columns) {
@@ -274,16 +271,10 @@ __global__ void __launch_bounds__(kFoldThreads) fold_columns_kernel(const FoldCo
 
 int launch_terms(int32_t term, const TermPass& pass, void* stream) {
   switch (static_cast<Likelihood>(term)) {
-    case Likelihood::kContinuousBernoulli:
-    case Likelihood::kLaplace:
-    case Likelihood::kStudentT:
-      return launch_other_terms(term, pass, stream);
-    case Likelihood::kPoisson:
-    case Likelihood::kNegativeBinomial:
-    case Likelihood::kZeroInflatedNegativeBinomial:
-      return launch_count_terms(term, pass, stream);
-    default:
-      return launch_gaussian_terms(term, pass, stream);
+#define FE_LIKELIHOOD(Name, file) \
+  case Likelihood::k##Name: return launch_##file##_terms(term, pass, stream);
+#include "math/likelihoods.def"
+    default: return launch_gaussian_terms(term, pass, stream);
   }
 }
 
@@ -295,7 +286,8 @@ int run(const FreeEnergyCall& call, void* stream) {
   int error = 0;
   if (any_energy && planner.categorical()) error = launch_categorical(plan.categorical, stream);
   if (any_energy && error == 0) {
-    error = launch_terms(planner.categorical() ? static_cast<int32_t>(kValue) : call.likelihood, plan.energy, stream);
+    const int32_t term = planner.categorical() ? kValue : static_cast<int32_t>(call.likelihood);
+    error = launch_terms(term, plan.energy, stream);
   }
   if (any_kl && error == 0) {
     error = launch_terms(call.n_latent == 2 ? kStandardNormalKl : kNormalKl, plan.kl, stream);

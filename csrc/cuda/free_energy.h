@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/fours.h"
+#include "math/free_energy_codes.h"
 
 namespace fe::cuda {
 
@@ -14,9 +15,6 @@ inline constexpr int kMaxParams = 4;  // the KL to a learned prior has four
 inline constexpr int kTarget = kMaxParams;
 inline constexpr int kTermThreads = 128;
 inline constexpr int kGroups = kTermThreads / 4;
-
-// Beside the codes of fe::Likelihood, and without a target.
-enum Term : int32_t { kStandardNormalKl = 16, kNormalKl = 17, kValue = 18 };
 
 struct TermInput {
   int64_t data;
@@ -64,10 +62,11 @@ struct CategoricalPass {
   bool vectors;  // four classes in one access
 };
 
-// Each is in a file of its own. All but one return cudaErrorInvalidValue for a code that is not theirs.
+// Each is in a file of its own, whose name ends so. All but one return cudaErrorInvalidValue for a code that is not theirs;
+// "gaussian" has the terms too that are no likelihoods.
 int launch_gaussian_terms(int32_t term, const TermPass& pass, void* stream);
 int launch_other_terms(int32_t term, const TermPass& pass, void* stream);
-int launch_count_terms(int32_t term, const TermPass& pass, void* stream);
+int launch_counts_terms(int32_t term, const TermPass& pass, void* stream);
 int launch_categorical(const CategoricalPass& pass, void* stream);
 
 // A row whose weight is 0 counts nothing, whatever it holds.

@@ -2,20 +2,10 @@
 #pragma once
 
 #include "cuda/free_energy.h"
-#include "math/free_energy.h"
+#include "math/gaussian_kl.h"
+#include "math/likelihoods.h"
 
 namespace fe::cuda {
-
-// The value itself: a row sum of what is already there.
-template <class F>
-struct Value {
-  static constexpr int kParams = 1;
-  static constexpr bool kSparse = false;
-  static FE_HD void terms(const F* p, F, F& e, F* g) {
-    e = p[0];
-    g[0] = F(0);
-  }
-};
 
 template <template <class> class Term>
 inline constexpr bool kTakesTarget = true;
@@ -341,6 +331,32 @@ int launch_plain_or_any(const TermPass& pass, void* stream) {
     }
   }
   return launch_any<Term, kSlots>(pass, stream);
+}
+
+// The files in which math/likelihoods.def has likelihoods compiled.
+enum class TermFile { gaussian, other, counts };
+
+template <TermFile kFile, template <class> class Term>
+int launch_of(const TermPass& pass, void* stream) {
+  if constexpr (kFile == TermFile::gaussian) {
+    return launch_plain_or_any<Term, Term<float>::kParams == 1 ? 4 : 2>(pass, stream);
+  } else {
+    return launch_any<Term>(pass, stream);
+  }
+}
+
+// One of the likelihoods of this file; the others' kernels are not made here.
+template <TermFile kFile>
+int launch_likelihood(int32_t term, const TermPass& pass, void* stream) {
+  switch (static_cast<Likelihood>(term)) {
+#define FE_LIKELIHOOD(Name, file)                                                        \
+  case Likelihood::k##Name:                                                              \
+    if constexpr (kFile == TermFile::file) return launch_of<kFile, Name>(pass, stream);  \
+    break;
+#include "math/likelihoods.def"
+    default: break;
+  }
+  return static_cast<int>(cudaErrorInvalidValue);
 }
 
 }  // namespace fe::cuda

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "math/free_energy_codes.h"
 #include "table.h"
 
 namespace fe::cuda {
@@ -64,8 +65,8 @@ struct FreeEnergyCall {
   int64_t rows, columns, latents, classes;  // [rows, latents]: the shape of latent[0]
   double beta;
   int32_t n_params, n_latent;
-  int32_t likelihood;  // a Likelihood of math/free_energy.h
-  int32_t reduction;   // 0 none, 1 mean, 2 sum
+  Likelihood likelihood;
+  Reduction reduction;
 };
 
 // `scratch` and `out` of the call need not be set.

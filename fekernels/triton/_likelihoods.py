@@ -1,4 +1,5 @@
-"""The terms of a free energy an element: csrc/math/free_energy.h operation for operation, so with the same bits.
+"""The terms of a free energy an element: csrc/math/likelihoods.h and gaussian_kl.h operation for operation, so with the same
+bits.
 
 Each returns the energy and its gradients in the parameters. What holds in `_functions` holds here.
 """
