@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
-from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS
+from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, MEAN, NONE, SUM, Target
 
-CATEGORICAL = LIKELIHOODS.index("categorical")
 CLASSES = 5
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
-POSITIVE = {"negative_binomial": (0, 1), "zero_inflated_negative_binomial": (0, 1), "student_t": (2,)}
 KINDS = ("full", "column", "row", "scalar")
-NONE, MEAN, SUM = range(3)
+__all__ = ["CATEGORICAL", "CLASSES", "KINDS", "MEAN", "NONE", "SHAPES", "SUM", "Call", "make_call"]
 
 # (rows, columns, latents): vectors and blocks (128) give or take one, segments (4096), blocks of rows (64).
 SHAPES = (
@@ -98,7 +95,7 @@ def make_call(
     ``dropped`` gives a weight of 0.
     """
     rows, columns, latents = shape
-    name = LIKELIHOODS[likelihood]
+    row = LIKELIHOODS[likelihood]
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator)
@@ -115,11 +112,11 @@ def make_call(
         target = torch.randint(0, CLASSES, (rows, columns), generator=generator)
     else:
         params = [
-            operand(kind if i else "full", columns, i in POSITIVE.get(name, ()))
-            for i in range(N_PARAMS[likelihood])
+            operand(kind if i else "full", columns, parameter.not_negative)
+            for i, parameter in enumerate(row.parameters)
         ]
         target = uniform(rows, columns)
-        if name in COUNTS:
+        if row.target is Target.COUNTS:
             target = torch.poisson(torch.where(uniform(rows, columns) < 0.7, 0.0, 6.0), generator=generator)
         target = target.to(dtype)
     mask = uniform(rows, columns) < 0.7 if masked else None

@@ -16,13 +16,13 @@ from torch import Tensor
 import fekernels as fe
 from benchmarks.free_energy_calls import CATEGORICAL, KINDS, MEAN, NONE, SHAPES, SUM, Call, make_call
 from benchmarks.gpu_checks import Check, Comparison, Numbers, Target
-from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS
+from fekernels._catalogue.free_energy import LIKELIHOODS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def likelihood_name(code: int) -> str:
-    return f"{LIKELIHOODS[code]}, {N_PARAMS[code]} parameters"
+    return f"{LIKELIHOODS[code].name}, {len(LIKELIHOODS[code].parameters)} parameters"
 
 
 def comparison_for(target: Target) -> Comparison:
@@ -41,7 +41,7 @@ def add_all(comparison: Comparison, name: str, got: list[Tensor], want: list[Ten
 def check_kernel(likelihood: int, target: Target) -> Numbers:
     """Every shape, reduction, kind of parameter and dtype, masked and not, and the gradient over the prediction."""
     comparison = comparison_for(target)
-    kinds = KINDS if N_PARAMS[likelihood] > 1 else KINDS[:1]
+    kinds = KINDS if len(LIKELIHOODS[likelihood].parameters) > 1 else KINDS[:1]
     generator = torch.Generator().manual_seed(likelihood)
     make = partial(make_call, likelihood, generator=generator)
     calls: list[tuple[str, Call]] = [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fekernels._bench_cases import COPY, Group, Row, copy
 from fekernels._bench_timing import Contestant, interleave
+from fekernels._catalogue.free_energy import Parameter, Target, longest
 from fekernels.ops.free_energy import free_energy
 
 __all__ = [
@@ -94,7 +95,6 @@ PEERS: dict[str, Loss] = {
     "negative_binomial": negative_binomial,
 }
 
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 CLASSES = 16  # of a categorical element
 
 # Bytes an element that no forward and backward can avoid to move: operands read once, gradients written once.
@@ -131,22 +131,27 @@ def problem(likelihood: str, shape: Shape, seed: int = 0) -> Problem:
     def uniform(*size: int) -> Tensor:
         return torch.empty(size).uniform_(generator=generator)
 
-    if likelihood in COUNTS:
+    def parameter(at: int, given: Parameter) -> Tensor:
+        if not given.not_negative:
+            return normal(batch, width).mul_(0.3 if at else 1.0)
+        if not at:
+            return uniform(batch, width).mul_(0.5).add_(0.01)
+        return normal(width).exp_().add_(2 if given.name == "degrees_of_freedom" else 0)
+
+    row = longest(likelihood)
+    if row.target is Target.COUNTS:
         target = torch.empty(batch, width).geometric_(0.5, generator=generator)
         target.mul_(uniform(batch, width) < 0.1)
-    else:
-        target = uniform(batch, width) if "bernoulli" in likelihood else normal(batch, width)
-    if likelihood.endswith("negative_binomial"):
-        params = [uniform(batch, width).mul_(0.5).add_(0.01), normal(width).exp_()]
-    else:
-        params = [normal(batch, width)]
-    if likelihood in ("gaussian", "laplace", "student_t", "zero_inflated_negative_binomial"):
-        params.append(normal(batch, width).mul_(0.3))
-    if likelihood == "student_t":
-        params.append(normal(width).exp_().add_(2))
-    if likelihood == "categorical":
-        params = [normal(batch, width, CLASSES)]
+    elif row.target is Target.UNIT:
+        target = uniform(batch, width)
+    elif row.target is Target.CLASSES:
         target = torch.randint(0, CLASSES, (batch, width), generator=generator)
+    else:
+        target = normal(batch, width)
+    if row.classes:
+        params = [normal(batch, width, CLASSES)]
+    else:
+        params = [parameter(at, given) for at, given in enumerate(row.parameters)]
     latent = [normal(batch, latents), normal(batch, latents).mul_(0.3)]
     leaves = [tensor.requires_grad_() for tensor in (*params, *latent)]
     return Problem(likelihood, tuple(leaves[:-2]), target, leaves[-2], leaves[-1])

@@ -13,8 +13,8 @@ from cases import Place
 from torch import Tensor
 
 import fekernels as fe
+from fekernels._catalogue.free_energy import LIKELIHOODS
 from fekernels.reference import free_energy as reference
-from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
 
@@ -48,9 +48,9 @@ __all__ = [
     "terms",
 ]
 
-NAMES = [f"{name}{count}" for name, count in zip(LIKELIHOODS, N_PARAMS, strict=True)]
+NAMES = [f"{row.name}{len(row.parameters)}" for row in LIKELIHOODS]
 LIKELIHOOD = pytest.mark.parametrize("likelihood", range(len(NAMES)), ids=NAMES)
-ELEMENTWISE = [number for number in range(len(LIKELIHOODS)) if number != CATEGORICAL]
+ELEMENTWISE = [code for code, row in enumerate(LIKELIHOODS) if not row.classes]
 
 
 class Arguments(Call):
@@ -114,7 +114,7 @@ def terms(call, likelihood, **keywords):
     kept = {"mask": call.mask, "weight": call.weight, "latent_mask": call.latent_mask}
     keywords = {"beta": 0.7, **kept, **keywords}
     return fe.free_energy(
-        tuple(call.params), call.target, *call.latent, likelihood=LIKELIHOODS[likelihood], **keywords
+        tuple(call.params), call.target, *call.latent, likelihood=LIKELIHOODS[likelihood].name, **keywords
     )
 
 

@@ -9,9 +9,8 @@ from cases import FreeEnergyKernel, Place
 from torch import Tensor
 
 import fekernels as fe
-from fekernels.reference import free_energy as reference
+from fekernels._catalogue.free_energy import CATEGORICAL
 
-CATEGORICAL = reference.CATEGORICAL
 INT64 = torch.iinfo(torch.int64)
 # What PyTorch ignores, what lies just outside, and what 32 bits or a product with the number of classes would wrap.
 NO_CLASSES = (

@@ -14,9 +14,6 @@ from cuda_on_cpu.free_energy import CATEGORICAL, FreeEnergyKernels
 from cuda_on_cpu.rows import BF16, F16, F32
 from cuda_on_cpu.terms import (
     LIKELIHOODS,
-    MEAN,
-    NONE,
-    SUM,
     assert_bits_of_the_cpu,
     assert_same,
     make_latent,
@@ -25,6 +22,8 @@ from cuda_on_cpu.terms import (
     strided,
 )
 from torch import Tensor
+
+from fekernels._catalogue.free_energy import MEAN, NONE, SUM
 
 SHAPES = [(1, 1), (3, 17), (5, 128), (2, 4097), (3, 8192), (130, 20), (0, 7), (4, 0)]
 

@@ -6,7 +6,7 @@ from cases import UNIT
 from free_energy_cases import CATEGORICAL, LIKELIHOOD, NAMES, close, gradients, inputs, same, terms
 
 import fekernels as fe
-from fekernels.reference.free_energy import LIKELIHOODS
+from fekernels._catalogue.free_energy import LIKELIHOODS
 
 
 @LIKELIHOOD
@@ -135,7 +135,11 @@ def test_gradcheck(likelihood):
     def function(*operands):
         return tuple(
             fe.free_energy(
-                operands[:count], call.target, *operands[count:], likelihood=LIKELIHOODS[likelihood], beta=0.3
+                operands[:count],
+                call.target,
+                *operands[count:],
+                likelihood=LIKELIHOODS[likelihood].name,
+                beta=0.3,
             )
         )
 

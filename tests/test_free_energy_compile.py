@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fekernels as fe
-from fekernels.reference.free_energy import LIKELIHOODS
+from fekernels._catalogue.free_energy import LIKELIHOODS
 
 
 def test_modes_see_operators_and_no_kernel_reads_fake_memory(backend):
@@ -53,7 +53,7 @@ def test_vmap(likelihood, reduction, backend):
             operands[:count],
             target,
             *operands[count:],
-            likelihood=LIKELIHOODS[likelihood],
+            likelihood=LIKELIHOODS[likelihood].name,
             reduction=reduction,
         ).free_energy
 
@@ -86,7 +86,7 @@ def test_function_transforms(backend):
 @LIKELIHOOD
 def test_opcheck(likelihood, reduction, backend):
     call = inputs(likelihood, backend, masked=True, padded=True, dropped=True)
-    name = LIKELIHOODS[likelihood]
+    name = LIKELIHOODS[likelihood].name
     needs = (1 << len(call.operands)) - 1
     torch.library.opcheck(
         torch.ops.fekernels.free_energy.default,

@@ -13,7 +13,7 @@ from free_energy_extremes import EXTREMES, NAN, Row
 from torch import Tensor
 
 import fekernels as fe
-from fekernels.reference.free_energy import CATEGORICAL
+from fekernels._catalogue.free_energy import CATEGORICAL
 
 TOLERANCE = 2e-6  # test_free_energy_numerics.py has 1e-6 on ordinary values
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny

@@ -6,9 +6,9 @@ from cases import ISAS, Place, instruction_set
 from free_energy_cases import ELEMENTWISE, NAMES, arguments, close
 
 import fekernels as fe
+from fekernels._catalogue.free_energy import LIKELIHOODS
 from fekernels.ops._layouts import memory_order
 from fekernels.ops._operands import gather
-from fekernels.reference.free_energy import LIKELIHOODS
 
 CPP = Place("cpp", "cpu")
 SHAPE = (5, 3, 4, 6)  # [B, C, H, W]
@@ -39,7 +39,7 @@ def evaluate(likelihood, params, target, latent, **keywords):
     leaves = [tensor.detach().requires_grad_() for tensor in (*params, *latent)]
     n = len(params)
     terms = fe.free_energy(
-        tuple(leaves[:n]), target, *leaves[n:], likelihood=LIKELIHOODS[likelihood], beta=0.5, **keywords
+        tuple(leaves[:n]), target, *leaves[n:], likelihood=LIKELIHOODS[likelihood].name, beta=0.5, **keywords
     )
     return list(terms), torch.autograd.grad(terms.free_energy.sum(), leaves), leaves
 
@@ -76,7 +76,7 @@ def test_nothing_is_copied(order):
         [laid_out(t, order) for t in latent],
     )
     operands = gather(
-        "free_energy", params, target, *latent, None, None, mask, weight, LIKELIHOODS[2], [1, 2]
+        "free_energy", params, target, *latent, None, None, mask, weight, LIKELIHOODS[2].name, [1, 2]
     )  # fmt: skip
     given, taken = [*params, target, mask, *latent], [
         *operands.params, operands.target, operands.mask, *operands.latent,

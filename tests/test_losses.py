@@ -9,9 +9,9 @@ from cases import UNIT
 from torch import nn
 
 import fekernels as fe
-from fekernels.ops._validate import NOT_NEGATIVE, validate_target
-from fekernels.reference._likelihoods import SAFE
-from fekernels.reference.free_energy import LIKELIHOODS, code, energy_elements
+from fekernels._catalogue.free_energy import CODES, longest
+from fekernels.ops._validate import validate_target
+from fekernels.reference.free_energy import energy_elements
 
 N = 200_000
 
@@ -92,7 +92,7 @@ def test_the_mean_is_where_the_energy_is_flat(name):
     """E[gradient] = 0 for any density; an exponential family's is linear in x, so it is 0 at the mean."""
     params = tuple(p.requires_grad_() for p in tensors(name))
     target = fe.likelihoods.mean(name, params).detach()[None]
-    energy = energy_elements([p[None] for p in params], target, code(name, len(params)))
+    energy = energy_elements([p[None] for p in params], target, CODES[name][len(params)])
     (gradient,) = torch.autograd.grad(energy.sum(), params[0])
     assert gradient.abs().max() < 1e-12
 
@@ -124,18 +124,12 @@ def test_low_precision_and_odd_means():
         fe.likelihoods.mean("bernoulli", torch.zeros(2, dtype=torch.int64))
 
 
-def test_names_are_the_ones_of_free_energy():
-    assert tuple(dict.fromkeys(LIKELIHOODS)) == fe.likelihoods.NAMES
-    most = {name: len(safe) for name, safe in zip(LIKELIHOODS, SAFE, strict=True)}
-    assert most == {name: len(params) for name, params in fe.likelihoods.PARAMETERS.items()}
-
-
 @pytest.mark.parametrize("name", PARAMS)
 def test_names_reach_their_formulas(name):
     params = [p[None] for p in tensors(name)]
     x = fe.likelihoods.sample(name, params, seed=0)
     for given in (params, [p.float() for p in params]):
-        expected = energy_elements(given, x.to(given[0].dtype), code(name, len(params))).sum(1)
+        expected = energy_elements(given, x.to(given[0].dtype), CODES[name][len(params)]).sum(1)
         got = fe.energy(tuple(given), x.to(given[0].dtype), name)
         # Sums of a few elements, each right to 1e-6 in float32 (test_free_energy_numerics.py).
         error = 2e-6 if got.dtype == torch.float32 else 1e-13
@@ -198,11 +192,10 @@ def test_validation_of_parameters(likelihood, at, name):
 
 
 def test_unbounded_parameters_are_not_validated():
-    known = {name for domain in NOT_NEGATIVE.values() for name in domain.values()}
-    assert known == {"mean", "inverse_dispersion", "degrees_of_freedom"}
-    for likelihood, names in fe.likelihoods.PARAMETERS.items():
-        found = {at: name for at, name in enumerate(names) if name in known}
-        assert NOT_NEGATIVE.get(likelihood, {}) == found
+    known = {"mean", "inverse_dispersion", "degrees_of_freedom"}
+    for likelihood in fe.likelihoods.NAMES:
+        for parameter in longest(likelihood).parameters:
+            assert parameter.not_negative == (parameter.name in known)
 
 
 # The Module.

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, REDUCTIONS, Target
+from fekernels._catalogue.free_energy import CODES as CODES_BY_NAME
 from fekernels.reference import _special as special
 from fekernels.reference import free_energy as reference
 from fekernels.reference._functions import exp
-from fekernels.reference._likelihoods import SAFE
 from fekernels.reference.free_energy import (
-    LIKELIHOODS,
-    code,
     energy_elements,
     free_energy,
     kl_elements,
@@ -21,9 +20,8 @@ from fekernels.reference.free_energy import (
 )
 
 CODES = range(len(LIKELIHOODS))
-IDS = [f"{name}{len(safe)}" for name, safe in zip(LIKELIHOODS, SAFE, strict=True)]
-CATEGORICAL = LIKELIHOODS.index("categorical")
-COUNTS = code("poisson", 1), code("negative_binomial", 2), code("zero_inflated_negative_binomial", 3)
+IDS = [f"{row.name}{len(row.parameters)}" for row in LIKELIHOODS]
+COUNTS = [code for code, row in enumerate(LIKELIHOODS) if row.target is Target.COUNTS]
 B, D, Z = 5, 4, 3
 
 
@@ -35,8 +33,8 @@ def draw(likelihood, dtype=torch.float64):
     """Parameters, of which the last broadcasts over the batch, and a target."""
     if likelihood == CATEGORICAL:
         return [torch.randn(B, D, 3, dtype=dtype)], torch.randint(0, 3, (B, D))
-    params = [torch.randn(B, D, dtype=dtype) for _ in SAFE[likelihood]]
-    if LIKELIHOODS[likelihood] == "student_t":
+    params = [torch.randn(B, D, dtype=dtype) for _ in LIKELIHOODS[likelihood].parameters]
+    if LIKELIHOODS[likelihood].name == "student_t":
         params[2] = 1 + 9 * torch.rand(1, D, dtype=dtype)
     if likelihood in COUNTS[1:]:
         params[0] = params[0].exp()
@@ -47,12 +45,6 @@ def draw(likelihood, dtype=torch.float64):
 
 def latents(dtype=torch.float64):
     return [torch.randn(shape, dtype=dtype) for shape in ((B, Z), (B, Z), (1, Z), (B, 1))]
-
-
-def test_codes():
-    assert [code(name, len(safe)) for name, safe in zip(LIKELIHOODS, SAFE, strict=True)] == list(CODES)
-    with pytest.raises(KeyError):
-        code("laplace", 1)
 
 
 # The constants are kept: densities integrate, and masses sum, to one.
@@ -77,7 +69,7 @@ def test_densities_integrate_to_one(name):
 @pytest.mark.parametrize("logit", [0.0, 1e-5, 0.9, -1.9, 2.1, 30.0])
 def test_continuous_bernoulli_integrates_to_one(logit):
     node, weight = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(60))
-    e = energy_elements(double(logit), (node + 1) / 2, code("continuous_bernoulli", 1))
+    e = energy_elements(double(logit), (node + 1) / 2, CODES_BY_NAME["continuous_bernoulli"][1])
     assert abs((torch.exp(-e) * weight).sum().item() / 2 - 1) < 1e-12
 
 
@@ -96,7 +88,7 @@ def test_continuous_bernoulli_integrates_to_one(logit):
 )
 def test_masses_sum_to_one(name, params):
     x = torch.arange(2 if name == "bernoulli" else 400, dtype=torch.float64)
-    total = torch.exp(-energy_elements(double(*params), x, code(name, len(params)))).sum()
+    total = torch.exp(-energy_elements(double(*params), x, CODES_BY_NAME[name][len(params)])).sum()
     assert abs(total.item() - 1) < 1e-12
 
 
@@ -110,7 +102,8 @@ def test_mse_is_a_gaussian_of_variance_one_half():
     r, x = torch.randn(2, 10, dtype=torch.float64)
     s = torch.full_like(r, -math.log(2))
     torch.testing.assert_close(
-        energy_elements([r], x, 0) + math.log(math.pi) / 2, energy_elements([r, s], x, code("gaussian", 2))
+        energy_elements([r], x, 0) + math.log(math.pi) / 2,
+        energy_elements([r, s], x, CODES_BY_NAME["gaussian"][2]),
     )
 
 
@@ -118,7 +111,7 @@ def test_kl_integrates():
     node, weight = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(20))
     m, v, p, w = double(0.4, -0.6, -0.3, 0.5)
     z = m + torch.exp(v / 2) * node
-    gaussian = code("gaussian", 2)
+    gaussian = CODES_BY_NAME["gaussian"][2]
     log_ratio = energy_elements([p, w], z, gaussian) - energy_elements([m, v], z, gaussian)
     expected = (log_ratio * weight).sum() / math.sqrt(2 * math.pi)
     torch.testing.assert_close(kl_elements([m, v, p, w]).squeeze(), expected)
@@ -132,9 +125,9 @@ X = torch.tensor([0.0, 1.0, 9.0, 310.0], dtype=torch.float64)
 
 
 def test_negative_binomial_tends_to_poisson():
-    poisson = energy_elements([MU.log()], X, code("poisson", 1))
+    poisson = energy_elements([MU.log()], X, CODES_BY_NAME["poisson"][1])
     difference = [
-        energy_elements([MU, torch.full_like(MU, th)], X, code("negative_binomial", 2)) - poisson
+        energy_elements([MU, torch.full_like(MU, th)], X, CODES_BY_NAME["negative_binomial"][2]) - poisson
         for th in (1e6, 1e14)
     ]
     # The next order in 1/th is X/th of this one; the terms, of up to 2000, are rounded at 1e-13.
@@ -145,16 +138,16 @@ def test_negative_binomial_tends_to_poisson():
 def test_student_tends_to_gaussian():
     r, s = torch.randn(2, 50, dtype=torch.float64)
     x = torch.randn(50, dtype=torch.float64)
-    gaussian = energy_elements([r, s], x, code("gaussian", 2))
+    gaussian = energy_elements([r, s], x, CODES_BY_NAME["gaussian"][2])
     for nu in (1e6, 1e9, 1e13):
-        student = energy_elements([r, s, torch.full_like(r, nu)], x, code("student_t", 3))
+        student = energy_elements([r, s, torch.full_like(r, nu)], x, CODES_BY_NAME["student_t"][3])
         assert ((student - gaussian).abs() / (1 + gaussian.abs()) ** 2).max() < 2 / nu + 1e-15
 
 
 def test_gate_of_zero_inflation():
     th = torch.full_like(MU, 0.8)
-    negative_binomial = energy_elements([MU, th], X, code("negative_binomial", 2))
-    inflated = code("zero_inflated_negative_binomial", 3)
+    negative_binomial = energy_elements([MU, th], X, CODES_BY_NAME["negative_binomial"][2])
+    inflated = CODES_BY_NAME["zero_inflated_negative_binomial"][3]
     never = energy_elements([MU, th, torch.full_like(MU, -700.0)], X, inflated)
     torch.testing.assert_close(never, negative_binomial, rtol=0, atol=1e-12)
     always = energy_elements([MU, th, torch.full_like(MU, 700.0)], X, inflated)
@@ -174,12 +167,14 @@ def test_negative_binomial_to_fifty_digits(x, th):
             m, t = mpmath.mpf(mu), mpmath.mpf(th)
             exact = t * mpmath.log1p(m / t) + x * mpmath.log1p(t / m) + mpmath.loggamma(x + 1)
             exact -= mpmath.loggamma(x + t) - mpmath.loggamma(t)
-            got = energy_elements(double(mu, th), *double(float(x)), code("negative_binomial", 2)).item()
+            got = energy_elements(
+                double(mu, th), *double(float(x)), CODES_BY_NAME["negative_binomial"][2]
+            ).item()
             assert abs(got - exact) < 1e-11 * exact
             grown = mpmath.log1p(m / t) - mpmath.digamma(x + t) + mpmath.digamma(t) + (x - m) / (t + m)
             scale = mpmath.log1p(m / t) + x / t + mpmath.mpf(10) ** -20
             slope = reference.energy_gradients(
-                double(mu, th), *double(float(x)), code("negative_binomial", 2)
+                double(mu, th), *double(float(x)), CODES_BY_NAME["negative_binomial"][2]
             )
             assert abs(slope[0].item() - t * (m - x) / (m * (t + m))) < 1e-14 * (1 + x / mu)
             assert abs(slope[1].item() - grown) < 1e-13 * scale
@@ -232,7 +227,7 @@ def test_gradcheck(likelihood):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("reduction", [0, 1, 2], ids=reference.REDUCTIONS)
+@pytest.mark.parametrize("reduction", [0, 1, 2], ids=REDUCTIONS)
 @pytest.mark.parametrize("likelihood", CODES, ids=IDS)
 def test_written_gradients_are_those_of_autograd(likelihood, reduction, masked, monkeypatch):
     monkeypatch.setattr(reference, "CHUNK", 2 * D)  # two rows at a time, categorical one
@@ -290,7 +285,7 @@ def test_what_is_masked_adds_nothing(likelihood):
 
 
 def test_needs_and_dtypes():
-    params, x = draw(code("gaussian", 2), torch.float32)
+    params, x = draw(CODES_BY_NAME["gaussian"][2], torch.float32)
     latent = [operand.bfloat16() for operand in latents(torch.float32)]
     operands = [*params, *latent]
     all_of_it = free_energy(params, x, None, latent, None, [], 2, 1, 1.0, 0b111111, False)
@@ -305,7 +300,7 @@ def test_needs_and_dtypes():
 
 def test_inplace(monkeypatch):
     monkeypatch.setattr(reference, "CHUNK", 2 * D)
-    params, x = draw(code("bernoulli", 1), torch.float32)
+    params, x = draw(CODES_BY_NAME["bernoulli"][1], torch.float32)
     expected = free_energy(params, x, None, [], None, [], 3, 1, 1.0, 1, False)[3]
     got = free_energy(params, x, None, [], None, [], 3, 1, 1.0, 1, True)[3]
     assert got is params[0] and torch.equal(got, expected)

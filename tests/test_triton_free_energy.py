@@ -13,6 +13,7 @@ from cases import Place, bits_equal
 from torch import Tensor
 
 from fekernels import _extension
+from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, MEAN, NONE, SUM, Target
 from fekernels.reference import free_energy as reference
 from fekernels.reference import random as noise
 
@@ -21,12 +22,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton_free_energy_aot as aot  # noqa: E402
 from triton_worker import interpreter  # noqa: E402
 
-COUNTS = (1, 1, 2, 1, 1, 1, 2, 3, 1, 2, 3)  # of parameters, by likelihood
-CATEGORICAL = 5
 CODES = [
-    pytest.param(code, id=f"{code}-{name}") for code, name in enumerate(reference.LIKELIHOODS) if code != 5
+    pytest.param(code, id=f"{code}-{row.name}") for code, row in enumerate(LIKELIHOODS) if not row.classes
 ]
-NONE, MEAN, SUM = range(3)
 SHAPES = ((1, 1), (3, 17), (2, 600), (130, 20))  # and one of several segments, for three terms
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITIES = (80, 90, 100)
@@ -49,8 +47,7 @@ def same_bits(run):
 
 def parameter(code: int, i: int, shape: tuple[int, int]) -> Tensor:
     value = torch.randn(shape)
-    positive = code in (9, 10) and i < 2 or code == 7 and i == 2
-    return value.exp() if positive else value
+    return value.exp() if LIKELIHOODS[code].parameters[i].not_negative else value
 
 
 def case(
@@ -66,8 +63,13 @@ def case(
         return (rows if kind in "fr" else 1, width if kind in "fc" else 1)
 
     turn = itertools.cycle(dtypes)
-    params = [parameter(code, i, shape(kinds[i], columns)).to(next(turn)) for i in range(COUNTS[code])]
-    target = torch.poisson(torch.ones(rows, columns)) if code >= 8 else torch.rand(rows, columns)
+    count = len(LIKELIHOODS[code].parameters)
+    params = [parameter(code, i, shape(kinds[i], columns)).to(next(turn)) for i in range(count)]
+    target = (
+        torch.poisson(torch.ones(rows, columns))
+        if LIKELIHOODS[code].target is Target.COUNTS
+        else torch.rand(rows, columns)
+    )
     target = target.to(next(turn))
     latent = [torch.randn(rows, 5).to(next(turn)) for _ in range(2)]
     latent += [torch.randn(shape(kind, 5)).to(next(turn)) for kind in prior]

@@ -5,17 +5,17 @@ from typing import Any
 
 from triton_aot import Code, machine_code
 
+from fekernels._catalogue.free_energy import LIKELIHOODS
 from fekernels.triton import _categorical as categorical
 from fekernels.triton import _free_energy_kernels as kernels
 from fekernels.triton import _operand_codes as codes
 from fekernels.triton import free_energy, reparameterize
 
 TYPES = {"sums": "*fp64", "mask": "*u8", "target": "*fp32"}
-PARAMS = {
-    "mse": 1, "gaussian": 1, "gaussian_learned": 2, "bernoulli": 1, "continuous_bernoulli": 1, "laplace": 2,
-    "student_t": 3, "poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 3, "normal_kl": 2,
+PARAMS = {row.term: len(row.parameters) for row in LIKELIHOODS if not row.classes} | {
+    "normal_kl": 2,
     "normal_prior_kl": 4,
-}  # fmt: skip
+}
 
 
 def build(

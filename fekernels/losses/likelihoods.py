@@ -9,31 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import CODES, NAMES, longest
 from fekernels._checks import integer, same_device
 from fekernels.losses._checks import floating_tensor
-from fekernels.ops._validate import NOT_NEGATIVE
-from fekernels.reference._special import langevin
+from fekernels.ops._means import continuous_bernoulli_mean
 
 __all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample"]
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
-    "mse": ("location",),
-    "gaussian": ("location", "log_variance"),
-    "bernoulli": ("logit",),
-    "continuous_bernoulli": ("logit",),
-    "categorical": ("logits",),
-    "laplace": ("location", "log_scale"),
-    "student_t": ("location", "log_squared_scale", "degrees_of_freedom"),
-    "poisson": ("log_rate",),
-    "negative_binomial": ("mean", "inverse_dispersion"),
-    "zero_inflated_negative_binomial": ("mean", "inverse_dispersion", "gate_logit"),
+    name: tuple(parameter.name for parameter in longest(name).parameters) for name in NAMES
 }
-NAMES = tuple(PARAMETERS)
-OPTIONAL = {"gaussian": ("log_variance",)}  # left out, the variance is 1
+# Those that may be left out: "gaussian" has a variance of 1 then.
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    name: PARAMETERS[name][min(CODES[name]) :] for name in NAMES if len(CODES[name]) > 1
+}
 
 
 def _parameters(function: str, name: str, params: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -77,30 +71,18 @@ def mean(name: str, params: Tensor | Sequence[Tensor]) -> Tensor:
         dispersion or degrees of freedom are negative or NaN: there is no such distribution.
     """
     values = _parameters("likelihoods.mean", name, params)
-    return _in_domain(name, values, _mean(name, values))
+    return _in_domain(name, values, FORMS[name].mean(*values))
 
 
 def _in_domain(name: str, values: Sequence[Tensor], result: Tensor) -> Tensor:
     """``result``, NaN where a parameter is outside of its domain."""
-    for at in NOT_NEGATIVE.get(name, ()):
-        result = torch.where(values[at] >= 0, result, math.nan)
+    for parameter, value in zip(longest(name).parameters, values, strict=False):
+        if parameter.not_negative:
+            result = torch.where(value >= 0, result, math.nan)
     return result
 
 
-def _mean(name: str, values: Sequence[Tensor]) -> Tensor:
-    first = values[0]
-    if name == "bernoulli":
-        return torch.sigmoid(first)
-    if name == "continuous_bernoulli":
-        return 0.5 + langevin(first / 2) / 2
-    if name == "categorical":
-        return torch.softmax(first, -1)
-    if name == "student_t":
-        return torch.where(values[2] > 1, first, math.nan)
-    if name == "poisson":
-        return torch.exp(first)
-    if name == "zero_inflated_negative_binomial":
-        return first * torch.sigmoid(-values[2])
+def _first(first: Tensor, *_: Tensor) -> Tensor:
     return first
 
 
@@ -165,17 +147,27 @@ def _sample_zero_inflated(generator: torch.Generator | None, mu: Tensor, th: Ten
     return torch.where(dropped, 0.0, _sample_negative_binomial(generator, mu, th))
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "mse": lambda generator, r: r + math.sqrt(0.5) * _normal(r, generator),
-    "gaussian": _sample_gaussian,
-    "bernoulli": lambda generator, logit: (_uniform(logit, generator) < torch.sigmoid(logit)).to(logit.dtype),
-    "continuous_bernoulli": _sample_continuous_bernoulli,
-    "categorical": _sample_categorical,
-    "laplace": _sample_laplace,
-    "student_t": _sample_student_t,
-    "poisson": lambda generator, a: _poisson(torch.exp(a), generator),
-    "negative_binomial": _sample_negative_binomial,
-    "zero_inflated_negative_binomial": _sample_zero_inflated,
+class Form(NamedTuple):
+    """The expectation of x by its parameters, and a draw by a generator and them."""
+
+    mean: Callable[..., Tensor]
+    sample: Callable[..., Tensor]
+
+
+FORMS = {
+    "mse": Form(_first, lambda generator, r: r + math.sqrt(0.5) * _normal(r, generator)),
+    "gaussian": Form(_first, _sample_gaussian),
+    "bernoulli": Form(
+        torch.sigmoid,
+        lambda generator, logit: (_uniform(logit, generator) < torch.sigmoid(logit)).to(logit.dtype),
+    ),
+    "continuous_bernoulli": Form(continuous_bernoulli_mean, _sample_continuous_bernoulli),
+    "categorical": Form(lambda logits: torch.softmax(logits, -1), _sample_categorical),
+    "laplace": Form(_first, _sample_laplace),
+    "student_t": Form(lambda r, _, nu: torch.where(nu > 1, r, math.nan), _sample_student_t),
+    "poisson": Form(torch.exp, lambda generator, a: _poisson(torch.exp(a), generator)),
+    "negative_binomial": Form(_first, _sample_negative_binomial),
+    "zero_inflated_negative_binomial": Form(lambda mu, _, pi: mu * torch.sigmoid(-pi), _sample_zero_inflated),
 }
 
 
@@ -227,4 +219,4 @@ def sample(
         )
     shape = (*sizes, *values[0].shape)
     values = tuple(value.expand(shape) for value in values)
-    return _in_domain(name, values, SAMPLERS[name](generator, *values))
+    return _in_domain(name, values, FORMS[name].sample(generator, *values))

@@ -16,14 +16,13 @@ from torch.autograd import forward_ad
 
 import fekernels.ops._free_energy_ops  # noqa: F401 (defines the operators)
 from fekernels import _backends
+from fekernels._catalogue.free_energy import LIKELIHOODS, MEAN, NONE, REDUCTIONS
 from fekernels.ops._layouts import arranged, memory_order, restored
 from fekernels.ops._memory import has_plain_memory
 from fekernels.ops._operands import Operands, whole
-from fekernels.reference.free_energy import LIKELIHOODS, REDUCTIONS
 
-__all__ = ["MEAN", "NONE", "SUM", "FreeEnergyTerms", "belongs_to_leaf", "compute", "compute_plain"]
+__all__ = ["FreeEnergyTerms", "belongs_to_leaf", "compute", "compute_plain"]
 
-NONE, MEAN, SUM = range(3)
 DATA = 4  # of a call, beside its differentiable operands: target, mask, weight, latent_mask
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that has operators of its own
 
@@ -228,7 +227,7 @@ def _differentiable(
 
 def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, needs: int) -> FreeEnergyTerms:
     energy, kl, _ = torch.ops.fekernels.free_energy(
-        operands.params, operands.target, operands.mask, operands.latent, operands.weight, LIKELIHOODS[likelihood],
+        operands.params, operands.target, operands.mask, operands.latent, operands.weight, LIKELIHOODS[likelihood].name,
         REDUCTIONS[reduction], needs, operands.latent_mask,
     )  # fmt: skip
     return FreeEnergyTerms(energy + beta * kl, energy, kl)

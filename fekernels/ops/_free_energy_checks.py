@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import CATEGORICAL, CODES, NAMES, REDUCTIONS
 from fekernels._checks import dense, floating, same_device
-from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS, REDUCTIONS
 
 __all__ = ["check_gradients", "check_operands", "is_wide"]
 
@@ -40,20 +40,18 @@ def check_operands(
     Raises:
         TypeError: a wrong dtype or layout. ValueError: a wrong name, count, shape or device.
     """
-    for name, value, names in (("likelihood", likelihood, LIKELIHOODS), ("reduction", reduction, REDUCTIONS)):
+    for name, value, names in (("likelihood", likelihood, NAMES), ("reduction", reduction, REDUCTIONS)):
         if value not in names:
-            raise ValueError(
-                f"{function}: {name} must be one of {', '.join(dict.fromkeys(names))}; got {value!r}"
-            )
+            raise ValueError(f"{function}: {name} must be one of {', '.join(names)}; got {value!r}")
     if len(latent) not in (0, 2, 4) or not (params or latent):
         raise ValueError(
             f"{function}: latent must hold 2 tensors, 4 with a prior, or none beside params; got {len(latent)}"
         )
     if (target is None) != (not params):
         raise ValueError(f"{function}: params and target must be given together")
-    counts = [count for name, count in zip(LIKELIHOODS, N_PARAMS, strict=True) if name == likelihood]
-    if params and len(params) not in counts:
-        expected = " or ".join(map(str, counts))
+    codes = CODES[likelihood]
+    if params and len(params) not in codes:
+        expected = " or ".join(map(str, codes))
         raise ValueError(
             f"{function}: params must hold {expected} tensor(s) for {likelihood!r}; got {len(params)}"
         )
@@ -67,7 +65,7 @@ def check_operands(
     named |= dict(zip(LATENT, latent, strict=False))
     for name, tensor in named.items():
         same_device(function, name, floating(function, name, tensor), device)
-    rows = _check_energy(function, params, target, mask, likelihood == "categorical", device)
+    rows = _check_energy(function, params, target, mask, CATEGORICAL in codes.values(), device)
     if latent:
         _check_kl(function, latent, latent_mask, rows, device)
         rows = latent[0].shape[0] if rows is None else rows

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
+from fekernels._catalogue.free_energy import CATEGORICAL, CODES, REDUCTIONS
 from fekernels.ops._free_energy_checks import check_gradients, check_operands, is_wide
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._memory import in_plain_memory
-from fekernels.reference.free_energy import REDUCTIONS, code
 
 # A kernel's, as _free_energy_checks.py asks for them; latent_mask comes last, where it may be left out.
 OPERANDS = "Tensor[] params, Tensor? target, Tensor? mask, Tensor[] latent, Tensor? weight"
@@ -37,10 +37,10 @@ def _run(
     operands = [*params, *latent]
     wide = is_wide(operands)
     backend = "reference" if wide else _backends.choose(operands[0].device.type)
-    number = code(likelihood, len(params)) if params else 0
+    number = CODES[likelihood][len(params)] if params else 0
     operands = [_in_rows(tensor) for tensor in operands]
     if target is not None:
-        target = in_plain_memory(target).contiguous() if likelihood == "categorical" else _in_rows(target)
+        target = in_plain_memory(target).contiguous() if number == CATEGORICAL else _in_rows(target)
     mask, latent_mask = (
         None if each is None else in_plain_memory(each).contiguous() for each in (mask, latent_mask)
     )

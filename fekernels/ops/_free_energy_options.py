@@ -8,16 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import CODES, NONE, REDUCTIONS
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, integer, number, one_of
-from fekernels.ops._free_energy_autograd import NONE, is_dispatched
-from fekernels.reference.free_energy import LIKELIHOODS, N_PARAMS, REDUCTIONS
+from fekernels.ops._free_energy_autograd import is_dispatched
 
 __all__ = ["Options", "check_batch_dims", "check_options", "check_reduction"]
-
-# name -> {number of parameters: code}
-CODES: dict[str, dict[int, int]] = {}
-for _code, (_name, _count) in enumerate(zip(LIKELIHOODS, N_PARAMS, strict=True)):
-    CODES.setdefault(_name, {})[_count] = _code
 
 
 class Options(NamedTuple):

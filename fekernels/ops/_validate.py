@@ -7,16 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["NOT_NEGATIVE", "validate_parameters", "validate_target"]
+from fekernels._catalogue.free_energy import Target, longest
 
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
-UNIT_INTERVAL = ("bernoulli", "continuous_bernoulli")
-# likelihood -> {position: name} of the parameters that are not unbounded
-NOT_NEGATIVE = {
-    "student_t": {2: "degrees_of_freedom"},
-    "negative_binomial": {0: "mean", 1: "inverse_dispersion"},
-    "zero_inflated_negative_binomial": {0: "mean", 1: "inverse_dispersion"},
-}
+__all__ = ["validate_parameters", "validate_target"]
 
 
 def validate_target(
@@ -26,20 +19,19 @@ def validate_target(
 
     Args:
         function: Name of the public function, which begins the message.
-        likelihood: Name of the likelihood; those on the whole line have nothing to check.
+        likelihood: Name of the likelihood; those of all real numbers have nothing to check.
         target: What was observed, and nothing that was not.
         params: Parameters of the likelihood; the last dimension of ``categorical``'s is the number of classes.
     """
-    if likelihood in COUNTS:
-        good, expected = (
-            (target >= 0) & (target == torch.floor(target)) & ~target.isinf(),
-            "whole counts >= 0",
-        )
-    elif likelihood in UNIT_INTERVAL:
-        good, expected = (target >= 0) & (target <= 1), "values in [0, 1]"
-    elif likelihood == "categorical":
+    support = longest(likelihood).target
+    expected = support.value
+    if support is Target.COUNTS:
+        good = (target >= 0) & (target == torch.floor(target)) & ~target.isinf()
+    elif support is Target.UNIT:
+        good = (target >= 0) & (target <= 1)
+    elif support is Target.CLASSES:
         classes = (params if isinstance(params, Tensor) else params[0]).shape[-1]
-        good, expected = (target >= 0) & (target < classes), f"classes in [0, {classes})"
+        good, expected = (target >= 0) & (target < classes), f"{expected} in [0, {classes})"
     else:
         return
     if not bool(good.all()):
@@ -61,12 +53,14 @@ def validate_parameters(
         params: Its parameters; they broadcast against each other.
         mask: Bool, of the shape that they broadcast to: True where one counts. None where all do.
     """
-    for at, name in NOT_NEGATIVE.get(likelihood, {}).items():
-        bad = ~(params[at] >= 0)
+    for at, (parameter, values) in enumerate(zip(longest(likelihood).parameters, params, strict=False)):
+        if not parameter.not_negative:
+            continue
+        bad = ~(values >= 0)
         if mask is not None:
             bad = bad & mask
         if bool(bad.any()):
-            value = params[at].detach().expand(bad.shape)[bad][0].item()
+            value = values.detach().expand(bad.shape)[bad][0].item()
             raise ValueError(
-                f"{function}: params[{at}] ({name}) must be >= 0 for likelihood {likelihood!r}; got {value}"
+                f"{function}: params[{at}] ({parameter.name}) must be >= 0 for likelihood {likelihood!r}; got {value}"
             )

@@ -13,25 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import CATEGORICAL, NONE, REDUCTIONS, SUM
 from fekernels._checks import floating, same_device
-from fekernels.ops._free_energy_autograd import (
-    NONE,
-    SUM,
-    FreeEnergyTerms,
-    belongs_to_leaf,
-    compute,
-    compute_plain,
-)
+from fekernels.ops._free_energy_autograd import FreeEnergyTerms, belongs_to_leaf, compute, compute_plain
 from fekernels.ops._free_energy_options import check_batch_dims, check_options, check_reduction
 from fekernels.ops._operands import Operands, gather
 from fekernels.ops._validate import validate_parameters, validate_target
-from fekernels.reference.free_energy import (
-    REDUCTIONS,
-    counted,
-    kl_elements,
-    present,
-    result_dtype,
-)
+from fekernels.reference.free_energy import counted, kl_elements, present, result_dtype
 
 __all__ = ["FreeEnergyTerms", "energy", "free_energy", "gaussian_kl"]
 
@@ -115,7 +103,7 @@ def free_energy(
     )
     codes, beta, free_bits, how, inplace_backward, validate, batch_dims, ignored = options
     factor = 1.0 if isinstance(beta, Tensor) else beta
-    special = how == NONE or free_bits or validate or batch_dims != 1 or likelihood == "categorical"
+    special = how == NONE or free_bits or validate or batch_dims != 1 or codes.get(1) == CATEGORICAL
     special = special or (isinstance(beta, Tensor) and not beta.is_cpu)
     if not special and prior_mean is prior_logvar is mask is latent_mask is weight is None and 1 in codes:
         prediction = params[0] if type(params) is tuple and len(params) == 1 else params

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import LIKELIHOODS
 from fekernels.reference._special import (
     LARGE,
     beside,
@@ -30,7 +31,7 @@ from fekernels.reference._special import (
     student_constant_slope,
 )
 
-__all__ = ["ENERGIES", "GRADIENTS", "SAFE"]
+__all__ = ["ENERGIES", "GRADIENTS"]
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -265,44 +266,8 @@ def zero_inflated_negative_binomial_gradient(
     )
 
 
-# In the order of the codes: ``gaussian`` first without, then with its log-variance.
-ENERGIES: tuple[Callable[..., Tensor], ...] = (
-    mse,
-    gaussian,
-    gaussian,
-    bernoulli,
-    continuous_bernoulli,
-    categorical,
-    laplace,
-    student_t,
-    poisson,
-    negative_binomial,
-    zero_inflated_negative_binomial,
-)
-GRADIENTS: tuple[Callable[..., tuple[Tensor, ...]], ...] = (
-    mse_gradient,
-    gaussian_gradient,
-    gaussian_gradient,
-    bernoulli_gradient,
-    continuous_bernoulli_gradient,
-    categorical_gradient,
-    laplace_gradient,
-    student_t_gradient,
-    poisson_gradient,
-    negative_binomial_gradient,
-    zero_inflated_negative_binomial_gradient,
-)
-# What stands in for the parameters of an element that was not observed: any value with a finite energy.
-SAFE: tuple[tuple[float, ...], ...] = (
-    (0.0,),
-    (0.0,),
-    (0.0, 0.0),
-    (0.0,),
-    (0.0,),
-    (0.0,),
-    (0.0, 0.0),
-    (0.0, 0.0, 1.0),
-    (0.0,),
-    (1.0, 1.0),
-    (1.0, 1.0, 0.0),
+# By their names, in the order of the codes.
+ENERGIES: tuple[Callable[..., Tensor], ...] = tuple(globals()[row.name] for row in LIKELIHOODS)
+GRADIENTS: tuple[Callable[..., tuple[Tensor, ...]], ...] = tuple(
+    globals()[f"{row.name}_gradient"] for row in LIKELIHOODS
 )

@@ -9,14 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fekernels.reference._likelihoods import ENERGIES, GRADIENTS, SAFE
+from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, MEAN, NONE
+from fekernels.reference._likelihoods import ENERGIES, GRADIENTS
 from fekernels.reference._special import expm1_excess, growth
 
 __all__ = [
-    "LIKELIHOODS",
-    "N_PARAMS",
-    "REDUCTIONS",
-    "code",
     "energy_elements",
     "free_energy",
     "kl_elements",
@@ -24,30 +21,7 @@ __all__ = [
     "values",
 ]
 
-# Position = code, in every backend.
-LIKELIHOODS = (
-    "mse",
-    "gaussian",
-    "gaussian",
-    "bernoulli",
-    "continuous_bernoulli",
-    "categorical",
-    "laplace",
-    "student_t",
-    "poisson",
-    "negative_binomial",
-    "zero_inflated_negative_binomial",
-)
-REDUCTIONS = ("none", "mean", "sum")
-N_PARAMS = tuple(len(safe) for safe in SAFE)
-CATEGORICAL = LIKELIHOODS.index("categorical")
 CHUNK = 1 << 20  # elements at a time: the float64 temporaries stay small whatever the batch
-
-
-def code(name: str, n_params: int) -> int:
-    """The code of a likelihood by its name and number of parameters; KeyError where there is none such."""
-    codes = {key: number for number, key in enumerate(zip(LIKELIHOODS, N_PARAMS, strict=True))}
-    return codes[name, n_params]
 
 
 def energy_elements(params: list[Tensor], target: Tensor, likelihood: int) -> Tensor:
@@ -98,7 +72,7 @@ def observed(
     if mask is None:
         return params, target
     where = mask.unsqueeze(-1) if likelihood == CATEGORICAL else mask
-    safe = SAFE[likelihood]
+    safe = LIKELIHOODS[likelihood].safe
     return [torch.where(where, p, value) for p, value in zip(params, safe, strict=True)], torch.where(
         mask, target, 0
     )
@@ -119,10 +93,9 @@ def masked_row_sums(elements: Tensor, mask: Tensor | None, weight: Tensor | None
 
 def reduced(rows: Tensor, reduction: int) -> Tensor:
     """[B] for "none"; for "mean" the sum over the batch divided by B (NaN for an empty batch), for "sum" the sum."""
-    name = REDUCTIONS[reduction]
-    if name == "none":
+    if reduction == NONE:
         return rows
-    return rows.sum() / rows.numel() if name == "mean" else rows.sum()
+    return rows.sum() / rows.numel() if reduction == MEAN else rows.sum()
 
 
 def result_dtype(operands: list[Tensor]) -> torch.dtype:
@@ -229,7 +202,7 @@ def free_energy(
 
         seen, there = counted(seen, w), counted(there, w)
         scale = torch.ones_like(energies[rows]) if w is None else w.double()
-        if REDUCTIONS[reduction] == "mean":
+        if reduction == MEAN:
             scale = scale / batch
         found: list[Tensor] = []
         if params:

@@ -16,18 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, MEAN, NONE
 from fekernels.triton import _categorical as categorical
 from fekernels.triton import _free_energy_kernels as kernels
 from fekernels.triton import _operand_codes as codes
 from fekernels.triton import _operands as operands
 from fekernels.triton._launch import EXACT, on_device_of
 
-NONE, MEAN = 0, 1  # reductions
-
-TERMS = (
-    "mse", "gaussian", "gaussian_learned", "bernoulli", "continuous_bernoulli", "categorical", "laplace", "student_t",
-    "poisson", "negative_binomial", "zero_inflated_negative_binomial",
-)  # fmt: skip
+TERMS = tuple(row.term for row in LIKELIHOODS)
 
 # Elements of a tile, four or eight a thread: as many as fit in registers with enough programs to hide the latency.
 TILE = dict.fromkeys((*TERMS, "normal_kl", "normal_prior_kl"), 512) | dict.fromkeys(
@@ -243,7 +239,7 @@ def free_energy(
     energy_upstream, kl_upstream = upstream or (None, None)
     with on_device_of(first):
         energy, kl = Sums(), Sums()
-        if target is not None and TERMS[likelihood] == "categorical":
+        if target is not None and likelihood == CATEGORICAL:
             energy = run_categorical(
                 params[0], target, mask, weight, energy_upstream, scale, needs, per_row, inplace
             )

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import CATEGORICAL
 from fekernels._table import DTYPE_CODES
 
 GUARD = 64  # elements on either side; a multiple of 16 bytes
-CATEGORICAL = 5
 
 
 class Operand(ctypes.Structure):

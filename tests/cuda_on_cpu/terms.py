@@ -9,21 +9,11 @@ from torch import Tensor
 
 from cuda_on_cpu.free_energy import FreeEnergyKernels
 from cuda_on_cpu.rows import F32
+from fekernels._catalogue.free_energy import LIKELIHOODS as CATALOGUE
+from fekernels._catalogue.free_energy import MEAN, Target
 
-NONE, MEAN, SUM = range(3)
-# name -> code, parameters
-LIKELIHOODS = {
-    "mse": (0, 1),
-    "gaussian": (1, 1),
-    "gaussian_learned": (2, 2),
-    "bernoulli": (3, 1),
-    "continuous_bernoulli": (4, 1),
-    "laplace": (6, 2),
-    "student_t": (7, 3),
-    "poisson": (8, 1),
-    "negative_binomial": (9, 2),
-    "zero_inflated_negative_binomial": (10, 3),
-}
+# term -> code, parameters
+LIKELIHOODS = {row.term: (code, len(row.parameters)) for code, row in enumerate(CATALOGUE) if not row.classes}
 ALL = ~0  # every gradient is wanted
 
 
@@ -53,21 +43,20 @@ def make_params(
     name: str, rows: int, columns: int, kinds: Sequence[str] = (), dtypes: Sequence[torch.dtype] = ()
 ) -> list[Tensor]:
     params = []
-    for i in range(LIKELIHOODS[name][1]):
+    for i, parameter in enumerate(CATALOGUE[LIKELIHOODS[name][0]].parameters):
         shape = shape_of(kinds[i] if kinds else "full", rows, columns)
         values = torch.randn(shape) * (2.0 if name.endswith("bernoulli") else 0.7)
-        if name == "student_t" and i == 2:
-            values = values.exp() + 1.0
-        if name.endswith("negative_binomial") and i < 2:
-            values = (values * 2.0).exp()
+        if parameter.not_negative:
+            values = values.exp() + 1.0 if parameter.name == "degrees_of_freedom" else (values * 2.0).exp()
         params.append(values.to(dtypes[i] if dtypes else F32))
     return params
 
 
 def make_target(name: str, rows: int, columns: int, dtype: torch.dtype = F32) -> Tensor:
-    if name.endswith("bernoulli"):
+    target = CATALOGUE[LIKELIHOODS[name][0]].target
+    if target is Target.UNIT:
         return torch.rand(rows, columns).to(dtype)
-    if name in ("poisson", "negative_binomial", "zero_inflated_negative_binomial"):
+    if target is Target.COUNTS:
         return (torch.randn(rows, columns) * 3.0).exp().sub(1.0).clamp_(0.0, 90.0).floor().to(dtype)
     return torch.randn(rows, columns).to(dtype)
 

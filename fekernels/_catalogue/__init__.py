@@ -1,0 +1,1 @@
+"""What each family of operations lists, in the order of its codes. Imports nothing, so that every layer may read it."""
