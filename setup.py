@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 import setuptools
@@ -85,12 +86,26 @@ class BuildPy(build_py):
                 shutil.copyfile(source, target)
         for tools in toolchains():
             try:
-                build.compile_library(package / "_C.so", tools, HERE / "csrc", torch_root(), verbose=True)
+                steps = build.build_steps(tools, HERE / "csrc", torch_root())
+                build.compile_library(package / "_C.so", tools, steps, verbose=True)
                 break
             except build.ExtensionUnavailable as error:
                 if tools is toolchains()[-1]:
                     raise
                 build.announce(f"the CUDA kernels are left out: {error}")
+        if toolchains():
+            self.compile_host(package)
+
+    @staticmethod
+    def compile_host(package: Path) -> None:
+        """For this torch and this Python alone; others compile theirs at first use, or do without."""
+        tools, torch = toolchains()[-1], torch_root()
+        version = re.search(r"^__version__ = '(.+)'", (torch / "version.py").read_text(), re.MULTILINE)
+        steps = build.host_steps(tools, HERE / "csrc", torch, Path(sysconfig.get_paths()["include"]))
+        try:
+            build.compile_library(package / build.host_file(version[1]), tools, steps, verbose=True)
+        except build.ExtensionUnavailable as error:
+            build.announce(f"the optimizers' native gradient check is left out: {error}")
 
 
 class PlatformWheel(bdist_wheel):

@@ -41,7 +41,7 @@ def info() -> int:
     import torch
 
     import fekernels
-    from fekernels import _extension
+    from fekernels import _extension, _host
 
     reason = _told(_extension.unavailable_reason)
     native = torch.ops.fekernels_native
@@ -50,6 +50,7 @@ def info() -> int:
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda}), {torch.get_num_threads()} threads",
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "compiled kernels": str(_extension.library_path()) if reason is None else f"none: {reason}",
+        "gradient check": f"in Python: {missing}" if (missing := _host.unavailable_reason()) else "compiled",
         "cache directory": str(_told(_extension.cache_directory)),
     }
     if reason is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fekernels import _extension
+from fekernels import _extension, _host
 
 __all__ = [
     "BACKENDS",
@@ -210,8 +210,9 @@ class BackendRow:
 class BackendTable:
     """What runs where and why: iterate over its rows, index it by ``(op, device)``, or print it."""
 
-    def __init__(self, rows: list[BackendRow]) -> None:
+    def __init__(self, rows: list[BackendRow], checks: str = "") -> None:
         self._rows = rows
+        self._checks = checks
 
     def __iter__(self) -> Iterator[BackendRow]:
         return iter(self._rows)
@@ -239,7 +240,7 @@ class BackendTable:
         for row in self._rows:
             reasons.update({(row.device, f"{name}: {why}"): None for name, why in row.reasons.items()})
         lines += ["", "not available"] + [f"  {device:<6}{why}" for device, why in reasons]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(["", self._checks] if self._checks else [])])
 
     __repr__ = __str__
 
@@ -277,7 +278,9 @@ def backends() -> BackendTable:
                     reasons={name: why for name, why in obstacles.items() if why is not None},
                 )
             )
-    return BackendTable(rows)
+    missing = _host.unavailable_reason()
+    checks = "compiled" if missing is None else f"in Python ({missing})"
+    return BackendTable(rows, f"the optimizers' gradient check: {checks}")
 
 
 def native_op(name: str) -> Any:

@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ CUDA_SOURCES = (
     "cuda/random.cu",
     "cuda/sgld.cu",
 )
+# A module of Python against torch's own headers, in a library of its own: neither outlives a release of its side.
+HOST_SOURCE = "torch/host.cpp"
 SOURCE_SUFFIXES = (".h", ".def", ".cpp", ".cuh", ".cu")
 
 # Contraction stays off and fma explicit, so that every instruction set gives the same bits. Nobody reads
@@ -291,6 +294,25 @@ def build_steps(tools: Toolchain, root: Path, torch_root: Path) -> list[tuple[st
     return steps
 
 
+def host_file(torch_version: str) -> str:
+    """The name of a host module that was compiled ahead of time."""
+    return f"_host-torch{torch_version}-{sysconfig.get_config_var('SOABI')}.so"
+
+
+def host_steps(tools: Toolchain, root: Path, torch_root: Path, python: Path) -> list[tuple[str, list[str]]]:
+    """As :func:`build_steps`, of the host module; ``python`` has Python's headers."""
+    extra = extra_flags()
+    headers = [torch_root / "include", torch_root / "include/torch/csrc/api/include", python]
+    includes = [word for path in headers for word in ("-isystem", str(path))]
+    flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"]
+    libraries = ["-L", str(torch_root / "lib"), "-ltorch_python", "-ltorch_cpu", "-lc10"]
+    source = str(root / HOST_SOURCE)
+    return [
+        ("host.o", [*tools.cxx, *flags, *includes, *extra, "-c", source, "-o", "host.o"]),
+        ("library.so", [*tools.cxx, *extra, "-shared", "host.o", *libraries, "-o", "library.so"]),
+    ]
+
+
 def _jobs(tasks: int) -> int:
     """How many compilers run at once: MAX_JOBS, else one a CPU, but no more than GiB of free memory."""
     chosen = os.environ.get("MAX_JOBS", "")
@@ -310,9 +332,13 @@ def _jobs(tasks: int) -> int:
 
 
 def compile_library(
-    output: Path, tools: Toolchain, root: Path, torch_root: Path, verbose: bool = False, mode: int = 0o755
+    output: Path,
+    tools: Toolchain,
+    steps: list[tuple[str, list[str]]],
+    verbose: bool = False,
+    mode: int = 0o755,
 ) -> None:
-    """Compile and link everything in a temporary directory beside ``output``, then rename it into place.
+    """Compile and link in a temporary directory beside ``output``, then rename it into place.
 
     The library ends in the SHA-256 digest of what precedes it: a loader ignores bytes behind the last
     section, and :func:`is_intact` tells a damaged file from a whole one without running it.
@@ -320,18 +346,17 @@ def compile_library(
     Args:
         output: the library; its directory exists.
         tools: from :func:`find_toolchain`.
-        root: the directory csrc.
-        torch_root: the installed package directory of torch, for its headers and libraries.
+        steps: from :func:`build_steps` or :func:`host_steps`.
         verbose: show the commands and their output.
         mode: who may read and write the library.
 
     Raises:
         BuildFailed: with the compiler's output.
     """
-    steps = build_steps(tools, root, torch_root)
     jobs = _jobs(len(steps) - 1)
-    work = sum(8 if ".cu." in name else 1.5 for name, _ in steps)
-    announce(f"compiling {len(steps) - 1} files with {tools.name} (once, about {work / jobs:.0f} s)")
+    work = sum(8 if ".cu." in name else 16 if name == "host.o" else 1.5 for name, _ in steps)
+    files = "a file" if len(steps) == 2 else f"{len(steps) - 1} files"
+    announce(f"compiling {files} with {tools.name} (once, about {work / jobs:.0f} s)")
     with tempfile.TemporaryDirectory(prefix=f"{output.name}.build-", dir=output.parent) as scratch:
         lines = ["rule run", "  command = $words", "  description = $out"]
         for name, command in steps:

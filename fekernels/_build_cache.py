@@ -15,6 +15,7 @@ import platform
 import shutil
 import stat
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from fekernels._build import (
     build_steps,
     compile_library,
     find_toolchain,
+    host_steps,
     is_intact,
 )
 
@@ -65,36 +67,41 @@ def cache_directory() -> Path:
 
 
 class CachedLibrary:
-    """The library for one device, by these sources, compilers and torch: found in the cache directory, or built.
+    """A library by these sources, compilers and torch: found in the cache directory, or built.
 
     Args:
-        device: "cpu" or "cuda".
+        name: "cpu" or "cuda", the kernels for one device; or "host", the module for this Python.
         source_root: the directory csrc.
 
     Raises:
         ExtensionUnavailable: with no place for a cache, or flags that cannot be read.
     """
 
-    def __init__(self, device: str, source_root: Path) -> None:
+    def __init__(self, name: str, source_root: Path) -> None:
         import torch
 
         self._sources, self._torch = source_root, Path(torch.__file__).parent
-        self._device = device
+        self._name = name if name != "host" else f"host-{sysconfig.get_config_var('SOABI')}"
         system = f"{sys.platform}-{platform.machine()}-{'-'.join(platform.libc_ver())}"
         self._directory = (
             cache_directory() / f"torch-{torch.__version__}-{system}-{_source_digest(source_root)}"
         )
         self._missing: ExtensionUnavailable | None = None
         try:
-            self._tools = find_toolchain(device)
+            self._tools = find_toolchain("cuda" if name == "cuda" else "cpu")
         except ExtensionUnavailable as error:
             self._missing = error
             return
         # Fixed paths stand in for the real ones: the same sources and torch elsewhere give the same library.
-        steps = build_steps(self._tools, Path("csrc"), Path("torch"))
+        steps = self._steps(Path("csrc"), Path("torch"), Path("python"))
         key = _digest([self._tools.name, self._tools.nvcc_name, steps])
-        self._path = self._directory / f"{device}-{key}.so"
-        self._failed = self._directory / f"{device}-{key}.{self._circumstances()}.log"
+        self._path = self._directory / f"{self._name}-{key}.so"
+        self._failed = self._directory / f"{self._name}-{key}.{self._circumstances()}.log"
+
+    def _steps(self, csrc: Path, torch: Path, python: Path) -> list[tuple[str, list[str]]]:
+        if self._name.startswith("host-"):
+            return host_steps(self._tools, csrc, torch, python)
+        return build_steps(self._tools, csrc, torch)
 
     def failure(self) -> str | None:
         """Why a build under the same circumstances is known to fail; None when it is not."""
@@ -121,7 +128,7 @@ class CachedLibrary:
         if self._missing is None:
             paths = [self._path]
         else:  # one from the time when there was a compiler (an image's build stage, say) is as good as ever
-            paths = sorted(self._directory.glob(f"{self._device}-*.so"), key=_age)
+            paths = sorted(self._directory.glob(f"{self._name}-*.so"), key=_age)
         for path in paths:
             if not os.path.lexists(path):
                 continue
@@ -173,7 +180,8 @@ class CachedLibrary:
 
     def _compile(self, verbose: bool) -> None:
         try:
-            compile_library(self._path, self._tools, self._sources, self._torch, verbose, mode=0o600)
+            steps = self._steps(self._sources, self._torch, Path(sysconfig.get_paths()["include"]))
+            compile_library(self._path, self._tools, steps, verbose, mode=0o600)
         except BuildFailed as error:
             # What a lack of memory or an interruption ended may well work the next time.
             if error.passing:

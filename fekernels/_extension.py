@@ -93,7 +93,7 @@ def build(device: str = "cpu", verbose: bool = False) -> Path:
     if not _prebuilt_serves(device):
         cached = CachedLibrary(device, SOURCE_ROOT)
         found = cached.find() if cached.failure() is None else None
-        library = found or cached.build(verbose=verbose, again=True)
+        library = found or _build(cached, verbose=verbose, again=True)
     with _lock:
         _failure = None  # this process looks once more
     return library
@@ -102,7 +102,14 @@ def build(device: str = "cpu", verbose: bool = False) -> Path:
 def _cached_library(device: str) -> Path:
     """The library for ``device`` in the cache directory, built now when it is not there or is damaged."""
     cached = CachedLibrary(device, SOURCE_ROOT)
-    return cached.find() or cached.build()
+    return cached.find() or _build(cached)
+
+
+def _build(cached: CachedLibrary, verbose: bool = False, again: bool = False) -> Path:
+    from fekernels._host import build_beside  # which asks this file for its sources
+
+    with build_beside():
+        return cached.build(verbose=verbose, again=again)
 
 
 def _prebuilt_serves(device: str) -> bool:
@@ -128,7 +135,7 @@ def _open(library: Path) -> Path:
 def _open_cached(device: str) -> Path:
     """Load the library for ``device`` from the cache directory; compile another where that does not load."""
     cached = CachedLibrary(device, SOURCE_ROOT)
-    library = cached.find() or cached.build()
+    library = cached.find() or _build(cached)
     before = library.stat()
     try:
         return _open(library)

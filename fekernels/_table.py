@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,6 +177,13 @@ class PointerTable:
         shard = (numel, row.stream, offset, run, pitch)
         noise_unit = 0 if row.noise_unit is None else row.noise_unit.data_ptr()
         return [*pointers, row.step.data_ptr(), *shard, row.dtypes(), layout, dense, noise_unit]
+
+    def point_to_checked(self, check: Any) -> None:
+        """``point_to`` the gradients of a native check."""
+        if self.device.type == "cpu":
+            check.write(self._host.data_ptr() + GRAD * 8, COLUMNS)
+        else:
+            self.point_to(check.addresses())
 
     def point_to(self, grads: list[int]) -> None:
         """Write the gradients' addresses of this step; on a GPU by one small copy, and only when they moved."""

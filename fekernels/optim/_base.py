@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from fekernels import _backends
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, integer, number, one_of
+from fekernels._host import host
 from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._table import DTYPE_CODES, PointerTable, Row, supported_dtypes
 from fekernels.ops._noise_key import COUNTERS, signed_seed
@@ -411,7 +412,7 @@ class TableOptimizer(Optimizer):
                 cache = None
             if cache is None or not cache.point_to_gradients(group["params"], self.state, snapshot):
                 self._check_gradients(group)
-                cache = self._build(group)
+                cache = self._build(group, backend)
             self._warn_of_lost_steps(group, cache.dtypes)
             work.append((index, group, backend, cache))
         if not snapshot:
@@ -484,7 +485,7 @@ class TableOptimizer(Optimizer):
                 )
         self._check_params(group)
 
-    def _build(self, group: dict[str, Any]) -> TableCache:
+    def _build(self, group: dict[str, Any], backend: str) -> TableCache:
         states: list[dict[str, Any]] = []
         rows: list[Row] = []
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
@@ -506,7 +507,7 @@ class TableOptimizer(Optimizer):
             check_row(self._name, f"params[{i}]", rows[-1])
             states.append(state)
         self._anchors.prune(self.param_groups)
-        return TableCache(group, states, rows)
+        return TableCache(group, states, rows, None if backend == "reference" else host())
 
     def _state_of(self, group: dict[str, Any], param: Tensor, i: int) -> dict[str, Any]:
         """The state of params[i], made now if it is the first step.

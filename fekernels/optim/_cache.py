@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import chain
 from operator import is_
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fekernels._table import PointerTable, Row
@@ -20,6 +22,11 @@ ORDINARY = {Tensor}
 # leaves its memory; these, which a ``.data`` of the same place and size changes alone, in turn: all of them at every
 # step of a group this small, otherwise within a few steps.
 IN_TURN = 64
+
+
+def gaps(tensor: Tensor) -> tuple[int, ...] | None:
+    """The strides of a tensor that is not contiguous; of one that is, those of dimensions of one element may be any."""
+    return None if tensor.is_contiguous() else tensor.stride()
 
 
 class StateSnapshot:
@@ -44,11 +51,18 @@ class TableCache:
 
     Attributes:
         dtypes: of the group's parameters.
+        native: the check of ``csrc/torch/host.cpp`` over the same tensors, where it can be had; else Python's.
         lists: some row cannot be read by its address. The group is stepped by lists; there are no tables.
         copies: gradients that had to be copied into plain memory, for this step alone.
     """
 
-    def __init__(self, group: dict[str, Any], states: list[dict[str, Any]], rows: list[Row]) -> None:
+    def __init__(
+        self,
+        group: dict[str, Any],
+        states: list[dict[str, Any]],
+        rows: list[Row],
+        host: ModuleType | None = None,
+    ) -> None:
         params: list[Tensor] = group["params"]
         self.amsgrad = group.get("amsgrad", False)  # whether the rows point at a max_exp_avg_sq
         self.streams, self.anchor = list(group["streams"]), group["anchor"]
@@ -73,9 +87,9 @@ class TableCache:
         self.null_gradients = [row.grad.data_ptr() for row in rows].count(0)  # of tensors without elements
         self.contiguous = all(t.is_contiguous() for row in rows for t in (row.param, row.grad))
         self.sizes = [row.param.numel() for row in rows]
-        self.strides = [row.param.stride() for row in rows]
+        self.strides = [gaps(row.param) for row in rows]
         self.grad_dtypes = [row.grad.dtype for row in rows]
-        self.grad_strides = [row.grad.stride() for row in rows]
+        self.grad_strides = [gaps(row.grad) for row in rows]
         self.kinds = [(row.param.shape, row.param.dtype) for row in rows]
         self.state_kinds = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in self.tensors]
         self.turn = 0
@@ -84,12 +98,28 @@ class TableCache:
         # Which of the gradients are a table's rows.
         self.parts = [[position[id(row)] for row in part] for part in parts]
         self.tables = [PointerTable(part) for part in parts]
+        self.native = None
+        if host is not None and len(parts) == 1 and self._ordinary():
+            grads = [row.grad for row in rows]
+            self.native = host.GroupCheck(
+                self.params, self.live, grads, self.states, self.values, self.tensors
+            )
+
+    def _ordinary(self) -> bool:
+        """Whether the native check sees all: no shards, whose memory is another tensor's, no class's own ``grad``."""
+        return not self.sharded and set(map(type, self.params)) <= {Tensor, torch.nn.Parameter}
 
     def point_to_gradients(self, params: list[Tensor], states: dict[Tensor, Any], snapshot: bool) -> bool:
         """Write this step's gradients into the tables; False when anything else has changed since they were made.
 
         ``snapshot``: whether each parameter is known to have the state that it had.
         """
+        if self.native is not None:
+            known = snapshot or all(map(is_, map(states.get, self.live), self.states))
+            if not known or not self.native.holds(params):
+                return False
+            self.tables[0].point_to_checked(self.native)
+            return True
         if len(params) != len(self.params) or not all(map(is_, params, self.params)):
             return False
         grads = [param.grad for param in params]
@@ -136,8 +166,8 @@ class TableCache:
                 and list(map(Tensor.numel, grads)) == self.sizes
             )
         return (
-            list(map(Tensor.stride, params)) == self.strides
-            and list(map(Tensor.stride, grads)) == self.grad_strides
+            list(map(gaps, params)) == self.strides
+            and list(map(gaps, grads)) == self.grad_strides
             and [(param.shape, param.dtype) for param in params] == self.kinds
             and [grad.shape for grad in grads] == [shape for shape, _ in self.kinds]
         )

@@ -1,0 +1,89 @@
+"""The native gradient check: ``csrc/torch/host.cpp``, a module of Python that may be missing.
+
+It is compiled against one release of torch and one Python, while the kernels are compiled or, where a wheel had those,
+at the first step of an optimizer. Whatever stands in its way, the check in Python serves (``optim/_cache.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.machinery
+import importlib.util
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from fekernels import _extension
+from fekernels._build import HOST_SOURCE, ExtensionUnavailable, host_file
+from fekernels._build_cache import CachedLibrary
+
+__all__ = ["build_beside", "host", "unavailable_reason"]
+
+SLOW = "the optimizers check gradients in Python, 0.2 ms a step of 200 parameters"
+
+_log = logging.getLogger("fekernels")
+
+
+@contextlib.contextmanager
+def build_beside() -> Iterator[None]:
+    """Compile the module, where it is missing, while the kernels are compiled. A failure is :func:`host`'s to tell."""
+
+    def build() -> None:
+        with contextlib.suppress(ExtensionUnavailable, OSError):
+            cached = _cached()
+            _ = cached.find() or cached.build()
+
+    thread = threading.Thread(target=build)
+    if not _prebuilt().is_file() and (_extension.SOURCE_ROOT / HOST_SOURCE).is_file():
+        thread.start()
+    yield
+    if thread.ident is not None:
+        thread.join()
+
+
+def host() -> ModuleType | None:
+    """The module, found or built at the first call; None where it cannot be had, which is logged once."""
+    return _loaded()[0]
+
+
+def unavailable_reason() -> str | None:
+    """Why there is no module, None where there is one."""
+    return _loaded()[1]
+
+
+@functools.cache
+def _loaded() -> tuple[ModuleType | None, str | None]:
+    if _extension.build_mode() == "none":
+        return None, "FEKERNELS_BUILD=none"
+    try:
+        if _prebuilt().is_file():
+            return _open(_prebuilt()), None
+        cached = _cached()
+        return _open(cached.find() or cached.build()), None
+    except (ExtensionUnavailable, ImportError, OSError) as error:
+        _log.info(f"{SLOW}: %s", error)
+        return None, str(error)
+
+
+def _prebuilt() -> Path:
+    import torch
+
+    return Path(__file__).with_name(host_file(torch.__version__))
+
+
+def _cached() -> CachedLibrary:
+    if not (_extension.SOURCE_ROOT / HOST_SOURCE).is_file():
+        raise ExtensionUnavailable(f"{_extension.SOURCE_ROOT} has no {HOST_SOURCE}")
+    return CachedLibrary("host", _extension.SOURCE_ROOT)
+
+
+def _open(path: Path) -> ModuleType:
+    loader = importlib.machinery.ExtensionFileLoader("host", str(path))
+    spec = importlib.util.spec_from_file_location("host", path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module

@@ -1,0 +1,351 @@
+"""The two checks of a group between steps, csrc/torch/host.cpp and its twin in Python, refuse and accept the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing._internal.two_tensor import TwoTensor
+
+import fekernels as fe
+from fekernels import _backends, _host
+from fekernels.optim._cache import TableCache
+
+Change = Callable[[fe.LangevinAdam, list[Tensor]], Any]
+CHANGES: dict[str, tuple[bool, Change]] = {}
+
+
+def change(accepted: bool) -> Callable[[Change], Change]:
+    def add(function: Change) -> Change:
+        CHANGES[function.__name__] = (accepted, function)
+        return function
+
+    return add
+
+
+def state(optimizer: fe.LangevinAdam, i: int = 0) -> dict[str, Any]:
+    return optimizer.state[optimizer.param_groups[0]["params"][i]]
+
+
+@pytest.fixture
+def steps() -> tuple[fe.LangevinAdam, list[Tensor]]:
+    """An optimizer that has made a step of all parameters but the last, which has no gradient."""
+    torch.manual_seed(0)
+    shapes = [(6, 4), (5, 3), (24,), (0, 3), (4, 1), (2,)]
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    params[1].data = params[1].data.t().contiguous().t()
+    for p in params[:5]:
+        p.grad = torch.randn_like(p)
+    optimizer = fe.LangevinAdam(params, lr=1e-3, temperature=1e-3, seed=0, backend="cpp", amsgrad=True)
+    optimizer.step()
+    return optimizer, params
+
+
+@change(True)
+def nothing(o, p): ...
+
+
+@change(True)
+def new_gradients(o, p):
+    for q in p[:5]:
+        q.grad = torch.randn_like(q)
+
+
+@change(True)
+def a_gradient_in_place(o, p):
+    p[0].grad.mul_(2)
+
+
+@change(True)
+def a_gradient_of_an_inference_tensor(o, p):
+    with torch.inference_mode():
+        p[0].grad = torch.randn_like(p[0])
+
+
+@change(True)
+def a_gradient_that_is_a_view(o, p):
+    p[2].grad = torch.randn(48)[24:]
+
+
+@change(True)
+def a_gradient_with_a_graph(o, p):
+    p[0].grad = torch.randn_like(p[0]).requires_grad_() * 2
+
+
+@change(True)
+def a_stride_of_one_element(o, p):
+    p[4].grad = torch.randn(4, 1).as_strided((4, 1), (1, 7))
+
+
+@change(True)
+def values_of_a_parameter(o, p):
+    p[0].data.zero_()
+
+
+@change(True)
+def values_of_a_state(o, p):
+    state(o)["exp_avg"].zero_()
+
+
+@change(True)
+def a_view_as_data_of_the_same_memory(o, p):
+    p[0].data = p[0].data.view(6, 4)
+
+
+@change(True)
+def hyperparameters(o, p):
+    o.param_groups[0].update(lr=0.5, temperature=0.0)
+
+
+@change(False)
+def a_gradient_goes(o, p):
+    p[0].grad = None
+
+
+@change(False)
+def a_gradient_comes(o, p):
+    p[5].grad = torch.ones_like(p[5])
+
+
+@change(False)
+def one_comes_and_one_goes(o, p):
+    p[4].grad, p[5].grad = None, torch.ones_like(p[5])
+
+
+@change(False)
+def a_transposed_gradient(o, p):
+    p[0].grad = torch.randn(4, 6).t()
+
+
+@change(False)
+def a_gradient_that_is_contiguous_where_its_parameter_is_not(o, p):
+    p[1].grad = torch.randn(5, 3).contiguous()
+
+
+@change(False)
+def a_gradient_with_gaps(o, p):
+    p[2].grad = torch.randn(48)[::2]
+
+
+@change(False)
+def a_broadcast_gradient(o, p):
+    p[2].grad = torch.ones(1).expand(24)
+
+
+@change(False)
+def a_negated_gradient(o, p):
+    p[2].grad = torch.randn(24, dtype=torch.complex64).conj().imag
+
+
+@change(False)
+def a_negated_gradient_without_gaps(o, p):
+    p[2].grad = torch._neg_view(torch.randn(24))
+
+
+@change(False)
+def a_gradient_of_zeros_without_memory(o, p):
+    p[2].grad = torch._efficientzerotensor(24)
+
+
+@change(False)
+def a_gradient_of_another_class(o, p):
+    p[0].grad = TwoTensor(torch.randn_like(p[0]), torch.randn_like(p[0]))
+
+
+@change(False)
+def another_dtype_of_a_gradient(o, p):
+    p[2].grad.data = torch.randn(24, dtype=torch.float64)
+
+
+@change(False)
+def a_smaller_gradient(o, p):
+    p[2].grad.data = torch.randn(23)
+
+
+@change(False)
+def a_larger_gradient(o, p):
+    p[2].grad.data = torch.randn(25)
+
+
+@change(False)
+def another_shape_of_a_gradient(o, p):
+    p[0].grad.data = torch.randn(4, 6)
+
+
+@change(False)
+def a_gradient_without_its_memory(o, p):
+    p[0].grad.untyped_storage().resize_(0)
+
+
+@change(False)
+def other_data_of_a_parameter(o, p):
+    p[0].data = p[0].data.clone()
+
+
+@change(False)
+def data_of_another_dtype(o, p):
+    p[0].grad = None
+    p[0].data = p[0].data.double()
+    p[0].grad = torch.randn_like(p[0])
+
+
+@change(False)
+def data_transposed_where_it_lies(o, p):
+    p[0].grad = None
+    p[0].data = p[0].data.as_strided((4, 6), (1, 4))
+    p[0].grad = torch.randn_like(p[0])
+
+
+@change(False)
+def data_of_another_shape_where_it_lies(o, p):
+    p[0].grad = None
+    p[0].data = p[0].data.view(4, 6)
+    p[0].grad = torch.randn_like(p[0])
+
+
+@change(False)
+def less_data_where_it_lies(o, p):
+    p[2].grad = None
+    p[2].data = p[2].data[:20]
+    p[2].grad = torch.randn_like(p[2])
+
+
+@change(False)
+def a_parameter_without_its_memory(o, p):
+    p[0].data.untyped_storage().resize_(0)
+
+
+@change(False)
+def another_parameter(o, p):
+    q = torch.nn.Parameter(p[0].detach().clone())
+    q.grad = torch.randn_like(q)
+    o.param_groups[0]["params"][0] = q
+
+
+@change(False)
+def parameters_in_another_order(o, p):
+    q = o.param_groups[0]["params"]
+    q[0], q[2] = q[2], q[0]
+
+
+@change(False)
+def one_parameter_less(o, p):
+    o.param_groups[0]["params"].pop()
+
+
+@change(False)
+def one_parameter_more(o, p):
+    o.param_groups[0]["params"].append(torch.nn.Parameter(torch.randn(3)))
+
+
+@change(False)
+def another_state(o, p):
+    state(o)["exp_avg"] = state(o)["exp_avg"].clone()
+
+
+@change(False)
+def a_state_that_is_none(o, p):
+    state(o)["exp_avg"] = None
+
+
+@change(False)
+def a_state_that_is_gone(o, p):
+    del state(o)["max_exp_avg_sq"]
+
+
+@change(False)
+def the_last_state_is_gone(o, p):
+    state(o, 4).popitem()
+
+
+@change(False)
+def a_further_state(o, p):
+    state(o)["mine"] = 1
+
+
+@change(False)
+def other_data_of_a_state(o, p):
+    state(o)["exp_avg"].data = state(o)["exp_avg"].data.clone()
+
+
+@change(False)
+def another_dtype_of_a_state(o, p):
+    state(o)["exp_avg"].data = state(o)["exp_avg"].data.double()
+
+
+@change(False)
+def a_state_transposed_where_it_lies(o, p):
+    state(o)["exp_avg"].data = state(o)["exp_avg"].data.as_strided((4, 6), (1, 4))
+
+
+@change(False)
+def a_smaller_state_where_it_lies(o, p):
+    state(o, 2)["exp_avg_sq"].data = state(o, 2)["exp_avg_sq"].data[:20]
+
+
+@change(False)
+def a_state_without_its_memory(o, p):
+    state(o)["exp_avg"].untyped_storage().resize_(0)
+
+
+@change(False)
+def another_step_counter(o, p):
+    state(o)["step"] = torch.tensor(5.0)
+
+
+@change(False)
+def the_states_of_another_parameter(o, p):
+    q = o.param_groups[0]["params"]
+    o.state[q[0]] = dict(o.state[q[0]])
+
+
+@change(False)
+def no_states(o, p):
+    o.state.clear()
+
+
+def checks(optimizer: fe.LangevinAdam) -> dict[str, bool]:
+    """What each check says of the group, which the last step's cache knows."""
+    (cache,) = optimizer._caches.values()
+    assert isinstance(cache, TableCache) and cache.native is not None
+    params, native = optimizer.param_groups[0]["params"], cache.native
+    said = {}
+    for name, check in {"native": native, "python": None}.items():
+        cache.native = check
+        said[name] = cache.point_to_gradients(params, optimizer.state, snapshot=False)
+        if said[name]:
+            live = [p for p in params if p.grad is not None]
+            assert cache.tables[0].table[:, 1].tolist() == [p.grad.data_ptr() for p in live]
+            cache.tables[0].table[:, 1] = 0
+    return said
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_both_checks_say_the_same(steps: tuple[fe.LangevinAdam, list[Tensor]], name: str) -> None:
+    if missing := _host.unavailable_reason():
+        pytest.skip(f"no native check: {missing}")
+    optimizer, params = steps
+    accepted, make = CHANGES[name]
+    make(optimizer, params)
+    assert checks(optimizer) == {"native": accepted, "python": accepted}
+
+
+def test_without_the_module_python_checks(
+    steps: tuple[fe.LangevinAdam, list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, params = steps
+    monkeypatch.setattr("fekernels.optim._base.host", lambda: None)
+    optimizer._reset_caches()
+    optimizer.step()
+    (cache,) = optimizer._caches.values()
+    assert cache.native is None and cache.point_to_gradients(params, optimizer.state, False)
+
+
+def test_the_table_of_backends_names_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_host, "_loaded", lambda: (None, "no compiler"))
+    assert "gradient check: in Python (no compiler)" in str(_backends.backends())
+    monkeypatch.setattr(_host, "_loaded", lambda: (torch, None))
+    assert "gradient check: compiled" in str(_backends.backends())
