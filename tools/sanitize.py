@@ -98,6 +98,11 @@ def main() -> int:
         }
         print(f"== {isa}", flush=True)
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--capture=sys"]
+        # The fault that this test provokes leaves frames without their epilogues: libasan takes them for live ones.
+        options += [
+            "--deselect",
+            "tests/test_cuda_free_energy.py::test_scaling_by_one_reads_and_writes_nothing",
+        ]
         command = [sys.executable, "-m", "pytest", *options, *selection]
         with subprocess.Popen(
             command, env=sanitized, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, errors="replace"
