@@ -21,10 +21,10 @@ import torch
 
 from benchmarks import peers
 from benchmarks.harness import Groups, beside, record
-from fekernels import _bench_free_energy as cases
-from fekernels import _bench_layouts as layouts
 from fekernels import bench
-from fekernels._bench_timing import Contestant
+from fekernels.bench import free_energy as cases
+from fekernels.bench import layouts
+from fekernels.bench.timing import Contestant
 
 SIZES = bench.FREE_ENERGY_QUICK if os.environ.get("BENCH_QUICK") == "1" else bench.FREE_ENERGY_FULL
 MAKERS = [*cases.groups(SIZES), *layouts.groups(SIZES)]

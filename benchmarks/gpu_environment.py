@@ -16,7 +16,7 @@ import torch
 import fekernels as fe
 from benchmarks.gpu_checks import NotPossible
 from fekernels import _backends, _build, _extension
-from fekernels._bench_timing import processor
+from fekernels.bench.timing import processor
 
 
 def environment(device: torch.device) -> dict[str, Any]:

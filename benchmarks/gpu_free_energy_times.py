@@ -10,8 +10,8 @@ import torch
 import fekernels as fe
 from benchmarks.gpu_times import Times, copy_of
 from benchmarks.harness import Contestant, device_interleave
-from fekernels import _bench_free_energy as cases
-from fekernels._bench_cases import COPY
+from fekernels.bench import free_energy as cases
+from fekernels.bench.optimizers import COPY
 
 __all__ = ["measure", "verdicts"]
 

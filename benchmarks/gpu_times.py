@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 import fekernels as fe
 from benchmarks.harness import Contestant, device_interleave, random_values
-from fekernels._bench_cases import ADAM, COPY, LR, PLAIN_SGLD, TEMPERATURE, parameters, plain_sgld, short
+from fekernels.bench.optimizers import ADAM, COPY, LR, PLAIN_SGLD, TEMPERATURE, parameters, plain_sgld, short
 
 __all__ = ["Times", "measure", "table", "verdicts"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels._bench_cases import Group, Row
-from fekernels._bench_timing import Contestant, Timing, interleave, machine
+from fekernels.bench.optimizers import Group, Row
+from fekernels.bench.timing import Contestant, Timing, interleave, machine
 
 __all__ = [
     "Contestant",

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from benchmarks.harness import Contestant
-from fekernels._bench_cases import (
+from fekernels.bench.free_energy import PEERS, Loss, kl
+from fekernels.bench.optimizers import (
     ADAM,
     ADAM_WITH_NOISE,
     LR,
@@ -20,7 +21,6 @@ from fekernels._bench_cases import (
     adam,
     plain_sgld,
 )
-from fekernels._bench_free_energy import PEERS, Loss, kl
 
 __all__ = [
     "ADAM",

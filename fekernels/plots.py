@@ -2,132 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from fekernels import _demo_report as report
-from fekernels.diagnostics import calibration
+from fekernels.diagnostics import Calibration
 
-__all__ = ["demo"]
+__all__ = ["GREY", "entropies", "panels", "reliability", "trajectory", "training"]
 
-COLORS = {report.ADAM: "#b5523b", report.LANGEVIN: "#1f5a93", report.BAYES: "#7fa8d1"}
 GREY = "#8a8a8a"
 
 
-def demo(results: Sequence[report.SeedResult]) -> Figure:
-    """The figure of `python -m fekernels demo`: calibration, entropy on shifted digits, and how the sampler ran."""
-    figure = Figure(figsize=(14, 8.2), layout="constrained")
-    axes = figure.subplots(2, 3)
-    _reliability(axes[0, 0], results)
-    _entropies(axes[0, 1], results, report.ADAM)
-    _entropies(axes[0, 2], results, report.LANGEVIN)
-    axes[0, 2].sharey(axes[0, 1])
-    _losses_by_split(axes[1, 0], results)
-    _training(axes[1, 1], results[0].trajectory)
-    _path(axes[1, 2], results[0].trajectory)
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure of ``size`` inches and its axes [rows, columns], open at the top and on the right."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
-        ax.spines["top"].set_visible(False)
-        ax.spines["right"].set_visible(ax is axes[1, 1])
-    return figure
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
-def _reliability(ax: Axes, results: Sequence[report.SeedResult]) -> None:
-    ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
-    for name in COLORS:
-        outcomes = [result.outcomes[name] for result in results]
-        for kind, style in (("clean", "o-"), ("shifted", "o:")):
-            answers = [getattr(outcome, kind) for outcome in outcomes]
-            bins = calibration(
-                torch.cat([a[0] for a in answers]), torch.cat([a[1] for a in answers]), bins=10
-            )
-            # A bin of a few digits says nothing and would only scatter.
-            full = bins.count >= 30
-            label = report.TITLES[name] if kind == "clean" else None
-            line: dict[str, Any] = {
-                "color": COLORS[name],
-                "label": label,
-                "ms": 4,
-                "mfc": COLORS[name] if label else "white",
-            }
-            ax.plot(bins.confidence[full], bins.accuracy[full], style, **line)
-    ax.set(
-        xlim=(0.1, 1.02),
-        ylim=(0.1, 1.27),
-        yticks=[0.2, 0.4, 0.6, 0.8, 1.0],
-        xlabel="confidence",
-        ylabel="share that is right",
-    )
-    ax.set_title("Reliability (dotted: shifted digits), all splits")
-    ax.legend(frameon=False, fontsize=9, loc="upper left")
+def reliability(ax: Axes, bins: Calibration, color: str, label: str = "", least: int = 30) -> None:
+    """Accuracy over confidence, bin by bin.
 
-
-def _entropies(ax: Axes, results: Sequence[report.SeedResult], name: str) -> None:
-    styles = {
-        "clean": ("#444444", True),
-        "rotated": ("#d08c2e", False),
-        "noisy": ("#2c8c6b", False),
-        "occluded": ("#8854a8", False),
+    Args:
+        label: of a full line with full dots; without one it is dotted, with open dots.
+        least: predictions that a bin must hold; of a few, the accuracy is mostly chance.
+    """
+    full = bins.count >= least
+    style: dict[str, Any] = {
+        "color": color,
+        "label": label or None,
+        "ls": "-" if label else ":",
+        "marker": "o",
+        "mfc": color if label else "white",
     }
-    bins = torch.linspace(0, 2.31, 34).tolist()
-    for kind, (color, filled) in styles.items():
-        values = torch.cat([result.outcomes[name].entropies[kind] for result in results])
+    ax.plot(bins.confidence[full], bins.accuracy[full], ms=4, **style)
+
+
+def entropies(ax: Axes, values: Mapping[str, Tensor], colors: Mapping[str, str], upper: float) -> None:
+    """Densities of predictive entropies from 0 to ``upper`` nats: the first filled, the others as lines over it."""
+    bins = torch.linspace(0, upper, 34).tolist()
+    for at, (name, entropy) in enumerate(values.items()):
         style: dict[str, Any] = (
-            {"alpha": 0.25, "histtype": "stepfilled"} if filled else {"histtype": "step", "lw": 1.8}
+            {"histtype": "step", "lw": 1.8} if at else {"histtype": "stepfilled", "alpha": 0.25}
         )
-        ax.hist(values.tolist(), bins, density=True, color=color, label=kind, **style)
-    ax.set(yscale="log", xlabel="predictive entropy, nats", ylabel="density", xlim=(0, 2.31))
-    ax.set_title(f"Entropy: {report.TITLES[name]}")
+        ax.hist(entropy.tolist(), bins, density=True, color=colors[name], label=name, **style)
+    ax.set(yscale="log", xlabel="predictive entropy, nats", ylabel="density", xlim=(0, upper))
     ax.legend(frameon=False, fontsize=9)
 
 
-def _training(ax: Axes, path: report.Trajectory) -> None:
-    loss = torch.tensor(path.loss, dtype=torch.float64)
-    width = max(len(loss) // 150, 1)
-    smooth = loss[: len(loss) // width * width].view(-1, width).mean(1)
-    ax.plot((torch.arange(len(smooth)) + 0.5) * width, smooth, color=COLORS[report.LANGEVIN], lw=1.3)
-    kept = [smooth[min(step // width, len(smooth) - 1)] for step in path.collected]
-    ax.plot(path.collected, kept, ".", color="black", ms=4, label="sample kept")
-    edges = [k for k in range(1, len(loss)) if path.sampling[k] != path.sampling[k - 1]] + [len(loss)]
+def training(
+    ax: Axes,
+    loss: Sequence[float],
+    lr: Sequence[float],
+    sampling: Sequence[bool],
+    collected: Sequence[int],
+    color: str,
+) -> None:
+    """Loss (smoothed) and learning rate of a sampler over its steps.
+
+    Args:
+        loss, lr, sampling: a value a step; where ``sampling`` is true, T > 0, the background says so.
+        collected: the steps at which a sample was kept.
+    """
+    losses = torch.tensor(loss, dtype=torch.float64)
+    width = max(len(losses) // 150, 1)
+    smooth = losses[: len(losses) // width * width].view(-1, width).mean(1)
+    ax.plot((torch.arange(len(smooth)) + 0.5) * width, smooth, color=color, lw=1.3)
+    kept = [smooth[min(step // width, len(smooth) - 1)] for step in collected]
+    ax.plot(collected, kept, ".", color="black", ms=4, label="sample kept")
+    edges = [k for k in range(1, len(losses)) if sampling[k] != sampling[k - 1]] + [len(losses)]
     for start, end in zip(edges[0::2], edges[1::2], strict=False):
         ax.axvspan(start, end, color="#f3dfb6", alpha=0.8, lw=0, label="T > 0" if start == edges[0] else None)
-    ax.set(yscale="log", xlabel="step", ylabel=f"training loss, mean of {width} batches", xlim=(0, len(loss)))
-    ax.set_title("First split: loss and learning rate of the sampler")
+    ax.set(
+        yscale="log", xlabel="step", ylabel=f"training loss, mean of {width} batches", xlim=(0, len(losses))
+    )
     rate = ax.twinx()
-    rate.plot(path.lr, color=GREY, lw=1, ls=":")
-    rate.set_ylim(0, 4 * max(path.lr))  # keeps it in the lower quarter, under the loss
-    rate.set_yticks([0, max(path.lr)])
+    rate.plot(lr, color=GREY, lw=1, ls=":")
+    rate.set_ylim(0, 4 * max(lr))  # keeps it in the lower quarter, under the loss
+    rate.set_yticks([0, max(lr)])
     rate.set_ylabel("lr (dotted)", loc="bottom", color=GREY)
     rate.spines["top"].set_visible(False)
+    ax.spines["right"].set_visible(True)
     ax.legend(fontsize=9, loc="upper right", ncols=2)
 
 
-def _path(ax: Axes, path: report.Trajectory) -> None:
-    weights = torch.stack(path.weights).double()
-    centred = weights - weights.mean(0)
-    left, scale, _ = torch.linalg.svd(centred, full_matrices=False)
+def trajectory(ax: Axes, weights: Sequence[Tensor], steps: Sequence[int], sampling: Sequence[bool]) -> None:
+    """A run's weights in their two principal directions, coloured by the step where the run samples.
+
+    Args:
+        weights: vectors of equal length, one a recorded step.
+        steps, sampling: of each vector, when it was recorded and whether T > 0 then.
+    """
+    stacked = torch.stack(list(weights)).double()
+    left, scale, _ = torch.linalg.svd(stacked - stacked.mean(0), full_matrices=False)
     x, y = (left[:, :2] * scale[:2]).T
     share = (scale[:2] ** 2 / (scale**2).sum()).tolist()
+    hot = torch.tensor(sampling)
     ax.plot(x, y, color=GREY, lw=0.7, alpha=0.7, zorder=1)
-    steps = torch.arange(len(weights)) * report.RECORD_EVERY
-    hot = torch.tensor([path.sampling[step] for step in steps.tolist()])
     ax.scatter(x[~hot], y[~hot], s=10, facecolors="none", edgecolors=GREY, lw=0.7, label="T = 0", zorder=2)
-    dots = ax.scatter(x[hot], y[hot], s=16, c=steps[hot], cmap="viridis", label="T > 0", zorder=3)
+    at = torch.tensor(steps)[hot]
+    dots = ax.scatter(x[hot], y[hot], s=16, c=at, cmap="viridis", label="T > 0", zorder=3)
     ax.figure.colorbar(dots, ax=ax, label="step", pad=0.01)
     ax.set(xlabel=f"first direction ({share[0]:.0%})", ylabel=f"second direction ({share[1]:.0%})")
-    ax.set_title("First split: the weights, two principal directions")
     ax.legend(frameon=False, fontsize=9)
-
-
-def _losses_by_split(ax: Axes, results: Sequence[report.SeedResult]) -> None:
-    names = list(report.TITLES)
-    for result in results:
-        losses = [result.outcomes[name].scores["NLL"] for name in names]
-        ax.plot(names, losses, "-", color=GREY, lw=1, zorder=1)
-        colors = [COLORS.get(name, GREY) for name in names]
-        ax.scatter(names, losses, c=colors, s=36, zorder=2)
-    ax.set(ylabel="test negative log-likelihood", xlim=(-0.4, len(names) - 0.6))
-    ax.set_title("Each split, joined by a line (lower is better)")

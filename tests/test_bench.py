@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fekernels import _backends, _bench_cases, _bench_timing, _extension, bench
-from fekernels._bench_timing import Contestant, Timing, interleave
+from fekernels import _backends, _extension, bench
+from fekernels.bench import optimizers, timing
+from fekernels.bench.timing import Contestant, Timing, interleave
 
-TINY = _bench_cases.Sizes(
+TINY = optimizers.Sizes(
     large=4096, cached=512, tensors=2, small=(16, 10_000), rounds=2, seconds=0.0, turn_seconds=1e-4
 )
 
@@ -64,7 +65,7 @@ def test_every_case_is_measured() -> None:
 @pytest.mark.usefixtures("compiled")
 def test_contestants_do_what_their_names_say() -> None:
     """Ours with T > 0 is not T = 0, and the peers move their parameters."""
-    make = _bench_cases.groups(TINY)[0]
+    make = optimizers.groups(TINY)[0]
     group = make()
     contestants = {contestant.name: contestant for contestant in group.contestants}
     optimizer = contestants["T = 0"].run.__self__  # type: ignore[attr-defined]
@@ -149,7 +150,7 @@ def test_contestants_take_turns() -> None:
 
 def test_times_are_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(_bench_timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     def run_for(seconds: float) -> None:
         clock[0] += seconds

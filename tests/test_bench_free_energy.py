@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fekernels import _bench_free_energy, _bench_layouts, _bench_memory, _extension, bench
+from fekernels import _extension, bench
+from fekernels.bench import free_energy, layouts, memory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
 
 from benchmarks import bench_free_energy, peers  # noqa: E402
 
-TINY_ENERGIES = _bench_free_energy.Sizes(
+TINY_ENERGIES = free_energy.Sizes(
     large=(64, 96, 4),
     middle=(16, 33, 3),
     small=(4, 33, 3),
@@ -89,13 +90,13 @@ def test_every_case_of_the_free_energy_is_measured() -> None:
 def test_contestants_of_the_layouts_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients: list[list[torch.Tensor]] = []
 
-    def keep(given: _bench_free_energy.Problem) -> None:
+    def keep(given: free_energy.Problem) -> None:
         gradients.append([leaf.grad for leaf in given.leaves])  # type: ignore[misc]
         for leaf in given.leaves:
             leaf.grad = None
 
-    monkeypatch.setattr(_bench_free_energy.Problem, "clear", keep)
-    for make in _bench_layouts.groups(TINY_ENERGIES):
+    monkeypatch.setattr(free_energy.Problem, "clear", keep)
+    for make in layouts.groups(TINY_ENERGIES):
         gradients.clear()
         for contestant in make().contestants:
             contestant.run()
@@ -110,13 +111,13 @@ def test_contestants_of_the_free_energy_compute_the_same(monkeypatch: pytest.Mon
     """All contestants of a group leave the same gradients, the gradient in place on a prediction of its own."""
     gradients: dict[int, list[torch.Tensor]] = {}
 
-    def keep(given: _bench_free_energy.Problem) -> None:
+    def keep(given: free_energy.Problem) -> None:
         gradients[len(gradients)] = [leaf.grad for leaf in given.leaves]  # type: ignore[misc]
         for leaf in given.leaves:
             leaf.grad = None
 
-    monkeypatch.setattr(_bench_free_energy.Problem, "clear", keep)
-    for make in _bench_free_energy.groups(TINY_ENERGIES):
+    monkeypatch.setattr(free_energy.Problem, "clear", keep)
+    for make in free_energy.groups(TINY_ENERGIES):
         group = make()
         gradients.clear()
         names = [c.name for c in group.contestants if c.name != "copy"]
@@ -136,7 +137,7 @@ def test_contestants_of_the_free_energy_compute_the_same(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("likelihood", sorted(peers.ENERGIES))
 def test_peers_are_the_same_functions(likelihood: str) -> None:
     """The formulas that users write have the gradients of ours, and our value where they keep the constants."""
-    given = _bench_free_energy.problem(likelihood, (6, 40, 3))
+    given = free_energy.problem(likelihood, (6, 40, 3))
     params = given.params if len(given.params) > 1 else given.params[0]
     ours = bench.free_energy.free_energy(
         params, given.target, given.mean, given.logvar, likelihood=likelihood
@@ -167,33 +168,33 @@ def test_a_compiler_that_is_missing_is_a_missing_peer(monkeypatch: pytest.Monkey
 
 
 def test_no_width_is_left_out() -> None:
-    rows = _bench_free_energy.sweep(TINY_ENERGIES)
+    rows = free_energy.sweep(TINY_ENERGIES)
     shapes = [(row["likelihood"], row["batch"], row["width"]) for row in rows]
     assert shapes == [(name, 4096 // w, w) for name in ("mse", "bernoulli") for w in (256, 512)]
     for likelihood in ("mse", "bernoulli"):
         ratios = [row["of_best_width"] for row in rows if row["likelihood"] == likelihood]
         assert min(ratios) == 1.0
-    assert "16 x 256" in _bench_free_energy.sweep_table(rows)
+    assert "16 x 256" in free_energy.sweep_table(rows)
 
 
-@pytest.mark.skipif(not os.access(_bench_memory.CLEAR, os.W_OK), reason="no clear_refs")
+@pytest.mark.skipif(not os.access(memory.CLEAR, os.W_OK), reason="no clear_refs")
 @pytest.mark.usefixtures("compiled")
 def test_peak_memory_is_that_of_the_gradients() -> None:
     """Of 16 MiB of data, so that the noise of the process does not count."""
     shape = (1024, 4096, 16)
     data = 4 * shape[0] * shape[1]
     grown = {
-        contestant: _bench_memory._in_process("bernoulli", contestant, shape, 1) / data
-        for contestant in (EAGER, _bench_free_energy.OURS, _bench_free_energy.INPLACE)
+        contestant: memory._in_process("bernoulli", contestant, shape, 1) / data
+        for contestant in (EAGER, free_energy.OURS, free_energy.INPLACE)
     }
     assert grown[EAGER] > 1.5
-    assert 0.9 < grown[_bench_free_energy.OURS] < 1.2
-    assert grown[_bench_free_energy.INPLACE] < 0.2
+    assert 0.9 < grown[free_energy.OURS] < 1.2
+    assert grown[free_energy.INPLACE] < 0.2
 
 
 def test_a_process_that_cannot_measure_is_told() -> None:
     with pytest.raises(RuntimeError, match="pears"):
-        _bench_memory._in_process("pears", EAGER, (2, 2, 2), 1)
+        memory._in_process("pears", EAGER, (2, 2, 2), 1)
 
 
 @pytest.mark.usefixtures("compiled", "uncompiled")
@@ -208,7 +209,7 @@ def test_command_measures_the_free_energy(
         "of_data": 1.0,
         "reach": 1.02,
     }
-    monkeypatch.setattr(_bench_memory, "measure", lambda *_: [peak | {"met": True}])
+    monkeypatch.setattr(memory, "measure", lambda *_: [peak | {"met": True}])
     monkeypatch.setattr(bench, "FREE_ENERGY_QUICK", TINY_ENERGIES)
     path, figure = tmp_path / "bench.json", tmp_path / "new" / "widths.png"
     assert bench.main(["--quick", "--only", "free_energy", "--json", str(path), "--plot", str(figure)]) == 0

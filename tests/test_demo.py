@@ -8,10 +8,10 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from fekernels import _demo_report as report  # noqa: E402
 from fekernels import demo  # noqa: E402
 from fekernels.__main__ import main as command  # noqa: E402
-from fekernels._bench_timing import Timing  # noqa: E402
+from fekernels.bench.timing import Timing  # noqa: E402
+from fekernels.demo import report  # noqa: E402
 
 
 def test_quick_demo_prints_everything_and_draws(tmp_path, capsys):

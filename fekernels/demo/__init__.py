@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fekernels import _demo_report as report
-from fekernels import backends, plots
+from fekernels import backends
+from fekernels.demo import report
+from fekernels.demo.figure import draw
 from fekernels.optim import CyclicalTemperature, LangevinAdam, PosteriorSamples
 
 Pair = tuple[Tensor, Tensor]  # inputs [n, 64], labels [n]
@@ -256,7 +257,6 @@ def main(argv: list[str] | None = None) -> int:
             torch.set_num_threads(threads)
     print(f"\n{report.choices(results)}\n\n{report.table(results)}\n\n{report.verdict(results)}\n")
     print(report.step_times(*(3, 4, 1e-3) if arguments.quick else (15, 40)))
-    figure = plots.demo(results)
-    figure.savefig(arguments.out, dpi=150)
+    draw(results).savefig(arguments.out, dpi=150)
     print(f"\nFigure: {arguments.out.resolve()}   ({time.perf_counter() - started:.0f} s in all)")
     return 0

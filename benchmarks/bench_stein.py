@@ -1,11 +1,11 @@
-"""The Stein direction, discrepancy and median beside their peers: ``pytest benchmarks/bench_svgd.py``.
+"""The Stein direction, discrepancy and median beside their peers: ``pytest benchmarks/bench_stein.py``.
 
 Every row of ``python -m fekernels bench --only svgd`` is one benchmark here: ours is what pytest-benchmark times, and
 before each of its rounds the peer takes its turn. Nothing is asserted about times. BENCH_THREADS sets torch's threads
 (default 2); BENCH_QUICK=1 takes the small sizes. Packages that are not installed are skipped (``pip install pykeops
 numpyro pyro-ppl``).
 
-``python -m benchmarks.bench_svgd markdown RESULTS.json`` prints README's table from what the bench command wrote.
+``python -m benchmarks.bench_stein markdown RESULTS.json`` prints README's table from what the bench command wrote.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from benchmarks.harness import Groups, beside, record
-from fekernels import _bench_svgd as cases
 from fekernels import bench
+from fekernels.bench import stein as cases
 
 SIZES = bench.SVGD_QUICK if os.environ.get("BENCH_QUICK") == "1" else bench.SVGD_FULL
 MAKERS = cases.groups(SIZES)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fekernels import _bench_free_energy as cases
+from fekernels.bench import free_energy as cases
 
 __all__ = ["CLEAR", "in_process", "measure", "peak", "table"]
 
@@ -81,7 +81,7 @@ def measure(shape: cases.Shape, threads: int) -> list[dict[str, Any]]:
 
 
 def _in_process(likelihood: str, contestant: str, shape: cases.Shape, threads: int) -> int:
-    return in_process("fekernels._bench_memory", likelihood, contestant, shape, threads)
+    return in_process("fekernels.bench.memory", likelihood, contestant, shape, threads)
 
 
 def in_process(module: str, *arguments: Any) -> int:
@@ -92,7 +92,7 @@ def in_process(module: str, *arguments: Any) -> int:
     """
     if not os.access(CLEAR, os.W_OK):
         raise RuntimeError(f"this system has no {CLEAR}")
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-m", module, json.dumps(arguments)],
         env={**os.environ, "PYTHONPATH": path},

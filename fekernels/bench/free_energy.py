@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fekernels._bench_cases import COPY, Group, Row, copy
-from fekernels._bench_timing import Contestant, interleave
 from fekernels._catalogue.free_energy import Parameter, Target, longest
+from fekernels.bench.optimizers import COPY, Group, Row, copy
+from fekernels.bench.timing import Contestant, interleave
 from fekernels.ops.free_energy import free_energy
 
 __all__ = [
@@ -206,7 +206,7 @@ def compiled(given: Problem) -> tuple[Callable[[], None] | None, str]:
 
 
 def groups(sizes: Sizes) -> list[Callable[[], Group]]:
-    """One maker a group, as ``_bench_cases.groups``."""
+    """One maker a group, as ``optimizers.groups``."""
     return [
         partial(_large, sizes, "mse"),
         partial(_large, sizes, "bernoulli"),

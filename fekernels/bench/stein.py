@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fekernels._bench_cases import Group, Row
-from fekernels._bench_peers import KEOPS, NUMPYRO, PEERS, PYRO, reason
-from fekernels._bench_timing import Contestant
+from fekernels.bench.optimizers import Group, Row
+from fekernels.bench.packages import KEOPS, NUMPYRO, PEERS, PYRO, reason
+from fekernels.bench.timing import Contestant
 from fekernels.ops.kernel_stein_discrepancy import kernel_stein_discrepancy
 from fekernels.ops.svgd_direction import svgd_direction
 from fekernels.stein.bandwidth import median_bandwidth
@@ -141,7 +141,7 @@ def differs(peer: Tensor, own: Tensor) -> str:
 
 
 def groups(sizes: Sizes) -> list[Callable[[], Group]]:
-    """One maker a group, as ``_bench_cases.groups``."""
+    """One maker a group, as ``optimizers.groups``."""
     return [
         partial(_middle, sizes),
         partial(_both_forms, sizes, sizes.low, 0.035, sizes.slow_rounds),

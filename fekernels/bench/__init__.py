@@ -19,14 +19,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fekernels import _bench_cases as cases
-from fekernels import _bench_free_energy as free_energy
-from fekernels import _bench_layouts as layouts
-from fekernels import _bench_memory as memory
-from fekernels import _bench_svgd as svgd
-from fekernels import _bench_svgd_memory as svgd_memory
 from fekernels import _extension
-from fekernels._bench_timing import Timing, interleave, machine
+from fekernels.bench import free_energy, layouts, memory
+from fekernels.bench import optimizers as cases
+from fekernels.bench import stein as svgd
+from fekernels.bench import stein_memory as svgd_memory
+from fekernels.bench.timing import Timing, interleave, machine
 
 __all__ = ["main", "measure", "table"]
 
@@ -143,7 +141,7 @@ def _row(row: cases.Row, group: cases.Group, times: dict[str, Timing]) -> dict[s
 
 def _process(program: str, **environment: str) -> float:
     """The time that a fresh Python prints. It finds this very package, installed or not."""
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": path, **environment},
@@ -222,7 +220,7 @@ def _once_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def optimizers(quick: bool, progress: bool) -> dict[str, Any]:
+def _optimizers(quick: bool, progress: bool) -> dict[str, Any]:
     """Measure and print the optimizers' part."""
     rows = measure(QUICK if quick else FULL, progress)
     print(table(rows))
@@ -236,7 +234,7 @@ def optimizers(quick: bool, progress: bool) -> dict[str, Any]:
     return {"rows": rows, "once": waits}
 
 
-def free_energies(quick: bool, progress: bool, plot: Path | None) -> dict[str, Any]:
+def _free_energies(quick: bool, progress: bool, plot: Path | None) -> dict[str, Any]:
     """Measure and print the free energy's part: forward and backward, their peak memory, and every width."""
     sizes = FREE_ENERGY_QUICK if quick else FREE_ENERGY_FULL
     rows = measure(sizes, progress)
@@ -255,7 +253,7 @@ def free_energies(quick: bool, progress: bool, plot: Path | None) -> dict[str, A
     return {"free_energy": rows, "free_energy_memory": peaks, "free_energy_widths": widths}
 
 
-def stein(quick: bool, progress: bool) -> dict[str, Any]:
+def _stein(quick: bool, progress: bool) -> dict[str, Any]:
     """Measure and print the Stein direction's part: times, and peak memory where no n x n matrix could be kept."""
     sizes = SVGD_QUICK if quick else SVGD_FULL
     rows = measure(sizes, progress)
@@ -303,9 +301,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.quick:
             print("--quick: smaller sizes and fewer rounds. No figures to hold against the goals.\n")
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "optimizers": partial(optimizers, arguments.quick, progress),
-            "free_energy": partial(free_energies, arguments.quick, progress, arguments.plot),
-            "svgd": partial(stein, arguments.quick, progress),
+            "optimizers": partial(_optimizers, arguments.quick, progress),
+            "free_energy": partial(_free_energies, arguments.quick, progress, arguments.plot),
+            "svgd": partial(_stein, arguments.quick, progress),
         }
         for subject in SUBJECTS if arguments.only is None else (arguments.only,):
             print("\n" * bool(report), end="")

@@ -1,4 +1,4 @@
-"""The optimizers beside their peers: ``pytest benchmarks/bench_langevin_adam.py``.
+"""The optimizers beside their peers: ``pytest benchmarks/bench_optimizers.py``.
 
 Every row of ``python -m fekernels bench`` is one benchmark here: ours is what pytest-benchmark times, and before each
 of its rounds the peer takes its turn, so the two are interleaved; ``extra_info`` has the peer, the ratio and the goal.
@@ -19,9 +19,9 @@ import torch
 
 from benchmarks import peers
 from benchmarks.harness import Groups, record
-from fekernels import _bench_cases as cases
 from fekernels import bench
-from fekernels._bench_timing import Contestant
+from fekernels.bench import optimizers as cases
+from fekernels.bench.timing import Contestant
 
 SIZES = bench.QUICK if os.environ.get("BENCH_QUICK") == "1" else bench.FULL
 MAKERS = cases.groups(SIZES)

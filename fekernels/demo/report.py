@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
-from fekernels._bench_timing import Contestant, Timing, interleave
+from fekernels.bench.timing import Contestant, Timing, interleave
 from fekernels.diagnostics import auroc, calibration
 from fekernels.optim import LangevinAdam, PosteriorSamples
 

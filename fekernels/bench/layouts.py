@@ -8,9 +8,9 @@ from functools import partial
 
 import torch
 
-from fekernels._bench_cases import Group, Row
-from fekernels._bench_free_energy import Problem, Sizes, problem, step
-from fekernels._bench_timing import Contestant
+from fekernels.bench.free_energy import Problem, Sizes, problem, step
+from fekernels.bench.optimizers import Group, Row
+from fekernels.bench.timing import Contestant
 
 __all__ = ["CHANNELS", "CHANNELS_LAST", "CONTIGUOUS", "GENES", "ONE", "groups"]
 
@@ -20,7 +20,7 @@ BYTES = 12  # an element: a prediction and a target read, a gradient written
 
 
 def groups(sizes: Sizes) -> list[Callable[[], Group]]:
-    """One maker a group, as ``_bench_cases.groups``."""
+    """One maker a group, as ``optimizers.groups``."""
     makers: list[Callable[[], Group]] = []
     for shape in sizes.images:
         makers += [partial(_layouts, sizes, shape), partial(_channels, sizes, shape)]

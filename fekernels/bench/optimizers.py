@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fekernels._backends import native_op
-from fekernels._bench_timing import Contestant
+from fekernels.bench.timing import Contestant
 from fekernels.optim import SGLD, LangevinAdam
 
 __all__ = ["ADAM", "COPY", "Group", "Row", "Sizes", "groups"]

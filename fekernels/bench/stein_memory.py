@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels import _bench_svgd as cases
-from fekernels._bench_memory import in_process, peak
+from fekernels.bench import stein as cases
+from fekernels.bench.memory import in_process, peak
 from fekernels.stein.bandwidth import median_bandwidth
 
 __all__ = ["measure", "table"]
@@ -48,7 +48,7 @@ def measure(sizes: cases.Sizes, threads: int) -> list[dict[str, Any]]:
             "operands_mb": 8 * n * d / 1e6,
         }
         try:
-            row["growth_mb"] = in_process("fekernels._bench_svgd_memory", name, shape, threads) / 1e6
+            row["growth_mb"] = in_process("fekernels.bench.stein_memory", name, shape, threads) / 1e6
             if name == cases.OURS:
                 row |= {"reach_mb": REACH_MB, "met": row["growth_mb"] <= REACH_MB}
         except (RuntimeError, subprocess.SubprocessError) as error:
