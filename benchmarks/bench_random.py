@@ -9,70 +9,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-import fekernels  # noqa: F401 (defines the operators)
+from benchmarks import harness
 
 DRAWS = 100_000_000
 CHUNK = 10_000_000
-SPEED_ELEMENTS = 25_600_000
 SEED = 20260
 
-# Speed.
+# Speed: every row of `python -m fekernels bench --only random`.
 
-_numpy = np.random.Generator(np.random.Philox(SEED))
-
-
-def _normal_(out: Tensor) -> None:
-    torch.ops.fekernels.philox_normal(out, SEED, 0, 1, 0, 4)
-
-
-def _uniform_(out: Tensor) -> None:
-    torch.ops.fekernels.philox_uniform(out, SEED, 0, 1, 0, 4)
-
-
-def _bits_(out: Tensor) -> None:
-    torch.ops.fekernels.philox_bits(out.view(torch.int32), SEED, 0, 1, 0, 4)
-
-
-SPEED: dict[str, list[tuple[str, Callable[[Tensor], object]]]] = {
-    "normal": [
-        ("fekernels", _normal_),
-        ("torch normal_", lambda out: out.normal_()),
-        (
-            "numpy standard_normal, Philox",
-            lambda out: _numpy.standard_normal(out=out.numpy(), dtype=np.float32),
-        ),
-    ],
-    "uniform": [
-        ("fekernels", _uniform_),
-        ("torch uniform_", lambda out: out.uniform_()),
-        ("numpy random, Philox", lambda out: _numpy.random(out=out.numpy(), dtype=np.float32)),
-    ],
-    "bits": [
-        ("fekernels", _bits_),
-        ("torch random_", lambda out: out.view(torch.int32).random_(-(1 << 31), (1 << 31) - 1)),
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "index"), [(kind, i) for kind, contestants in SPEED.items() for i in range(len(contestants))]
-)
-def test_speed(benchmark, kind: str, index: int) -> None:  # type: ignore[no-untyped-def]
-    name, fill = SPEED[kind][index]
-    out = torch.empty(SPEED_ELEMENTS)
-    fill(out)  # fresh pages cost more than any generator
-    benchmark.group = f"25.6M {kind}, {torch.get_num_threads()} threads"
-    benchmark.name = f"{kind}: {name}"
-    benchmark.pedantic(fill, args=(out,), rounds=15, iterations=1, warmup_rounds=1)
-
+test_speed = harness.rows("random")
 
 # Statistics.
 
@@ -263,4 +215,4 @@ def test_draws_are_independent_along_a_stream(lag: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, *sys.argv[1:]]))
+    harness.main(__file__)

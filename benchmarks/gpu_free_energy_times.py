@@ -11,14 +11,16 @@ import fekernels as fe
 from benchmarks.gpu_times import Times, copy_of
 from benchmarks.harness import Contestant, device_interleave
 from fekernels.bench import free_energy as cases
-from fekernels.bench.optimizers import COPY
+from fekernels.bench.case import Shape
+from fekernels.bench.floors import COPY
+from fekernels.bench.peers import ENERGIES
 
 __all__ = ["measure", "verdicts"]
 
 COPY_SHARE, OVER_COMPILED = 0.90, 1 / 1.4
 
 
-def on_device(likelihood: str, shape: cases.Shape, device: torch.device) -> cases.Problem:
+def on_device(likelihood: str, shape: Shape, device: torch.device) -> cases.Problem:
     """The CPU benchmark's problem, its values made there."""
     given = cases.problem(likelihood, shape)
     params = tuple(p.detach().to(device).requires_grad_() for p in given.params)
@@ -37,7 +39,7 @@ def with_backend(run: Callable[[], None], backend: str) -> Callable[[], None]:
 def measure(
     backends: Sequence[str],
     device: torch.device,
-    shape: cases.Shape,
+    shape: Shape,
     rounds: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Times:
@@ -48,12 +50,12 @@ def measure(
         case = f"{likelihood} {shape[0]} x {shape[1]}"
         progress(case)
         given = on_device(likelihood, shape, device)
-        torch._dynamo.reset()
+        torch.compiler.reset()
         run, missing = cases.compiled(given)
-        floor = cases.BYTES[likelihood]
+        floor = int(cases.cost(likelihood).bytes)
         contestants = [
             copy_of(floor * elements, device),
-            Contestant(cases.EAGER, cases.step(given, cases.PEERS[likelihood])),
+            Contestant(cases.EAGER, cases.step(given, ENERGIES[likelihood])),
         ]
         if run is None:
             rows.append({"case": case, "missing": missing})

@@ -13,7 +13,10 @@ from torch.nn import Parameter
 
 import fekernels as fe
 from benchmarks.harness import Contestant, device_interleave, random_values
-from fekernels.bench.optimizers import ADAM, COPY, LR, PLAIN_SGLD, TEMPERATURE, parameters, plain_sgld, short
+from fekernels.bench.case import short
+from fekernels.bench.floors import COPY
+from fekernels.bench.optimizers import parameters
+from fekernels.bench.peers import ADAM, LR, PLAIN_SGLD, TEMPERATURE, plain_sgld
 
 __all__ = ["Times", "measure", "table", "verdicts"]
 

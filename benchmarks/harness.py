@@ -1,30 +1,36 @@
-"""Interleaved medians (A B A B), on the CPU by the clock and on a GPU by events."""
+"""Interleaved medians (A B A B): the registry's rows under pytest-benchmark, and any contestants on a GPU by events."""
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from fekernels.bench.optimizers import Group, Row
+from fekernels.bench import floors
+from fekernels.bench.case import Case, Row
+from fekernels.bench.registry import FAMILIES
+from fekernels.bench.runner import Made, make, result
 from fekernels.bench.timing import Contestant, Timing, interleave, machine
 
 __all__ = [
     "Contestant",
     "DeviceTiming",
-    "Groups",
     "Timing",
-    "beside",
     "device_interleave",
     "interleave",
     "machine",
-    "record",
+    "main",
+    "random_values",
+    "rows",
 ]
 
 FLUSH_BYTES = 1 << 30  # more than any cache
@@ -155,56 +161,99 @@ def device_interleave(
     }
 
 
-class Groups:
-    """Groups of a suite, made when a test wants one; the one before it is let go, so that only one is in memory."""
+SIZE = "quick" if os.environ.get("BENCH_QUICK") == "1" else "full"
+THREADS = int(os.environ.get("BENCH_THREADS", "2"))
 
-    def __init__(self, makers: Sequence[Callable[[], Group]], rows: Sequence[int] | None = None) -> None:
-        """rows: how many each group has, which tests must know before it is made; checked then."""
-        self._makers, self._rows = makers, rows
-        self._made: dict[int, Group] = {}
-
-    def __getitem__(self, index: int) -> Group:
-        if index not in self._made:
-            self._made.clear()
-            self._made[index] = self._makers[index]()
-            assert self._rows is None or len(self._made[index].rows) == self._rows[index]
-        return self._made[index]
+_made: dict[str, Made] = {}
 
 
-def beside(benchmark: Any, ours: Contestant, peer: Contestant, rounds: int, cached: bool = True) -> float:
-    """Time ours with a turn of the peer before each round. Returns the peer's median in seconds.
+def _make(case: Case) -> Made:
+    """The case of the test that runs, kept for its next row; the one before it is let go, so that one is in memory."""
+    if case.name not in _made:
+        _made.clear()
+        _made[case.name] = make(case, SIZE)
+    return _made[case.name]
 
-    cached: data that the other drove out of the cache comes back, untimed, before each turn.
+
+def rows(family: str) -> Callable[..., None]:
+    """The test of every row of a family: pytest-benchmark times ours, the peer has a turn before each of its rounds.
+
+    No aim is asserted, as a busy machine would miss it: the tables are to be read.
     """
-    peer_times: list[float] = []
+    cases = [(case, row) for case in FAMILIES[family] for row in case.rows]
 
-    def peer_takes_its_turn() -> None:
-        if cached:
-            peer.run()
-        started = time.perf_counter()
-        peer.run()
-        peer_times.append(time.perf_counter() - started)
-        if cached:
+    @pytest.mark.filterwarnings("ignore:.*temperature > 0 with prior_precision = 0")
+    @pytest.mark.parametrize(
+        ("case", "row"), cases, ids=[f"{case.name}-{row.ours}-{row.peer}" for case, row in cases]
+    )
+    def test_row(benchmark: Any, case: Case, row: Row) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(THREADS)
+        try:
+            _time(benchmark, _make(case), row)
+        finally:
+            torch.set_num_threads(threads)
+
+    return test_row
+
+
+def _time(benchmark: Any, made: Made, row: Row) -> None:
+    """``extra_info`` has the peer, the ratio, the aim and the floor, as the JSON of the bench command has them."""
+    label = made.case.row_label(row, made.size)
+    if why := made.why_missing(row):
+        pytest.skip(f"{label}: {why}")
+    cost = made.costs.get(row.ours)
+    names = {row.ours, row.peer} | (set() if cost is None else {*floors.MOVERS, *cost.operations})
+    others = [each for each in made.contestants if each.name in names - {row.ours}]
+    ours = next(each for each in made.contestants if each.name == row.ours)
+    warm = made.case.cached
+    times: dict[str, list[float]] = {each.name: [] for each in others}
+
+    def the_others_take_their_turns() -> None:
+        _call(ours.restore)
+        for other in others:
+            _call(other.prepare)
+            if warm:
+                other.run()
+            started = time.perf_counter()
+            other.run()
+            times[other.name].append((time.perf_counter() - started) / other.steps)
+            _call(other.restore)
+        _call(ours.prepare)
+        if warm:
             ours.run()
-        if ours.prepare is not None:
-            ours.prepare()
+            # What it overwrites has to be there again.
+            _call(ours.prepare)
 
-    benchmark.pedantic(ours.run, setup=peer_takes_its_turn, rounds=rounds, iterations=1, warmup_rounds=1)
-    return statistics.median(peer_times[-rounds:])
+    effort = made.case.effort(made.size)
+    rounds = 10 * effort.rounds if warm else effort.rounds
+    benchmark.group, benchmark.name = label, f"{label}: {row.ours}, beside {row.peer}"
+    _call(ours.prepare)
+    try:
+        benchmark.pedantic(
+            ours.run, setup=the_others_take_their_turns, rounds=rounds, iterations=1, warmup_rounds=1
+        )
+    finally:
+        _call(ours.restore)
+    if benchmark.stats is None:  # --benchmark-disable leaves none
+        return
+    timed = {name: Timing(tuple(seconds[-rounds:]), 1) for name, seconds in times.items()}
+    timed[row.ours] = Timing(tuple(benchmark.stats.stats.data), 1)
+    found = result(made, row, timed)
+    benchmark.extra_info |= found
+    aim = "" if row.aim is None else f", to reach {row.aim}"
+    floor = f", {found['of_floor']:.2f} of the floor ({found['floor']})" if "floor" in found else ""
+    print(f"\n{label}: {found['ratio']:.2f} of {row.peer}{aim}{floor}")
 
 
-def record(benchmark: Any, row: Row, peer_seconds: float) -> None:
-    """Leave with pytest-benchmark how the row's times compare with its peer's median, and print that."""
-    benchmark.extra_info |= {
-        "case": row.case,
-        "peer": row.peer,
-        "peer_ms": peer_seconds * 1e3,
-        "reach": row.reach,
-    }
-    if benchmark.stats is not None:  # --benchmark-disable leaves none
-        ratio = benchmark.stats.stats.median / peer_seconds
-        benchmark.extra_info |= {"ratio": ratio, "met": ratio <= row.reach}
-        print(f"\n{row.case}: {ratio:.2f} of {row.peer}, to reach {row.reach}")
+def _call(function: Callable[[], object] | None) -> None:
+    if function is not None:
+        function()
+
+
+def main(file: str) -> None:
+    """Run the benchmarks of a file with the options of the command line."""
+    sys.exit(pytest.main([file, *sys.argv[1:]]))
 
 
 def random_values(

@@ -1,23 +1,30 @@
-"""`python -m fekernels bench`: that every case is measured and reported, whatever the times are."""
+"""`python -m fekernels bench`: that every case of the registry is measured and reported, whatever the times are."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from fekernels import _backends, _extension, bench
-from fekernels.bench import optimizers, timing
+from fekernels._catalogue.free_energy import NAMES
+from fekernels.bench import case, floors, memory, once, optimizers, packages, registry, report, runner, timing
+from fekernels.bench.case import Case, Cost, Group, Row
+from fekernels.bench.registry import CASES, FAMILIES
 from fekernels.bench.timing import Contestant, Timing, interleave
 
-TINY = optimizers.Sizes(
-    large=4096, cached=512, tensors=2, small=(16, 10_000), rounds=2, seconds=0.0, turn_seconds=1e-4
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
+
+from benchmarks import harness  # noqa: E402
 
 
 @pytest.fixture
@@ -26,110 +33,262 @@ def compiled() -> None:
         pytest.skip(f"no compiled kernels: {reason}")
 
 
-@pytest.mark.usefixtures("compiled")
-def test_every_case_is_measured() -> None:
-    isa = _backends.native_op("isa")()
-    rows = bench.measure(TINY)
-    assert _backends.native_op("isa")() == isa
-    adam = "Adam(fused=True)"
-    expected = [
-        ("4.096k float32, T = 0", adam, 0.72),
-        ("4.096k float32, T > 0, momentum", adam, 1.05),
-        ("4.096k float32, T > 0, preconditioned", adam, 1.05),
-        ("4.096k float32, T > 0, isotropic", adam, 1.05),
-        ("4.096k float32, T > 0, momentum", f"{adam} + randn_like + add_", 0.13),
-        ("4.096k float32, avx2, T = 0", adam, 0.75),
-        ("4.096k float32, avx2, T > 0", adam, 2.2),
-        ("512 float32 in cache, T = 0", adam, 0.5),
-        ("512 float32 in cache, T > 0", adam, 1.8),
-        ("2 tensors of 16, T = 0", adam, 0.35),
-        ("2 tensors of 16, T > 0", adam, 0.5),
-        ("2 tensors of 10,000, T = 0", adam, 0.5),
-        ("2 tensors of 10,000, T > 0", adam, 0.7),
-        ("SGLD 4.096k float32", "add_(g).add_(randn_like)", 0.11),
-        ("4.096k bfloat16, stochastic rounding, T = 0", "LangevinAdam, float32, T = 0", 0.75),
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No peer but eager PyTorch: what compiles its function first is tested elsewhere, and takes seconds."""
+    monkeypatch.setattr(packages.Package, "missing", lambda self: f"pip install {self.install}")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+
+
+@pytest.fixture
+def little_garbage() -> Iterator[None]:
+    """Every case collects garbage twice, which among all that a test process holds takes longer than the case."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("compiled", "alone", "little_garbage")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_of_the_registry_is_measured_and_told(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command, in its table, its JSON and README's Markdown of that; the figure is the free energy's."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "QUICK", "tiny")
+    monkeypatch.setattr(once, "import_seconds", lambda times: 0.01)
+    monkeypatch.setattr(memory, "in_process", lambda *_: 10**12)
+    threads, isa = torch.get_num_threads(), _backends.native_op("isa")()
+    path, figure, again = (tmp_path / "new" / name for name in ("bench.json", "a.png", "b.png"))
+    only = "svgd" if family == "stein" else family  # its old name, which --only still takes
+    drawn = family == "free_energy"
+    options = ["--quick", "--json", str(path), "--threads", "1", "--only", only]
+    assert bench.main([*options, *(["--plot", str(figure)] if drawn else [])]) == 0
+    assert (torch.get_num_threads(), _backends.native_op("isa")()) == (threads, isa)
+    printed = capsys.readouterr().out
+    written = json.loads(path.read_text())
+    keys = ("date", "cpu", "cores", "isa", "load", "compiled", "fekernels", "torch", "python", "system")
+    assert set(written.pop("machine")) == {*keys, "threads"} and written.pop("quick") is True
+    key, peaks = report.KEYS[family]
+    beside = {"optimizers": {"once"}, "free_energy": {"free_energy_widths"}}
+    assert set(written) == {key} | beside.get(family, set()) | ({peaks} if peaks else set())
+    rows = written[key]
+    assert [(row["name"], row["contestant"], row["peer"], row["reach"]) for row in rows] == [
+        (case.name, row.ours, row.peer, row.aim) for case in FAMILIES[family] for row in case.rows
     ]
-    assert [(row["case"], row["peer"], row["reach"]) for row in rows] == expected
     for row in rows:
+        assert f"{row['case']:51}{row['peer']}" in printed
         if "missing" in row:
-            assert "avx2" in row["case"] and "avx2" in row["missing"]
-            continue
-        assert row["peer_ms"] > 0 and row["ours_ms"] > 0 and row["rounds"] == 2
-        assert row["ratio"] == pytest.approx(row["ours_ms"] / row["peer_ms"])
-        assert row["met"] == (row["ratio"] <= row["reach"])
-        per_second = row["elements"] * row["bytes_per_element"] / row["ours_ms"] / 1e6
-        assert row["gb_per_s"] == pytest.approx(per_second)
-        assert ("of_copy" in row) == ("4.096k" in row["case"])
+            assert row["missing"].startswith("pip install") or "avx2" in row["case"]
+        else:
+            check(row, family)
+
+    assert bench.main(["--markdown", str(path), *(["--plot", str(again)] if drawn else [])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    tables = [rows, *([written[peaks]] if peaks else []), *([written["once"]] if "once" in written else [])]
+    assert len([line for line in lines if line.startswith("| ")]) == sum(len(each) + 1 for each in tables)
+    for row in rows:
+        start = f"| {row['case'].removeprefix('direction, ')} | {row['peer']} |"
+        found = [line for line in lines if line.startswith(start)]
+        assert found and ("missing" not in row or any(row["missing"] in line for line in found))
+    if drawn:
+        assert figure.read_bytes()[:4] == again.read_bytes()[:4] == b"\x89PNG"
+
+
+def check(row: dict[str, Any], family: str) -> None:
+    assert row["peer_ms"] > 0 and row["ours_ms"] > 0 and row["rounds"] == 2
+    assert row["ratio"] == pytest.approx(row["ours_ms"] / row["peer_ms"])
+    assert row["met"] == (None if row["reach"] is None else row["ratio"] <= row["reach"])
+    per_second = row["elements"] / row["ours_ms"] / 1e6
+    if family == "stein":
+        assert row["pairs_per_ns"] == pytest.approx(per_second) and "gb_per_s" not in row
+    else:
+        assert row["gb_per_s"] == pytest.approx(per_second * row["bytes_per_element"])
+    if "floor" in row:
+        assert row["of_floor"] == pytest.approx(row["ours_ms"] / row["floor_ms"])
+    else:
+        assert row["name"] == "stein/backward"  # what a backward pass cannot avoid is not known
+
+
+def test_every_case_has_a_name_of_its_family_and_another_size_in_each_set() -> None:
+    assert len(CASES) == sum(len(cases) for cases in FAMILIES.values())
+    for name, found in CASES.items():
+        assert registry.find(name) is found and found.family in FAMILIES
+        assert found.shape("tiny") != found.shape("full") and len(found.shapes) == len(case.SIZES)
+    with pytest.raises(KeyError, match="find: name must be one of random/normals, .*got 'pears'"):
+        registry.find("pears")
+
+
+def test_every_likelihood_has_a_case() -> None:
+    """One without lines of its own among the peers too, as a new one has none."""
+    labels = [found.label(found.shape("tiny")) for found in FAMILIES["free_energy"]]
+    assert all(any(label.startswith(name) for label in labels) for name in NAMES)
 
 
 @pytest.mark.usefixtures("compiled")
 def test_contestants_do_what_their_names_say() -> None:
     """Ours with T > 0 is not T = 0, and the peers move their parameters."""
-    make = optimizers.groups(TINY)[0]
-    group = make()
-    contestants = {contestant.name: contestant for contestant in group.contestants}
+    large = registry.find("optimizers/large")
+    contestants = {each.name: each for each in large.build(large.shape("tiny")).contestants}
     optimizer = contestants["T = 0"].run.__self__  # type: ignore[attr-defined]
     states = []
-    for name in ("T = 0", "T > 0, momentum", "T > 0, preconditioned", "T > 0, isotropic"):
+    for name in ("T = 0", *(f"T > 0, {noise}" for noise in optimizers.NOISES)):
         contestants[name].prepare()  # type: ignore[misc]
         states.append((optimizer.param_groups[0]["temperature"], optimizer.param_groups[0]["noise"]))
-    assert states == [(0.0, "momentum"), (1e-4, "momentum"), (1e-4, "preconditioned"), (1e-4, "isotropic")]
+    assert states == [(0.0, "momentum"), *((1e-4, noise) for noise in optimizers.NOISES)]
     if "avx2, T = 0" in contestants:
         before = _backends.native_op("isa")()
         contestants["avx2, T = 0"].prepare()  # type: ignore[misc]
         assert _backends.native_op("isa")() == "avx2"
         contestants["avx2, T = 0"].restore()  # type: ignore[misc]
         assert _backends.native_op("isa")() == before
-    for name in ("Adam(fused=True)", "Adam(fused=True) + randn_like + add_"):
-        run = contestants[name].run
-        optimizer = getattr(run, "__self__", None) or run.__closure__[0].cell_contents  # type: ignore[attr-defined]
-        params = contestants["Adam(fused=True)"].run.__self__.param_groups[0]["params"]  # type: ignore[attr-defined]
-        before = params[0].detach().clone()
-        run()
-        assert not torch.equal(before, params[0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: optimizers.peers.adam(params)[0],
+        lambda params: optimizers.peers.adam(params)[1],
+        optimizers.peers.adam_foreach,
+        optimizers.peers.plain_sgld,
+        optimizers.peers.psgld,
+    ],
+)
+def test_the_optimizers_peers_move_their_parameters(make: Callable[..., Contestant]) -> None:
+    start, grads = optimizers.values(2, 5, 0), optimizers.values(2, 5, 1)
+    params = optimizers.parameters(start, grads)
+    make(params).run()
+    for param, before in zip(params, start, strict=True):
+        assert (param != before).all()
+
+
+def timings(**milliseconds: float) -> dict[str, Timing]:
+    return {name.replace("_", " "): Timing((each * 1e-3,), 1) for name, each in milliseconds.items()}
+
+
+def made(aim: float | None, cost: Cost, peer: str = "peer") -> runner.Made:
+    one = Case(
+        "optimizers/one", lambda shape: "one", ((4,), (2,), (1,)), lambda shape: Group([]),
+        (Row("ours", peer, aim),), case.product,
+    )  # fmt: skip
+    return runner.Made(one, "full", [], {}, {"ours": cost})
+
+
+def test_the_floor_is_the_larger_of_the_copy_and_the_arithmetic() -> None:
+    times = timings(ours=9.0, peer=10.0, copy=6.0, sum_in_place=99.0, normal=1e-6, root=2e-6)
+    found = {}
+    for normals in (1e6, 6e6):
+        given = made(0.5, Cost(80, {"normal": normals, "root": 1e6}))
+        found[normals] = runner.result(given, given.case.rows[0], times)
+    # 1e6 normals take 1 ms and 1e6 roots 2 ms, less than the copy's 6; 6e6 normals bring that to 8.
+    assert (found[1e6]["floor"], found[1e6]["floor_ms"]) == ("memory", pytest.approx(6.0))
+    assert (found[6e6]["floor"], found[6e6]["floor_ms"]) == ("arithmetic", pytest.approx(8.0))
+    assert found[6e6]["of_floor"] == pytest.approx(9 / 8)
+    # 0.5 of the peer is 5 ms.
+    assert found[1e6]["met"] is False and found[1e6]["aim_below_floor"]
+    reachable = made(0.7, Cost(80))
+    assert not runner.result(reachable, reachable.case.rows[0], times)["aim_below_floor"]
+    # What ours went below is no floor.
+    faster = times | timings(ours=5.9)
+    assert not runner.result(made(0.5, Cost(80)), reachable.case.rows[0], faster)["aim_below_floor"]
+    # 80 bytes are 7 sums, of 84.
+    in_place = runner.result(reachable, reachable.case.rows[0], times | timings(sum_in_place=4.2))
+    assert in_place["floor_ms"] == pytest.approx(4.0)
+
+
+def test_a_copy_as_the_peer_moves_as_many_bytes_as_ours() -> None:
+    """Of more bytes than are copied, too."""
+    cost = Cost(4.0 * floors.LARGEST_COPY)
+    given = made(None, cost, floors.COPY)
+    found = runner.result(given, given.case.rows[0], timings(ours=30.0, copy=5.0, sum_in_place=9.0))
+    assert found["peer_ms"] == pytest.approx(20.0) and found["ratio"] == pytest.approx(1.5)
+    assert found["of_floor"] == pytest.approx(1.5) and found["peer_quartiles_ms"] == pytest.approx(
+        [20.0, 20.0]
+    )
+
+
+def test_the_copy_has_the_footprint_of_the_data() -> None:
+    copy, added, normal = floors.contestants([Cost(800, {"normal": 3}), Cost(400)])
+    assert (copy.name, added.name, normal.name) == (*floors.MOVERS, "normal")
+    assert copy.run.args[0].numel() == 100  # type: ignore[attr-defined]
+    assert added.run.args[0].numel() == 67  # type: ignore[attr-defined]
+    assert floors.contestants([Cost()]) == []
 
 
 @pytest.mark.usefixtures("compiled")
-def test_command_writes_tables_and_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(bench, "QUICK", TINY)
-    monkeypatch.setattr(bench, "import_seconds", lambda times: 0.01)
-    threads = torch.get_num_threads()
-    path = tmp_path / "new" / "bench.json"
-    assert bench.main(["--quick", "--json", str(path), "--threads", "1", "--only", "optimizers"]) == 0
-    assert torch.get_num_threads() == threads
-    printed = capsys.readouterr().out
-    report = json.loads(path.read_text())
-    assert report["quick"] is True
-    assert report["machine"]["threads"] == 1
-    keys = ("date", "cpu", "cores", "isa", "load", "compiled", "fekernels", "torch", "python", "system")
-    assert set(report["machine"]) == {*keys, "threads"}
-    assert len(report["rows"]) == 15
-    for row in report["rows"]:
-        assert f"{row['case']:51}{row['peer']}" in printed
-    assert [row["case"] for row in report["once"]] == [
-        "cold build of the kernels",
-        "import fekernels, after torch",
-    ]
-    assert report["once"][0]["missing"] == "left out by --quick"
-    assert report["once"][1] == {
-        "case": "import fekernels, after torch",
-        "reach_s": 0.05,
-        "seconds": 0.01,
-        "met": True,
-    }
+@pytest.mark.parametrize("unit", floors.UNITS)
+def test_bare_arithmetic_is_timed_by_the_operation(unit: str) -> None:
+    (contestant,) = floors.contestants([Cost(operations={unit: 1})])
+    seconds = interleave([contestant], rounds=3)[unit].median
+    assert 1e-13 < seconds < 1e-6
 
 
-def test_lost_cases_are_told() -> None:
-    timing = {"peer_ms": 1.0, "reach": 0.5, "gb_per_s": 1.0}
-    lost = {"case": "a case", "peer": "a peer", "ours_ms": 2.0, "ratio": 2.0, "met": False, **timing}
-    won = {"case": "another", "peer": "a peer", "ours_ms": 0.4, "ratio": 0.4, "met": True, **timing}
-    missing = {"case": "a third", "peer": "a peer", "reach": 0.5, "missing": "no such thing"}
-    lines = bench.table([lost, won, missing]).splitlines()[2:]
+def test_what_is_won_lost_missing_and_below_the_floor_is_told() -> None:
+    row = {"peer": "a peer", "peer_ms": 1.0, "reach": 0.5, "gb_per_s": 1.0}
+    lost = row | {"case": "lost", "ours_ms": 2.0, "ratio": 2.0, "met": False}
+    won = row | {"case": "won", "ours_ms": 0.04, "ratio": 0.04, "met": True}
+    floor = {"floor": "memory", "floor_ms": 1.6, "of_floor": 1.25, "aim_below_floor": True}
+    below = lost | floor | {"case": "below"}
+    missing = {"case": "missing", "peer": "a peer", "reach": 0.5, "missing": "no such thing"}
+    aimless = won | {"case": "aimless", "reach": None, "met": None}
+    rows = [lost, won, below, missing, aimless]
+    lines = bench.table(rows).splitlines()[2:]
     assert " NO " in lines[0] and " 2.00 " in lines[0]
     assert " yes " in lines[1] and " NO " not in lines[1]
-    assert lines[2].endswith("not measured: no such thing")
+    assert " floor " in lines[2] and lines[2].split()[-3:] == ["1.600", "memory", "1.25"]
+    assert lines[3].endswith("not measured: no such thing")
+    assert " NO " not in lines[4] and " yes " not in lines[4]
+    marked = report.markdown({"svgd": rows}).splitlines()[2:]
+    assert marked == [
+        "| lost | a peer | 1 | 2 | **2.00** | 0.5 |  |  |",
+        "| won | a peer | 1 | 0.04 | 0.04 | 0.5 |  |  |",
+        "| below | a peer | 1 | 2 | 2.00 | 0.5, below the floor | memory | 1.25 |",
+        "| missing | a peer | no such thing |  |  | 0.5 |  |  |",
+        "| aimless | a peer | 1 | 0.04 | 0.04 |  |  |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "benchmarks/results").glob("*_cpu_*.json"))
+)
+def test_results_that_are_kept_make_tables(path: Path) -> None:
+    written = json.loads(path.read_text())
+    rows = [row for key, _ in report.KEYS.values() for row in written.get(key, [])]
+    assert rows and report.markdown(written).count("\n| ") >= len(rows)
+
+
+class Benchmark:
+    """What pytest-benchmark hands to a test, of a few rounds and its own clock."""
+
+    def __init__(self, disabled: bool) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.stats = None if disabled else SimpleNamespace(stats=SimpleNamespace(data=[2.0, 3.0, 4.0]))
+
+    def pedantic(self, run: Callable[[], object], setup: Callable[[], object], rounds: int, **_: int) -> None:
+        for _ in range(rounds + 1):
+            setup()
+            run()
+
+
+@pytest.mark.filterwarnings("ignore:.*temperature > 0 with prior_precision = 0")
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("disabled", [False, True])
+def test_the_suite_times_the_registrys_rows(disabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SIZE", "tiny")
+    monkeypatch.setattr(harness, "THREADS", 1)
+    monkeypatch.setattr(harness, "_made", {})
+    test = harness.rows("optimizers")
+    (parametrized,) = [mark for mark in test.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
+    chosen = [each for each in parametrized.args[1] if each[0].name == "optimizers/in_cache"]
+    assert [row for _, row in chosen] == list(registry.find("optimizers/in_cache").rows)
+    for one, row in chosen:
+        benchmark = Benchmark(disabled)
+        test(benchmark, one, row)
+        assert bool(benchmark.extra_info) is not disabled
+        if not disabled:
+            assert benchmark.extra_info["ours_ms"] == 3000.0 and benchmark.extra_info["peer_ms"] > 0
+            assert benchmark.extra_info["floor"] in ("memory", "arithmetic")
 
 
 def test_contestants_take_turns() -> None:
@@ -179,6 +338,7 @@ def test_median_and_quartiles() -> None:
     assert timing.median == 3.0
     assert timing.quartiles() == (1.5, 52.0)
     assert Timing((7.0,), 1).quartiles() == (7.0, 7.0)
+    assert timing.scaled(2.0).rounds == (8.0, 2.0, 4.0, 6.0, 200.0)
 
 
 def test_restore_follows_a_failure() -> None:
@@ -193,17 +353,19 @@ def test_restore_follows_a_failure() -> None:
 
 
 def test_import_is_timed_in_a_process() -> None:
-    assert 0 < bench.import_seconds(1) < 60
+    assert 0 < once.import_seconds(1) < 60
 
 
 def test_a_process_that_fails_is_a_row_without_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "IMPORT_PROGRAM", "raise RuntimeError('no such package')")
-    rows = bench.once(quick=True)
-    assert rows[1] == {
+    monkeypatch.setattr(once, "IMPORT_PROGRAM", "raise RuntimeError('no such package')")
+    build, imported = once.measure("quick")
+    assert build["missing"] == "left out by --quick"
+    assert imported == {
         "case": "import fekernels, after torch",
         "reach_s": 0.05,
         "missing": "RuntimeError: no such package",
     }
+    assert once.table([build, imported]).count("not measured: ") == 2
 
 
 def test_without_compiled_kernels_nothing_is_timed() -> None:
@@ -219,7 +381,13 @@ def test_without_compiled_kernels_nothing_is_timed() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--threads", "0"], ["--only", "pears"], ["--only", "optimizers", "--plot", "a.png"]]
+    "arguments",
+    [
+        ["--threads", "0"],
+        ["--only", "pears"],
+        ["--only", "optimizers", "--plot", "a.png"],
+        ["--markdown", "no/such/file.json"],
+    ],
 )
 def test_bad_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -1,104 +1,44 @@
-"""The free energy's cases of ``python -m fekernels bench``: forward + backward beside PyTorch eager and compiled."""
+"""The free energy's cases: forward + backward beside PyTorch eager and compiled, and layouts beside each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fekernels._catalogue.free_energy import Parameter, Target, longest
-from fekernels.bench.optimizers import COPY, Group, Row, copy
-from fekernels.bench.timing import Contestant, interleave
+from fekernels._backends import use_backend
+from fekernels._catalogue.free_energy import NAMES, Parameter, Target, longest
+from fekernels.bench.case import Case, Cost, Group, Row, Shape, product
+from fekernels.bench.floors import COPY
+from fekernels.bench.peers import ENERGIES, Loss
+from fekernels.bench.timing import Contestant
 from fekernels.ops.free_energy import free_energy
 
 __all__ = [
+    "CASES",
     "COMPILED",
     "EAGER",
     "INPLACE",
     "OURS",
-    "PEERS",
+    "REFERENCE",
     "Problem",
-    "Sizes",
-    "groups",
+    "compiled",
+    "cost",
+    "label",
+    "own_prediction",
     "problem",
     "step",
-    "sweep",
 ]
 
-EAGER, COMPILED = "eager PyTorch", "torch.compile"
+EAGER, COMPILED, REFERENCE = "eager PyTorch", "torch.compile", "reference backend"
 OURS, INPLACE = "free_energy", "free_energy, inplace_backward"
-
-Shape = tuple[int, int, int]  # batch, elements of a sample, latents
-Loss = Callable[..., Tensor]  # (*params, target, mean, logvar) -> scalar
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Shapes of the cases, and how long each group is timed."""
-
-    large: Shape = (8192, 4096, 128)
-    middle: Shape = (4096, 784, 64)
-    small: Shape = (128, 784, 20)
-    counts: Shape = (1024, 5000, 10)
-    images: tuple[tuple[int, int, int, int], ...] = ((64, 64, 32, 32), (64, 3, 64, 64))
-    # Samples of each width, so many that the data stays the same size.
-    sweep_elements: int = 1 << 24
-    sweep_widths: tuple[int, ...] = tuple(1 << k for k in range(10, 18))
-    rounds: int = 15
-    seconds: float = 5.0
-    turn_seconds: float = 0.01
-
-
-# What users write today. Means over the batch of sums over the event, as ours; constants left out where they do.
-
-
-def kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    return -0.5 * (1 + logvar - mean.pow(2) - logvar.exp()).sum(1).mean()
-
-
-def mse(r: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    return F.mse_loss(r, x, reduction="none").sum(1).mean() + kl(mean, logvar)
-
-
-def bernoulli(logit: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    energy = F.binary_cross_entropy_with_logits(logit, x, reduction="none").sum(1).mean()
-    return energy + kl(mean, logvar)
-
-
-def gaussian(r: Tensor, s: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    return 0.5 * (s + (r - x).pow(2) * torch.exp(-s)).sum(1).mean() + kl(mean, logvar)
-
-
-def negative_binomial(mu: Tensor, theta: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """As scvi-tools computes it: logarithms kept from 0 by 1e-8, three lgamma an element."""
-    eps = 1e-8
-    log_sum = torch.log(theta + mu + eps)
-    log_p = (
-        theta * (torch.log(theta + eps) - log_sum)
-        + x * (torch.log(mu + eps) - log_sum)
-        + torch.lgamma(x + theta)
-        - torch.lgamma(theta)
-        - torch.lgamma(x + 1)
-    )
-    return -log_p.sum(1).mean() + kl(mean, logvar)
-
-
-PEERS: dict[str, Loss] = {
-    "mse": mse,
-    "bernoulli": bernoulli,
-    "gaussian": gaussian,
-    "negative_binomial": negative_binomial,
-}
+CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
+ONE, CHANNELS, GENES = "one value", "one a channel", "one a gene"
 
 CLASSES = 16  # of a categorical element
-
-# Bytes an element that no forward and backward can avoid to move: operands read once, gradients written once.
-BYTES = {"mse": 12, "bernoulli": 12, "gaussian": 20, "negative_binomial": 12}
 
 
 @dataclass(frozen=True)
@@ -120,6 +60,11 @@ class Problem:
             leaf.grad = None
 
 
+def _full(at: int, given: Parameter) -> bool:
+    """Whether a parameter of a problem has a value an element; else one a column, as dispersions do."""
+    return at == 0 or not given.not_negative
+
+
 def problem(likelihood: str, shape: Shape, seed: int = 0) -> Problem:
     """Random values of realistic size; counts are zero in nine places of ten and have a dispersion a column."""
     batch, width, latents = shape
@@ -132,22 +77,22 @@ def problem(likelihood: str, shape: Shape, seed: int = 0) -> Problem:
         return torch.empty(size).uniform_(generator=generator)
 
     def parameter(at: int, given: Parameter) -> Tensor:
-        if not given.not_negative:
-            return normal(batch, width).mul_(0.3 if at else 1.0)
-        if not at:
+        if not _full(at, given):
+            return normal(width).exp_().add_(2 if given.name == "degrees_of_freedom" else 0)
+        if given.not_negative:
             return uniform(batch, width).mul_(0.5).add_(0.01)
-        return normal(width).exp_().add_(2 if given.name == "degrees_of_freedom" else 0)
+        return normal(batch, width).mul_(0.3 if at else 1.0)
 
     row = longest(likelihood)
     if row.target is Target.COUNTS:
         target = torch.empty(batch, width).geometric_(0.5, generator=generator)
         target.mul_(uniform(batch, width) < 0.1)
-    elif row.target is Target.UNIT:
-        target = uniform(batch, width)
     elif row.target is Target.CLASSES:
         target = torch.randint(0, CLASSES, (batch, width), generator=generator)
-    else:
+    elif row.target is Target.REAL:
         target = normal(batch, width)
+    else:  # in [0, 1], and above 0 where a density ends there
+        target = uniform(batch, width).clamp_min_(1e-6)
     if row.classes:
         params = [normal(batch, width, CLASSES)]
     else:
@@ -196,7 +141,7 @@ def own_prediction(given: Problem) -> tuple[Problem, Callable[[], None]]:
 
 def compiled(given: Problem) -> tuple[Callable[[], None] | None, str]:
     """The eager peer under torch.compile, compiled for this very shape, or why there is none."""
-    run = step(given, torch.compile(PEERS[given.likelihood], dynamic=False))
+    run = step(given, torch.compile(ENERGIES[given.likelihood], dynamic=False))
     try:
         run()
     except Exception as error:  # without a C++ compiler, and whatever else torch.compile may raise
@@ -205,137 +150,200 @@ def compiled(given: Problem) -> tuple[Callable[[], None] | None, str]:
     return run, ""
 
 
-def groups(sizes: Sizes) -> list[Callable[[], Group]]:
-    """One maker a group, as ``optimizers.groups``."""
-    return [
-        partial(_large, sizes, "mse"),
-        partial(_large, sizes, "bernoulli"),
-        partial(_plain, sizes, "mse", sizes.middle, (0.25, 0.6)),
-        partial(_plain, sizes, "bernoulli", sizes.middle, (0.25, 0.6)),
-        partial(_plain, sizes, "mse", sizes.small, (0.7, 0.7)),
-        partial(_plain, sizes, "bernoulli", sizes.small, (0.4, 0.7)),
-        partial(_plain, sizes, "gaussian", sizes.middle, (0.12, 0.6), "gaussian, learned variance,"),
-        partial(_plain, sizes, "negative_binomial", sizes.counts, (0.08, 0.25)),
-    ]
+def cost(likelihood: str) -> Cost:
+    """Of an element: operands read once, gradients written once; and the functions that no formula avoids."""
+    row = longest(likelihood)
+    values = CLASSES if row.classes else sum(_full(at, given) for at, given in enumerate(row.parameters))
+    return Cost(8 * values + (8 if row.classes else 4), OPERATIONS.get(likelihood, {}))
 
 
-def _case(name: str, shape: Shape) -> str:
+# Energy and gradient share their exponential. What is not here is held to the copy alone.
+OPERATIONS: dict[str, Mapping[str, float]] = {
+    "bernoulli": {"exponential": 1, "logarithm": 1},
+    "gaussian": {"exponential": 1},
+    "negative_binomial": {"logarithm": 1},  # three lgamma where a count is not 0, which is one in ten here
+}
+
+
+def _beside(likelihood: str, rows: tuple[Row, ...], shape: Shape) -> Group:
+    """Ours and the peers that the rows name; why one is missing that cannot be made."""
+    given = problem(likelihood, shape)
+    named = {row.ours for row in rows} | {row.peer for row in rows}
+    contestants, missing = [Contestant(OURS, step(given))], {}
+    if EAGER in named:
+        contestants.append(Contestant(EAGER, step(given, ENERGIES[likelihood])))
+    if REFERENCE in named:
+        contestants.append(Contestant(REFERENCE, _on_the_reference(step(given))))
+    if COMPILED in named:
+        torch.compiler.reset()  # the last case's shapes would count as recompiles of the same function
+        run, why = compiled(given)
+        if run is None:
+            missing[COMPILED] = why
+        else:
+            contestants.append(Contestant(COMPILED, run))
+    if INPLACE in named:
+        overwritten, restore = own_prediction(given)
+        contestants.append(Contestant(INPLACE, step(overwritten, inplace=True), prepare=restore))
+    return Group(contestants, missing)
+
+
+def _on_the_reference(run: Callable[[], None]) -> Callable[[], None]:
+    def chosen() -> None:
+        with use_backend("reference"):
+            run()
+
+    return chosen
+
+
+def _images(likelihood: str, shape: Shape) -> Problem:
+    flat = problem(likelihood, (shape[0], product(shape[1:]), 16))
+    prediction = flat.params[0].detach().view(shape).requires_grad_()
+    return replace(flat, params=(prediction,), target=flat.target.view(shape))
+
+
+def _with_scale(given: Problem, shape: Shape, value: float) -> Problem:
+    return replace(given, params=(given.params[0], torch.full(shape, value, requires_grad=True)))
+
+
+def _layouts(shape: Shape) -> dict[str, Problem]:
+    given = _images("bernoulli", shape)
+    prediction = given.params[0].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    target = given.target.contiguous(memory_format=torch.channels_last)
+    return {CONTIGUOUS: given, CHANNELS_LAST: replace(given, params=(prediction,), target=target)}
+
+
+def _channels(shape: Shape) -> dict[str, Problem]:
+    given = _images("gaussian", shape)
+    channels = (1, shape[1], *(1 for _ in shape[2:]))
+    return {ONE: _with_scale(given, (1,), 0.3), CHANNELS: _with_scale(given, channels, 0.3)}
+
+
+def _genes(shape: Shape) -> dict[str, Problem]:
+    given = problem("negative_binomial", shape)
+    return {ONE: _with_scale(given, (1,), 1.5), GENES: _with_scale(given, (shape[1],), 1.5)}
+
+
+def _timed(problems: Callable[[Shape], Mapping[str, Problem]], shape: Shape) -> Group:
+    return Group([Contestant(name, step(given)) for name, given in problems(shape).items()])
+
+
+def label(name: str, shape: Shape) -> str:
     return f"{name} {shape[0]} x {shape[1]}"
 
 
-def _contestants(given: Problem) -> tuple[list[Contestant], str]:
-    """Eager, compiled where it can be, and ours; and why compiled is missing."""
-    torch._dynamo.reset()  # the last group's shapes would count as recompiles of the same function
-    run, missing = compiled(given)
-    contestants = [Contestant(EAGER, step(given, PEERS[given.likelihood]))]
-    if run is not None:
-        contestants.append(Contestant(COMPILED, run))
-    return [*contestants, Contestant(OURS, step(given))], missing
+def _label_of_images(name: str, shape: Shape) -> str:
+    return f"{name} {' x '.join(map(str, shape))}"
 
 
-def _plain(sizes: Sizes, likelihood: str, shape: Shape, reach: tuple[float, float], name: str = "") -> Group:
-    contestants, missing = _contestants(problem(likelihood, shape))
-    case, size = _case(name or likelihood, shape), BYTES[likelihood]
-    rows = [
-        Row(case, EAGER, OURS, reach[0], size),
-        Row(case, COMPILED, OURS, reach[1], size, missing),
-    ]
-    return Group(shape[0] * shape[1], contestants, rows, sizes.turn_seconds)
+def _data(shape: Shape) -> int:
+    return shape[0] * shape[1]
 
 
-def _large(sizes: Sizes, likelihood: str) -> Group:
-    batch, width, _ = sizes.large
-    given = problem(likelihood, sizes.large)
-    contestants, missing = _contestants(given)
-    overwritten, restore = own_prediction(given)
-    moved = (
-        batch * width * 3 // 2
-    )  # elements to copy, each read and written: as many bytes as ours has to move
-    contestants += [
-        Contestant(INPLACE, step(overwritten, inplace=True), prepare=restore),
-        copy(moved),
-    ]
-    case, size = _case(likelihood, sizes.large), BYTES[likelihood]
-    rows = [
-        Row(case, EAGER, OURS, 0.15, size),
-        Row(f"{case}, inplace_backward", EAGER, INPLACE, 0.09, size),
-        Row(case, COMPILED, OURS, 0.25, size, missing),
-        Row(f"{case}, inplace_backward", COMPILED, INPLACE, 0.15, size, missing),
-    ]
-    if likelihood == "mse":
-        rows.append(Row(f"{case}, inplace_backward", COPY, INPLACE, 1.3, size))
-    return Group(batch * width, contestants, rows, copied=moved)
+def _costs(
+    each: Cost, names: tuple[str, ...], elements: Callable[[Shape], int], shape: Shape
+) -> dict[str, Cost]:
+    return {name: each * elements(shape) for name in names}
 
 
-def sweep(sizes: Sizes) -> list[dict[str, Any]]:
-    """Ours on data of one size in samples of every width: a row a width and likelihood, timed in the same rounds."""
-    elements, widths = sizes.sweep_elements, sizes.sweep_widths
-    contestants = [copy(elements * 3 // 2)]
-    for likelihood in ("mse", "bernoulli"):
-        flat = problem(likelihood, (1, elements, elements // 32))
-        for width in widths:
-            shaped = Problem(
-                likelihood,
-                tuple(p.detach().view(-1, width).requires_grad_() for p in flat.params),
-                flat.target.view(-1, width),
-                flat.mean.detach().view(elements // width, -1).requires_grad_(),
-                flat.logvar.detach().view(elements // width, -1).requires_grad_(),
-            )
-            contestants.append(Contestant(f"{likelihood} {width}", step(shaped)))
-    times = interleave(contestants, rounds=sizes.rounds, seconds=sizes.seconds)
-    copied = elements * 12 / times[COPY].median / 1e9
-    rows = []
-    for likelihood in ("mse", "bernoulli"):
-        best = min(times[f"{likelihood} {width}"].median for width in widths)
-        for width in widths:
-            seconds = times[f"{likelihood} {width}"].median
-            rows.append(
-                {
-                    "likelihood": likelihood,
-                    "batch": elements // width,
-                    "width": width,
-                    "ours_ms": seconds * 1e3,
-                    "gb_per_s": elements * BYTES[likelihood] / seconds / 1e9,
-                    "copy_gb_per_s": copied,
-                    "of_best_width": seconds / best,
-                }
-            )
-    return rows
+Shapes = tuple[Shape, Shape, Shape]
+
+LARGE: Shapes = ((8192, 4096, 128), (1024, 4096, 128), (64, 96, 4))
+MIDDLE: Shapes = ((4096, 784, 64), (512, 784, 64), (16, 33, 3))
+SMALL: Shapes = ((128, 784, 20), (128, 784, 20), (4, 33, 3))
+COUNTS: Shapes = ((1024, 5000, 10), (128, 5000, 10), (8, 50, 3))
+OTHER: Shapes = ((1024, 784, 64), (128, 784, 64), (6, 33, 3))
+FEATURES: Shapes = ((64, 64, 32, 32), (8, 64, 32, 32), (4, 6, 5, 6))
+PHOTOS: Shapes = ((64, 3, 64, 64), (8, 3, 64, 64), (4, 3, 5, 6))
 
 
-def sweep_table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'ours':14}{'batch x width':>18}{'ms':>9}{'GB/s':>7}{'of copy':>9}{'of best width':>15}"]
-    for row in rows:
-        shape = f"{row['batch']} x {row['width']}"
-        lines.append(
-            f"{row['likelihood']:14}{shape:>18}{row['ours_ms']:9.2f}{row['gb_per_s']:7.1f}"
-            f"{row['gb_per_s'] / row['copy_gb_per_s']:9.2f}{row['of_best_width']:15.2f}"
-        )
-    return "\n".join(lines)
-
-
-def sweep_figure(rows: list[dict[str, Any]]) -> Any:
-    """Bandwidth over the width of a sample; a matplotlib figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    ax = figure.subplots()
-    for likelihood, color in (("mse", "#1f5a93"), ("bernoulli", "#b5523b")):
-        chosen = [row for row in rows if row["likelihood"] == likelihood]
-        ax.plot(
-            [r["width"] for r in chosen], [r["gb_per_s"] for r in chosen], "o-", color=color, label=likelihood
-        )
-    ax.axhline(rows[0]["copy_gb_per_s"], color="#8a8a8a", ls="--", lw=1, label="copy of the same bytes")
-    elements = rows[0]["batch"] * rows[0]["width"]
-    ax.set_xscale("log", base=2)
-    ticks = sorted({row["width"] for row in rows})
-    ax.set_xticks(ticks, [f"{w // 1024}k" if w % 1024 == 0 else str(w) for w in ticks])
-    ax.set(
-        ylim=(0, None),
-        xlabel=f"elements of a sample, of {elements / 1e6:.3g} million in all",
-        ylabel="GB/s, forward + backward",
-        title="fe.free_energy, float32",
+def _case(
+    name: str,
+    likelihood: str,
+    shapes: Shapes,
+    rows: tuple[Row, ...],
+    called: str = "",
+    cached: bool = True,
+    seconds: float = 5.0,
+) -> Case:
+    return Case(
+        f"free_energy/{name}",
+        partial(label, called or likelihood),
+        shapes,
+        partial(_beside, likelihood, rows),
+        rows,
+        _data,
+        partial(_costs, cost(likelihood), (OURS, INPLACE), _data),
+        cached=cached,
+        seconds=seconds,
     )
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
-    return figure
+
+
+def _both(eager: float, by_compiler: float) -> tuple[Row, ...]:
+    return Row(OURS, EAGER, eager), Row(OURS, COMPILED, by_compiler)
+
+
+def _layout(
+    name: str,
+    likelihood: str,
+    shapes: Shapes,
+    problems: Callable[[Shape], Mapping[str, Problem]],
+    row: Row,
+    counts: bool = False,
+) -> Case:
+    """Our own call in another layout: the ratio is what the layout costs."""
+    elements = _data if counts else product
+    # A scale of one value or one a channel is nothing to read.
+    each = Cost(12, OPERATIONS[likelihood])
+    return Case(
+        f"free_energy/{name}",
+        partial(label if counts else _label_of_images, likelihood),
+        shapes,
+        partial(_timed, problems),
+        (row,),
+        elements,
+        partial(_costs, each, (row.ours,), elements),
+        cached=True,
+    )
+
+
+# In place ours moves what a copy of three halves of the data moves: as much read as written.
+IN_PLACE = "inplace_backward"
+_LARGE_ROWS = (
+    *_both(0.15, 0.25),
+    Row(INPLACE, EAGER, 0.09, IN_PLACE),
+    Row(INPLACE, COMPILED, 0.15, IN_PLACE),
+    Row(INPLACE, COPY, 1.3, IN_PLACE),
+)
+_NAMED = ("mse", "bernoulli", "gaussian", "negative_binomial")
+
+CASES = (
+    _case("large_mse", "mse", LARGE, _LARGE_ROWS, cached=False),
+    _case("large_bernoulli", "bernoulli", LARGE, _LARGE_ROWS, cached=False),
+    _case("middle_mse", "mse", MIDDLE, _both(0.25, 0.6)),
+    _case("middle_bernoulli", "bernoulli", MIDDLE, _both(0.25, 0.6)),
+    _case("small_mse", "mse", SMALL, _both(0.7, 0.5)),
+    _case("small_bernoulli", "bernoulli", SMALL, _both(0.4, 0.4)),
+    _case("gaussian", "gaussian", MIDDLE, _both(0.12, 0.6), "gaussian, learned variance,"),
+    _case("negative_binomial", "negative_binomial", COUNTS, _both(0.08, 0.25)),
+    # Likelihoods that no goal names, and any new one.
+    *(
+        _case(name, name, OTHER, (Row(OURS, EAGER if name in ENERGIES else REFERENCE),), seconds=2.0)
+        for name in NAMES
+        if name not in _NAMED
+    ),
+    *(
+        case
+        for of, shapes in (("features", FEATURES), ("photos", PHOTOS))
+        for case in (
+            _layout(
+                f"channels_last_{of}",
+                "bernoulli",
+                shapes,
+                _layouts,
+                Row(CHANNELS_LAST, CONTIGUOUS, 1.15, CHANNELS_LAST),
+            ),
+            _layout(f"scales_{of}", "gaussian", shapes, _channels, Row(CHANNELS, ONE, 1.3, CHANNELS)),
+        )
+    ),
+    _layout("dispersions", "negative_binomial", COUNTS, _genes, Row(GENES, ONE, 1.3, GENES), counts=True),
+)

@@ -1,25 +1,141 @@
-"""Peak memory of one forward and backward of the free energy, each contestant in a process of its own."""
+"""Peak memory of one pass beyond its operands, each contestant in a process of its own."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fekernels.bench import free_energy as cases
+from fekernels.bench import free_energy, peers, stein
+from fekernels.bench.case import SIZES, Shape
+from fekernels.bench.once import run_python
+from fekernels.stein.bandwidth import median_bandwidth
 
-__all__ = ["CLEAR", "in_process", "measure", "peak", "table"]
+__all__ = ["CLEAR", "PASSES", "Pass", "growth", "in_process", "measure", "peak", "table"]
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 RESET_PEAK = "5"  # makes VmHWM what VmRSS is
 
-SLACK = 0.02  # of the data: what ours may take beside the gradients that it returns
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call whose peak is taken.
+
+    Attributes:
+        name: "family/what/contestant".
+        shapes: at each of ``SIZES``.
+        small: a shape to run first, for threads, libraries and small allocations.
+        make: the operands at a shape, and the call.
+        operands: their bytes at a shape.
+        aim: the most bytes beyond them at a shape; None where no goal names it.
+    """
+
+    name: str
+    label: Callable[[Shape], str]
+    shapes: tuple[Shape, Shape, Shape]
+    small: Callable[[Shape], Shape]
+    make: Callable[[Shape], Run]
+    operands: Callable[[Shape], float]
+    aim: Callable[[Shape], float] | None = None
+
+    @property
+    def contestant(self) -> str:
+        return self.name.split("/", 2)[2]
+
+
+SLACK = 0.02  # of the data: what the free energy may take beside the gradients that it returns
+STEIN_BYTES = 200e6  # where one n x n matrix has 40 GB
+
+
+def _energy(likelihood: str, contestant: str, shape: Shape) -> Run:
+    given = free_energy.problem(likelihood, shape)
+    if contestant == free_energy.COMPILED:
+        run, missing = free_energy.compiled(given)  # compiles for this shape, and runs once
+        if run is None:
+            raise RuntimeError(missing)
+        return run
+    if contestant == free_energy.EAGER:
+        return free_energy.step(given, peers.ENERGIES[likelihood])
+    return free_energy.step(given, inplace=contestant == free_energy.INPLACE)
+
+
+def _data_bytes(shape: Shape) -> float:
+    return 4.0 * shape[0] * shape[1]
+
+
+def _gradients(of_params: bool, shape: Shape) -> float:
+    """What is returned: the latents' gradients, and the parameter's where it does not lie in the prediction."""
+    return (2 * shape[2] / shape[1] + of_params + SLACK) * _data_bytes(shape)
+
+
+def _energies() -> list[Pass]:
+    found = []
+    for likelihood in ("mse", "bernoulli"):
+        for contestant in (
+            free_energy.EAGER,
+            free_energy.COMPILED,
+            free_energy.OURS,
+            free_energy.INPLACE,
+        ):
+            ours = contestant in (free_energy.OURS, free_energy.INPLACE)
+            found.append(
+                Pass(
+                    f"free_energy/{likelihood}/{contestant}",
+                    partial(free_energy.label, likelihood),
+                    free_energy.LARGE,
+                    lambda shape: (256, 64, 8),
+                    partial(_energy, likelihood, contestant),
+                    _data_bytes,
+                    partial(_gradients, contestant == free_energy.OURS) if ours else None,
+                )
+            )
+    return found
+
+
+def _stein(call: Callable[..., object], shape: Shape) -> Run:
+    return partial(call, *stein.problem(shape))
+
+
+def _stein_pass(
+    contestant: str,
+    call: Callable[..., object],
+    shapes: tuple[Shape, Shape, Shape] = ((100_000, 16), (4_000, 16), (500, 4)),
+    aim: float | None = None,
+) -> Pass:
+    return Pass(
+        f"stein/particles/{contestant}",
+        lambda shape: f"n = {shape[0]:,}, d = {shape[1]}",
+        shapes,
+        lambda shape: (200, shape[-1]),
+        partial(_stein, call),
+        lambda shape: 8.0 * math.prod(shape),
+        None if aim is None else lambda shape: aim,
+    )
+
+
+PASSES: dict[str, Pass] = {
+    each.name: each
+    for each in (
+        *_energies(),
+        _stein_pass(stein.OURS, stein.ours, aim=STEIN_BYTES),
+        _stein_pass(stein.BACKWARD, partial(stein.backward, stein.ours)),
+        _stein_pass(stein.DISCREPANCY, stein.discrepancy),
+        _stein_pass(stein.MEDIAN, lambda x, s, h: median_bandwidth(x)),
+        # On as many particles as it can still take.
+        _stein_pass(stein.PLAIN, peers.plain, stein.MIDDLE),
+    )
+}
 
 
 def _resident(field: str) -> int:
@@ -28,7 +144,7 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def peak(run: Callable[[], object]) -> int:
+def peak(run: Run) -> int:
     """Bytes by which the resident set peaks over what it was before, what ``run`` returns included."""
     CLEAR.write_text(RESET_PEAK)
     before = _resident("VmRSS")
@@ -38,91 +154,62 @@ def peak(run: Callable[[], object]) -> int:
     return grown
 
 
-def growth(likelihood: str, contestant: str, shape: cases.Shape) -> int:
-    """The peak of one forward and backward. Call it once a process: ours keeps a buffer."""
-
-    def runner(given: cases.Problem) -> Any:
-        if contestant == cases.COMPILED:
-            run, missing = cases.compiled(given)
-            if run is None:
-                raise RuntimeError(missing)
-            return run
-        if contestant == cases.EAGER:
-            return cases.step(given, cases.PEERS[likelihood])
-        return cases.step(given, inplace=contestant == cases.INPLACE)
-
-    # Threads, libraries and small allocations first.
-    small = runner(cases.problem(likelihood, (256, 64, 8)))
-    small()
-    given = cases.problem(likelihood, shape)
-    return peak(runner(given))  # compiles for this shape first where that is to be done, and runs it once
+def growth(name: str, shape: Shape) -> int:
+    """The peak of a pass. Call it once a process: a second one finds the buffers of the first."""
+    measured = PASSES[name]
+    measured.make(measured.small(shape))()
+    return peak(measured.make(shape))
 
 
-def measure(shape: cases.Shape, threads: int) -> list[dict[str, Any]]:
-    """A row for each likelihood and contestant."""
-    rows = []
-    for likelihood in ("mse", "bernoulli"):
-        for contestant in (cases.EAGER, cases.COMPILED, cases.OURS, cases.INPLACE):
-            row: dict[str, Any] = {
-                "case": f"{likelihood} {shape[0]} x {shape[1]}",
-                "contestant": contestant,
-                "data_mb": shape[0] * shape[1] * 4 / 1e6,
-            }
-            try:
-                grown = _in_process(likelihood, contestant, shape, threads)
-                row |= {"growth_mb": grown / 1e6, "of_data": grown / (shape[0] * shape[1] * 4)}
-                if contestant in (cases.OURS, cases.INPLACE):
-                    reach = 2 * shape[2] / shape[1] + (contestant == cases.OURS) + SLACK
-                    row |= {"reach": reach, "met": row["of_data"] <= reach}
-            except (RuntimeError, subprocess.SubprocessError) as error:
-                row["missing"] = str(error)
-            rows.append(row)
-    return rows
-
-
-def _in_process(likelihood: str, contestant: str, shape: cases.Shape, threads: int) -> int:
-    return in_process("fekernels.bench.memory", likelihood, contestant, shape, threads)
-
-
-def in_process(module: str, *arguments: Any) -> int:
-    """The number that a module of this package, run with the arguments as JSON, prints last.
+def in_process(name: str, shape: Shape, threads: int) -> int:
+    """``growth`` in a process of its own.
 
     Raises:
         RuntimeError: it failed, with its last line; or this system cannot tell a peak.
     """
     if not os.access(CLEAR, os.W_OK):
         raise RuntimeError(f"this system has no {CLEAR}")
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-m", module, json.dumps(arguments)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        raise RuntimeError(lines[-1] if lines else "the process failed")
-    return int(done.stdout.split()[-1])
+    program = "from fekernels.bench.memory import main; main()"
+    return int(run_python(["-c", program, json.dumps([name, shape, threads])], 300))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'peak of forward + backward':28}{'by':38}{'MB':>8}{'x data':>8}{'at most':>9}  met"]
+def measure(family: str, size: str, threads: int) -> list[dict[str, Any]]:
+    """A row a pass of the family."""
+    rows = []
+    for measured in PASSES.values():
+        if not measured.name.startswith(f"{family}/"):
+            continue
+        shape = measured.shapes[SIZES.index(size)]
+        row: dict[str, Any] = {
+            "case": measured.label(shape),
+            "contestant": measured.contestant,
+            "operands_mb": measured.operands(shape) / 1e6,
+        }
+        try:
+            row["growth_mb"] = in_process(measured.name, shape, threads) / 1e6
+            if measured.aim is not None:
+                reach = measured.aim(shape) / 1e6
+                row |= {"reach_mb": reach, "met": row["growth_mb"] <= reach}
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            row["missing"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{'peak beyond the operands':28}{'by':38}{'operands MB':>12}{'MB':>9}{'at most':>9}  met"]
     for row in rows:
         start = f"{row['case']:28}{row['contestant']:38}"
         if "missing" in row:
             lines.append(f"{start}not measured: {row['missing']}")
             continue
-        goal = f"{row['reach']:9.2f}{'yes' if row['met'] else 'NO':>5}" if "reach" in row else f"{'-':>9}"
-        lines.append(f"{start}{row['growth_mb']:8.1f}{row['of_data']:8.2f}{goal}")
+        goal = f"{row['reach_mb']:9.1f}{'yes' if row['met'] else 'NO':>5}" if "met" in row else f"{'-':>9}"
+        lines.append(f"{start}{row['operands_mb']:12.1f}{row['growth_mb']:9.1f}{goal}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    likelihood, contestant, shape, threads = json.loads(sys.argv[1])
+    """What ``in_process`` runs: the arguments are the last of the command line's, as JSON."""
+    name, shape, threads = json.loads(sys.argv[-1])
     torch.set_num_threads(threads)
-    print(growth(likelihood, contestant, tuple(shape)))
-
-
-if __name__ == "__main__":
-    main()
+    print(growth(name, tuple(shape)))

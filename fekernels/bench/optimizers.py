@@ -1,10 +1,8 @@
-"""The cases of ``python -m fekernels bench``: the contestants, what is compared with what, and the ratio to reach."""
+"""The optimizers' cases: steps beside PyTorch's fused Adam and what its users write for noise."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -12,70 +10,25 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fekernels._backends import native_op
+from fekernels.bench import peers
+from fekernels.bench.case import Case, Cost, Group, Row, Shape, product, short
+from fekernels.bench.peers import ADAM, ADAM_FOREACH, ADAM_WITH_NOISE, LR, PLAIN_SGLD, PSGLD, TEMPERATURE
 from fekernels.bench.timing import Contestant
 from fekernels.optim import SGLD, LangevinAdam
 
-__all__ = ["ADAM", "COPY", "Group", "Row", "Sizes", "groups"]
+__all__ = ["ADAM_COST", "CASES", "parameters", "values"]
 
-ADAM = "Adam(fused=True)"
-ADAM_WITH_NOISE = "Adam(fused=True) + randn_like + add_"
-PLAIN_SGLD = "add_(g).add_(randn_like)"
-COPY = "copy"
+COLD, HOT = "T = 0", "T > 0"
+NOISES = ("momentum", "preconditioned", "isotropic")
+SINGLE, HALF = "LangevinAdam, float32, T = 0", "bfloat16"
 
-LR = 1e-3
-TEMPERATURE = 1e-4
-NOISE_SIZE = math.sqrt(2 * TEMPERATURE * LR)
-
-# Bytes a parameter that no step can avoid to move: each tensor read and written once.
-ADAM_BYTES, BF16_BYTES, SGLD_BYTES = 28, 14, 12
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many elements the cases have, and how long each group of cases is timed."""
-
-    large: int = 25_600_000
-    cached: int = 640_000
-    tensors: int = 200
-    small: tuple[int, ...] = (1_000, 10_000)
-    rounds: int = 15
-    seconds: float = 7.0
-    turn_seconds: float = 0.01
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: ``ours`` over ``peer``, both names of contestants of the group."""
-
-    case: str
-    peer: str
-    ours: str
-    reach: float | None  # None: no goal names this row
-    bytes_per_element: int  # 0: memory is not the limit
-    missing: str = ""  # why this row cannot be measured here
-
-
-@dataclass(frozen=True)
-class Group:
-    """Contestants timed in the same rounds, and the rows that compare them."""
-
-    elements: int
-    contestants: list[Contestant]
-    rows: list[Row]
-    turn_seconds: float = 0.0
-    copied: int = 0  # elements that the contestant COPY copies, if other than ``elements``
-    rounds: int = 0  # where a contestant takes so long that it gets these and no more
-
-
-def groups(sizes: Sizes) -> list[Callable[[], Group]]:
-    """One maker a group: its tensors exist from the call on, so that no two groups need memory at a time."""
-    return [
-        partial(_large, sizes),
-        partial(_cached, sizes),
-        *(partial(_many, sizes, numel) for numel in sizes.small),
-        partial(_sgld, sizes),
-        partial(_bf16, sizes),
-    ]
+# A parameter's share of a step: gradient, parameter and two moments read, the last three written; the root and the
+# division of the preconditioner. The noise adds arithmetic and moves nothing.
+ADAM_COST = Cost(28, {"root": 1})
+HOT_COST = Cost(28, {"root": 1, "normal": 1})
+# Stochastic rounding of three tensors wants 16 random bits each.
+HALF_COST = Cost(14, {"root": 1, "random word": 1.5})
+SGLD_COST = Cost(12, {"normal": 1})
 
 
 def values(count: int, numel: int, seed: int) -> list[Tensor]:
@@ -92,29 +45,11 @@ def parameters(start: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Paramet
     return params
 
 
-def adam(params: list[Parameter]) -> list[Contestant]:
-    """PyTorch's fused Adam, alone and with the noise that a user of it would add."""
-    optimizer = torch.optim.Adam(params, lr=LR, fused=True)
-
-    @torch.no_grad()
-    def with_noise() -> None:
-        optimizer.step()
-        for param in params:
-            param.add_(torch.randn_like(param), alpha=NOISE_SIZE)
-
-    return [Contestant(ADAM, optimizer.step), Contestant(ADAM_WITH_NOISE, with_noise)]
-
-
-def plain_sgld(params: list[Parameter]) -> Contestant:
-    """SGLD as it is written without a fused step."""
-
-    @torch.no_grad()
-    def step() -> None:
-        for param in params:
-            assert param.grad is not None
-            param.add_(param.grad, alpha=-LR).add_(torch.randn_like(param), alpha=NOISE_SIZE)
-
-    return Contestant(PLAIN_SGLD, step)
+def _problem(shape: Shape) -> Callable[[], list[Parameter]]:
+    """What makes the parameters of one contestant: [tensors, elements of each] that all begin alike."""
+    count, numel = shape
+    start, grads = values(count, numel, 0), values(count, numel, 1)
+    return partial(parameters, start, grads)
 
 
 def ours(
@@ -135,13 +70,6 @@ def ours(
     return Contestant(name, optimizer.step, prepare, restore if isa else None)
 
 
-def copy(elements: int, like: Tensor | None = None) -> Contestant:
-    """A copy of one tensor onto another: the bandwidth that the other contestants of the group can be held to."""
-    source = torch.randn(elements) if like is None else torch.randn(elements, device=like.device)
-    target = torch.empty_like(source)
-    return Contestant(COPY, partial(target.copy_, source))
-
-
 def isa_missing(isa: str) -> str:
     """Why an instruction set cannot be chosen, or nothing."""
     before = native_op("isa")()
@@ -153,103 +81,133 @@ def isa_missing(isa: str) -> str:
     return ""
 
 
-def short(count: int) -> str:
-    """25600000 as 25.6M."""
-    for unit, name in ((10**6, "M"), (10**3, "k")):
-        if count >= unit:
-            return f"{count / unit:g}{name}"
-    return str(count)
-
-
-def _large(sizes: Sizes) -> Group:
-    size = f"{short(sizes.large)} float32"
-    grads = values(1, sizes.large, 1)
-    start = values(1, sizes.large, 0)
-    optimizer = LangevinAdam(parameters(start, grads), lr=LR, seed=1)
+def _large(shape: Shape) -> Group:
+    """Every noise, a second instruction set, and all peers, on one tensor that no cache holds."""
+    make = _problem(shape)
+    optimizer = LangevinAdam(make(), lr=LR, seed=1)
     contestants = [
-        copy(sizes.large),
-        *adam(parameters(start, grads)),
-        ours(optimizer, "T = 0", 0.0),
-        *(
-            ours(optimizer, f"T > 0, {n}", TEMPERATURE, n)
-            for n in ("momentum", "preconditioned", "isotropic")
-        ),
+        *peers.adam(make()),
+        peers.adam_foreach(make()),
+        peers.psgld(make()),
+        ours(optimizer, COLD, 0.0),
+        *(ours(optimizer, f"{HOT}, {noise}", TEMPERATURE, noise) for noise in NOISES),
     ]
-    rows = [
-        Row(f"{size}, T = 0", ADAM, "T = 0", 0.72, ADAM_BYTES),
-        *(
-            Row(f"{size}, T > 0, {n}", ADAM, f"T > 0, {n}", 1.05, ADAM_BYTES)
-            for n in ("momentum", "preconditioned", "isotropic")
-        ),
-        Row(f"{size}, T > 0, momentum", ADAM_WITH_NOISE, "T > 0, momentum", 0.13, ADAM_BYTES),
-    ]
-    missing = isa_missing("avx2")
-    for name, temperature, reach in (("T = 0", 0.0, 0.75), ("T > 0", TEMPERATURE, 2.2)):
-        rows.append(Row(f"{size}, avx2, {name}", ADAM, f"avx2, {name}", reach, ADAM_BYTES, missing))
-        if not missing:
+    missing = {}
+    why = isa_missing("avx2")
+    for name, temperature in ((COLD, 0.0), (HOT, TEMPERATURE)):
+        if why:
+            missing[f"avx2, {name}"] = why
+        else:
             contestants.append(ours(optimizer, f"avx2, {name}", temperature, isa="avx2"))
-    return Group(sizes.large, contestants, rows)
+    return Group(contestants, missing)
 
 
-def _cached(sizes: Sizes) -> Group:
-    return _against_adam(
-        f"{short(sizes.cached)} float32 in cache", 1, sizes.cached, (0.5, 1.8), sizes.turn_seconds
-    )
+def _cold_and_hot(shape: Shape) -> Group:
+    make = _problem(shape)
+    optimizer = LangevinAdam(make(), lr=LR, seed=1)
+    return Group([peers.adam(make())[0], ours(optimizer, COLD, 0.0), ours(optimizer, HOT, TEMPERATURE)])
 
 
-def _many(sizes: Sizes, numel: int) -> Group:
-    # The tables of the package's goals name these two sizes; others are held to the goals of the next smaller one.
-    reach = (0.35, 0.5) if numel < 10_000 else (0.5, 0.7)
-    return _against_adam(
-        f"{sizes.tensors} tensors of {numel:,}", sizes.tensors, numel, reach, sizes.turn_seconds
-    )
+def _sgld(shape: Shape) -> Group:
+    make = _problem(shape)
+    optimizer = SGLD(make(), lr=LR, temperature=TEMPERATURE, seed=1)
+    return Group([peers.plain_sgld(make()), Contestant("SGLD", optimizer.step)])
 
 
-def _against_adam(
-    case: str, count: int, numel: int, reach: tuple[float, float], turn_seconds: float
-) -> Group:
-    grads = values(count, numel, 1)
-    start = values(count, numel, 0)
-    optimizer = LangevinAdam(parameters(start, grads), lr=LR, seed=1)
-    contestants = [
-        adam(parameters(start, grads))[0],
-        ours(optimizer, "T = 0", 0.0),
-        ours(optimizer, "T > 0", TEMPERATURE),
-    ]
-    rows = [
-        Row(f"{case}, {name}", ADAM, name, goal, ADAM_BYTES)
-        for name, goal in zip(("T = 0", "T > 0"), reach, strict=True)
-    ]
-    return Group(count * numel, contestants, rows, turn_seconds)
-
-
-def _sgld(sizes: Sizes) -> Group:
-    grads = values(1, sizes.large, 1)
-    start = values(1, sizes.large, 0)
-    optimizer = SGLD(parameters(start, grads), lr=LR, temperature=TEMPERATURE, seed=1)
-    contestants = [
-        copy(sizes.large),
-        plain_sgld(parameters(start, grads)),
-        Contestant("SGLD", optimizer.step),
-    ]
-    row = Row(f"SGLD {short(sizes.large)} float32", PLAIN_SGLD, "SGLD", 0.11, SGLD_BYTES)
-    return Group(sizes.large, contestants, [row])
-
-
-def _bf16(sizes: Sizes) -> Group:
-    grads = values(1, sizes.large, 1)
-    start = values(1, sizes.large, 0)
+def _half(shape: Shape) -> Group:
+    count, numel = shape
+    start, grads = values(count, numel, 0), values(count, numel, 1)
     single = LangevinAdam(parameters(start, grads), lr=LR, seed=1)
-    half_grads = [grad.bfloat16() for grad in grads]
-    half_start = [tensor.bfloat16() for tensor in start]
-    half = LangevinAdam(parameters(half_start, half_grads), lr=LR, seed=1, stochastic_rounding=True)
-    peer = "LangevinAdam, float32, T = 0"
-    contestants = [
-        copy(sizes.large),
-        ours(single, peer, 0.0),
-        ours(half, "bfloat16", 0.0),
-    ]
-    row = Row(
-        f"{short(sizes.large)} bfloat16, stochastic rounding, T = 0", peer, "bfloat16", 0.75, BF16_BYTES
-    )
-    return Group(sizes.large, contestants, [row])
+    half_params = parameters([t.bfloat16() for t in start], [t.bfloat16() for t in grads])
+    half = LangevinAdam(half_params, lr=LR, seed=1, stochastic_rounding=True)
+    return Group([ours(single, SINGLE, 0.0), ours(half, HALF, 0.0)])
+
+
+def _one(what: str, shape: Shape) -> str:
+    return what.format(short(product(shape)))
+
+
+def _many(shape: Shape) -> str:
+    return f"{shape[0]:,} tensors of {shape[1]:,}"
+
+
+def _costs(each: Mapping[str, Cost], shape: Shape) -> dict[str, Cost]:
+    return {name: cost * product(shape) for name, cost in each.items()}
+
+
+def _case(
+    name: str,
+    label: Callable[[Shape], str],
+    shapes: tuple[Shape, Shape, Shape],
+    build: Callable[[Shape], Group],
+    rows: tuple[Row, ...],
+    costs: Mapping[str, Cost],
+    cached: bool = False,
+) -> Case:
+    """``costs``: a parameter's, of each contestant of ours."""
+    cost = partial(_costs, costs)
+    return Case(f"optimizers/{name}", label, shapes, build, rows, product, cost, cached=cached, seconds=7.0)
+
+
+def _beside_adam(
+    name: str,
+    label: Callable[[Shape], str],
+    shapes: tuple[Shape, Shape, Shape],
+    cold: float | None,
+    hot: float | None,
+) -> Case:
+    rows = (Row(COLD, ADAM, cold, COLD), Row(HOT, ADAM, hot, HOT))
+    return _case(name, label, shapes, _cold_and_hot, rows, {COLD: ADAM_COST, HOT: HOT_COST}, cached=True)
+
+
+LARGE: tuple[Shape, Shape, Shape] = ((1, 25_600_000), (1, 2_560_000), (1, 4096))
+
+CASES = (
+    _case(
+        "large",
+        partial(_one, "{} float32"),
+        LARGE,
+        _large,
+        (
+            Row(COLD, ADAM, 0.72, COLD),
+            *(Row(f"{HOT}, {noise}", ADAM, 1.05, f"{HOT}, {noise}") for noise in NOISES),
+            Row(f"{HOT}, momentum", ADAM_WITH_NOISE, 0.13, f"{HOT}, momentum"),
+            Row(f"avx2, {COLD}", ADAM, 0.75, f"avx2, {COLD}"),
+            Row(f"avx2, {HOT}", ADAM, 2.2, f"avx2, {HOT}"),
+            Row(COLD, ADAM_FOREACH, None, COLD),
+            Row(f"{HOT}, preconditioned", PSGLD, None, f"{HOT}, preconditioned"),
+        ),
+        {
+            **{name: ADAM_COST for name in (COLD, f"avx2, {COLD}")},
+            # The fill of normals chooses its instruction set by itself: no floor for another one.
+            f"avx2, {HOT}": ADAM_COST,
+            **{f"{HOT}, {noise}": HOT_COST for noise in NOISES},
+        },
+    ),
+    _beside_adam(
+        "in_cache",
+        partial(_one, "{} float32 in cache"),
+        ((1, 640_000), (1, 64_000), (1, 512)),
+        0.5,
+        1.8,
+    ),
+    _beside_adam("many_of_1000", _many, ((200, 1_000), (50, 1_000), (2, 16)), 0.2, 0.3),
+    _beside_adam("many_of_10000", _many, ((200, 10_000), (50, 10_000), (2, 300)), 0.45, 0.65),
+    _beside_adam("many_of_100", _many, ((1_000, 100), (250, 100), (5, 7)), 0.2, None),
+    _case(
+        "sgld",
+        partial(_one, "SGLD {} float32"),
+        LARGE,
+        _sgld,
+        (Row("SGLD", PLAIN_SGLD, 0.11),),
+        {"SGLD": SGLD_COST},
+    ),
+    _case(
+        "bfloat16",
+        partial(_one, "{} bfloat16"),
+        LARGE,
+        _half,
+        (Row(HALF, SINGLE, 0.75, f"stochastic rounding, {COLD}"),),
+        {HALF: HALF_COST},
+    ),
+)

@@ -1,6 +1,6 @@
 """Other packages' Stein directions for ``python -m fekernels bench``: each where it is installed, in its fastest mode.
 
-Each peer is a function ``(x, s, h) -> run`` of float32 particles, scores [n, d] and a bandwidth; ``run()`` computes phi
+Each is a function ``(x, s, h) -> run`` of float32 particles, scores [n, d] and a bandwidth; ``run()`` computes phi
 [n, d] with the kernel exp(-|x - y|^2 / h), as ours does. NumPyro's and Pyro's kernels always take the median of the
 distances first; here they are given h, since ours does not compute it in these rows either.
 """
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-__all__ = ["KEOPS", "NUMPYRO", "PEERS", "PYRO", "Direction", "Peer"]
+__all__ = ["KEOPS", "NUMPYRO", "PACKAGES", "PYRO", "Package"]
 
 KEOPS, NUMPYRO, PYRO = "pykeops", "NumPyro's RBFKernel, jitted", "Pyro's RBFSteinKernel"
 
 ROWS = 8  # of NumPyro's kernel at a time, so that their (rows, n, d) differences stay in the cache
 
-Direction = Callable[[Tensor, Tensor, float], Callable[[], Tensor]]
+Prepare = Callable[[Tensor, Tensor, float], Callable[[], Tensor]]
 
 
 def keops(x: Tensor, s: Tensor, h: float) -> Callable[[], Tensor]:
@@ -92,12 +92,12 @@ def pyro(x: Tensor, s: Tensor, h: float) -> Callable[[], Tensor]:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Package:
     """A package and what it computes; ``install`` is its name for pip."""
 
     module: str
     install: str
-    direction: Direction
+    direction: Prepare
 
     def missing(self) -> str:
         """Why it cannot be asked, or nothing."""
@@ -115,8 +115,8 @@ def reason(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-PEERS: dict[str, Peer] = {
-    KEOPS: Peer("pykeops", "pykeops", keops),
-    NUMPYRO: Peer("numpyro", "numpyro", numpyro),
-    PYRO: Peer("pyro", "pyro-ppl", pyro),
+PACKAGES: dict[str, Package] = {
+    KEOPS: Package("pykeops", "pykeops", keops),
+    NUMPYRO: Package("numpyro", "numpyro", numpyro),
+    PYRO: Package("pyro", "pyro-ppl", pyro),
 }

@@ -1,51 +1,37 @@
-"""The Stein cases of ``python -m fekernels bench``: direction, discrepancy and median beside PyTorch and packages."""
+"""The Stein cases: direction, discrepancy and median beside PyTorch and packages, float32, the bandwidth given."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fekernels.bench.optimizers import Group, Row
-from fekernels.bench.packages import KEOPS, NUMPYRO, PEERS, PYRO, reason
+from fekernels._backends import use_backend
+from fekernels.bench import peers
+from fekernels.bench.case import Case, Cost, Group, Row, Shape
+from fekernels.bench.packages import KEOPS, NUMPYRO, PACKAGES, PYRO, reason
+from fekernels.bench.peers import Direction
 from fekernels.bench.timing import Contestant
 from fekernels.ops.kernel_stein_discrepancy import kernel_stein_discrepancy
 from fekernels.ops.svgd_direction import svgd_direction
 from fekernels.stein.bandwidth import median_bandwidth
 
-__all__ = ["BARE", "CDIST", "OURS", "PLAIN", "WRITTEN", "Sizes", "groups", "plain", "problem"]
+__all__ = ["BACKWARD", "BARE", "CASES", "CDIST", "DISCREPANCY", "OURS", "PLAIN", "WRITTEN", "problem"]
 
-OURS = "svgd_direction"
+OURS, BACKWARD, DISCREPANCY = "svgd_direction", "svgd_direction, backward", "kernel_stein_discrepancy"
+MEDIAN, HINTED = "median_bandwidth", "median_bandwidth, hint"
 PLAIN, WRITTEN = "plain torch, in place", "plain torch, cdist"
+REFERENCE = "reference backend"
 BARE = "X X^T and K V alone"
 CDIST = "torch.cdist + median"
 
+KERNELS = ("imq", "laplace")  # beside rbf
+
 TOLERANCE = 1e-4  # of the largest element, between two float32 results of different summation orders
-
-Shape = tuple[int, ...]  # [problems,] n, d
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Shapes of the cases, and how long each group is timed."""
-
-    middle: Shape = (10_000, 64)
-    low: Shape = (20_000, 16)
-    wide: Shape = (10_000, 256)
-    odd: Shape = (10_000, 37)
-    planar: Shape = (50_000, 2)
-    small: Shape = (1_000, 64)
-    few: Shape = (50, 1_000_000)
-    batch: Shape = (256, 16, 6)
-    memory: Shape = (100_000, 16)
-    rounds: int = 9
-    seconds: float = 3.0
-    slow_rounds: int = 3  # of peers that take seconds
-    turn_seconds: float = 0.01
+FEW = 1000  # particles on which a peer has to agree with ours
 
 
 def problem(shape: Shape) -> tuple[Tensor, Tensor, float]:
@@ -53,66 +39,6 @@ def problem(shape: Shape) -> tuple[Tensor, Tensor, float]:
     generator = torch.Generator().manual_seed(0)
     x, s = (torch.randn(shape, generator=generator) for _ in range(2))
     return x, s, float(shape[-1])
-
-
-def over_h(x: Tensor, h: float) -> Tensor:
-    """-|x_i - x_j|^2 / h by one matrix product, n x n; with leading dimensions too."""
-    r = x.square().sum(-1) / -h
-    if x.dim() == 2:
-        t = torch.addmm(r, x, x.mT, alpha=2 / h)
-    else:
-        t = torch.baddbmm(r.unsqueeze(-2), x, x.mT, alpha=2 / h)
-    return t.add_(r.unsqueeze(-1))
-
-
-def plain(x: Tensor, s: Tensor, h: float) -> Tensor:
-    """(1/n) [K (S - (2/h) X) + (2/h) r X], as who cares for speed writes it: two products, one n x n, in place."""
-    n = x.shape[-2]
-    k = over_h(x, h).exp_()
-    if x.dim() == 2 and n < x.shape[1]:  # the fewest passes over X and S, which are what is large
-        weights = k.sum(1).diag().sub_(k).mul_(2 / (h * n))
-        return (weights @ x).addmm_(k, s, alpha=1 / n)
-    phi = k @ torch.sub(s, x, alpha=2 / h)
-    return phi.addcmul_(k.sum(-1, keepdim=True), x, value=2 / h).div_(n)
-
-
-def written(x: Tensor, s: Tensor, h: float) -> Tensor:
-    """The formula as papers' code has it."""
-    k = torch.exp(-torch.cdist(x, x).square() / h)
-    return (k @ s + (2 / h) * (k.sum(1, keepdim=True) * x - k @ x)) / x.shape[0]
-
-
-def plain_imq(x: Tensor, s: Tensor, h: float) -> Tensor:
-    """(1 + t/h)^(-1/2), of repulsion k^3 / h."""
-    k = over_h(x, h).neg_().add_(1).rsqrt_()
-    g = k.pow(3).div_(h)
-    return (k @ s).addcmul_(g.sum(1, keepdim=True), x).sub_(g @ x).div_(x.shape[0])
-
-
-def plain_laplace(x: Tensor, s: Tensor, h: float) -> Tensor:
-    """exp(-sqrt(t/h)), of repulsion k / (sqrt(t/h) h), 0 between a particle and itself."""
-    root = over_h(x, h).neg_().clamp_(min=0).sqrt_().fill_diagonal_(0)
-    k = root.neg().exp_()
-    g = (k / root).div_(h).fill_diagonal_(0)
-    return (k @ s).addcmul_(g.sum(1, keepdim=True), x).sub_(g @ x).div_(x.shape[0])
-
-
-def plain_discrepancy(x: Tensor, s: Tensor, h: float) -> Tensor:
-    """Two n x n matrices, two products (Liu, Lee & Jordan 2016): U-statistic, rbf."""
-    n, d = x.shape
-    u = over_h(x, h)
-    k = u.exp()
-    rows = k.sum(1, keepdim=True)
-    psi = (k @ torch.sub(s, x, alpha=4 / h)).addcmul_(rows, x, value=4 / h)
-    total = (s * psi).sum() + (2 * d / h) * (rows.sum() - n) + (4 / h) * torch.dot(k.view(-1), u.view(-1))
-    return (total - s.square().sum()) / (n * (n - 1))
-
-
-def backward(direction: Callable[[Tensor, Tensor, float], Tensor], x: Tensor, s: Tensor, h: float) -> Tensor:
-    """Forward and the gradients of particles and scores."""
-    x, s = x.detach().requires_grad_(), s.detach().requires_grad_()
-    # s as the upstream gradient: any will do.
-    return torch.stack(torch.autograd.grad(direction(x, s, h), (x, s), s.detach()))
 
 
 def ours(x: Tensor, s: Tensor, h: float, kernel: str = "rbf") -> Tensor:
@@ -123,15 +49,16 @@ def discrepancy(x: Tensor, s: Tensor, h: float) -> Tensor:
     return kernel_stein_discrepancy(x, s, bandwidth=h)
 
 
-def cdist_median(x: Tensor) -> Tensor:
-    """The bandwidth of Liu & Wang 2016 as their code has it: the median of a whole n x n matrix."""
-    return torch.cdist(x, x).square().view(-1).median() / math.log(x.shape[0] + 1)
+def on_the_reference(x: Tensor, s: Tensor, h: float, kernel: str) -> Tensor:
+    with use_backend("reference"):
+        return ours(x, s, h, kernel)
 
 
-def bare(x: Tensor, s: Tensor) -> Callable[[], object]:
-    """The two matrix products that no n x n formula avoids, and nothing else."""
-    k, phi = torch.empty(x.shape[0], x.shape[0]), torch.empty_like(s)
-    return lambda: (torch.mm(x, x.mT, out=k), torch.mm(k, s, out=phi))
+def backward(direction: Direction, x: Tensor, s: Tensor, h: float) -> Tensor:
+    """Forward and the gradients of particles and scores."""
+    x, s = x.detach().requires_grad_(), s.detach().requires_grad_()
+    # s as the upstream gradient: any will do.
+    return torch.stack(torch.autograd.grad(direction(x, s, h), (x, s), s.detach()))
 
 
 def differs(peer: Tensor, own: Tensor) -> str:
@@ -140,161 +67,208 @@ def differs(peer: Tensor, own: Tensor) -> str:
     return "" if error <= TOLERANCE else f"computes something else: {error:.1e} off"
 
 
-def groups(sizes: Sizes) -> list[Callable[[], Group]]:
-    """One maker a group, as ``optimizers.groups``."""
-    return [
-        partial(_middle, sizes),
-        partial(_both_forms, sizes, sizes.low, 0.035, sizes.slow_rounds),
-        partial(_bare, sizes, sizes.wide, 0.6),
-        partial(_bare, sizes, sizes.odd, 0.7),
-        partial(_packages, sizes, sizes.planar, {KEOPS: 0.3}),
-        partial(_packages, sizes, sizes.middle, {KEOPS: 0.2, NUMPYRO: 0.2, PYRO: 0.2}),
-        partial(_packages, sizes, sizes.small, {PYRO: 0.2}),
-        partial(_plain, sizes, sizes.few, 0.5),
-        partial(_plain, sizes, sizes.batch, 0.5),
-        partial(_median, sizes),
-        partial(_kernels, sizes),
-        partial(_discrepancy, sizes),
-        partial(_backward, sizes),
+def _against(name: str, own: Direction, others: Mapping[str, Direction], shape: Shape) -> Group:
+    """Ours beside functions of the same operands, each checked on the first particles."""
+    x, s, h = problem(shape)
+    few = x[..., :FEW, :], s[..., :FEW, :], h
+    expected = own(*few)
+    contestants, missing = [Contestant(name, partial(own, x, s, h))], {}
+    for peer, other in others.items():
+        if why := differs(other(*few), expected):
+            missing[peer] = why
+        else:
+            contestants.append(Contestant(peer, partial(other, x, s, h)))
+    return Group(contestants, missing)
+
+
+def _with_bare(others: Mapping[str, Direction], shape: Shape) -> Group:
+    group = _against(OURS, ours, others, shape)
+    x, s, _ = problem(shape)
+    return Group([*group.contestants, Contestant(BARE, peers.bare(x, s))], group.missing)
+
+
+def _packages(names: tuple[str, ...], shape: Shape) -> Group:
+    x, s, h = problem(shape)
+    few = x[:FEW].contiguous(), s[:FEW].contiguous(), h
+    contestants, missing = [Contestant(OURS, partial(ours, x, s, h))], {}
+    for name in names:
+        package = PACKAGES[name]
+        why = package.missing()
+        if not why:
+            try:
+                why = differs(package.direction(*few)(), ours(*few))
+                contestants += [] if why else [Contestant(name, package.direction(x, s, h))]
+            except (
+                Exception
+            ) as error:  # no compiler for KeOps, no memory for Pyro, another version's interface
+                why = reason(error)
+        if why:
+            missing[name] = why
+    return Group(contestants, missing)
+
+
+def _median(shape: Shape) -> Group:
+    """The exact median bandwidth, without and with the last one as a hint."""
+    x, s, h = problem(shape)
+    found = median_bandwidth(x)
+    few = x[
+        : FEW - 1
+    ]  # an odd number of distances: of an even one torch takes the lower of the two middle ones
+    contestants = [
+        Contestant(OURS, partial(ours, x, s, h)),
+        Contestant(MEDIAN, partial(median_bandwidth, x)),
+        Contestant(HINTED, partial(median_bandwidth, x, hint=found)),
     ]
+    if why := differs(peers.cdist_median(few), median_bandwidth(few)):
+        return Group(contestants, {CDIST: why})
+    return Group([*contestants, Contestant(CDIST, partial(peers.cdist_median, x))])
 
 
-def case(shape: Shape, what: str = "direction") -> str:
+def _label(what: str, shape: Shape) -> str:
     n, d = shape[-2:]
-    size = f"n = {n:,}, d = {d:,}"
-    return f"{what}, {f'{shape[0]} of ' if len(shape) == 3 else ''}{size}"
+    problems = f"{shape[0]} of " if len(shape) == 3 else ""
+    return f"{what}, {problems}n = {n:,}, d = {d:,}"
 
 
 def _pairs(shape: Shape) -> int:
     return shape[-2] ** 2 * (shape[0] if len(shape) == 3 else 1)
 
 
-Function = Callable[[Tensor, Tensor, float], Tensor]
+# Of an ordered pair of particles: multiply-adds in units of d, and functions. Both orders share distance and function.
+# rbf: a distance and one row of K V. Other radial kernels weigh scores and particles differently: two such rows. The
+# discrepancy needs of an unordered pair one inner product of particles and one of scores that have them in.
+PAIR = {
+    OURS: (1.5, {"exponential": 0.5}),
+    DISCREPANCY: (1.0, {"exponential": 0.5}),
+    MEDIAN: (0.5, {}),
+    HINTED: (0.5, {}),
+    **{f"{OURS}, {kernel}": (2.5, {}) for kernel in KERNELS},
+}
+MOVED = {OURS: 12, DISCREPANCY: 8, MEDIAN: 4, HINTED: 4, **{f"{OURS}, {kernel}": 12 for kernel in KERNELS}}
 
 
-def _against(
-    sizes: Sizes,
-    shape: Shape,
-    own: tuple[str, Function],
-    peers: dict[str, tuple[Function, float | None]],
+def _costs(shape: Shape) -> dict[str, Cost]:
+    found = {}
+    for name, (products, functions) in PAIR.items():
+        pair = Cost(operations={"multiply-add": products * shape[-1], **functions}) * _pairs(shape)
+        found[name] = Cost(MOVED[name] * math.prod(shape), pair.operations)
+    return found
+
+
+def _case(
+    name: str,
+    shapes: tuple[Shape, Shape, Shape],
+    build: Callable[[Shape], Group],
+    rows: tuple[Row, ...],
     what: str = "direction",
-    rounds: int = 0,
-    turn_seconds: float = 0.0,
-) -> Group:
-    """Ours beside functions of the same operands, each checked on the first thousand particles."""
-    x, s, h = problem(shape)
-    name, function = own
-    few = x[..., :1000, :], s[..., :1000, :], h
-    expected = function(*few)
-    contestants = [Contestant(name, partial(function, x, s, h))]
-    rows = []
-    for peer, (other, reach) in peers.items():
-        missing = differs(other(*few), expected)
-        rows.append(Row(case(shape, what), peer, name, reach, 0, missing))
-        if not missing:
-            contestants.append(Contestant(peer, partial(other, x, s, h)))
-    return Group(_pairs(shape), contestants, rows, turn_seconds, rounds=rounds)
+    slow: bool = False,
+    cached: bool = False,
+) -> Case:
+    """``slow``: a contestant takes seconds; three rounds and no more."""
+    return Case(
+        f"stein/{name}",
+        partial(_label, what),
+        shapes,
+        build,
+        rows,
+        _pairs,
+        _costs,
+        cached=cached,
+        pairs=True,
+        rounds=3 if slow else 9,
+        seconds=0.0 if slow else 3.0,
+    )
 
 
-def _plain(sizes: Sizes, shape: Shape, reach: float) -> Group:
-    # Only the small problems fit in the cache.
-    turn_seconds = sizes.turn_seconds if _pairs(shape) * shape[-1] < 1 << 20 else 0.0
-    return _against(sizes, shape, (OURS, ours), {PLAIN: (plain, reach)}, turn_seconds=turn_seconds)
+def _of_packages(
+    name: str, shapes: tuple[Shape, Shape, Shape], aims: Mapping[str, float], slow: bool = True
+) -> Case:
+    rows = tuple(Row(OURS, package, aim) for package, aim in aims.items())
+    return _case(name, shapes, partial(_packages, tuple(aims)), rows, slow=slow)
 
 
-def _both_forms(sizes: Sizes, shape: Shape, reach: float, rounds: int = 0) -> Group:
-    peers: dict[str, tuple[Function, float | None]] = {WRITTEN: (written, reach), PLAIN: (plain, reach)}
-    return _against(sizes, shape, (OURS, ours), peers, rounds=rounds)
+def _of_kernel(kernel: str) -> Case:
+    name = f"{OURS}, {kernel}"
+    if kernel in peers.DIRECTIONS:
+        peer, other = f"{PLAIN}, {kernel}", peers.DIRECTIONS[kernel]
+    else:
+        peer, other = REFERENCE, partial(on_the_reference, kernel=kernel)
+    build = partial(_against, name, partial(ours, kernel=kernel), {peer: other})
+    return _case(kernel, MIDDLE, build, (Row(name, peer),), f"direction, {kernel}")
 
 
-def _middle(sizes: Sizes) -> Group:
-    return _with_bare(_both_forms(sizes, sizes.middle, 0.08), sizes.middle, 0.5)
+MIDDLE = ((10_000, 64), (1_000, 64), (41, 6))
+BOTH: Mapping[str, Direction] = {WRITTEN: peers.written, PLAIN: peers.plain}
+JUST_PLAIN: Mapping[str, Direction] = {PLAIN: peers.plain}
 
-
-def _bare(sizes: Sizes, shape: Shape, reach: float) -> Group:
-    return _with_bare(_against(sizes, shape, (OURS, ours), {}), shape, reach)
-
-
-def _with_bare(group: Group, shape: Shape, reach: float) -> Group:
-    x, s, _ = problem(shape)
-    group.contestants.append(Contestant(BARE, bare(x, s)))
-    group.rows.append(Row(case(shape), BARE, OURS, reach, 0))
-    return group
-
-
-def _packages(sizes: Sizes, shape: Shape, reaches: dict[str, float]) -> Group:
-    x, s, h = problem(shape)
-    few = x[:1000].contiguous(), s[:1000].contiguous(), h
-    contestants = [Contestant(OURS, partial(ours, x, s, h))]
-    rows = []
-    for name, reach in reaches.items():
-        peer = PEERS[name]
-        missing = peer.missing()
-        if not missing:
-            try:
-                missing = differs(peer.direction(*few)(), ours(*few))
-                contestants += [] if missing else [Contestant(name, peer.direction(x, s, h))]
-            except (
-                Exception
-            ) as error:  # no compiler for KeOps, no memory for Pyro, another version's interface
-                missing = reason(error)
-        rows.append(Row(case(shape), name, OURS, reach, 0, missing))
-    slow = _pairs(shape) >= 1 << 25
-    return Group(_pairs(shape), contestants, rows, rounds=sizes.slow_rounds if slow else 0)
-
-
-def _median(sizes: Sizes) -> Group:
-    """The exact median bandwidth, without and with the last one as a hint."""
-    x, s, h = problem(sizes.middle)
-    found = median_bandwidth(x)
-    few = x[:999]  # an odd number of distances: of an even one torch takes the lower of the two middle ones
-    contestants = [
-        Contestant(OURS, partial(ours, x, s, h)),
-        Contestant("median", partial(median_bandwidth, x)),
-        Contestant("hinted", partial(median_bandwidth, x, hint=found)),
-    ]
-    missing = differs(cdist_median(few), median_bandwidth(few))
-    if not missing:
-        contestants.append(Contestant(CDIST, partial(cdist_median, x)))
-    rows = [
-        Row(case(sizes.middle, "exact median"), OURS, "median", 0.8, 0),
-        Row(case(sizes.middle, "exact median, hint"), OURS, "hinted", None, 0),
-        Row(case(sizes.middle, "exact median"), CDIST, "median", None, 0, missing),
-    ]
-    return Group(_pairs(sizes.middle), contestants, rows)
-
-
-def _kernels(sizes: Sizes) -> Group:
-    made = [
-        _against(
-            sizes,
-            sizes.middle,
-            (f"svgd_direction, {kernel}", partial(ours, kernel=kernel)),
-            {f"{PLAIN}, {kernel}": (other, None)},
-            f"direction, {kernel}",
-        )
-        for kernel, other in (("imq", plain_imq), ("laplace", plain_laplace))
-    ]
-    first, second = made
-    return Group(first.elements, first.contestants + second.contestants, first.rows + second.rows)
-
-
-def _discrepancy(sizes: Sizes) -> Group:
-    return _against(
-        sizes,
-        sizes.middle,
-        ("kernel_stein_discrepancy", discrepancy),
-        {PLAIN: (plain_discrepancy, None)},
+CASES = (
+    _case(
+        "middle",
+        MIDDLE,
+        partial(_with_bare, BOTH),
+        (Row(OURS, WRITTEN, 0.08), Row(OURS, PLAIN, 0.08), Row(OURS, BARE, 0.5)),
+    ),
+    _case(
+        "low_dimension",
+        ((20_000, 16), (2_000, 16), (50, 4)),
+        partial(_against, OURS, ours, BOTH),
+        (Row(OURS, WRITTEN, 0.035), Row(OURS, PLAIN, 0.035)),
+        slow=True,
+    ),
+    _case(
+        "high_dimension",
+        ((10_000, 256), (1_000, 256), (30, 9)),
+        partial(_with_bare, {}),
+        (Row(OURS, BARE, 0.6),),
+    ),
+    _case(
+        "odd_dimension",
+        ((10_000, 37), (1_000, 37), (30, 5)),
+        partial(_with_bare, {}),
+        (Row(OURS, BARE, 0.7),),
+    ),
+    _of_packages("planar_packages", ((50_000, 2), (2_000, 2), (60, 2)), {KEOPS: 0.3}),
+    _of_packages("middle_packages", MIDDLE, {KEOPS: 0.2, NUMPYRO: 0.2, PYRO: 0.2}),
+    _of_packages("small_packages", ((1_000, 64), (200, 64), (20, 6)), {PYRO: 0.2}, slow=False),
+    _case(
+        "few_particles",
+        ((50, 1_000_000), (50, 20_000), (5, 300)),
+        partial(_against, OURS, ours, JUST_PLAIN),
+        (Row(OURS, PLAIN, 0.5),),
+    ),
+    _case(
+        "batch",
+        ((256, 16, 6), (32, 16, 6), (4, 16, 6)),
+        partial(_against, OURS, ours, JUST_PLAIN),
+        (Row(OURS, PLAIN, 0.5),),
+        cached=True,
+    ),
+    _case(
+        "median",
+        MIDDLE,
+        _median,
+        (Row(MEDIAN, OURS, 0.8), Row(HINTED, OURS, None, "hint"), Row(MEDIAN, CDIST)),
+        "exact median",
+    ),
+    *(_of_kernel(kernel) for kernel in KERNELS),
+    _case(
         "discrepancy",
-    )
-
-
-def _backward(sizes: Sizes) -> Group:
-    return _against(
-        sizes,
-        sizes.middle,
-        ("svgd_direction, backward", partial(backward, ours)),
-        {f"{PLAIN}, autograd": (partial(backward, plain), None)},
+        MIDDLE,
+        partial(_against, DISCREPANCY, discrepancy, {PLAIN: peers.discrepancy}),
+        (Row(DISCREPANCY, PLAIN),),
+        "discrepancy",
+    ),
+    _case(
+        "backward",
+        MIDDLE,
+        partial(
+            _against,
+            BACKWARD,
+            partial(backward, ours),
+            {f"{PLAIN}, autograd": partial(backward, peers.plain)},
+        ),
+        (Row(BACKWARD, f"{PLAIN}, autograd"),),
         "forward + backward",
-        rounds=sizes.slow_rounds,
-    )
+        slow=True,
+    ),
+)

@@ -41,12 +41,21 @@ class Timing:
     def median(self) -> float:
         return statistics.median(self.rounds)
 
+    @property
+    def best(self) -> float:
+        """Of the round that nothing disturbed: what the machine can do."""
+        return min(self.rounds)
+
     def quartiles(self) -> tuple[float, float]:
         """First and third; both the median when there is one round."""
         if len(self.rounds) < 2:
             return self.median, self.median
         first, _, third = statistics.quantiles(self.rounds, n=4)
         return first, third
+
+    def scaled(self, factor: float) -> Timing:
+        """The times of so many times the work."""
+        return Timing(tuple(seconds * factor for seconds in self.rounds), self.steps_per_round)
 
 
 def interleave(
