@@ -1,5 +1,7 @@
 """Fused PyTorch kernels for free-energy minimisation: optimizers that sample at the price of Adam."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from fekernels import _extension
@@ -32,6 +34,9 @@ from fekernels.stein import (  # noqa: E402
     svgd_direction,
 )
 
+if TYPE_CHECKING:
+    from fekernels import diagnostics
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -48,6 +53,7 @@ __all__ = [
     "__version__",
     "backends",
     "build",
+    "diagnostics",
     "energy",
     "free_energy",
     "gaussian_kl",
@@ -66,3 +72,12 @@ __all__ = [
     "svgd_direction",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``diagnostics`` at its first use: who only trains does not wait for it at the import."""
+    if name != "diagnostics":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module("fekernels.diagnostics")

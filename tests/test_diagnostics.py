@@ -1,10 +1,14 @@
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cases import UNIT
 
+import fekernels as fe
 from fekernels.diagnostics import auroc, calibration, mutual_information, predictive_entropy
 
 
@@ -87,3 +91,16 @@ def test_auroc_agrees_with_scikit_learn():
 def test_auroc_rejects(scores):
     with pytest.raises(ValueError, match="positive must hold scores"):
         auroc(torch.ones(2), scores)
+
+
+def test_the_package_has_them_and_does_not_import_them_before() -> None:
+    program = (
+        "import sys, fekernels as fe; assert 'fekernels.diagnostics' not in sys.modules; "
+        "assert 'diagnostics' in fe.__all__; print(fe.diagnostics.auroc([0.0], [1.0]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(fe.__file__).parents[1]
+    )
+    assert done.stdout == "1.0\n", done.stderr
+    with pytest.raises(AttributeError, match="module 'fekernels' has no attribute 'pears'"):
+        _ = fe.pears
