@@ -14,8 +14,10 @@ from torch import Tensor
 
 from benchmarks.gpu_checks import Check, NotPossible, Numbers, Target
 from fekernels import _backends
+from fekernels._catalogue.stein import KERNELS
 
-KERNELS = ("rbf", "imq", "laplace")  # the linear one is the reference's on every backend
+# The others are the reference's everywhere.
+NATIVE = [(code, row) for code, row in enumerate(KERNELS) if row.native]
 BETA, C, TEMPERATURE = -0.4, 1.3, 0.7
 PRECISIONS = ("fp32", "tf32", "bf16x3")
 TOLERANCE = (1e-5, 4e-3, 2e-4)  # of the largest element, by precision
@@ -181,10 +183,12 @@ def check_backward(kernel: int, target: Target) -> Numbers:
 
 
 def check_discrepancy(target: Target) -> Numbers:
-    """The smooth kernels, one set of weights for all problems and one each, few columns and many."""
+    """The kernels that have one, one set of weights for all problems and one each, few columns and many."""
     run = implementation("kernel_stein_discrepancy", target)
     near = Nearness()
-    for kernel in (0, 1):
+    for kernel, row in NATIVE:
+        if not row.discrepancy:
+            continue
         for shape in GRADIENT_SHAPES:
             problem = make_problem(shape)
             for columns in WIDTHS:
@@ -205,7 +209,7 @@ def check_discrepancy(target: Target) -> Numbers:
                         *(whole.abs() / shape[1] ** 0.5).flatten().tolist(),
                     ]
                 )
-                near.add(f"{KERNELS[kernel]}, {shape}, {columns} columns", got, exact, TOLERANCE[0], scale)
+                near.add(f"{row.name}, {shape}, {columns} columns", got, exact, TOLERANCE[0], scale)
     return near.result()
 
 
@@ -326,11 +330,11 @@ def check_many(target: Target) -> Numbers:
 
 def svgd_checks() -> list[Check]:
     return [
-        *(Check(f"svgd_direction: {name}", partial(check_direction, i)) for i, name in enumerate(KERNELS)),
+        *(Check(f"svgd_direction: {row.name}", partial(check_direction, code)) for code, row in NATIVE),
         Check("svgd_direction: batches", check_batches),
         *(
-            Check(f"svgd_direction backward: {name}", partial(check_backward, i))
-            for i, name in enumerate(KERNELS)
+            Check(f"svgd_direction backward: {row.name}", partial(check_backward, code))
+            for code, row in NATIVE
         ),
         Check("kernel_stein_discrepancy", check_discrepancy),
         Check("sq_dist_rank", check_ranks),

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -124,8 +125,25 @@ class SvgdCalls {
   const float* bandwidths_;
 };
 
-void check_kernel(int64_t kernel) {
-  STD_TORCH_CHECK(kernel >= fe::kRbf && kernel <= fe::kLaplace, "kernel must be 0 (rbf), 1 (imq) or 2 (laplace)");
+// Of those with a finite discrepancy, or of all.
+bool is_kernel(int64_t code, bool discrepancy) {
+  bool found = false;
+  fe::RadialKernels<float>::visit(code, [&]<class Kernel>() { found = Kernel::kHasDiscrepancy || !discrepancy; });
+  return found;
+}
+
+std::string kernel_names(bool discrepancy) {
+  std::string known;
+  for (int code = 0; code < fe::RadialKernels<float>::kCount; ++code)
+    fe::RadialKernels<float>::visit(code, [&]<class Kernel>() {
+      if (is_kernel(code, discrepancy))
+        known += (known.empty() ? "" : ", ") + std::to_string(code) + " (" + Kernel::kName + ")";
+    });
+  return known;
+}
+
+void check_kernel(int64_t code, bool discrepancy = false) {
+  STD_TORCH_CHECK(is_kernel(code, discrepancy), "kernel must be one of ", kernel_names(discrepancy), "; got ", code);
 }
 
 Tensor svgd_direction_cpu(Tensor particles, Tensor scores, Tensor bandwidth, int64_t kernel, double beta, double c,
@@ -183,7 +201,7 @@ std::vector<Tensor> svgd_direction_backward_cpu(Tensor grad, Tensor particles, T
 
 Tensor kernel_stein_discrepancy_cpu(Tensor particles, Tensor scores, Tensor bandwidth, Tensor weights, int64_t kernel,
                                     double beta, double c) {
-  STD_TORCH_CHECK(kernel == fe::kRbf || kernel == fe::kImq, "kernel must be 0 (rbf) or 1 (imq)");
+  check_kernel(kernel, true);
   const Shape shape = shape_of(particles, {&scores}, bandwidth);
   STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Float && weights.dim() == 3 && weights.is_contiguous() &&
                       (weights.size(0) == 1 || weights.size(0) == shape.batch) && weights.size(1) == shape.n,

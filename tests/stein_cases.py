@@ -9,15 +9,14 @@ from torch import Tensor
 
 import fekernels as fe
 from fekernels import stein
+from fekernels._catalogue import stein as catalogue
+from fekernels._catalogue.stein import Distance
 
-KERNELS = {
-    "rbf": "rbf",
-    "imq": stein.IMQ(beta=-0.3, c=1.2),
-    "laplace": "laplace",
-    "linear": "linear",
-}
-RADIAL = ("rbf", "imq", "laplace")
-SMOOTH = ("rbf", "imq")
+ROWS = {row.name: row for row in catalogue.KERNELS}
+KERNELS = {**{name: name for name in ROWS}, "imq": stein.IMQ(beta=-0.3, c=1.2)}
+RADIAL = tuple(name for name, row in ROWS.items() if row.distance is not None)
+SMOOTH = tuple(name for name in RADIAL if ROWS[name].discrepancy)
+ROOTS = tuple(name for name in RADIAL if ROWS[name].distance is Distance.ROOT)
 TEMPERATURE = 0.7
 
 
@@ -161,10 +160,10 @@ def derivatives(name: str, u: Tensor, order: int) -> list[Tensor]:
 
 def pairs(x: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Differences x_i - x_j [..., n, n, d], where they are 0, and which pairs have no repulsion: the diagonal, for
-    laplace all that coincide."""
+    the kernels of the root all that coincide."""
     differences = x.unsqueeze(-2) - x.unsqueeze(-3)
     coincide = (differences == 0).all(-1)
-    still = coincide if name == "laplace" else torch.eye(x.shape[-2], dtype=torch.bool).expand_as(coincide)
+    still = coincide if name in ROOTS else torch.eye(x.shape[-2], dtype=torch.bool).expand_as(coincide)
     return differences, coincide, still
 
 

@@ -9,7 +9,7 @@ from stein_cases import EMPTY, KERNELS, SMOOTH, Case, Problem, assert_close, exa
 
 import fekernels as fe
 from fekernels import stein
-from fekernels.reference._stein import KERNELS as CODES
+from fekernels._catalogue.stein import CODES
 
 FINITE = (*SMOOTH, "linear")
 NAMES = pytest.mark.parametrize("name", FINITE)
@@ -173,7 +173,7 @@ def test_weights(columns, name, backend):
 
 def operator_kernel(name):
     kernel = KERNELS[name]
-    return (CODES.index(name), *((kernel.beta, kernel.c) if name == "imq" else (-0.5, 1.0)))
+    return (CODES[name], *((kernel.beta, kernel.c) if name == "imq" else (-0.5, 1.0)))
 
 
 # Gaussians q = N(m, s^2 I) against p = N(0, I): KSD^2 = E_{x,y ~ q} [delta(x).delta(y) k(x, y)], delta = grad log p/q.

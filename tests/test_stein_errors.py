@@ -7,7 +7,10 @@ import torch
 
 import fekernels as fe
 from fekernels import _backends, stein
+from fekernels._catalogue.stein import KERNELS, NAMES
 
+ANY = ", ".join(NAMES)
+FINITE = ", ".join(row.name for row in KERNELS if row.discrepancy)
 X = torch.arange(24.0).view(2, 4, 3)
 GOOD = {"particles": X, "scores": -X}
 
@@ -36,12 +39,12 @@ OPERANDS = [
     (
         {"kernel": "gauss"},
         ValueError,
-        "kernel must be one of rbf, imq, laplace, linear or an instance of fe.kernels; got 'gauss'",
+        f"kernel must be one of {ANY} or an instance of fe.kernels; got 'gauss'",
     ),
     (
         {"kernel": 0},
         TypeError,
-        "kernel must be one of rbf, imq, laplace, linear or an instance of fe.kernels; got int",
+        f"kernel must be one of {ANY} or an instance of fe.kernels; got int",
     ),
     ({"kernel": None}, TypeError, "kernel must be one of rbf"),
     ({"kernel": stein.RBF}, TypeError, "or an instance of fe.kernels; got the class RBF"),
@@ -88,7 +91,7 @@ DISCREPANCY = [
     (
         {"kernel": "laplace"},
         ValueError,
-        "kernel must be one of rbf, imq, linear; got 'laplace', whose discrepancy is infinite",
+        f"kernel must be one of {FINITE}; got 'laplace', whose discrepancy is infinite",
     ),
     ({"kernel": stein.Laplace()}, ValueError, "got 'laplace', whose discrepancy is infinite"),
     ({"statistic": "w"}, ValueError, "statistic must be one of u, v; got 'w'"),
@@ -214,7 +217,7 @@ def test_nan_stays_in_its_problem():
     x = torch.randn(2, 6, 3)
     s = -x
     s[0, 2, 1] = torch.nan
-    for kernel in ("rbf", "imq", "laplace", "linear"):
+    for kernel in NAMES:
         phi = stein.svgd_direction(x, s, kernel=kernel, bandwidth=1.0)
         assert phi[0, 2, 1].isnan() and not phi[1].isnan().any()
     x[0, 2, 1] = torch.nan

@@ -10,6 +10,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import fekernels as fe
 from fekernels import stein
+from fekernels._catalogue.stein import KERNELS
 
 OPS = torch.ops.fekernels
 X = torch.arange(36.0).view(2, 6, 3)
@@ -49,9 +50,10 @@ OPERANDS = {
     ),
     "complex": (dict(x=X.to(torch.complex64)), TypeError, "particles must be float32, bfloat16, float16 or float64"),
     "integer bandwidth": (dict(h=H.int()), TypeError, "bandwidth must be float32, bfloat16, float16 or float64"),
-    "no kernel": (dict(call=(4, -0.5, 1.0, 1.0, 0)), ValueError, "kernel must be one of 0 (rbf), 1 (imq)"),
+    "no kernel": (dict(call=(len(KERNELS), -0.5, 1.0, 1.0, 0)), ValueError, "kernel must be one of 0 (rbf), 1 (imq)"),
     "no kernel below": (dict(call=(-1, -0.5, 1.0, 1.0, 0)), ValueError, "kernel must be one of 0 (rbf), 1 (imq)"),
-    "imq's beta": (dict(call=(1, 0.5, 1.0, 1.0, 0)), ValueError, "beta must be in (-1, 0) and c finite and > 0"),
+    "imq's beta": (dict(call=(1, 0.5, 1.0, 1.0, 0)), ValueError, "beta must be in (-1, 0); got 0.5"),
+    "imq's c": (dict(call=(1, -0.5, 0.0, 1.0, 0)), ValueError, "c must be finite and > 0; got 0.0"),
 }  # fmt: skip
 
 

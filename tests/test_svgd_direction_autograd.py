@@ -17,7 +17,7 @@ from stein_cases import (
 
 import fekernels as fe
 from fekernels import stein
-from fekernels.reference._stein import KERNELS as CODES
+from fekernels._catalogue.stein import CODES
 
 NAMES = pytest.mark.parametrize("name", KERNELS)
 RADIALS = pytest.mark.parametrize("name", RADIAL)
@@ -220,7 +220,7 @@ def operator_arguments(name, dtype=torch.float32, grad=False):
     leaves = problem.requiring().leaves() if grad else problem.leaves()
     kernel = KERNELS[name]
     beta, c = (kernel.beta, kernel.c) if name == "imq" else (-0.5, 1.0)
-    return (*leaves, CODES.index(name), beta, c, TEMPERATURE, 0)
+    return (*leaves, CODES[name], beta, c, TEMPERATURE, 0)
 
 
 @NAMES

@@ -11,6 +11,7 @@ import torch
 from cases import bits_equal
 from torch import Tensor
 
+from fekernels._catalogue.stein import CODES, KERNELS
 from fekernels.reference import kernel_stein_discrepancy as ksd_reference
 from fekernels.reference import svgd_direction as reference
 
@@ -19,7 +20,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton_stein_aot as aot  # noqa: E402
 from triton_worker import interpreter  # noqa: E402
 
-RBF, IMQ, LAPLACE, LINEAR = range(4)
+RBF, IMQ, LAPLACE, LINEAR = (CODES[name] for name in ("rbf", "imq", "laplace", "linear"))
+NATIVE = [code for code, row in enumerate(KERNELS) if row.native]
+FINITE = [code for code in NATIVE if KERNELS[code].discrepancy]
 FLOAT32, TF32, BF16X3 = range(3)
 BETA, C, TEMPERATURE = -0.4, 1.3, 0.7
 
@@ -57,7 +60,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kernel", [RBF, IMQ, LAPLACE])
+@pytest.mark.parametrize("kernel", NATIVE)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_direction(run, kernel, shape):
     x, s, h = problem(*shape)
@@ -186,7 +189,7 @@ def backward(grad: Tensor, x: Tensor, s: Tensor, h: Tensor, kernel: int) -> list
     return reference.svgd_direction_backward(*operands, kernel, BETA, C, TEMPERATURE, FLOAT32, 7)
 
 
-@pytest.mark.parametrize("kernel", [RBF, IMQ, LAPLACE])
+@pytest.mark.parametrize("kernel", NATIVE)
 def test_backward(run, kernel):
     for shape, small in (((1, 1, 1), False), ((2, 37, 3), False), ((1, 130, 20), True), ((1, 40, 100), True)):
         x, s, h = problem(*shape)
@@ -211,7 +214,7 @@ def test_backward_gives_what_is_needed(run):
                 assert value.shape == (0,)
 
 
-@pytest.mark.parametrize("kernel", [RBF, IMQ])
+@pytest.mark.parametrize("kernel", FINITE)
 def test_discrepancy(run, kernel):
     for (batch, n, d), m, small in (((1, 1, 2), 1, False), ((2, 37, 3), 1, False), ((1, 130, 20), 70, True)):
         x, s, h = problem(batch, n, d)
@@ -351,7 +354,7 @@ def clustered(n: int, d: int, h: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
     return base + side / d**0.5, -base, torch.tensor([h * d, d])
 
 
-@pytest.mark.parametrize("kernel", [RBF, IMQ, LAPLACE])
+@pytest.mark.parametrize("kernel", NATIVE)
 @pytest.mark.parametrize("d", [1, 2, 8, 20, 130])
 def test_clusters_far_apart(run, kernel, d):
     x, s, h = clustered(40, d)
@@ -366,7 +369,7 @@ def test_clusters_far_apart(run, kernel, d):
             assert_near(one, other, 1e-5)
 
 
-@pytest.mark.parametrize("kernel", [RBF, IMQ])
+@pytest.mark.parametrize("kernel", FINITE)
 @pytest.mark.parametrize("d", [2, 20])
 def test_discrepancy_of_clusters_far_apart(run, kernel, d):
     x, s, h = clustered(40, d)

@@ -81,6 +81,10 @@ const CpuKernels& cpu_kernels() {
   return *kernels;
 }
 
+void no_such_kernel(int64_t code) {
+  throw std::invalid_argument("kernel must be the code of one that this computes; got " + std::to_string(code));
+}
+
 void select_isa(const char* name) { active.store(&find(name), std::memory_order_release); }
 
 }  // namespace fe

@@ -1,4 +1,4 @@
-// k_p(x, y) = k s.s' + (first / h) [(s - s').(x - y) + d] - (second / h^2) t, with k, first and second as in math/stein.h
+// k_p(x, y) = k s.s' + (first / h) [(s - s').(x - y) + d] - (second / h^2) t, with k, first and second as in math/radial_kernels.h
 // (Liu, Lee & Jordan 2016, arXiv:1602.03253, for any radial kernel).
 #include "cpu/kernel_stein_discrepancy.h"
 
@@ -21,11 +21,6 @@ struct Tiles {
 template <class Kernel>
 class Discrepancy {
  public:
-  static int64_t floats(int64_t n, int64_t d, int64_t columns) {
-    const int64_t rows = round_up(n, kTile), blocks = rows / kTile, width = round_up(columns, kUnit);
-    return 2 * Points::floats(n, d) + rows * (1 + width) + 2 * blocks * width + round_up(d, kUnit);
-  }
-
   explicit Discrepancy(const DiscrepancyCall& call)
       : call_(call), x_(call.n, call.d, call.workspace),
         s_(call.n, call.d, call.workspace + Points::floats(call.n, call.d)), kernel_(call.params),
@@ -44,7 +39,7 @@ class Discrepancy {
         for (int64_t block = begin; block < end; ++block) prepare(block, means);
       });
     };
-    bool differences = d <= kDirectDimensions;
+    bool differences = Kernel::kNeedsDifferences || d <= kDirectDimensions;
     if (!differences) {
       column_means(columns(call_.particles, call_.particles_dtype), n, means_);
       prepare_all(means_);
@@ -53,7 +48,7 @@ class Discrepancy {
     if (differences) prepare_all(nullptr);  // as they are given
     const int64_t tile_flops = kTile * kTile * (8 * d + 2 * width_ + 64);
     for_all_pairs(call_.parallel_for, blocks, group_size(blocks, d), kGrainFlops / tile_flops + 1,
-                  [&](int64_t i, int64_t j) { differences ? meet<true>(i, j) : meet<false>(i, j); });
+                  [&](int64_t i, int64_t j) { differences ? meet<true>(i, j) : meet<Kernel::kNeedsDifferences>(i, j); });
     for (int64_t c = 0; c < call_.columns; ++c) {
       double sum = 0.0;
       for (int64_t block = 0; block < blocks; ++block) sum += sums_[block * width_ + c];
@@ -150,15 +145,17 @@ class Discrepancy {
 }  // namespace
 
 int64_t kernel_stein_discrepancy_workspace(int64_t n, int64_t d, int64_t columns) {
-  return Discrepancy<RbfKernel<FloatV>>::floats(n, d, columns);
+  const int64_t rows = round_up(n, kTile), blocks = rows / kTile, width = round_up(columns, kUnit);
+  return 2 * Points::floats(n, d) + rows * (1 + width) + 2 * blocks * width + round_up(d, kUnit);
 }
 
 void kernel_stein_discrepancy(const DiscrepancyCall& call) {
-  switch (call.kernel) {
-    case kRbf: return Discrepancy<RbfKernel<FloatV>>(call).run();
-    case kImq: return Discrepancy<ImqKernel<FloatV>>(call).run();
-    default: return;  // the Laplace kernel has no second derivative at coincident points
-  }
+  with_kernel<FloatV>(call.kernel, [&]<class Kernel>() {
+    if constexpr (Kernel::kHasDiscrepancy)
+      Discrepancy<Kernel>(call).run();
+    else
+      no_such_kernel(call.kernel);
+  });
 }
 
 }  // namespace fe::FE_ISA

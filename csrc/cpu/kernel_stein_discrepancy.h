@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/threads.h"
-#include "math/stein.h"
+#include "math/radial_kernels.h"
 #include "table.h"
 
 namespace fe {
@@ -13,8 +13,8 @@ struct DiscrepancyCall {
   const void *particles, *scores;
   DType particles_dtype, scores_dtype;
   const float* weights;  // [n, columns]
-  int kernel;            // SteinKernel
-  SteinKernelParams params;
+  int kernel;            // a code of RadialKernels
+  RadialParams params;
   float bandwidth;
   double* sums;      // [columns]: of w_i w_j k_p(i, j) over i != j
   float* workspace;  // aligned to 64 bytes

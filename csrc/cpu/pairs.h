@@ -8,7 +8,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/lanes.h"
-#include "math/stein.h"
+#include "math/radial_kernels.h"
 
 namespace fe::inline FE_ISA {
 

@@ -13,15 +13,15 @@ static_assert(2 * kDirectDimensions <= kUnit);
 
 inline constexpr int64_t kGrainFlops = 1 << 19;  // fewest for a second thread: some ten microseconds
 
-// Particles by tiles of pairs, all coordinates at once.
+int64_t tiles_workspace(int64_t n, int64_t d) {
+  const int64_t rows = round_up(n, kTile), stride = round_up(d, kUnit);
+  return Points::floats(n, d) + stride + rows * (3 * stride + kUnit + 1);
+}
+
+// Particles by tiles of pairs, all coordinates at once, in tiles_workspace floats.
 template <class Kernel>
 class Direction {
  public:
-  static int64_t floats(int64_t n, int64_t d) {
-    const int64_t rows = round_up(n, kTile), stride = round_up(d, kUnit);
-    return Points::floats(n, d) + stride + rows * (3 * stride + kUnit + 1);
-  }
-
   explicit Direction(const SvgdCall& call)
       : call_(call), points_(call.n, call.d, call.workspace), kernel_(call.params),
         to_scaled_(Kernel::kScale / call.bandwidth), scale_(repulsion_scale<Kernel>(call)) {
@@ -183,20 +183,17 @@ class Direction {
 
 int64_t svgd_direction_workspace(int64_t n, int64_t d) {
   if (is_small(n, d)) return 0;
-  return WideShape::fits(n, d) ? svgd_direction_wide_workspace(n, d) : Direction<ImqKernel<FloatV>>::floats(n, d);
+  return WideShape::fits(n, d) ? svgd_direction_wide_workspace(n, d) : tiles_workspace(n, d);
 }
 
 void svgd_direction(const SvgdCall& call) {
   if (is_small(call.n, call.d)) return svgd_direction_small(call);
   if (WideShape::fits(call.n, call.d)) return svgd_direction_wide(call);
-  const bool direct = call.d <= kDirectDimensions;
-  switch (call.kernel) {
-    case kRbf:
-      return direct ? Direction<Sharp<RbfKernel<FloatV>>>(call).run() : Direction<RbfKernel<FloatV>>(call).run();
-    case kImq:
-      return direct ? Direction<Sharp<ImqKernel<FloatV>>>(call).run() : Direction<ImqKernel<FloatV>>(call).run();
-    case kLaplace: return Direction<LaplaceKernel<FloatV>>(call).run();
-  }
+  with_kernel<FloatV>(call.kernel, [&]<class Kernel>() {
+    if constexpr (!Kernel::kNeedsDifferences)
+      if (call.d <= kDirectDimensions) return Direction<Sharp<Kernel>>(call).run();
+    Direction<Kernel>(call).run();
+  });
 }
 
 }  // namespace fe::FE_ISA

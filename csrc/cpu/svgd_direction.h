@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/threads.h"
-#include "math/stein.h"
+#include "math/radial_kernels.h"
 #include "table.h"
 
 namespace fe {
@@ -12,8 +12,8 @@ struct SvgdCall {
   int64_t n, d;
   const void *particles, *scores;
   DType particles_dtype, scores_dtype;
-  int kernel;  // SteinKernel
-  SteinKernelParams params;
+  int kernel;  // a code of RadialKernels
+  RadialParams params;
   float bandwidth, temperature;
   void* direction;  // forward, as particles
   const void* grad;  // backward: of the direction

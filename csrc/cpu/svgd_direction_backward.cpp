@@ -1,5 +1,5 @@
 // Gradients of L = <G, phi>. With a = G_i.s_j + G_j.s_i and b = (G_i - G_j).(x_i - x_j) of a pair, T the temperature, and
-// k, first, second of its kernel (math/stein.h), the pair's share of dL/dt is
+// k, first, second of its kernel (math/radial_kernels.h), the pair's share of dL/dt is
 // M = -(first a / h + T second b / h^2) / 2n, and
 //   dL/ds_i = (1/n) (k(0) G_i + sum_j k G_j)
 //   dL/dx_i = (T/nh) sum_j first (G_i - G_j) + 2 sum_j M (x_i - x_j)
@@ -31,11 +31,6 @@ struct RowSums {
 template <class Kernel>
 class Backward {
  public:
-  static int64_t floats(int64_t n, int64_t d) {
-    const int64_t rows = round_up(n, kTile), stride = round_up(d, kUnit);
-    return 3 * Points::floats(n, d) + stride + 3 * rows * stride + rows * (1 + kUnit + 2 * sizeof(RowSums) / sizeof(float));
-  }
-
   explicit Backward(const SvgdCall& call)
       : call_(call), n_(static_cast<float>(call.n)), x_(call.n, call.d, call.workspace),
         s_(call.n, call.d, call.workspace + Points::floats(call.n, call.d)),
@@ -227,14 +222,13 @@ class Backward {
 
 }  // namespace
 
-int64_t svgd_direction_backward_workspace(int64_t n, int64_t d) { return Backward<ImqKernel<FloatV>>::floats(n, d); }
+int64_t svgd_direction_backward_workspace(int64_t n, int64_t d) {
+  const int64_t rows = round_up(n, kTile), stride = round_up(d, kUnit);
+  return 3 * Points::floats(n, d) + stride + 3 * rows * stride + rows * (1 + kUnit + 2 * sizeof(RowSums) / sizeof(float));
+}
 
 void svgd_direction_backward(const SvgdCall& call) {
-  switch (call.kernel) {
-    case kRbf: return Backward<RbfKernel<FloatV>>(call).run();
-    case kImq: return Backward<ImqKernel<FloatV>>(call).run();
-    case kLaplace: return Backward<LaplaceKernel<FloatV>>(call).run();
-  }
+  with_kernel<FloatV>(call.kernel, [&]<class Kernel>() { Backward<Kernel>(call).run(); });
 }
 
 }  // namespace fe::FE_ISA

@@ -110,11 +110,7 @@ void direction(const SvgdCall& call) {
 }  // namespace
 
 void svgd_direction_small(const SvgdCall& call) {
-  switch (call.kernel) {
-    case kRbf: return direction<RbfKernel<FloatV>>(call);
-    case kImq: return direction<ImqKernel<FloatV>>(call);
-    case kLaplace: return direction<LaplaceKernel<FloatV>>(call);
-  }
+  with_kernel<FloatV>(call.kernel, [&]<class Kernel>() { direction<Kernel>(call); });
 }
 
 }  // namespace fe::FE_ISA

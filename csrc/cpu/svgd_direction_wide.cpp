@@ -11,8 +11,6 @@ namespace {
 template <class Kernel>
 class Wide {
  public:
-  static int64_t floats(int64_t n, int64_t d) { return WideShape{n, d}.floats() + d; }
-
   explicit Wide(const SvgdCall& call)
       : call_(call), kernel_(call.params), shape_{call.n, call.d}, means_(call.workspace + shape_.floats()),
         weights_(shape_.tiles()) {}
@@ -112,14 +110,10 @@ class Wide {
 
 }  // namespace
 
-int64_t svgd_direction_wide_workspace(int64_t n, int64_t d) { return Wide<RbfKernel<FloatV>>::floats(n, d); }
+int64_t svgd_direction_wide_workspace(int64_t n, int64_t d) { return WideShape{n, d}.floats() + d; }
 
 void svgd_direction_wide(const SvgdCall& call) {
-  switch (call.kernel) {
-    case kRbf: return Wide<RbfKernel<FloatV>>(call).run();
-    case kImq: return Wide<ImqKernel<FloatV>>(call).run();
-    case kLaplace: return Wide<LaplaceKernel<FloatV>>(call).run();
-  }
+  with_kernel<FloatV>(call.kernel, [&]<class Kernel>() { Wide<Kernel>(call).run(); });
 }
 
 }  // namespace fe::FE_ISA

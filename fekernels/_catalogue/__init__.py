@@ -1,1 +1,1 @@
-"""What each family of operations lists, in the order of its codes. Imports nothing, so that every layer may read it."""
+"""What each family of operations lists, in the order of its codes. Imports no layer, so that all may read it."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._backends import use_backend
+from fekernels._catalogue import stein as catalogue
 from fekernels.bench import peers
 from fekernels.bench.case import Case, Cost, Group, Row, Shape
 from fekernels.bench.packages import KEOPS, NUMPYRO, PACKAGES, PYRO, reason
@@ -28,7 +29,7 @@ REFERENCE = "reference backend"
 BARE = "X X^T and K V alone"
 CDIST = "torch.cdist + median"
 
-KERNELS = ("imq", "laplace")  # beside rbf
+KERNELS = tuple(row.name for row in catalogue.KERNELS if row.native and row.name != "rbf")  # beside rbf
 
 TOLERANCE = 1e-4  # of the largest element, between two float32 results of different summation orders
 FEW = 1000  # particles on which a peer has to agree with ours

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fekernels._checks import floating, number, same_device
+from fekernels._catalogue.stein import IMQ, KERNELS, NAMES
+from fekernels._checks import floating, same_device
 from fekernels.ops._free_energy_autograd import is_dispatched
 from fekernels.ops._memory import in_plain_memory
-from fekernels.ops._operands import broadcasts
-from fekernels.reference._stein import IMQ, KERNELS
 
 __all__ = [
     "Kernel",
@@ -22,11 +21,8 @@ __all__ = [
     "check_problems",
     "check_scores",
     "dispatched",
-    "flat_bandwidth",
     "flatten",
-    "no_bandwidth",
     "plain",
-    "positive_bandwidth",
     "transformed",
     "which_kernel",
     "wide",
@@ -41,7 +37,7 @@ class Kernel(NamedTuple):
     c: float
 
 
-DEFAULTS = {name: Kernel(code, -0.5, 1.0) for code, name in enumerate(KERNELS)}
+DEFAULTS = {name: Kernel(code, IMQ.beta, IMQ.c) for code, name in enumerate(NAMES)}
 
 
 def which_kernel(function: str, kernel: object) -> Kernel:
@@ -49,7 +45,7 @@ def which_kernel(function: str, kernel: object) -> Kernel:
     if isinstance(kernel, str) and kernel in DEFAULTS:
         return DEFAULTS[kernel]
     name = kernel if isinstance(kernel, str) else getattr(kernel, "name", None)
-    expected = f"one of {', '.join(KERNELS)} or an instance of fe.kernels"
+    expected = f"one of {', '.join(NAMES)} or an instance of fe.kernels"
     if isinstance(kernel, type) or not isinstance(name, str):
         kind = f"the class {kernel.__name__}" if isinstance(kernel, type) else type(kernel).__name__
         raise TypeError(f"{function}: kernel must be {expected}; got {kind}")
@@ -101,12 +97,12 @@ def _check_like(
 
 
 def check_kernel(function: str, kernel: int, beta: float, c: float) -> None:
-    """A kernel's code and the numbers of imq, of operators that are called directly."""
+    """A kernel's code and parameters, of operators that are called directly."""
     if not 0 <= kernel < len(KERNELS):
-        named = ", ".join(f"{code} ({name})" for code, name in enumerate(KERNELS))
+        named = ", ".join(f"{code} ({name})" for code, name in enumerate(NAMES))
         raise ValueError(f"{function}: kernel must be one of {named}; got {kernel}")
-    if kernel == IMQ and not (-1 < beta < 0 and 0 < c < math.inf):
-        raise ValueError(f"{function}: beta must be in (-1, 0) and c finite and > 0; got {beta} and {c}")
+    if KERNELS[kernel].domains:
+        KERNELS[kernel].check(function, beta, c)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -132,64 +128,6 @@ def wide(*tensors: Tensor) -> torch.dtype:
         if tensor.dtype is torch.float64:
             return torch.float64
     return torch.float32
-
-
-def flat_bandwidth(function: str, bandwidth: Tensor | float, particles: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number, or a tensor that broadcasts to the batch dimensions, as [B] of ``dtype``.
-
-    A tensor's values are looked at on a CPU only: elsewhere that would wait for the device.
-    """
-    batch = particles.shape[:-2]
-    count = math.prod(batch)
-    if not isinstance(bandwidth, Tensor):
-        if isinstance(bandwidth, str):
-            raise ValueError(
-                f"{function}: bandwidth must be 'median', a number or a tensor; got {bandwidth!r}"
-            )
-        value = number(function, "bandwidth", bandwidth, infinite=True)
-        return torch.full((count,), value, dtype=dtype, device=particles.device)
-    floating(function, "bandwidth", bandwidth)
-    same_device(function, "bandwidth", bandwidth, particles.device)
-    if bandwidth.shape != batch and not broadcasts(bandwidth.shape, batch):
-        raise ValueError(
-            f"{function}: bandwidth must have a shape that broadcasts to the batch {tuple(batch)} of particles; got"
-            f" {tuple(bandwidth.shape)}"
-        )
-    if bandwidth.device.type == "cpu" and _has_values(bandwidth):
-        # Of one element directly: a comparison and a reduction would take as long as a small problem.
-        least = bandwidth.item() if bandwidth.numel() == 1 else bandwidth.min().item() if count else 0.0
-        if not least >= 0:  # NaN too
-            raise ValueError(f"{function}: bandwidth must be >= 0; got {least}")
-    bandwidth = bandwidth.to(dtype)
-    return bandwidth if bandwidth.shape == (count,) else bandwidth.expand(batch).reshape(count)
-
-
-def _has_values(tensor: Tensor) -> bool:
-    """Whether a value can be looked at: not under torch.compile and torch.func, nor of a fake tensor."""
-    return not dispatched(tensor) and not transformed()
-
-
-def no_bandwidth(bandwidth: Tensor) -> Tensor:
-    """Where h counts as 0, bool [B]: below the smallest normal number it has no inverse."""
-    return bandwidth < torch.finfo(bandwidth.dtype).tiny
-
-
-def positive_bandwidth(function: str, bandwidth: Tensor, median: bool = False, *, wait: bool = False) -> None:
-    """Raise where an h of [B] is 0, which makes a discrepancy infinite: 2 d / h a coincident pair.
-
-    Values are looked at on a CPU, elsewhere only with ``wait``, and never under torch.compile or torch.func.
-    """
-    if not _has_values(bandwidth) or not (wait or bandwidth.device.type == "cpu"):
-        return
-    # Of one element directly, as above.
-    least = bandwidth.item() if bandwidth.numel() == 1 else bandwidth.min().item() if len(bandwidth) else 1.0
-    if least < torch.finfo(bandwidth.dtype).tiny:
-        which = f" in problem {int(bandwidth.argmin())}" if len(bandwidth) > 1 else ""
-        why = ", the median over particles of which too many coincide: give a number" if median else ""
-        raise ValueError(
-            f"{function}: bandwidth must be > 0, since the discrepancy grows without bound as it falls; got "
-            f"{least:g}{which}{why}"
-        )
 
 
 def transformed() -> bool:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
+from fekernels._catalogue.stein import KERNELS, LINEAR
 from fekernels._checks import floating, one_of, same_device
+from fekernels.ops._bandwidths import bandwidths, is_median, no_bandwidth, positive_bandwidth
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
     Kernel,
@@ -21,18 +23,13 @@ from fekernels.ops._stein_operands import (
     check_problems,
     check_scores,
     dispatched,
-    flat_bandwidth,
     flatten,
-    no_bandwidth,
     plain,
-    positive_bandwidth,
     transformed,
     which_kernel,
     wide,
 )
-from fekernels.ops.sq_dist_rank import liu_wang
 from fekernels.reference import kernel_stein_discrepancy as reference
-from fekernels.reference._stein import LAPLACE, LINEAR, at_zero
 
 __all__ = ["kernel_stein_discrepancy", "off_diagonal_sums", "stein_kernel"]
 
@@ -51,9 +48,10 @@ def _check(
             f"{function}: weights must have shape (1 or {batch}, {n}, m); got {tuple(weights.shape)}"
         )
     check_kernel(function, *kernel)
-    if kernel[0] == LAPLACE:
+    row = KERNELS[kernel[0]]
+    if not row.discrepancy:
         raise ValueError(
-            f"{function}: kernel must not be laplace, whose discrepancy is infinite; got {LAPLACE}"
+            f"{function}: kernel must not be {row.name}, whose discrepancy is infinite; got {kernel[0]}"
         )
 
 
@@ -69,7 +67,7 @@ def _forward(
     _check("kernel_stein_discrepancy", particles, scores, bandwidth, weights, kernel, beta, c)
     if not particles.numel() or not weights.numel():
         return _empty(particles, weights).zero_()
-    if kernel != LINEAR and particles.shape[1] > 1:
+    if KERNELS[kernel].default_bandwidth is not None and particles.shape[1] > 1:
         positive_bandwidth("kernel_stein_discrepancy", bandwidth)
     return _sums(particles, scores, bandwidth, weights, kernel, beta, c)
 
@@ -78,7 +76,7 @@ def _sums(
     particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, kernel: int, beta: float, c: float
 ) -> Tensor:
     run: Any
-    if kernel == LINEAR or wide(particles, scores, bandwidth) == torch.float64:
+    if not KERNELS[kernel].native or wide(particles, scores, bandwidth) == torch.float64:
         run = reference.kernel_stein_discrepancy
     else:
         name = "kernel_stein_discrepancy"
@@ -156,7 +154,7 @@ def _diagonal_sum(x: Tensor, s: Tensor, h: Tensor, kernel: Kernel) -> Tensor:
         x, s = x.double(), s.double()
         squares = squares.double().sum(2)
         return ((x.square().sum(2) + 1) * squares + 2 * (x * s).sum(2)).sum(1) + n * d
-    value, p1 = at_zero(kernel.code, kernel.beta, kernel.c)
+    value, p1 = KERNELS[kernel.code].at_zero(kernel.beta, kernel.c)
     h = h.double()
     # Where h = 0 `_statistic` says so; without a coordinate nothing diverges.
     return value * squares.sum((1, 2), dtype=torch.float64) + n * d * p1 / torch.where(h == 0, torch.inf, h)
@@ -165,9 +163,11 @@ def _diagonal_sum(x: Tensor, s: Tensor, h: Tensor, kernel: Kernel) -> Tensor:
 def stein_kernel(function: str, kernel: object) -> Kernel:
     """A kernel whose discrepancy is finite."""
     found = which_kernel(function, kernel)
-    if found.code == LAPLACE:
+    row = KERNELS[found.code]
+    if not row.discrepancy:
+        finite = ", ".join(other.name for other in KERNELS if other.discrepancy)
         raise ValueError(
-            f"{function}: kernel must be one of rbf, imq, linear; got 'laplace', whose discrepancy is infinite"
+            f"{function}: kernel must be one of {finite}; got {row.name!r}, whose discrepancy is infinite"
         )
     return found
 
@@ -185,13 +185,9 @@ def gather(
     particles = check_particles(function, particles)
     scores = check_scores(function, scores, particles)
     x, s, dtype = flatten(particles), flatten(scores), wide(particles, scores)
-    median = isinstance(bandwidth, str) and bandwidth == "median"
-    if median and kernel.code != LINEAR:
-        h = liu_wang(x).to(dtype)
-    else:
-        h = flat_bandwidth(function, 1.0 if median else bandwidth, particles, dtype)  # type: ignore[arg-type]
-    if positive and kernel.code != LINEAR and x.numel():
-        positive_bandwidth(function, h, median)
+    h = bandwidths(function, bandwidth, kernel.code, x, particles, dtype)
+    if positive and KERNELS[kernel.code].default_bandwidth is not None and x.numel():
+        positive_bandwidth(function, h, is_median(function, bandwidth))
     return x, s, h
 
 
@@ -209,8 +205,8 @@ def kernel_stein_discrepancy(
         particles: [..., n, d]; leading dimensions are problems of their own. float32, bfloat16, float16 (computed in
             float32), or float64 (computed by the reference).
         scores: grad log p at the particles, of their shape.
-        kernel: "rbf", "imq" or "linear", or an instance of ``fe.kernels``. "imq" alone tells samples that drift away
-            to infinity. Laplace's discrepancy is infinite.
+        kernel: one of ``fe.kernels``, by its name or as an instance. "imq" alone tells samples that drift away to
+            infinity. Laplace's discrepancy is infinite.
         bandwidth: h, as in ``svgd_direction``, but > 0: as it falls to 0 the discrepancy grows without bound. On a GPU,
             under torch.compile and torch.func, where its value is not looked at, h = 0 gives infinity.
         statistic: "u", unbiased, the mean over pairs of different particles, may be negative (NaN for n = 1);
@@ -242,7 +238,7 @@ def _statistic(x: Tensor, s: Tensor, h: Tensor, found: Kernel, statistic: str) -
         value = (total + _diagonal_sum(x, s, h, found)) / (n * n)
     else:
         value = total / (n * (n - 1))
-    if found.code == LINEAR or not x.numel() or (n == 1 and statistic == "u"):
+    if KERNELS[found.code].default_bandwidth is None or not x.numel() or (n == 1 and statistic == "u"):
         return value
     return torch.where(no_bandwidth(h), torch.inf, value)
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
+from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import number, one_of
+from fekernels.ops._bandwidths import bandwidths
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
     check_kernel,
@@ -21,15 +23,12 @@ from fekernels.ops._stein_operands import (
     check_problems,
     check_scores,
     dispatched,
-    flat_bandwidth,
     flatten,
     plain,
     transformed,
     which_kernel,
     wide,
 )
-from fekernels.ops.sq_dist_rank import liu_wang
-from fekernels.reference._stein import LINEAR
 from fekernels.reference.svgd_direction import plain_direction
 
 __all__ = ["svgd_direction"]
@@ -40,8 +39,8 @@ Call = tuple[int, float, float, float, int]  # kernel, beta, c, temperature, pre
 
 
 def _implementation(name: str, kernel: int, *tensors: Tensor) -> Any:
-    """That of the backend; the linear kernel and float64 are the reference's everywhere."""
-    if kernel == LINEAR or wide(*tensors) == torch.float64:
+    """That of the backend; float64, and a kernel that no backend has, are the reference's everywhere."""
+    if not KERNELS[kernel].native or wide(*tensors) == torch.float64:
         return _backends.implementation(name, "reference")
     return _backends.implementation(name, _backends.choose(tensors[0].device.type, kernel=name))
 
@@ -156,9 +155,8 @@ def svgd_direction(
         particles: [..., n, d]; leading dimensions are problems of their own. float32, bfloat16, float16 (computed in
             float32), or float64 (computed by the reference).
         scores: grad log p at the particles, of their shape; any of the same dtypes.
-        kernel: "rbf" exp(-u), "imq" (c^2 + u)^beta, "laplace" exp(-sqrt(u)), with u = \\|x - y\\|^2 / h, or "linear"
-            x.y + 1; or an instance of ``fe.kernels``, for imq's beta and c (-0.5 and 1). Laplace's repulsion between
-            coincident particles is 0.
+        kernel: one of ``fe.kernels``, by its name, such as "rbf", exp(-u) with u = \\|x - y\\|^2 / h, or an instance,
+            for imq's beta and c (-0.5 and 1). Laplace's repulsion between coincident particles is 0.
         bandwidth: h: a number >= 0, a tensor that broadcasts to the leading dimensions, or "median": the median of all
             n^2 squared distances / log(n + 1), exact, and not differentiated. At h = 0 only coincident particles see
             each other. The linear kernel has none and ignores it.
@@ -181,11 +179,7 @@ def svgd_direction(
     temperature = number(function, "temperature", temperature)
     precision = one_of(function, "precision", precision, PRECISIONS)
     x, s, dtype = flatten(particles), flatten(scores), wide(particles, scores)
-    median = isinstance(bandwidth, str) and bandwidth == "median"
-    if median and code != LINEAR:
-        h = liu_wang(x).to(dtype)
-    else:
-        h = flat_bandwidth(function, 1.0 if median else bandwidth, particles, dtype)  # type: ignore[arg-type]
+    h = bandwidths(function, bandwidth, code, x, particles, dtype)
     call = code, beta, c, temperature, PRECISIONS.index(precision)
     if transformed():
         phi = plain_direction(x, s, h, *call[:4])

@@ -7,18 +7,14 @@ dimensions it is a sum of differences, which float64 particles have need of.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.stein import KERNELS
+
 __all__ = [
-    "IMQ",
-    "KERNELS",
-    "LAPLACE",
-    "LINEAR",
-    "RBF",
-    "at_zero",
     "centred",
     "difference_products",
     "problems",
@@ -28,30 +24,27 @@ __all__ = [
     "square_distances",
 ]
 
-KERNELS = ("rbf", "imq", "laplace", "linear")  # position = code, in every backend
-RBF, IMQ, LAPLACE, LINEAR = range(4)
-
 PAIRS = 1 << 19  # of a block: 4 MB a float64 temporary, whatever n is
 ROWS = 16  # of a block at least: fewer make matrix products slow
 DIRECT = 16  # dimensions up to which distances by differences are as fast as by inner products
 APART = 8  # up to which what particles push each other by is summed from differences: `repulsion`
 
 
-def radial(kernel: int, u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
-    """[phi, p1, p2, p3][: order + 1] at u = t/h >= 0, where p_k = (-2)^k times the k-th derivative of phi.
+def rbf(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
+    k = torch.exp(-u)
+    return [factor * k if factor > 1 else k for factor in (1, 2, 4, 8)[: order + 1]]
 
-    So for k = phi(|x - y|^2 / h) the gradient is -(p1/h)(x - y), and p1, p2, p3 are positive. Laplace's p1 and p2
-    diverge at u = 0 and are 0 there by convention; its p3 is not needed, since its discrepancy is infinite.
-    """
-    if kernel == RBF:
-        k = torch.exp(-u)
-        return [factor * k if factor > 1 else k for factor in (1, 2, 4, 8)[: order + 1]]
-    if kernel == IMQ:
-        base = c * c + u
-        values = [base**beta]
-        for i in range(order):
-            values.append(values[i] * (2 * (i - beta)) / base)
-        return values
+
+def imq(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
+    base = c * c + u
+    values = [base**beta]
+    for i in range(order):
+        values.append(values[i] * (2 * (i - beta)) / base)
+    return values
+
+
+def laplace(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
+    """p1 and p2 diverge at u = 0 and are 0 there by convention; p3 is not needed, since the discrepancy is infinite."""
     zero = u == 0
     s = torch.sqrt(torch.where(zero, 1.0, u))
     k = torch.exp(-s)
@@ -60,11 +53,18 @@ def radial(kernel: int, u: Tensor, beta: float, c: float, order: int) -> list[Te
     return [torch.where(zero, at, value) for at, value in ((1.0, k), (0.0, p1), (0.0, p2))][: order + 1]
 
 
-def at_zero(kernel: int, beta: float, c: float) -> tuple[float, float]:
-    """phi(0) and p1(0)."""
-    if kernel == IMQ:
-        return c ** (2 * beta), -2 * beta * c ** (2 * beta - 2)
-    return 1.0, 2.0 if kernel == RBF else 0.0
+# By code, of the radial kernels.
+FORMULAS: tuple[Callable[[Tensor, float, float, int], list[Tensor]], ...] = tuple(
+    globals()[row.name] for row in KERNELS if row.distance is not None
+)
+
+
+def radial(kernel: int, u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
+    """[phi, p1, p2, p3][: order + 1] at u = t/h >= 0, where p_k = (-2)^k times the k-th derivative of phi.
+
+    So for k = phi(|x - y|^2 / h) the gradient is -(p1/h)(x - y), and p1, p2, p3 are positive.
+    """
+    return FORMULAS[kernel](u, beta, c, order)
 
 
 def centred(particles: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.stein import LINEAR
 from fekernels.reference._stein import (
-    LINEAR,
     centred,
     difference_products,
     over_bandwidth,

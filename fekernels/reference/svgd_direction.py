@@ -12,11 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.stein import KERNELS, LINEAR, Distance
 from fekernels.reference._stein import (
     APART,
-    LAPLACE,
-    LINEAR,
-    at_zero,
     centred,
     coincide,
     difference_products,
@@ -45,7 +43,7 @@ def svgd_direction(
     if kernel == LINEAR:
         return _linear(particles, scores, temperature)
     batch, n, _ = particles.shape
-    diagonal, _ = at_zero(kernel, beta, c)
+    diagonal, _ = KERNELS[kernel].at_zero(beta, c)
     phi = torch.empty_like(particles)
     for part in problems(batch, n):
         x, s, h = centred(particles[part]), scores[part].double(), bandwidth[part].double().view(-1, 1, 1)
@@ -86,7 +84,7 @@ def svgd_direction_backward(
     if kernel == LINEAR:
         return _linear_backward(grad, particles, scores, bandwidth, temperature, needs)
     batch, n, _ = particles.shape
-    diagonal, _ = at_zero(kernel, beta, c)
+    diagonal, _ = KERNELS[kernel].at_zero(beta, c)
     operands = (particles, scores, bandwidth)
     dx, ds, dh = (torch.zeros_like(o) if needs >> i & 1 else o.new_empty(0) for i, o in enumerate(operands))
     for part in problems(batch, n):
@@ -173,7 +171,7 @@ def plain_direction(
         phi = ((x @ x.mT) @ s + s.sum(-2, keepdim=True)) / n + temperature * x
         return phi.to(particles.dtype)
     x = plain_centred(x)
-    diagonal, _ = at_zero(kernel, beta, c)
+    diagonal, _ = KERNELS[kernel].at_zero(beta, c)
     k, g = plain_kernel(x, bandwidth.double(), kernel, beta, c, 1)
     phi = diagonal * s + k @ s + temperature * plain_repulsion(g, x)
     return (phi / n).to(particles.dtype)
@@ -210,11 +208,13 @@ def plain_kernel(
     off = 1 - torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     h = bandwidth[:, None, None]
     safe = torch.where(h == 0, 1.0, h)
-    # Only at h = 0 and for laplace, which has a kink there, is a coincidence told from a small distance: elsewhere it
-    # has second derivatives.
+    # Only at h = 0 and where the root is taken, as of the kink of laplace, is a coincidence told from a small distance:
+    # elsewhere it has second derivatives.
     apart = torch.where(zero, 0.0, t)
-    values = radial(kernel, (apart if kernel == LAPLACE else t) / safe, beta, c, order)
-    diagonal, _ = at_zero(kernel, beta, c)
+    values = radial(
+        kernel, (apart if KERNELS[kernel].distance is Distance.ROOT else t) / safe, beta, c, order
+    )
+    diagonal, _ = KERNELS[kernel].at_zero(beta, c)
     values = [torch.where(h == 0, diagonal * zero, values[0])] + [
         torch.where(h == 0, 0.0, value / safe**i) for i, value in enumerate(values[1:], 1)
     ]

@@ -8,17 +8,13 @@ from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
 from fekernels.stein.bandwidth import median_bandwidth, pairwise_sq_dist_median
 from fekernels.stein.ensemble import SVGDEnsemble
 from fekernels.stein.goodness_of_fit import GoodnessOfFit, goodness_of_fit
-from fekernels.stein.kernels import IMQ, RBF, Laplace, Linear
+from fekernels.stein.kernels import *  # noqa: F403
 from fekernels.stein.svgd import SVGD
 
 __all__ = [
-    "IMQ",
-    "RBF",
     "SVGD",
     "CyclicalAnnealing",
     "GoodnessOfFit",
-    "Laplace",
-    "Linear",
     "SVGDEnsemble",
     "SVGDResult",
     "TanhAnnealing",
@@ -29,3 +25,4 @@ __all__ = [
     "pairwise_sq_dist_median",
     "svgd_direction",
 ]
+__all__ += kernels.__all__

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fekernels import random
+from fekernels._catalogue.stein import KERNELS
 from fekernels.ops._stein_operands import which_kernel
 from fekernels.ops.svgd_direction import svgd_direction
-from fekernels.reference._stein import at_zero
 from fekernels.stein.bandwidth import pairwise_sq_dist_median
 
 __all__ = ["group_bandwidth", "group_direction", "random_groups"]
@@ -53,7 +53,8 @@ def group_direction(
     itself is in every group, and keeps its weight.
     """
     n, phi = len(x), torch.empty_like(x)
-    diagonal, _ = at_zero(*which_kernel("svgd_direction", kernel))
+    code, beta, c = which_kernel("svgd_direction", kernel)
+    diagonal, _ = KERNELS[code].at_zero(beta, c)
     for index in groups:
         m = index.shape[1]
         own = diagonal * scores[index]

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fekernels import random
+from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import number
 from fekernels.ops._stein_operands import Kernel
-from fekernels.reference._stein import LINEAR, at_zero, over_bandwidth, radial
+from fekernels.ops.gram_matrix import gram_matrix
 
 __all__ = ["Noise", "make_noise"]
 
@@ -61,11 +62,8 @@ class Noise:
         return (factor @ xi.double() * scale).to(x.dtype)
 
     def _covariance(self, x: Tensor, kernel: Kernel, bandwidth: Tensor) -> Tensor:
-        t = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square_()
-        u, _ = over_bandwidth(t, bandwidth)
-        (k,) = radial(kernel.code, u, kernel.beta, kernel.c, 0)
-        diagonal, _ = at_zero(*kernel)
-        k.diagonal().fill_(diagonal * (1 + JITTER))
+        k = gram_matrix(x, kernel, bandwidth)
+        k.diagonal().mul_(1 + JITTER)
         covariance = k / len(x)
         covariance.diagonal().add_(self.rate)
         return covariance
@@ -81,10 +79,11 @@ def make_noise(
         return None
     if not isinstance(kind, str) or kind not in NAMES:
         raise ValueError(f"{function}: noise must be None or one of {list(NAMES)}; got {kind!r}")
-    if kind == "kernel" and kernel.code == LINEAR:
+    row = KERNELS[kernel.code]
+    if kind == "kernel" and row.distance is None:
         raise ValueError(
-            f"{function}: noise='kernel' must have a radial kernel; got 'linear', where SVGD's repulsion is not the "
-            "whole divergence of the kernel matrix"
+            f"{function}: noise='kernel' must have a radial kernel; got {row.name!r}, where SVGD's repulsion is not "
+            "the whole divergence of the kernel matrix"
         )
     if kind == "kernel" and kernel_batch is not None:
         raise ValueError(

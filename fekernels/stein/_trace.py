@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.stein import IMQ, KERNELS
 from fekernels.ops._stein_operands import which_kernel
 from fekernels.ops.kernel_stein_discrepancy import kernel_stein_discrepancy, stein_kernel
-from fekernels.reference._stein import LAPLACE, LINEAR
 
 __all__ = ["SVGDResult", "discrepancy_kernel", "endless", "measure"]
 
@@ -49,14 +49,15 @@ class SVGDResult:
 def discrepancy_kernel(function: str, asked: object, own: object) -> object:
     """`asked`, or the sampler's own where its discrepancy is finite."""
     if asked is None:
-        return "imq" if which_kernel(function, own).code == LAPLACE else own
+        return own if KERNELS[which_kernel(function, own).code].discrepancy else IMQ.name
     stein_kernel(function, asked)
     return asked
 
 
 def measure(kernel: object, x: Tensor, scores: Tensor, h: Tensor, log_prob: Tensor | None) -> Tensor:
     """[squared discrepancy, h, mean log_prob], float64; at h = 0 the discrepancy is infinite."""
-    zero = which_kernel("SVGD", kernel).code != LINEAR and float(h) < torch.finfo(h.dtype).tiny
+    row = KERNELS[which_kernel("SVGD", kernel).code]
+    zero = row.default_bandwidth is not None and float(h) < torch.finfo(h.dtype).tiny
     squared = torch.full((), math.inf, dtype=torch.float64, device=x.device)
     if not zero:
         squared = kernel_stein_discrepancy(x, scores, kernel=kernel, bandwidth=h, statistic="v").double()

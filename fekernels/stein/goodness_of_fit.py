@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fekernels import random
+from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number
+from fekernels.ops._bandwidths import is_median, positive_bandwidth
 from fekernels.ops._noise_key import signed_seed
-from fekernels.ops._stein_operands import positive_bandwidth
 from fekernels.ops.kernel_stein_discrepancy import gather, off_diagonal_sums, stein_kernel
-from fekernels.reference._stein import LINEAR
 
 __all__ = ["GoodnessOfFit", "goodness_of_fit"]
 
@@ -60,8 +60,7 @@ def goodness_of_fit(
             be draws, independent or successive states of a Markov chain: the points SVGD settles on are more even than
             any, so for them the test says little.
         scores: grad log p at the particles, of their shape.
-        kernel: "imq" (the default: its discrepancy also sees samples that drift away), "rbf" or "linear", or an
-            instance of ``fe.kernels``.
+        kernel: as ``kernel_stein_discrepancy``. The discrepancy of the default also sees samples that drift away.
         bandwidth: h, as in ``kernel_stein_discrepancy``: > 0.
         draws: of the bootstrap; the p-value is no less than 1/(draws + 1).
         change_probability: in (0, 0.5]: of a sign to differ from its predecessor's. 0.5, independent signs, is right
@@ -91,8 +90,8 @@ def goodness_of_fit(
         n, batch = x.shape[1], particles.shape[:-2]
         if n < 2:
             raise ValueError(f"{function}: particles must be at least 2 (n, for a pair); got {n}")
-        if found.code != LINEAR:
-            positive_bandwidth(function, h, isinstance(bandwidth, str), wait=True)
+        if KERNELS[found.code].default_bandwidth is not None:
+            positive_bandwidth(function, h, is_median(function, bandwidth), wait=True)
         signs = _signs(n, draws, change, key, x.device)
         weights = torch.cat([signs.new_ones(n, 1), signs], 1).unsqueeze(0)
         values = off_diagonal_sums(x, s, h, weights, found) / (n * (n - 1))

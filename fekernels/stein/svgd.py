@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number, one_of
 from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
+from fekernels.ops._bandwidths import is_median
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._stein_operands import which_kernel
 from fekernels.ops.svgd_direction import svgd_direction
-from fekernels.reference._stein import KERNELS, LINEAR
 from fekernels.stein._groups import group_bandwidth, group_direction, random_groups
 from fekernels.stein._noise import make_noise
 from fekernels.stein._settings import checked_particles, first_non_finite, make_optimizer, positive
@@ -120,6 +121,7 @@ class SVGD:
         self._target = make_target(name, log_prob, scores, batched)
         self._particles = checked_particles(name, particles)
         self._kernel, self._code = kernel, which_kernel(name, kernel)
+        self._row = KERNELS[self._code.code]
         self._bandwidth = bandwidth
         if not callable(bandwidth):
             self._checked_bandwidth(bandwidth)
@@ -128,9 +130,9 @@ class SVGD:
         self._anneal = annealing(name, anneal, anneal_steps)
         if kernel_batch is not None:
             kernel_batch = integer(name, "kernel_batch", kernel_batch, 2, 1 << 62)
-            if self._code.code == LINEAR:
+            if self._row.distance is None:
                 raise ValueError(
-                    f"{name}: kernel_batch must have a radial kernel; got 'linear', O(n d) as it is"
+                    f"{name}: kernel_batch must have a radial kernel; got {self._row.name!r}, O(n d) as it is"
                 )
         self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch)
         # One group is the full direction, and nothing is dealt.
@@ -181,7 +183,7 @@ class SVGD:
     def __repr__(self) -> str:
         n, d = self._particles.shape
         return (
-            f"{type(self).__name__}(n={n}, d={d}, kernel={KERNELS[self._code.code]!r}, "
+            f"{type(self).__name__}(n={n}, d={d}, kernel={self._row.name!r}, "
             f"optimizer={type(self.optimizer).__name__}, iteration={self.iteration})"
         )
 
@@ -345,13 +347,9 @@ class SVGD:
     def _checked_bandwidth(self, value: Any) -> Tensor | None:
         """h as a tensor of one element; None for the median."""
         name, x = type(self).__name__, self._particles
-        if self._code.code == LINEAR:
+        if self._row.default_bandwidth is None:
             return torch.ones((), dtype=torch.float32, device=x.device)  # it has none
-        if isinstance(value, str):
-            if value != "median":
-                raise ValueError(
-                    f"{name}: bandwidth must be a number, 'median' or a schedule step -> one of them; got {value!r}"
-                )
+        if is_median(name, value, "a number, 'median' or a schedule step -> one of them"):
             return None
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         if isinstance(value, Tensor) and value.numel() == 1:

@@ -10,10 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-RBF = tl.constexpr(0)
-IMQ = tl.constexpr(1)
-LAPLACE = tl.constexpr(2)
-LINEAR = 3
+from fekernels._catalogue.stein import CODES, KERNELS, Distance
+
+RBF = tl.constexpr(CODES["rbf"])
+IMQ = tl.constexpr(CODES["imq"])
+LAPLACE = tl.constexpr(CODES["laplace"])
+# Whose tiles of tensor-core products `_stein_tiles` writes out; the others go by strips.
+TILED = (RBF.value, IMQ.value)
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SMALLEST = tl.constexpr(1.1754943508222875e-38)  # a bandwidth below has no inverse, and counts as 0
@@ -44,7 +47,17 @@ def large_shared_memory(tensor: Tensor) -> bool:
 
 def at_zero(kernel: int, beta: float, c: float) -> float:
     """phi(0)."""
-    return float(c ** (2.0 * beta)) if kernel == IMQ.value else 1.0
+    return KERNELS[kernel].at_zero(beta, c)[0]
+
+
+def native(kernel: int, particles: Tensor) -> bool:
+    """Whether these kernels compute it: the reference has the others, and float64."""
+    return KERNELS[kernel].native and particles.dtype != torch.float64
+
+
+def takes_differences(kernel: int, d: int) -> bool:
+    """Whether all problems go by differences of the particles as they are given; else those of a sharp bandwidth do."""
+    return d <= DIRECT or KERNELS[kernel].distance is Distance.ROOT
 
 
 @triton.jit
@@ -60,23 +73,40 @@ def scaled(t, h, inverse):
 
 
 @triton.jit
+def rbf(u):
+    k = tl.exp2(u * -LOG2E)
+    return k, 2.0 * k, 4.0 * k
+
+
+@triton.jit
+def imq(u, beta, c):
+    base = c * c + u
+    k = tl.exp2(beta * tl.log2(base))
+    p1 = -2.0 * beta * k / base
+    return k, p1, 2.0 * (1.0 - beta) * p1 / base
+
+
+@triton.jit
+def laplace(u):
+    """Both derivatives are 0 at u = 0."""
+    s = tl.sqrt(u)
+    k = tl.exp2(s * -LOG2E)
+    # At infinity k is 0, and so must be both quotients.
+    inverse = tl.where(u > 0, 1.0 / tl.where(u > 0, s, 1.0), 0.0)
+    p1 = k * inverse
+    return k, p1, p1 * inverse * (inverse + 1.0)
+
+
+@triton.jit
 def radial(u, KERNEL: tl.constexpr, beta, c):
-    """phi(u), -2 phi'(u) and 4 phi''(u); the derivatives of laplace are 0 at u = 0. u may be infinite."""
+    """phi(u), -2 phi'(u) and 4 phi''(u). u may be infinite."""
     if KERNEL == RBF:
-        k = tl.exp2(u * -LOG2E)
-        return k, 2.0 * k, 4.0 * k
+        return rbf(u)
     elif KERNEL == IMQ:
-        base = c * c + u
-        k = tl.exp2(beta * tl.log2(base))
-        p1 = -2.0 * beta * k / base
-        return k, p1, 2.0 * (1.0 - beta) * p1 / base
+        return imq(u, beta, c)
     else:
-        s = tl.sqrt(u)
-        k = tl.exp2(s * -LOG2E)
-        # At infinity k is 0, and so must be both quotients.
-        inverse = tl.where(u > 0, 1.0 / tl.where(u > 0, s, 1.0), 0.0)
-        p1 = k * inverse
-        return k, p1, p1 * inverse * (inverse + 1.0)
+        tl.static_assert(KERNEL == LAPLACE)
+        return laplace(u)
 
 
 @triton.jit

@@ -50,8 +50,8 @@ class Strips:
     """The pairs' weights of all problems, strip by strip.
 
     Attributes: x, scores, grad: padded operands, x centred but where `apart`, [B], says that differences of the
-    particles as they are given are taken: of few dimensions, for laplace, and for a sharp bandwidth. pitch: of a
-    strip's rows; strip: its rows, a multiple of ROWS; totals: shares of dL/dh, or None.
+    particles as they are given are taken: where a kernel or few dimensions ask for them, and for a sharp bandwidth.
+    pitch: of a strip's rows; strip: its rows, a multiple of ROWS; totals: shares of dL/dh, or None.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Strips:
         self.tile_count = self.pitch // PAIRS["M"] * triton.cdiv(self.pitch, PAIRS["N"])
         self.totals = new(batch, self.tile_count, 1, dtype=torch.float64) if by_bandwidth else None
 
-        always = d <= stein.DIRECT or kernel == stein.LAPLACE.value
+        always = stein.takes_differences(kernel, d)
         mean = None if always else self.means()
         self.x, self.scores = padded(particles, self.pitch, mean), padded(scores, self.pitch)
         self.grad = None if grad is None else padded(grad, self.pitch)

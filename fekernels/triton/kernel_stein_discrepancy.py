@@ -28,7 +28,7 @@ def kernel_stein_discrepancy(
     c: float,
 ) -> Tensor:
     """sum_{i != j} w_i w_j kp(i, j), float64 [B, m], as the function of this name in fekernels.reference."""
-    if kernel == stein.LINEAR or particles.dtype == torch.float64:
+    if not stein.native(kernel, particles):
         return reference.kernel_stein_discrepancy(particles, scores, bandwidth, weights, kernel, beta, c)
     batch, n, _ = particles.shape
     m = weights.shape[2]

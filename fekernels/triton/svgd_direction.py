@@ -1,9 +1,9 @@
 """The Stein variational direction by Triton, in O(n d) memory. The contract is fekernels.reference.svgd_direction's.
 
-Three ways, by the dimension: differences (d <= 8), tiles of tensor-core products (d <= 128), and beyond that and for
-laplace strips of the kernel matrix, as many rows at once as leave the memory O(n d). Which one, and into how many parts
-the sums go, depends on the kernel, n and d alone, and whether inner products do on a problem's own bandwidth: its
-result is the same in any batch.
+Three ways, by the dimension: differences (d <= 8), tiles of tensor-core products (d <= 128, of kernels that have
+such), and else strips of the kernel matrix, as many rows at once as leave the memory O(n d). Which one, and into how
+many parts the sums go, depends on the kernel, n and d alone, and whether inner products do on a problem's own
+bandwidth: its result is the same in any batch.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -224,7 +224,7 @@ def svgd_direction(
     precision: int = 0,
 ) -> Tensor:
     """phi [B, n, d] in the type of ``particles``, as the function of this name in fekernels.reference."""
-    if kernel == stein.LINEAR or particles.dtype == torch.float64:
+    if not stein.native(kernel, particles):
         return reference.svgd_direction(particles, scores, bandwidth, kernel, beta, c, temperature, precision)
     out = torch.empty_like(particles)
     if not particles.numel():
@@ -240,7 +240,7 @@ def svgd_direction(
     with on_device_of(particles):
         if d <= stein.DIRECT:
             by_differences(*arguments)
-        elif d <= TILES and kernel != stein.LAPLACE.value:
+        elif d <= TILES and kernel in stein.TILED:
             by_tiles(*arguments, precision)
         else:
             by_strips(*arguments, precision)
@@ -261,7 +261,7 @@ def svgd_direction_backward(
 ) -> list[Tensor]:
     """Gradients of <grad, phi> by particles, scores and bandwidth, as the reference's function of this name."""
     operands = (particles, scores, bandwidth)
-    if kernel == stein.LINEAR or particles.dtype == torch.float64:
+    if not stein.native(kernel, particles):
         return reference.svgd_direction_backward(
             grad, *operands, kernel, beta, c, temperature, precision, needs
         )

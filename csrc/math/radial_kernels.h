@@ -5,11 +5,16 @@
 
 #include "math/functions.h"
 
+namespace fe {
+
+// Throws std::invalid_argument. Whoever calls a kernel by its code has checked it before, so that this is never met.
+[[noreturn]] void no_such_kernel(int64_t code);
+
+}  // namespace fe
+
 namespace fe::inline FE_ISA {
 
-enum SteinKernel { kRbf, kImq, kLaplace };
-
-struct SteinKernelParams {
+struct RadialParams {
   float beta, c;  // of the inverse multiquadric
 };
 
@@ -21,12 +26,20 @@ struct Radial {
 // u is infinite between distinct points where h = 0; every kernel is 0 there, to the last derivative.
 inline constexpr float kFarthest = 3.0e38f;
 
+// What a kernel is where it does not say otherwise.
+struct RadialKernel {
+  static constexpr bool kFirstIsValue = false;      // first = 2 value, so that one weight serves both
+  static constexpr bool kNeedsDifferences = false;  // of the root of t: of inner products half the digits would be left
+  static constexpr bool kHasDiscrepancy = true;     // a finite one
+  static constexpr float kScale = 1.0f;
+};
+
 template <class F>
-struct RbfKernel {
-  static constexpr bool kFirstIsValue = true;  // first = 2 value, so that one weight serves both
-  static constexpr bool kNeedsDifferences = false;
+struct RbfKernel : RadialKernel {
+  static constexpr const char* kName = "rbf";
+  static constexpr bool kFirstIsValue = true;
   static constexpr float kScale = -1.44269504f;
-  explicit FE_HD RbfKernel(const SteinKernelParams&) {}
+  explicit FE_HD RbfKernel(const RadialParams&) {}
 
   FE_HD Radial<F> operator()(F scaled) const {
     const F k = exp2_negative<F>(scaled);
@@ -35,12 +48,10 @@ struct RbfKernel {
 };
 
 template <class F>
-struct ImqKernel {
-  static constexpr bool kFirstIsValue = false;
-  static constexpr bool kNeedsDifferences = false;
-  static constexpr float kScale = 1.0f;
+struct ImqKernel : RadialKernel {
+  static constexpr const char* kName = "imq";
   float beta, c2;
-  explicit FE_HD ImqKernel(const SteinKernelParams& params) : beta(params.beta), c2(params.c * params.c) {}
+  explicit FE_HD ImqKernel(const RadialParams& params) : beta(params.beta), c2(params.c * params.c) {}
 
   FE_HD Radial<F> operator()(F u) const {
     using L = Lane<F>;
@@ -56,11 +67,11 @@ struct ImqKernel {
 // Not differentiable where two points coincide: both derivatives are taken as 0 there. The square root halves the digits
 // that a distance from inner products has where points are close, and the first derivative grows without bound.
 template <class F>
-struct LaplaceKernel {
-  static constexpr bool kFirstIsValue = false;
+struct LaplaceKernel : RadialKernel {
+  static constexpr const char* kName = "laplace";
   static constexpr bool kNeedsDifferences = true;
-  static constexpr float kScale = 1.0f;
-  explicit FE_HD LaplaceKernel(const SteinKernelParams&) {}
+  static constexpr bool kHasDiscrepancy = false;
+  explicit FE_HD LaplaceKernel(const RadialParams&) {}
 
   FE_HD Radial<F> operator()(F u) const {
     using L = Lane<F>;
@@ -73,6 +84,27 @@ struct LaplaceKernel {
     return {k, apart ? first : L::splat(0.0f), u > 1.0e-24f ? second : L::splat(0.0f)};
   }
 };
+
+template <class... Kernels>
+struct KernelList {
+  static constexpr int kCount = sizeof...(Kernels);
+
+  // run.operator()<Kernel>() for the kernel with this code; whether there is one.
+  template <class Run>
+  static bool visit(int64_t code, const Run& run) {
+    int64_t at = 0;
+    return ((at++ == code && (run.template operator()<Kernels>(), true)) || ...);
+  }
+};
+
+// In the order of their codes, which is that of fekernels/_catalogue/stein.py: every pass and every check takes them from here.
+template <class F>
+using RadialKernels = KernelList<RbfKernel<F>, ImqKernel<F>, LaplaceKernel<F>>;
+
+template <class F, class Run>
+void with_kernel(int64_t code, const Run& run) {
+  if (!RadialKernels<F>::visit(code, run)) no_such_kernel(code);
+}
 
 // The same kernel where inner products leave too few digits: for few coordinates, and for a bandwidth far below the spread of
 // the points.
