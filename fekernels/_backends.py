@@ -51,9 +51,10 @@ WITHOUT_CUDA = (
     "sq_dist_rank",
 )
 
-# Those of the optimizers take pointer tables; and what no user calls, so that no table of backends shows it.
-STEPS = ("langevin_adam_", "sgld_")
+# What no user calls, so that no table of backends shows it.
 INTERNAL = {"scale_": "free_energy"}
+
+BY_ROWS = "reference"  # of an optimizer's step; the other backends take pointer tables
 
 # What "auto" takes, the first that can run. On a GPU, Triton before CUDA C++ because it needs no toolchain; no
 # measurement has put CUDA C++ ahead yet (`python -m benchmarks.gpu_check` times both).
@@ -141,17 +142,19 @@ def choose(device_type: str, backend: str | None = None, kernel: str | None = No
 
 
 def implementation(kernel: str, backend: str, overload: str = "default") -> Callable[..., Any]:
-    """The function of ``kernel`` in ``backend``: all but the reference take pointer tables for a step.
+    """The function of ``kernel`` in ``backend``. An optimizer's step takes rows or pointer tables, see ``takes_rows``.
 
     ``overload``: of a compiled operator, which some have for calls of a simple form.
     """
     file = KERNELS.get(kernel) or INTERNAL[kernel]
-    if backend == "reference":
-        return getattr(importlib.import_module(f"fekernels.reference.{file}"), kernel)
-    name = f"{kernel[:-1]}_table_" if kernel in STEPS else kernel
-    if backend == "triton":
-        return getattr(importlib.import_module(f"fekernels.triton.{file}"), name)
-    return _native(name, overload)
+    if backend in ("reference", "triton"):
+        return getattr(importlib.import_module(f"fekernels.{backend}.{file}"), kernel)
+    return _native(kernel, overload)
+
+
+def takes_rows(backend: str) -> bool:
+    """Whether an optimizer's step in ``backend`` takes its tensors as rows, not as a table of their addresses."""
+    return backend == BY_ROWS
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Compile the kernels: the one list of sources and flags, the compilers, and the build itself.
+"""Compile the kernels: their sources and flags, the compilers, and the build itself.
 
 Called by ``_extension.py`` at first use and by setup.py ahead of time, which loads this file by its path; so
 it imports neither torch nor the rest of the package. Importing it runs no process.
@@ -24,41 +24,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# Paths under csrc. The first group runs before an instruction set is chosen, so it must run on any CPU.
-BASELINE_SOURCES = (
-    "register.cpp",
-    "register_free_energy.cpp",
-    "register_free_energy_cuda.cpp",  # empty without CUDA
-    "register_stein.cpp",
-    "large_tensors.cpp",
-    "cpu/dispatch.cpp",
-)
-PER_ISA_SOURCES = (
-    "cpu/free_energy.cpp",  # first, because it takes longest
+# Chooses an instruction set, so that it must run on any CPU, like the files of csrc itself.
+DISPATCH = "cpu/dispatch.cpp"
+# These take longest, so they begin first.
+SLOWEST = (
+    "cpu/free_energy.cpp",
     "cpu/langevin_adam.cpp",
-    "cpu/sgld.cpp",
-    "cpu/random.cpp",
-    "cpu/categorical.cpp",
-    "cpu/reparameterize.cpp",
-    "cpu/svgd_direction.cpp",
-    "cpu/svgd_direction_wide.cpp",
-    "cpu/svgd_direction_small.cpp",
-    "cpu/svgd_direction_backward.cpp",
-    "cpu/kernel_stein_discrepancy.cpp",
-    "cpu/sq_dist_rank.cpp",
-    "cpu/pairs.cpp",
-)
-CUDA_SOURCES = (
-    "cuda/free_energy_gaussian.cu",  # the first three take longest
+    "cuda/free_energy_gaussian.cu",
     "cuda/free_energy_counts.cu",
     "cuda/langevin_adam.cu",
     "cuda/free_energy_other.cu",
-    "cuda/free_energy_categorical.cu",
-    "cuda/free_energy.cu",
-    "cuda/reparameterize.cu",
-    "cuda/scale.cu",
-    "cuda/random.cu",
-    "cuda/sgld.cu",
 )
 # A module of Python against torch's own headers, in a library of its own: neither outlives a release of its side.
 HOST_SOURCE = "torch/host.cpp"
@@ -256,9 +231,43 @@ def extra_flags() -> list[str]:
         ) from error
 
 
-def build_steps(tools: Toolchain, root: Path, torch_root: Path) -> list[tuple[str, list[str]]]:
-    """Every output file, in order, with the command that makes it; the library comes last."""
-    isas = instruction_sets()
+@dataclass(frozen=True)
+class Sources:
+    """The files to compile, as paths under csrc.
+
+    Attributes:
+        baseline: compiled once, for any CPU: the registration files and the choice of an instruction set.
+        per_isa: compiled for each instruction set.
+        cuda: for nvcc.
+    """
+
+    baseline: tuple[str, ...]
+    per_isa: tuple[str, ...]
+    cuda: tuple[str, ...]
+
+    @classmethod
+    def under(cls, root: Path) -> Sources:
+        """All that there are under ``root``, the directory csrc. A file's folder says how it is compiled."""
+
+        def found(pattern: str) -> list[str]:
+            names = {path.relative_to(root).as_posix() for path in root.glob(pattern)}
+            return [name for name in SLOWEST if name in names] + sorted(names - {*SLOWEST})
+
+        return cls(
+            baseline=(*found("*.cpp"), DISPATCH),
+            per_isa=tuple(name for name in found("cpu/*.cpp") if name != DISPATCH),
+            cuda=tuple(found("cuda/*.cu")),
+        )
+
+
+def build_steps(
+    tools: Toolchain, root: Path, torch_root: Path, sources: Sources | None = None
+) -> list[tuple[str, list[str]]]:
+    """Every output file, in order, with the command that makes it; the library comes last.
+
+    ``sources``: those under ``root`` unless given, for a ``root`` that only stands for the real one.
+    """
+    isas, sources = instruction_sets(), sources or Sources.under(root)
     facts = [TORCH_TARGET, *(f"-DFE_HAVE_{isa.upper()}" for isa in isas[1:])]
     if tools.nvcc:
         facts.append("-DFE_HAVE_CUDA")
@@ -277,13 +286,13 @@ def build_steps(tools: Toolchain, root: Path, torch_root: Path) -> list[tuple[st
         codes = [f"arch=compute_{number},code=sm_{number}" for number in earlier]
         codes.append(f"arch=compute_{last},code=[sm_{last},compute_{last}]")
         generate = [word for code in codes for word in ("-gencode", code)]
-        for source in CUDA_SOURCES:  # first, because they take longest
+        for source in sources.cuda:  # first, because they take longest
             add(source, "", [*nvcc, *NVCC_FLAGS, *generate, "-I", str(root)])
         # As the linker, nvcc knows where its libcudart_static.a is and what that needs.
         linker = [*nvcc, "-cudart", "static", *(["-Xcompiler", ",".join(extra)] if extra else [])]
-    for source in BASELINE_SOURCES:
+    for source in sources.baseline:
         add(source, "", [*compiler, "-isystem", str(torch_root / "include"), *facts, *extra])
-    for source in PER_ISA_SOURCES:
+    for source in sources.per_isa:
         for isa in isas:
             flags = [*ISA_FLAGS[isa], *(GCC_FLAGS if tools.name.startswith("gcc") else ())]
             flags += ["-O3"] if source in O3_SOURCES else []

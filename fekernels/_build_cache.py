@@ -23,6 +23,7 @@ from fekernels._build import (
     SOURCE_SUFFIXES,
     BuildFailed,
     ExtensionUnavailable,
+    Sources,
     announce,
     build_steps,
     compile_library,
@@ -101,7 +102,7 @@ class CachedLibrary:
     def _steps(self, csrc: Path, torch: Path, python: Path) -> list[tuple[str, list[str]]]:
         if self._name.startswith("host-"):
             return host_steps(self._tools, csrc, torch, python)
-        return build_steps(self._tools, csrc, torch)
+        return build_steps(self._tools, csrc, torch, Sources.under(self._sources))
 
     def failure(self) -> str | None:
         """Why a build under the same circumstances is known to fail; None when it is not."""

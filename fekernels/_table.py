@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "COLUMNS", "GRAD", "FLAGS", "NOISES", "PointerTable", "Row", "supported_dtypes"]
+__all__ = [
+    "CHUNK",
+    "COLUMNS",
+    "GRAD",
+    "FLAGS",
+    "NOISES",
+    "PointerTable",
+    "Row",
+    "step_numbers",
+    "supported_dtypes",
+]
 
 COLUMNS = 16  # words of a row: struct TableRow in csrc/table.h
 GRAD = 1  # the column of the gradient's address
@@ -33,6 +43,15 @@ FLAGS = {
 def supported_dtypes() -> str:
     """For error messages."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_CODES)
+
+
+def step_numbers(steps: Sequence[Tensor]) -> list[int]:
+    """t of the step to come of each parameter; nothing has changed where one cannot be counted."""
+    for step in steps:
+        t, bits = float(step), 24 if step.dtype == torch.float32 else 32
+        if not 0 <= t < 2**bits - (bits == 32):
+            raise RuntimeError(f"step must be below 2^{bits}, where its counter ends; got {t:.17g}")
+    return [int(step) + 1 for step in steps]
 
 
 # The states that GPU kernels are compiled for, by the parameter's dtype; the CPU's take any.

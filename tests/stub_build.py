@@ -54,7 +54,8 @@ REASON = "print(extension.unavailable_reason()); extension.unavailable_reason()"
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("csrc")
-    for name in (*_build.BASELINE_SOURCES, *_build.PER_ISA_SOURCES, *_build.CUDA_SOURCES):
+    listed = _build.Sources.under(Path(__file__).parents[1] / "csrc")
+    for name in (*listed.baseline, *listed.per_isa, *listed.cuda):
         path = root / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(REGISTER if name == "register.cpp" else "")

@@ -63,8 +63,8 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     tools = _build.Toolchain("ninja", ("ccache", "g++"), "gcc 12", "nvcc", "nvcc 13.0", (80, 90))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     steps = dict(_build.build_steps(tools, Path("csrc"), Path("torch")))
-    sources = len(_build.BASELINE_SOURCES) + 3 * len(_build.PER_ISA_SOURCES) + len(_build.CUDA_SOURCES)
-    assert len(steps) == sources + 1
+    sources = _build.Sources.under(Path("csrc"))
+    assert len(steps) == len(sources.baseline) + 3 * len(sources.per_isa) + len(sources.cuda) + 1
     assert "-DFE_ISA=avx2" in steps["cpu_sgld.cpp.avx2.o"] and "-mavx2" in steps["cpu_sgld.cpp.avx2.o"]
     assert not any(
         word.startswith("-m") for word in steps["register.cpp.o"] + steps["cpu_sgld.cpp.baseline.o"]
@@ -76,7 +76,7 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     arm = dict(_build.build_steps(_build.Toolchain("ninja", ("g++",), "gcc 12"), Path("csrc"), Path("torch")))
-    assert len(arm) == len(_build.BASELINE_SOURCES) + len(_build.PER_ISA_SOURCES) + 1
+    assert len(arm) == len(sources.baseline) + len(sources.per_isa) + 1
     assert not any(word.startswith(("-m", "-DFE_HAVE")) for step in arm.values() for word in step)
 
 
@@ -99,9 +99,12 @@ def test_further_flags_come_last_and_name_another_library(monkeypatch: pytest.Mo
 
 
 def test_every_source_file_is_built() -> None:
-    listed = {*_build.BASELINE_SOURCES, *_build.PER_ISA_SOURCES, *_build.CUDA_SOURCES, _build.HOST_SOURCE}
     csrc = REPOSITORY / "csrc"
-    assert {str(p.relative_to(csrc)) for p in csrc.rglob("*") if p.suffix in (".cpp", ".cu")} == listed
+    sources = _build.Sources.under(csrc)
+    built = [*sources.baseline, *sources.per_isa, *sources.cuda, _build.HOST_SOURCE]
+    assert len(built) == len({*built})
+    assert {str(p.relative_to(csrc)) for p in csrc.rglob("*") if p.suffix in (".cpp", ".cu")} == {*built}
+    assert {*_build.SLOWEST, *_build.O3_SOURCES} <= {*built}
 
 
 def test_a_wheel_without_torch_is_pure_and_carries_the_sources(tmp_path: Path) -> None:

@@ -56,10 +56,11 @@ SGLD = {key: LANGEVIN[key] for key in LANGEVIN if key not in ("beta1", "beta2", 
 
 
 def native_langevin_adam(native, table: PointerTable, **s) -> None:
-    native.langevin_adam_table_(
-        table.table, table.layouts, table.chunks, table.scratch, s["lr"], s["lr_tensor"], s["temperature"],
-        s["temperature_tensor"], s["beta1"], s["beta2"], s["eps"], s["weight_decay"], s["prior_precision"],
-        NOISES[s["noise"]], s["flags"], s["seed"], s["grad_scale"], s["found_inf"], table.dtypes,
+    head = [s[name] for name in ("lr", "temperature", "weight_decay", "prior_precision", "flags")]
+    row = [*head, s["beta1"], s["beta2"], s["eps"], NOISES[s["noise"]]]
+    native.langevin_adam_(
+        table.table, table.layouts, table.chunks, table.scratch, row, s["lr_tensor"], s["temperature_tensor"],
+        s["grad_scale"], s["found_inf"], s["seed"], table.dtypes,
     )  # fmt: skip
 
 
@@ -247,10 +248,10 @@ def test_infinities_and_nans_stay_where_they_are(kernels, native):
 
 
 def native_sgld(native, table: PointerTable, **s) -> None:
-    native.sgld_table_(
-        table.table, table.layouts, table.chunks, table.scratch, s["lr"], s["lr_tensor"], s["temperature"],
-        s["temperature_tensor"], s["weight_decay"], s["prior_precision"], s["flags"], s["seed"], s["grad_scale"],
-        s["found_inf"], table.dtypes,
+    row = [s[name] for name in ("lr", "temperature", "weight_decay", "prior_precision", "flags")]
+    native.sgld_(
+        table.table, table.layouts, table.chunks, table.scratch, row, s["lr_tensor"], s["temperature_tensor"],
+        s["grad_scale"], s["found_inf"], s["seed"], table.dtypes,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The operators as PyTorch sees them: schemas, compilation, and calls that they refuse."""
 
+import functools
 from contextlib import nullcontext
 
 import pytest
@@ -220,7 +221,7 @@ def test_negated_operands_give_what_their_values_give(op):
         assert getattr(other, name).is_neg()
     STEPS[op][0]([row], options)
     # torch itself materialises a lazily negated tensor for an operator, but cannot write a list back.
-    implementation = {"langevin_adam_": langevin_adam, "sgld_": sgld}[op].step_lists
+    implementation = {"langevin_adam_": langevin_adam, "sgld_": sgld}[op].OPERATION.step_lists
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.ops.fekernels, op, implementation)
         STEPS[op][0]([other], options)
@@ -244,11 +245,21 @@ FIELDS = {
 }
 
 
-def native_step(op, table, layouts):
+def native_step(op, table, layouts, whole=True):
     chunks, scratch = torch.zeros(0, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-    rest = (0.1, None, 0.0, None) + ((0.9, 0.99, 1e-3) if op == "langevin_adam_" else ()) + (0.0, 0.0)
-    rest += ((0, 8) if op == "langevin_adam_" else (0,)) + (7, None, None, 0)
-    _backends.implementation(op, "cpp")(table, layouts, chunks, scratch, *rest)
+    settings = [0.1, 0.0, 0.0, 0.0, *((8.0, 0.9, 0.99, 1e-3, 0.0) if op == "langevin_adam_" else (0.0,))]
+    step = functools.partial(_backends.implementation(op, "cpp"), table, layouts, chunks, scratch)
+    step(settings if whole else settings[1:], None, None, None, None, 7, 0)
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_settings_of_another_operation_are_refused(op, native):
+    row = make_row(Case((5,)), Options())
+    table = PointerTable([table_row(row)])
+    before = Frozen([row.param, row.step])
+    with pytest.raises((RuntimeError, ValueError), match="settings must hold . numbers; got"):
+        native_step(op, table.table, table.layouts, whole=False)
+    assert before.unchanged()
 
 
 @pytest.mark.parametrize("field", FIELDS)

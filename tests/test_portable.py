@@ -21,7 +21,7 @@ BITS += 3 * (4 * 3 * (150 * 20 + 70 * 3 + 10 * 2100) + 3 * (4 + 2 * 8 + 4))
 def printed_bits(folder: Path, compiler: str, *flags: str, runner: tuple[str, ...] = ()) -> bytes:
     """Build the baseline kernels with ``compiler`` and return what they print."""
     common = [compiler, *_build.CXX_FLAGS, "-w", "-I", str(ROOT / "csrc")]
-    kernels = _build.PER_ISA_SOURCES
+    kernels = _build.Sources.under(ROOT / "csrc").per_isa
     sources = [(ROOT / "csrc" / kernel, ["-DFE_ISA=baseline", *flags]) for kernel in kernels]
     sources += [(ROOT / "csrc/cpu/dispatch.cpp", []), (ROOT / "tests/portable/print_bits.cpp", [*flags])]
     objects = []

@@ -10,7 +10,7 @@ import torch
 from cases import bits_equal
 
 import fekernels as fe
-from fekernels.optim import _base, _seeds
+from fekernels.optim import _parameter_groups, _seeds
 from fekernels.stein import svgd
 
 HOT = dict(temperature=0.5, eps=0.1)
@@ -27,7 +27,7 @@ def parameter(*shape):
 def ranks(monkeypatch):
     """As if this process were one of several, and rank 0 had drawn 77; counts the broadcasts."""
     calls = []
-    for module in (_base, svgd):
+    for module in (_parameter_groups, svgd):
         monkeypatch.setattr(module, "has_ranks", lambda: True)
         monkeypatch.setattr(module, "seed_of_rank_0", lambda seed: calls.append(seed) or 77)
     return calls

@@ -179,12 +179,12 @@ def step(
         n: None if getattr(o, n) is None else torch.tensor(getattr(o, n)) for n in ("grad_scale", "found_inf")
     }
     if op == "sgld_":
-        sgld.step_tables(pointers, sgld.SgldArguments(**{**names, **changes}), "triton")
+        sgld.OPERATION.step_tables(pointers, sgld.SgldSettings(**{**names, **changes}), "triton")
     else:
         more = ("beta1", "beta2", "eps", "noise", "amsgrad", "decoupled_weight_decay", "bias_correction")
         names |= {name: getattr(o, name) for name in more}
-        langevin_adam.step_tables(
-            pointers, langevin_adam.LangevinAdamArguments(**{**names, **changes}), "triton"
+        langevin_adam.OPERATION.step_tables(
+            pointers, langevin_adam.LangevinAdamSettings(**{**names, **changes}), "triton"
         )
     assert not any(int(table.scratch) for table in pointers), "the count of finished programs was not reset"
     return rows

@@ -6,6 +6,8 @@
 #include <cstdint>
 
 #include "math/free_energy_codes.h"
+#include "math/langevin_adam.h"
+#include "math/sgld.h"
 #include "table.h"
 
 namespace fe::cuda {
@@ -16,21 +18,24 @@ struct StepCall {
   const int64_t* layouts;  // may be null when every row's layout is 0
   const int32_t* chunks;   // [n_chunks, 2]: (row, chunk in row); a row's last chunk may be short of kChunk elements
   int32_t* scratch;        // one zero; zero again afterwards
-  const void* lr_tensor;   // one element, replaces `lr`; may be null
+  const void* lr_tensor;   // one element, replaces the lr of the settings; may be null
   const void* temperature_tensor;  // likewise
   const float* grad_scale;         // gradients are divided by it; may be null
   const float* found_inf;          // other than 0: nothing changes; may be null
   int64_t n_rows, n_chunks;        // rows with no chunk still advance their step
   int64_t dtypes;  // as in TableRow, the same in all rows of this call (the anchor's and the step's may differ by row)
   int64_t flags, seed;
-  double lr, temperature, weight_decay, prior_precision;
   int32_t lr_dtype, temperature_dtype;  // kFloat32 or kFloat64, of the tensors above
 };
 
 struct LangevinAdamCall {
   StepCall step;
-  double beta1, beta2, eps;
-  int64_t noise;  // a Noise of math/langevin_adam.h
+  LangevinAdamSettings settings;
+};
+
+struct SgldCall {
+  StepCall step;
+  SgldSettings settings;
 };
 
 // Whether a kernel exists for these dtypes (TableRow::dtypes; the anchor's and the step's do not matter). The gradient
@@ -40,7 +45,7 @@ extern "C" bool fe_cuda_langevin_adam_supports(int64_t dtypes);
 extern "C" bool fe_cuda_sgld_supports(int64_t dtypes);
 
 extern "C" int fe_cuda_langevin_adam(const LangevinAdamCall* call, void* stream);
-extern "C" int fe_cuda_sgld(const StepCall* call, void* stream);
+extern "C" int fe_cuda_sgld(const SgldCall* call, void* stream);
 
 // One operand of the free energy: [rows or 1, columns or 1] in elements, inner stride 1.
 struct FreeEnergyOperand {

@@ -198,7 +198,7 @@ struct Kernel {
     const Scalars& s = work.scalars;
     finish(call.step, s.skip);
     if (s.skip || !(s.lr > 0.0)) return;
-    const double unit = momentum_noise_unit(s.lr, s.temperature, call.beta1, static_cast<Noise>(call.noise));
+    const double unit = momentum_noise_unit(s.lr, s.temperature, call.settings.beta1, call.settings.noise());
     for (int64_t r = threadIdx.x; r < call.step.n_rows; r += kThreads) {
       const int64_t at = call.step.rows[r].noise_unit;
       if (at != 0) *reinterpret_cast<double*>(at) = unit;
@@ -206,22 +206,14 @@ struct Kernel {
   }
 
   static FE_DEVICE void prepare(const LangevinAdamCall& call, const TableRow* row, Shared<S>& shared) {
-    const Scalars s = read_scalars(call.step, row);
-    LangevinAdamGroup group;
-    group.lr = s.lr;
-    group.temperature = s.temperature;
-    group.beta1 = call.beta1;
-    group.beta2 = call.beta2;
-    group.eps = call.eps;
-    group.weight_decay = call.step.weight_decay;
-    group.prior_precision = call.step.prior_precision;
-    group.grad_scale = s.grad_scale;
-    group.noise = static_cast<Noise>(call.noise);
-    group.flags = call.step.flags;
+    const Scalars s = read_scalars(call.step, call.settings, row);
+    LangevinAdamSettings settings = call.settings;
+    settings.lr = s.lr;
+    settings.temperature = s.temperature;
     shared.work.scalars = s;
     const int64_t at = row == nullptr ? 0 : row->noise_unit;
     const double previous_unit = at == 0 ? 0.0 : *reinterpret_cast<const double*>(at);
-    shared.coefficients = langevin_adam_coefficients<S>(group, s.t, previous_unit);
+    shared.coefficients = langevin_adam_coefficients<S>(settings, s.grad_scale, s.t, previous_unit);
   }
 };
 

@@ -38,10 +38,10 @@ struct Scalars {
   bool skip;
 };
 
-FE_DEVICE Scalars read_scalars(const StepCall& call, const TableRow* row) {
+FE_DEVICE Scalars read_scalars(const StepCall& call, const StepSettings& settings, const TableRow* row) {
   Scalars s;
-  s.lr = read_scalar(call.lr_tensor, call.lr_dtype, call.lr);
-  s.temperature = read_scalar(call.temperature_tensor, call.temperature_dtype, call.temperature);
+  s.lr = read_scalar(call.lr_tensor, call.lr_dtype, settings.lr);
+  s.temperature = read_scalar(call.temperature_tensor, call.temperature_dtype, settings.temperature);
   s.grad_scale = call.grad_scale == nullptr ? 1.0 : *call.grad_scale;
   s.skip = call.found_inf != nullptr && *call.found_inf != 0.0f;
   s.t = 1;

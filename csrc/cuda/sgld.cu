@@ -83,10 +83,10 @@ struct Kernel {
     }
   }
 
-  static FE_DEVICE void run(const StepCall& call, Shared<S>& shared) {
+  static FE_DEVICE void run(const SgldCall& call, Shared<S>& shared) {
     Operands ahead{};
     {
-      const Work work = block_work(call);
+      const Work work = block_work(call.step);
       const int units = work.count > 0 && takes_units<kParamType, kUnit>(*work.row) ? work.count / kUnit : 0;
       if (static_cast<int>(threadIdx.x) < units) {
         ahead.load(*work.row, work.first + static_cast<int64_t>(threadIdx.x) * kUnit);
@@ -97,38 +97,40 @@ struct Kernel {
     __syncthreads();
 
     const SharedWork& work = shared.work;
-    if (threadIdx.x == 0) shared.work.last = is_last_block(call);
+    if (threadIdx.x == 0) shared.work.last = is_last_block(call.step);
     if (!work.scalars.skip && work.count > 0) {
       const Coefficients c = shared.coefficients;
-      const Keys keys = row_keys(call, work);
+      const Keys keys = row_keys(call.step, work);
       if (c.noisy) {
         c.extras() ? update_units<true, true>(work, ahead, c, keys) : update_units<true, false>(work, ahead, c, keys);
       } else {
         c.extras() ? update_units<false, true>(work, ahead, c, keys) : update_units<false, false>(work, ahead, c, keys);
       }
-      update_elements(work, call.layouts, c, keys);
+      update_elements(work, call.step.layouts, c, keys);
     }
 
     __syncthreads();
-    if (work.last) finish(call, work.scalars.skip);
+    if (work.last) finish(call.step, work.scalars.skip);
   }
 
-  static FE_DEVICE void prepare(const StepCall& call, const TableRow* row, Shared<S>& shared) {
-    const Scalars s = read_scalars(call, row);
-    const SgldGroup group{s.lr, s.temperature, call.weight_decay, call.prior_precision, s.grad_scale, call.flags};
+  static FE_DEVICE void prepare(const SgldCall& call, const TableRow* row, Shared<S>& shared) {
+    const Scalars s = read_scalars(call.step, call.settings, row);
+    SgldSettings settings = call.settings;
+    settings.lr = s.lr;
+    settings.temperature = s.temperature;
     shared.work.scalars = s;
-    shared.coefficients = sgld_coefficients<S>(group);
+    shared.coefficients = sgld_coefficients<S>(settings, s.grad_scale);
   }
 };
 
 template <DType kParamType>
-__global__ void __launch_bounds__(kThreads, kParamType == kFloat64 ? 4 : 6) sgld_kernel(const StepCall call) {
+__global__ void __launch_bounds__(kThreads, kParamType == kFloat64 ? 4 : 6) sgld_kernel(const SgldCall call) {
   using K = Kernel<kParamType>;
   FE_SHARED(Shared<typename K::S>, shared);
   K::run(call, shared);
 }
 
-using KernelPointer = void (*)(StepCall);
+using KernelPointer = void (*)(SgldCall);
 
 KernelPointer kernel_for(int64_t dtypes) {
   const int64_t param = dtypes & 0xff, grad = dtypes >> 8 & 0xff;
@@ -151,10 +153,10 @@ KernelPointer kernel_for(int64_t dtypes) {
 
 extern "C" bool fe_cuda_sgld_supports(int64_t dtypes) { return kernel_for(dtypes) != nullptr; }
 
-extern "C" int fe_cuda_sgld(const StepCall* call, void* stream) {
-  const KernelPointer kernel = kernel_for(call->dtypes);
+extern "C" int fe_cuda_sgld(const SgldCall* call, void* stream) {
+  const KernelPointer kernel = kernel_for(call->step.dtypes);
   if (kernel == nullptr) return static_cast<int>(cudaErrorInvalidValue);
-  const int64_t blocks = call->n_chunks > 0 ? call->n_chunks : 1;
+  const int64_t blocks = call->step.n_chunks > 0 ? call->step.n_chunks : 1;
   return launch(kernel, blocks, kThreads, *call, stream);
 }
 

@@ -3,19 +3,18 @@
 // Li et al. 2016 (pSGLD); noise in the momentum: preconditioned SGHMC (Chen, Fox & Guestrin 2014).
 #pragma once
 
-#include "math/lane.h"
-#include "table.h"
+#include "math/step.h"
 
 namespace fe {
 
 // kAny, as a template argument, leaves the choice to the coefficients.
 enum class Noise : int { kMomentum = 0, kPreconditioned = 1, kIsotropic = 2, kNone = 3, kAny = 4 };
 
-struct LangevinAdamGroup {
-  double lr, temperature, beta1, beta2, eps, weight_decay, prior_precision;
-  double grad_scale;  // gradients are divided by it; 1 when there is no GradScaler
-  Noise noise;
-  int64_t flags;
+struct LangevinAdamSettings : StepSettings {
+  double beta1, beta2, eps;
+  double noise_code;
+
+  FE_HD Noise noise() const { return static_cast<Noise>(static_cast<int>(noise_code)); }
 };
 
 template <class S>
@@ -66,48 +65,48 @@ FE_HD double momentum_noise_unit(double lr, double temperature, double beta1, No
   return noisy ? lr * (1.0 + beta1) / (1.0 - beta1) : 0.0;
 }
 
-// `t` is the 1-based step, `previous_unit` the noise unit of the parameter's last step that moved, 0 for none. At lr = 0
-// nothing moves and no noise is made.
+// Gradients are divided by `grad_scale`, 1 without a GradScaler. `t` is the 1-based step, `previous_unit` the noise unit
+// of the parameter's last step that moved, 0 for none. At lr = 0 nothing moves and no noise is made.
 template <class S>
-FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamGroup& group, uint32_t t,
-                                                             double previous_unit) {
-  const double h = group.lr;
-  const bool noisy = group.temperature > 0.0 && h > 0.0;
-  const bool corrected = group.flags & kBiasCorrection;
-  const double beta1_t = corrected ? integer_power(group.beta1, t) : 0.0;
-  const double beta2_t = corrected ? integer_power(group.beta2, t) : 0.0;
+FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamSettings& settings, double grad_scale,
+                                                             uint32_t t, double previous_unit) {
+  const double h = settings.lr;
+  const bool noisy = settings.noisy();
+  const bool corrected = settings.has(kBiasCorrection);
+  const double beta1_t = corrected ? integer_power(settings.beta1, t) : 0.0;
+  const double beta2_t = corrected ? integer_power(settings.beta2, t) : 0.0;
 
   LangevinAdamCoefficients<S> c{};
-  c.noise = noisy ? group.noise : Noise::kNone;
-  c.one_minus_beta1 = static_cast<S>(1.0 - group.beta1);
-  c.beta2 = static_cast<S>(group.beta2);
-  c.one_minus_beta2 = static_cast<S>(1.0 - group.beta2);
+  c.noise = noisy ? settings.noise() : Noise::kNone;
+  c.one_minus_beta1 = static_cast<S>(1.0 - settings.beta1);
+  c.beta2 = static_cast<S>(settings.beta2);
+  c.one_minus_beta2 = static_cast<S>(1.0 - settings.beta2);
   c.inverse_root_bias2 = static_cast<S>(1.0 / Lane<double>::sqrt(1.0 - beta2_t));
-  c.eps = static_cast<S>(group.eps);
+  c.eps = static_cast<S>(settings.eps);
   c.step_size = static_cast<S>(h / (1.0 - beta1_t));
 
   if (c.noise == Noise::kMomentum) {
-    const double start = corrected ? momentum_noise_start(group.beta1, beta1_t) : 1.0;
-    c.noise_scale = static_cast<S>((1.0 - group.beta1) * start * Lane<double>::sqrt(2.0 * group.temperature / h));
+    const double start = corrected ? momentum_noise_start(settings.beta1, beta1_t) : 1.0;
+    c.noise_scale = static_cast<S>((1.0 - settings.beta1) * start * Lane<double>::sqrt(2.0 * settings.temperature / h));
   } else if (noisy) {
-    c.noise_scale = static_cast<S>(Lane<double>::sqrt(2.0 * group.temperature * h));
+    c.noise_scale = static_cast<S>(Lane<double>::sqrt(2.0 * settings.temperature * h));
   }
   // Noise of hot steps fades in cold ones, but until then it moves the parameter by what this lr and beta1 make of it.
-  const double unit = h * (1.0 + group.beta1) / (1.0 - group.beta1);
-  c.rescaled = group.noise == Noise::kMomentum && h > 0.0 && previous_unit > 0.0 && previous_unit != unit;
+  const double unit = h * (1.0 + settings.beta1) / (1.0 - settings.beta1);
+  c.rescaled = settings.noise() == Noise::kMomentum && h > 0.0 && previous_unit > 0.0 && previous_unit != unit;
   c.momentum_scale = static_cast<S>(c.rescaled ? Lane<double>::sqrt(previous_unit / unit) : 1.0);
 
-  c.maximize = group.flags & kMaximize;
-  c.amsgrad = group.flags & kAmsgrad;
-  c.coupled_decay = group.weight_decay != 0.0 && !(group.flags & kDecoupled);
-  c.decoupled_decay = group.weight_decay != 0.0 && (group.flags & kDecoupled);
-  c.weight_decay = static_cast<S>(group.weight_decay);
-  c.decay_factor = static_cast<S>(1.0 - h * group.weight_decay);
-  c.prior = group.prior_precision != 0.0;
-  c.prior_precision = static_cast<S>(group.prior_precision);
-  c.smallest_denominator = static_cast<S>(h * group.prior_precision);
-  c.scaled = group.grad_scale != 1.0;
-  c.grad_scale = static_cast<S>(group.grad_scale);
+  c.maximize = settings.has(kMaximize);
+  c.amsgrad = settings.has(kAmsgrad);
+  c.coupled_decay = settings.weight_decay != 0.0 && !settings.has(kDecoupled);
+  c.decoupled_decay = settings.weight_decay != 0.0 && settings.has(kDecoupled);
+  c.weight_decay = static_cast<S>(settings.weight_decay);
+  c.decay_factor = static_cast<S>(1.0 - h * settings.weight_decay);
+  c.prior = settings.prior_precision != 0.0;
+  c.prior_precision = static_cast<S>(settings.prior_precision);
+  c.smallest_denominator = static_cast<S>(h * settings.prior_precision);
+  c.scaled = grad_scale != 1.0;
+  c.grad_scale = static_cast<S>(grad_scale);
   return c;
 }
 

@@ -1,15 +1,11 @@
 // Plain stochastic gradient Langevin dynamics (Welling & Teh 2011) on one element: no state.
 #pragma once
 
-#include "math/lane.h"
-#include "table.h"
+#include "math/step.h"
 
 namespace fe {
 
-struct SgldGroup {
-  double lr, temperature, weight_decay, prior_precision, grad_scale;
-  int64_t flags;
-};
+struct SgldSettings : StepSettings {};
 
 template <class S>
 struct SgldCoefficients {
@@ -24,18 +20,18 @@ struct SgldCoefficients {
 namespace fe::inline FE_ISA {
 
 template <class S>
-FE_HD SgldCoefficients<S> sgld_coefficients(const SgldGroup& group) {
+FE_HD SgldCoefficients<S> sgld_coefficients(const SgldSettings& settings, double grad_scale) {
   SgldCoefficients<S> c{};
-  c.lr = static_cast<S>(group.lr);
-  c.noisy = group.temperature > 0.0 && group.lr > 0.0;
-  c.noise_scale = static_cast<S>(Lane<double>::sqrt(2.0 * group.temperature * group.lr));
-  c.maximize = group.flags & kMaximize;
-  c.decay = group.weight_decay != 0.0;
-  c.weight_decay = static_cast<S>(group.weight_decay);
-  c.prior = group.prior_precision != 0.0;
-  c.prior_precision = static_cast<S>(group.prior_precision);
-  c.scaled = group.grad_scale != 1.0;
-  c.grad_scale = static_cast<S>(group.grad_scale);
+  c.lr = static_cast<S>(settings.lr);
+  c.noisy = settings.noisy();
+  c.noise_scale = static_cast<S>(Lane<double>::sqrt(2.0 * settings.temperature * settings.lr));
+  c.maximize = settings.has(kMaximize);
+  c.decay = settings.weight_decay != 0.0;
+  c.weight_decay = static_cast<S>(settings.weight_decay);
+  c.prior = settings.prior_precision != 0.0;
+  c.prior_precision = static_cast<S>(settings.prior_precision);
+  c.scaled = grad_scale != 1.0;
+  c.grad_scale = static_cast<S>(grad_scale);
   return c;
 }
 

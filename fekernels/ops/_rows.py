@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ __all__ = [
     "readable",
     "readable_rows",
     "shard_of",
-    "some",
 ]
 
 
@@ -179,11 +177,6 @@ def readable_rows(function: str, rows: Sequence[Row]) -> list[Row | None]:
                 f"{function}: params must be on one device; got {rows[0].param.device} and {row.param.device}"
             )
     return [readable(row) for row in rows]
-
-
-def some(values: Sequence[Any], numbers: Sequence[int], each: int = 1) -> list[Any]:
-    """Of a list with ``each`` entries a parameter, or an empty one, those of the parameters with these numbers."""
-    return [value for i in numbers for value in values[each * i : each * (i + 1)]]
 
 
 def check_scalars(function: str, device: torch.device, **scalars: Tensor | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from itertools import chain
 from operator import is_
 from types import ModuleType
@@ -13,11 +15,13 @@ from torch import Tensor
 from fekernels._table import PointerTable, Row
 from fekernels.ops._memory import has_plain_memory
 from fekernels.ops._rows import group_rows, readable
+from fekernels.ops._steps import StepSettings
 from fekernels.optim._shards import is_sharded, local_tensor
 
-__all__ = ["StateSnapshot", "TableCache"]
+__all__ = ["KeptSettings", "StateSnapshot", "TableCache"]
 
 ORDINARY = {Tensor}
+UNCHANGING = {float, int, bool, str, type(None), torch.dtype}
 # Shapes and dtypes that a step compares. Pointers, sizes and strides it compares of every tensor, so that no kernel
 # leaves its memory; these, which a ``.data`` of the same place and size changes alone, in turn: all of them at every
 # step of a group this small, otherwise within a few steps.
@@ -27,6 +31,33 @@ IN_TURN = 64
 def gaps(tensor: Tensor) -> tuple[int, ...] | None:
     """The strides of a tensor that is not contiguous; of one that is, those of dimensions of one element may be any."""
     return None if tensor.is_contiguous() else tensor.stride()
+
+
+class KeptSettings:
+    """A group's settings, for as long as its values are the very objects that they were checked and made from.
+
+    Looking the values up costs 1 us, checking them and making the settings 10.
+
+    Args:
+        keys: of the values that the settings or their checks depend on.
+    """
+
+    def __init__(self, group: dict[str, Any], keys: Iterable[str], settings: StepSettings) -> None:
+        self.keys, self.settings = tuple(keys), settings
+        self.values = list(map(group.get, self.keys))
+
+    @functools.cached_property
+    def lasting(self) -> bool:
+        """Whether none of the values can change in place."""
+        return all(map(_unchanging, self.values))
+
+    def hold(self, group: dict[str, Any]) -> bool:
+        return all(map(is_, map(group.get, self.keys), self.values)) and self.lasting
+
+
+def _unchanging(value: object) -> bool:
+    """Whether the same object is the same value, unlike a tensor or a list."""
+    return type(value) in UNCHANGING or (type(value) is tuple and all(map(_unchanging, value)))
 
 
 class StateSnapshot:
@@ -52,7 +83,7 @@ class TableCache:
     Attributes:
         dtypes: of the group's parameters.
         native: the check of ``csrc/torch/host.cpp`` over the same tensors, where it can be had; else Python's.
-        lists: some row cannot be read by its address. The group is stepped by lists; there are no tables.
+        rows: where the backend takes rows, or one cannot be read by its address. There are no tables then.
         copies: gradients that had to be copied into plain memory, for this step alone.
     """
 
@@ -61,6 +92,7 @@ class TableCache:
         group: dict[str, Any],
         states: list[dict[str, Any]],
         rows: list[Row],
+        by_rows: bool = False,
         host: ModuleType | None = None,
     ) -> None:
         params: list[Tensor] = group["params"]
@@ -71,9 +103,9 @@ class TableCache:
         self.params = list(params)
         self.live = [param for param in params if param.grad is not None]
         self.tables: list[PointerTable] = []
-        fitted = [readable(row) for row in rows]
-        self.lists = None in fitted
-        if self.lists:
+        fitted = [None] if by_rows else [readable(row) for row in rows]
+        self.rows = rows if None in fitted else []
+        if self.rows:
             return
         given, rows = rows, [row for row in fitted if row is not None]
         self.copies = [new.grad for row, new in zip(given, rows, strict=True) if new is not row]

@@ -9,16 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fekernels import ops
 from fekernels._checks import number, one_of
-from fekernels._table import DTYPE_CODES, NOISES, PointerTable, Row, supported_dtypes
-from fekernels.ops._rows import check_unit
-from fekernels.ops.langevin_adam import LangevinAdamArguments
+from fekernels._table import DTYPE_CODES, NOISES, Row, supported_dtypes
+from fekernels.ops.langevin_adam import OPERATION
 from fekernels.optim._base import TableOptimizer, traced_number
 from fekernels.optim._cache import TableCache
 from fekernels.optim._checkpoint import loaded_unit, momentum_unit
 from fekernels.optim._seeds import is_hot
-from fekernels.optim._shards import local_tensor, shard_geometry
+from fekernels.optim._shards import local_tensor
 from fekernels.optim._state import zero_state
 
 __all__ = ["LangevinAdam"]
@@ -92,6 +90,7 @@ class LangevinAdam(TableOptimizer):
     Source: Kingma & Ba 2015 (Adam); Chen, Fox & Guestrin 2014 and Li et al. 2016 (preconditioned SGHMC).
     """
 
+    _operation = OPERATION
     _states = ("step", "exp_avg", "exp_avg_sq")
     _optional_states = ("max_exp_avg_sq", "noise_unit", "anchor")
     _switches = (
@@ -186,7 +185,7 @@ class LangevinAdam(TableOptimizer):
             return 0.0, beta
         return (0.0, traced_number(beta)) if moving else (beta, None)
 
-    def _betas_move(self, group: dict[str, Any]) -> bool:
+    def _numbers_move(self, group: dict[str, Any]) -> bool:
         """Whether the betas of a compiled step are to be tensors: on a GPU only once they have changed.
 
         A tensor of the host in its graph keeps torch.compile from capturing it as a CUDA graph.
@@ -225,7 +224,7 @@ class LangevinAdam(TableOptimizer):
             state[key] = zero_state(param, dtype, group["backend"])
 
     def _row(self, group: dict[str, Any], row: dict[str, Any], state: dict[str, Any]) -> Row:
-        largest = state.get("max_exp_avg_sq")
+        largest = state.get("max_exp_avg_sq") if group["amsgrad"] else None
         if group["amsgrad"] and largest is None:  # switched on later, as a loaded checkpoint may be
             largest = state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
         if self._keeps_noise_units(group) and "noise_unit" not in state:
@@ -272,120 +271,15 @@ class LangevinAdam(TableOptimizer):
         # Of one dimension: torch.compile takes a float64 without any for a number, and then fixes all others too.
         return torch.zeros(1, dtype=torch.float64, device=param.device)
 
-    def _arguments(self, group: dict[str, Any], moving: bool = False) -> LangevinAdamArguments:
-        beta1, beta1_tensor = self._beta(group, 0, moving)
-        beta2, beta2_tensor = self._beta(group, 1, moving)
-        lr, lr_tensor = self._scalar(group, "lr")
-        temperature, temperature_tensor = self._scalar(group, "temperature")
-        grad_scale, found_inf = self._amp(group)
-        return LangevinAdamArguments(
-            lr=lr,
-            lr_tensor=lr_tensor,
-            temperature=temperature,
-            temperature_tensor=temperature_tensor,
-            beta1=beta1,
-            beta2=beta2,
-            eps=float(group["eps"]),
-            weight_decay=float(group["weight_decay"]),
-            prior_precision=float(group["prior_precision"]),
-            noise=group["noise"],
-            amsgrad=bool(group["amsgrad"]),
-            maximize=bool(group["maximize"]),
-            decoupled_weight_decay=bool(group["decoupled_weight_decay"]),
-            bias_correction=bool(group["bias_correction"]),
-            stochastic_rounding=bool(group["stochastic_rounding"]),
-            seed=group["seed"],
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-            beta1_tensor=beta1_tensor,
-            beta2_tensor=beta2_tensor,
-        )
+    def _own_settings(self, group: dict[str, Any], moving: bool) -> dict[str, Any]:
+        values = {"noise": group["noise"]}
+        for i, name in enumerate(("beta1", "beta2")):
+            values[name], values[f"{name}_tensor"] = self._beta(group, i, moving)
+        return values
 
-    def _step_tables(self, group: dict[str, Any], tables: list[PointerTable], backend: str) -> None:
-        ops.langevin_adam.step_tables(tables, self._arguments(group), backend)
-
-    def _init_group(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        max_exp_avg_sqs: list[Tensor],
-        steps: list[Tensor],
-        noise_units: list[Tensor],
-        anchors: list[Tensor],
-        streams: list[int],
-        shards: list[int],
-        seed: list[int],
-    ) -> bool:
-        """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
-        self._traced_seed(group, seed)
-        if len(group["streams"]) != len(group["params"]):
-            self._add_streams(group)
-        self._check_gradients(group)
-        self._warn_of_lost_steps(group, {param.dtype for param in group["params"]})
+    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> bool:
         live = [param for param in group["params"] if param.grad is not None]
-        keeps = self._keeps_noise_units(group) or any("noise_unit" in self.state[param] for param in live)
-        for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
-            if param.grad is None:
-                continue
-            state = self._state_of(group, param, i)
-            params.append(local_tensor(param))
-            grads.append(local_tensor(param.grad))
-            exp_avgs.append(local_tensor(state["exp_avg"]))
-            exp_avg_sqs.append(local_tensor(state["exp_avg_sq"]))
-            if group["amsgrad"]:
-                if "max_exp_avg_sq" not in state:  # switched on later, as a loaded checkpoint may be
-                    state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
-                max_exp_avg_sqs.append(local_tensor(state["max_exp_avg_sq"]))
-            steps.append(state["step"])
-            anchor = self._anchor_of(group, i, state)
-            if anchor is not None:
-                anchors.append(anchor)
-            if keeps:
-                if "noise_unit" not in state:
-                    state["noise_unit"] = self._no_noise(param)
-                check_unit(self._name, f"params[{i}]", state["noise_unit"])
-                noise_units.append(state["noise_unit"])
-            streams.append(stream)
-            numel = param.numel()
-            shards.extend(shard_geometry(self._name, param) or (0, max(numel, 1), max(numel, 1)))
-        return self._betas_move(group)
-
-    def _step_lists(self, group: dict[str, Any]) -> None:
-        """The step as one call of the list operator: what torch.compile traces, and what runs the reference."""
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        exp_avgs: list[Tensor] = []
-        exp_avg_sqs: list[Tensor] = []
-        max_exp_avg_sqs: list[Tensor] = []
-        steps: list[Tensor] = []
-        noise_units: list[Tensor] = []
-        anchors: list[Tensor] = []
-        streams: list[int] = []
-        shards: list[int] = []
-        seed: list[int] = []
-        moving = self._init_group(
-            group,
-            params,
-            grads,
-            exp_avgs,
-            exp_avg_sqs,
-            max_exp_avg_sqs,
-            steps,
-            noise_units,
-            anchors,
-            streams,
-            shards,
-            seed,
-        )
-        args = self._arguments(group, moving)
-        self._operator(torch.ops.fekernels.langevin_adam_, ops.langevin_adam.step_lists)(
-            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, noise_units, anchors, streams, shards,
-            args.lr, args.lr_tensor, args.temperature, args.temperature_tensor, args.beta1, args.beta2, args.eps,
-            args.weight_decay, args.prior_precision, args.noise, args.amsgrad, args.maximize,
-            args.decoupled_weight_decay, args.bias_correction, args.stochastic_rounding,
-            seed[0] if seed else args.seed, args.grad_scale,
-            args.found_inf, group["backend"], args.beta1_tensor, args.beta2_tensor,
-        )  # fmt: skip
+        if any("noise_unit" in self.state[param] for param in live):  # the operator's list is of all or none
+            for param in live:
+                self.state[param].setdefault("noise_unit", self._no_noise(param))
+        return super()._init_group(group, *lists)

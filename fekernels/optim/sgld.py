@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels import ops
-from fekernels._table import PointerTable, Row
-from fekernels.ops.sgld import SgldArguments
+from fekernels.ops.sgld import OPERATION
 from fekernels.optim._base import TableOptimizer
-from fekernels.optim._shards import local_tensor, shard_geometry
 
 __all__ = ["SGLD"]
 
@@ -47,6 +44,7 @@ class SGLD(TableOptimizer):
     prior_precision = gamma / (n beta), anchor = "init".
     """
 
+    _operation = OPERATION
     _switches = ("maximize", "stochastic_rounding")
 
     def __init__(
@@ -78,75 +76,3 @@ class SGLD(TableOptimizer):
 
     def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-
-    def _row(self, group: dict[str, Any], row: dict[str, Any], state: dict[str, Any]) -> Row:
-        return Row(**row)
-
-    def _arguments(self, group: dict[str, Any]) -> SgldArguments:
-        lr, lr_tensor = self._scalar(group, "lr")
-        temperature, temperature_tensor = self._scalar(group, "temperature")
-        grad_scale, found_inf = self._amp(group)
-        return SgldArguments(
-            lr=lr,
-            lr_tensor=lr_tensor,
-            temperature=temperature,
-            temperature_tensor=temperature_tensor,
-            weight_decay=float(group["weight_decay"]),
-            prior_precision=float(group["prior_precision"]),
-            maximize=bool(group["maximize"]),
-            stochastic_rounding=bool(group["stochastic_rounding"]),
-            seed=group["seed"],
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-        )
-
-    def _step_tables(self, group: dict[str, Any], tables: list[PointerTable], backend: str) -> None:
-        ops.sgld.step_tables(tables, self._arguments(group), backend)
-
-    def _init_group(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        anchors: list[Tensor],
-        streams: list[int],
-        shards: list[int],
-        seed: list[int],
-    ) -> None:
-        """Fill the lists with what has a gradient. The name and the list arguments are what torch.compile looks for."""
-        self._traced_seed(group, seed)
-        if len(group["streams"]) != len(group["params"]):
-            self._add_streams(group)
-        self._check_gradients(group)
-        self._warn_of_lost_steps(group, {param.dtype for param in group["params"]})
-        for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
-            if param.grad is None:
-                continue
-            state = self._state_of(group, param, i)
-            params.append(local_tensor(param))
-            grads.append(local_tensor(param.grad))
-            steps.append(state["step"])
-            anchor = self._anchor_of(group, i, state)
-            if anchor is not None:
-                anchors.append(anchor)
-            streams.append(stream)
-            numel = param.numel()
-            shards.extend(shard_geometry(self._name, param) or (0, max(numel, 1), max(numel, 1)))
-
-    def _step_lists(self, group: dict[str, Any]) -> None:
-        """The step as one call of the list operator: what torch.compile traces, and what runs the reference."""
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        steps: list[Tensor] = []
-        anchors: list[Tensor] = []
-        streams: list[int] = []
-        shards: list[int] = []
-        seed: list[int] = []
-        self._init_group(group, params, grads, steps, anchors, streams, shards, seed)
-        args = self._arguments(group)
-        self._operator(torch.ops.fekernels.sgld_, ops.sgld.step_lists)(
-            params, grads, steps, anchors, streams, shards, args.lr, args.lr_tensor, args.temperature,
-            args.temperature_tensor, args.weight_decay, args.prior_precision, args.maximize, args.stochastic_rounding,
-            seed[0] if seed else args.seed, args.grad_scale, args.found_inf, group["backend"],
-        )  # fmt: skip

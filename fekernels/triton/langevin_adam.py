@@ -6,6 +6,8 @@ their sources are in fekernels.reference.langevin_adam.
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -228,34 +230,26 @@ def langevin_adam_kernel(
                 rows_of.set_noise_units(table, rows, unit)
 
 
-def langevin_adam_table_(
+def langevin_adam_(
     table: torch.Tensor,
     layouts: torch.Tensor,
     chunks: torch.Tensor,
     scratch: torch.Tensor,
-    lr: float,
+    settings: Sequence[float],
     lr_tensor: torch.Tensor | None,
-    temperature: float,
     temperature_tensor: torch.Tensor | None,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    prior_precision: float,
-    noise: int,
-    flags: int,
-    seed: int,
     grad_scale: torch.Tensor | None,
     found_inf: torch.Tensor | None,
-    *,
+    seed: int,
     dtypes: int,
 ) -> None:
     """The operator of the same name (fekernels.ops.langevin_adam). dtypes: the table's column 12, one for all rows."""
+    lr, temperature, weight_decay, prior_precision, bits, beta1, beta2, eps, noise = settings
     # A kernel is compiled for what is in use, never for a value: a new lr compiles nothing.
     from_tensors = lr_tensor is not None or temperature_tensor is not None
-    kind = noise if from_tensors or (temperature > 0 and lr > 0) else codes.NONE.value
-    flags |= rows_of.features(weight_decay, prior_precision, grad_scale, from_tensors)
-    if noise == codes.MOMENTUM.value:
+    kind = int(noise) if from_tensors or (temperature > 0 and lr > 0) else codes.NONE.value
+    flags = int(bits) | rows_of.features(weight_decay, prior_precision, grad_scale, from_tensors)
+    if int(noise) == codes.MOMENTUM.value:
         flags |= codes.RESCALE.value
     values = (
         lr, lr_tensor, temperature, temperature_tensor, beta1, beta2, eps, weight_decay, prior_precision, seed,

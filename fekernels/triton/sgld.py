@@ -5,6 +5,8 @@ csrc/math/sgld.h operation for operation; the formula and its source are in feke
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -105,28 +107,24 @@ def sgld_kernel(
             rows_of.advance_steps(table, rows)
 
 
-def sgld_table_(
+def sgld_(
     table: torch.Tensor,
     layouts: torch.Tensor,
     chunks: torch.Tensor,
     scratch: torch.Tensor,
-    lr: float,
+    settings: Sequence[float],
     lr_tensor: torch.Tensor | None,
-    temperature: float,
     temperature_tensor: torch.Tensor | None,
-    weight_decay: float,
-    prior_precision: float,
-    flags: int,
-    seed: int,
     grad_scale: torch.Tensor | None,
     found_inf: torch.Tensor | None,
-    *,
+    seed: int,
     dtypes: int,
 ) -> None:
     """The operator of the same name (fekernels.ops.sgld). dtypes: the table's column 12, one for all rows."""
+    lr, temperature, weight_decay, prior_precision, bits = settings
     from_tensors = lr_tensor is not None or temperature_tensor is not None
     noisy = from_tensors or (temperature > 0 and lr > 0)
-    flags |= rows_of.features(weight_decay, prior_precision, grad_scale, from_tensors)
+    flags = int(bits) | rows_of.features(weight_decay, prior_precision, grad_scale, from_tensors)
     values = (
         lr, lr_tensor, temperature, temperature_tensor, weight_decay, prior_precision, seed, grad_scale, found_inf,
     )  # fmt: skip

@@ -33,7 +33,6 @@ class StepCall(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("rows", "layouts", "chunks", "scratch")),
         *((name, ctypes.c_void_p) for name in ("lr_tensor", "temperature_tensor", "grad_scale", "found_inf")),
         *((name, ctypes.c_int64) for name in ("n_rows", "n_chunks", "dtypes", "flags", "seed")),
-        *((name, ctypes.c_double) for name in ("lr", "temperature", "weight_decay", "prior_precision")),
         *((name, ctypes.c_int32) for name in ("lr_dtype", "temperature_dtype")),
     ]
 
@@ -41,8 +40,21 @@ class StepCall(ctypes.Structure):
 class LangevinAdamCall(ctypes.Structure):
     _fields_ = [
         ("step", StepCall),
-        *((name, ctypes.c_double) for name in ("beta1", "beta2", "eps")),
-        ("noise", ctypes.c_int64),
+        *(
+            (name, ctypes.c_double)
+            for name in ("lr", "temperature", "weight_decay", "prior_precision", "flags")
+        ),
+        *((name, ctypes.c_double) for name in ("beta1", "beta2", "eps", "noise")),
+    ]
+
+
+class SgldCall(ctypes.Structure):
+    _fields_ = [
+        ("step", StepCall),
+        *(
+            (name, ctypes.c_double)
+            for name in ("lr", "temperature", "weight_decay", "prior_precision", "flags")
+        ),
     ]
 
 
@@ -117,12 +129,8 @@ class Kernels:
     def _step_call(
         table: PointerTable,
         chunks: Tensor,
-        lr: float,
         lr_tensor: Tensor | None,
-        temperature: float,
         temperature_tensor: Tensor | None,
-        weight_decay: float,
-        prior_precision: float,
         flags: int,
         seed: int,
         grad_scale: Tensor | None,
@@ -142,10 +150,6 @@ class Kernels:
             dtypes=table.dtypes,
             flags=flags,
             seed=seed,
-            lr=lr,
-            temperature=temperature,
-            weight_decay=weight_decay,
-            prior_precision=prior_precision,
             lr_dtype=0 if lr_tensor is None else DTYPE_CODES[lr_tensor.dtype],
             temperature_dtype=0 if temperature_tensor is None else DTYPE_CODES[temperature_tensor.dtype],
         )
@@ -155,6 +159,10 @@ class Kernels:
         table: PointerTable,
         *,
         noise: str,
+        lr: float,
+        temperature: float,
+        weight_decay: float,
+        prior_precision: float,
         beta1: float,
         beta2: float,
         eps: float,
@@ -162,12 +170,24 @@ class Kernels:
     ) -> int:
         chunks = chunks_of(table)
         step = self._step_call(table, chunks, **rest)  # type: ignore[arg-type]
-        call = LangevinAdamCall(step, beta1, beta2, eps, NOISES[noise])
+        call = LangevinAdamCall(
+            step, lr, temperature, weight_decay, prior_precision, step.flags, beta1, beta2, eps, NOISES[noise]
+        )
         return int(self._library.fe_cuda_langevin_adam(ctypes.byref(call), None))
 
-    def sgld(self, table: PointerTable, **rest: object) -> int:
+    def sgld(
+        self,
+        table: PointerTable,
+        *,
+        lr: float,
+        temperature: float,
+        weight_decay: float,
+        prior_precision: float,
+        **rest: object,
+    ) -> int:
         chunks = chunks_of(table)
-        call = self._step_call(table, chunks, **rest)  # type: ignore[arg-type]
+        step = self._step_call(table, chunks, **rest)  # type: ignore[arg-type]
+        call = SgldCall(step, lr, temperature, weight_decay, prior_precision, step.flags)
         return int(self._library.fe_cuda_sgld(ctypes.byref(call), None))
 
 

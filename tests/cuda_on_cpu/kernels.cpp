@@ -3,7 +3,8 @@
 
 #include "cuda/kernels.h"
 
-static_assert(sizeof(fe::cuda::StepCall) == 144 && sizeof(fe::cuda::LangevinAdamCall) == 176,
+static_assert(sizeof(fe::cuda::StepCall) == 112 && sizeof(fe::cuda::LangevinAdamCall) == 184 &&
+                  sizeof(fe::cuda::SgldCall) == 152,
               "tests/cuda_on_cpu/__init__.py mirrors these");
 static_assert(sizeof(fe::cuda::FreeEnergyCall) == 528 && sizeof(fe::cuda::ReparameterizeCall) == 104 &&
                   sizeof(fe::cuda::ScaleCall) == 208,

@@ -133,8 +133,8 @@ int main() {
       exp_avg_sq[i] = 0.001f * (i % 5);
     }
     const double temperature = noise == 3 ? 0.0 : 1e-3;
-    const fe::LangevinAdamGroup group{1e-2, temperature, 0.9, 0.999, 1e-6, 0.1, 0.2, 1,
-                                      static_cast<fe::Noise>(noise % 3), fe::kBiasCorrection};
+    const fe::LangevinAdamSettings settings{
+        {1e-2, temperature, 0.1, 0.2, fe::kBiasCorrection}, 0.9, 0.999, 1e-6, double(noise % 3)};
     fe::LangevinAdamSpan span{};
     span.data[fe::kParam] = param.data();
     span.data[fe::kGrad] = grad.data();
@@ -143,7 +143,7 @@ int main() {
     span.count = n;
     span.index = 5;
     span.noise = fe::noise_key(11, 5, 3, fe::kLangevinNoise);
-    span.single = fe::langevin_adam_coefficients<float>(group, 5, 0.0);
+    span.single = fe::langevin_adam_coefficients<float>(settings, 1.0, 5, 0.0);
     fe::cpu_kernels().langevin_adam(span);
     for (const auto* result : {&param, &exp_avg, &exp_avg_sq}) std::fwrite(result->data(), 4, n, stdout);
   }

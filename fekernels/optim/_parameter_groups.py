@@ -1,0 +1,387 @@
+"""Parameter groups of LangevinAdam and SGLD: their values, seeds and streams, anchors, and checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterable, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports all of torch._dynamo: a second
+from torch.optim import Optimizer
+
+from fekernels import _backends
+from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
+from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
+from fekernels._table import DTYPE_CODES, supported_dtypes
+from fekernels.ops._noise_key import signed_seed
+from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
+from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_step
+from fekernels.optim._rounding import lost_steps
+from fekernels.optim._seeds import may_make_noise, warn_of_shared_noise
+from fekernels.optim._shards import local_tensor
+
+__all__ = ["LAST_SEED", "ParameterGroups"]
+
+LAST_SEED = 1 << 63
+CHOICES = ("auto", *_backends.BACKENDS)
+
+
+def stream_of_name(name: str) -> int:
+    """A parameter's Philox stream by its name: 31 bits (the top bit belongs to the rounding noise)."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF
+
+
+class ParameterGroups(Optimizer):
+    """An optimizer without its step: parameter groups, seeds and streams, anchors and checkpoints."""
+
+    _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
+    _anchors: Anchors
+    _drawn_seed: int | None  # until ranks have agreed on one
+    _states: tuple[str, ...] = ("step",)  # that a parameter has from its first step on
+    _optional_states: tuple[str, ...] = ("anchor",)
+    _warned: set[str]
+
+    def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
+        self._warned = set()
+        self._reset_caches()
+        for key in ("foreach", "fused"):
+            if defaults.get(key) is not None:
+                defaults[key] = boolean(self._name, key, defaults[key])
+        self._offer_unscaling(defaults)
+        given, self._drawn_seed = seed, None
+        if seed is None:
+            seed = self._drawn_seed = draw_seed()
+        defaults = {**defaults, "seed": signed_seed(self._name, seed), "anchor": None}
+        self._anchors = Anchors()
+        anchor = checked_anchor(self._name, anchor)
+        if not isinstance(anchor, list):
+            defaults["anchor"] = anchor
+        self._check_group({**defaults, "params": []})
+        super().__init__(self._checked_params(params), defaults)
+        if isinstance(anchor, list):
+            every = [param for group in self.param_groups for param in group["params"]]
+            check_anchors(self._name, anchor, every)
+            for group in self.param_groups:
+                group["anchor"] = "given"
+            for param, tensor in zip(every, anchor, strict=True):
+                self._anchors.keep(param, tensor)
+        if given is not None:
+            warn_of_shared_noise(self, self._name)
+
+    def _checked_params(self, params: Any) -> list[Any]:
+        if isinstance(params, Tensor | dict | str) or not isinstance(params, Iterable):
+            raise TypeError(
+                f"{self._name}: params must be an iterable of tensors, of (name, tensor) pairs or of dicts of them; "
+                f"got {type(params).__name__}"
+            )
+        entries = list(params)
+        if not entries:
+            raise ValueError(
+                f"{self._name}: params must hold at least one parameter; got an empty parameter list"
+            )
+        return entries
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _reset_caches(self) -> None:
+        """Forget what was kept of tensors and states that may be others now."""
+
+    def _offer_unscaling(self, defaults: dict[str, Any]) -> None:
+        """With fused=True, as in torch, GradScaler leaves the gradients scaled and hands grad_scale and found_inf over.
+
+        Whoever clips in between then clips scaled gradients (Lightning refuses to), so it must be asked for.
+        """
+        self._step_supports_amp_scaling = defaults.get("fused") is True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_anchors": self._anchors, "_drawn_seed": self._drawn_seed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.setdefault("_anchors", Anchors())  # torch's load_state_dict comes by here too
+        self.__dict__.setdefault("_drawn_seed", None)
+        self.__dict__.setdefault("_warned", set())
+        super().__setstate__(state)
+        self._offer_unscaling(self.defaults)
+        self._reset_caches()
+
+    # Values.
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise where a group value is of a wrong type or out of its range; what only looks different is put right."""
+        self._check_number(group, "lr", tensor=True)
+        self._check_number(group, "temperature", tensor=True)
+        self._check_number(group, "weight_decay")
+        self._check_number(group, "prior_precision")
+        for key in self._switches:
+            value = group[key]
+            if value is not False and value is not True:  # 0 and 1 as torch.optim.Adam takes them
+                group[key] = bool(value) if type(value) is int else boolean(self._name, key, value)
+        for key in ("foreach", "fused"):
+            if group.get(key) is not None:
+                boolean(self._name, key, group[key])
+        if group["backend"] is not None:
+            one_of(self._name, "backend", group["backend"], CHOICES)
+        seed = group["seed"]
+        if type(seed) is not int or not -LAST_SEED <= seed < LAST_SEED:
+            group["seed"] = signed_seed(self._name, seed)
+
+    def _check_number(self, group: dict[str, Any], key: str, tensor: bool = False) -> None:
+        """A number (or, with ``tensor``, a one-element tensor) that is finite and not negative.
+
+        NumPy's scalars become floats in the group: a checkpoint of them would not load with ``weights_only``.
+        """
+        value = group[key]
+        if isinstance(value, Tensor) and tensor:
+            self._check_scalar_tensor(group, key, value)
+            return
+        found = number(self._name, key, value)
+        if type(value) is not float and type(value) is not int:
+            group[key] = found
+
+    def _check_scalar_tensor(
+        self, group: dict[str, Any], key: str, value: Tensor, below: float = math.inf
+    ) -> None:
+        dense(self._name, key, value)
+        if value.numel() != 1:
+            raise ValueError(
+                f"{self._name}: {key} must be a number or a tensor with one element; got shape {tuple(value.shape)}"
+            )
+        if value.dtype not in FLOATS and value.dtype not in INTEGERS:
+            raise TypeError(
+                f"{self._name}: {key} must be a number or a tensor of one, floating point or integer; got {value.dtype}"
+            )
+        if value.device.type != "cpu" and group["params"] and value.device != group["params"][0].device:
+            raise ValueError(
+                f"{self._name}: {key} must be on {group['params'][0].device} like its parameters; "
+                f"got {value.device}"
+            )
+        if value.device.type == "cpu":  # reading another would stop the host
+            number(self._name, key, value.item(), below=below)
+
+    @staticmethod
+    def _state_dtype(group: dict[str, Any], param: Tensor) -> torch.dtype:
+        """In float16 a square of a gradient below 2.4e-4 is 0 and steps are many times too long: float32 instead."""
+        chosen: torch.dtype | None = group.get("state_dtype")
+        return chosen or (torch.float32 if param.dtype == torch.float16 else param.dtype)
+
+    # Groups.
+
+    @_disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as ``torch.optim.Optimizer.add_param_group``; its parameters take the next streams.
+
+        Raises:
+            TypeError: parameters that are not floating point.
+            ValueError: parameters on several devices, or a hyperparameter out of its range.
+        """
+        if "seed" in param_group:
+            param_group["seed"] = signed_seed(self._name, param_group["seed"])
+        given = checked_anchor(self._name, param_group.pop("anchor", self.defaults["anchor"]))
+        param_group["params"] = self._checked_entries(param_group["params"])
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check_group(group)
+            self._check_params(group)
+            self._assign_streams(group)
+            group["anchor"] = "given" if isinstance(given, list) else given
+            if isinstance(given, list):
+                check_anchors(self._name, given, group["params"])
+            self._warn_of_lost_steps(group, {param.dtype for param in group["params"]})
+        except Exception:
+            self.param_groups.pop()
+            raise
+        if given is not None:
+            for i, param in enumerate(group["params"]):
+                self._anchors.keep(param, given[i] if isinstance(given, list) else param)
+
+    def _checked_entries(self, params: Any) -> Any:
+        """What is given as a group's params, a list where torch's own messages would not say which of them is none."""
+        if isinstance(params, Tensor | set | str) or not isinstance(params, Iterable):
+            return params  # torch's add_param_group says so
+        entries = list(params)
+        for i, entry in enumerate(entries):
+            if not isinstance(entry, Tensor | tuple):
+                raise TypeError(
+                    f"{self._name}: params[{i}] must be a tensor or a (name, tensor) pair; got {type(entry).__name__}"
+                )
+        return entries
+
+    def _check_params(self, group: dict[str, Any]) -> None:
+        for i, param in enumerate(group["params"]):
+            dense(self._name, f"params[{i}]", param)
+        devices = {param.device for param in group["params"]}
+        if len(devices) > 1:
+            names = ", ".join(sorted(map(str, devices)))
+            raise ValueError(
+                f"{self._name}: params of one group must be on one device; got {names} (give each device a group)"
+            )
+        for i, param in enumerate(group["params"]):
+            if param.dtype not in DTYPE_CODES:
+                raise TypeError(
+                    f"{self._name}: params[{i}] must be one of {supported_dtypes()}; got {param.dtype}"
+                )
+
+    def _assign_streams(self, group: dict[str, Any]) -> None:
+        """Position over all groups, or a hash of the name where the parameters came with names."""
+        taken = {stream: name for other in self.param_groups[:-1] for stream, name in self._streams(other)}
+        if "param_names" in group:
+            group["streams"] = [stream_of_name(name) for name in group["param_names"]]
+        else:
+            first = sum(len(other["params"]) for other in self.param_groups[:-1])
+            group["streams"] = list(range(first, first + len(group["params"])))
+        for stream, name in self._streams(group):
+            if stream in taken:
+                raise ValueError(
+                    f"{self._name}: parameters {taken[stream]!r} and {name!r} hash to the same noise stream; rename one"
+                )
+            taken[stream] = name
+
+    def _add_streams(self, group: dict[str, Any]) -> None:
+        """For parameters that were appended to a group's own list, which torch's optimizers step too."""
+        new = len(group["params"]) - len(group["streams"])
+        if new < 0 or "param_names" in group:
+            raise ValueError(
+                f"{self._name}: streams must have {len(group['params'])} entries like params of the group; got "
+                f"{len(group['streams'])} (parameters are added by add_param_group)"
+            )
+        self._check_params(group)
+        first = 1 + max(stream for other in self.param_groups for stream in (-1, *other["streams"]))
+        group["streams"] = [*group["streams"], *range(first, first + new)]
+
+    @staticmethod
+    def _streams(group: dict[str, Any]) -> list[tuple[int, str]]:
+        names = group.get("param_names") or [f"parameter {stream}" for stream in group["streams"]]
+        return list(zip(group["streams"], names, strict=True))
+
+    def _anchor_of(self, group: dict[str, Any], i: int, state: dict[str, Any]) -> Tensor | None:
+        if group["anchor"] is None:
+            return None
+        return local_tensor(self._anchors.of(self._name, f"params[{i}]", group["params"][i], state))
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every torch optimizer's; before the first step it holds the anchors and nothing else of a state."""
+        saved = super().state_dict()
+        self._anchors.save(self.param_groups, saved["state"])
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer, or of one with fewer group values (``torch.optim.Adam``, ``AdamW``).
+
+        What the checkpoint lacks (temperature, noise, seed, streams, anchors) stays as it was constructed. States keep
+        the dtype that ``state_dtype`` asks for, not the parameter's.
+
+        Raises:
+            TypeError, ValueError: a checkpoint of another kind of optimizer, of other groups or shapes, or with values
+                that no step could use. Nothing has changed then.
+        """
+        checked: list[dict[str, Any]] = []
+
+        def check(_: Optimizer, loading: dict[str, Any]) -> None:
+            self._check_checkpoint(loading)
+            checked.append(loading)
+
+        check_groups(f"{self._name}.load_state_dict", state_dict)
+        before = [dict(group) for group in self.param_groups]
+        last = self.register_load_state_dict_pre_hook(
+            check
+        )  # after those of the user, which may change everything
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        (state_dict,) = checked
+        saved = state_dict["state"]
+        for group, old, saved_group in zip(
+            self.param_groups, before, state_dict["param_groups"], strict=True
+        ):
+            for key, value in old.items():
+                group.setdefault(key, value)
+            for param, index in zip(group["params"], saved_group["params"], strict=True):
+                state = self.state[param] if param in self.state else {}
+                if "step" in state:
+                    self._restore_state(group, param, state, saved[index])
+                self._anchors.load(param, state, saved.get(index, {}))
+                if state.keys() == {"anchor"}:  # saved before the first step
+                    del self.state[param]
+            self._restore_group(group)
+        if self._drawn_seed is not None and any("seed" in group for group in state_dict["param_groups"]):
+            # All ranks have loaded one: a rank whose own draw it happens to be must not ask the others for theirs.
+            self.defaults["seed"], self._drawn_seed = self.param_groups[0]["seed"], None
+        self._reset_caches()
+
+    def _check_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        function = f"{self._name}.load_state_dict"
+        check_groups(function, state_dict)
+        groups, saved_groups = self.param_groups, state_dict["param_groups"]
+        counts = [[len(group["params"]) for group in each] for each in (groups, saved_groups)]
+        if counts[0] != counts[1]:
+            return  # torch says so
+        taken = set()
+        number_of = 0
+        for group, saved_group in zip(groups, saved_groups, strict=True):
+            merged = {**group, **saved_group, "params": []}
+            self._check_group(merged)
+            check_group(function, merged, len(group["params"]))
+            for stream in merged["streams"]:
+                if (merged["seed"], stream) in taken:
+                    raise ValueError(
+                        f"{function}: streams must be different for parameters of one seed; got {stream} twice"
+                    )
+                taken.add((merged["seed"], stream))
+            for param, index in zip(group["params"], saved_group["params"], strict=True):
+                state = state_dict["state"].get(index, {})
+                check_state(function, f"parameter {number_of}", param, state, self._states)
+                number_of += 1
+
+    def _restore_group(self, group: dict[str, Any]) -> None:
+        """For what earlier releases kept in groups."""
+
+    def _restore_state(
+        self, group: dict[str, Any], param: Tensor, state: dict[str, Any], saved: dict[str, Any]
+    ) -> None:
+        """Undo torch's cast of every state to the parameter's dtype, and put the step where the kernel reads it."""
+        state["step"] = loaded_step(self._name, "a parameter", saved["step"]).to(param.device)
+        for key, value in saved.items():
+            if (
+                key in ("step", "noise_unit", "anchor")
+                or not isinstance(value, Tensor)
+                or not value.is_floating_point()
+            ):
+                continue
+            dtype = self._state_dtype(group, param)
+            state[key] = value.detach().to(device=param.device, dtype=dtype, copy=True)
+
+    # Seeds and warnings.
+
+    def _agree_on_seed(self) -> None:
+        """Before the first noise, ranks of a process group take the seed that rank 0 drew.
+
+        Not at construction: that would make a collective of it, also for one that trains cold on a single rank, and the
+        group may not be there yet. Groups that were given a seed, or loaded one, keep it.
+        """
+        if not has_ranks():
+            return
+        groups = [group for group in self.param_groups if group["seed"] == self._drawn_seed]
+        if any(map(may_make_noise, groups)):
+            seed, self._drawn_seed = seed_of_rank_0(groups[0]["seed"]), None
+            for group in (self.defaults, *groups):
+                group["seed"] = seed
+
+    def _warn_of_lost_steps(self, group: dict[str, Any], dtypes: Set[torch.dtype]) -> None:
+        for message in lost_steps(group, dtypes):
+            self._warn_once(message)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            # Beyond add_param_group or step, and what torch wraps around both.
+            warnings.warn(f"{self._name}: {message}", stacklevel=5)
