@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 import fekernels as fe
 from benchmarks.harness import Contestant, device_interleave, random_values
+from fekernels._catalogue.optimizers import NOISES
 from fekernels.bench.case import short
 from fekernels.bench.floors import COPY
 from fekernels.bench.optimizers import parameters
@@ -20,7 +21,6 @@ from fekernels.bench.peers import ADAM, LR, PLAIN_SGLD, TEMPERATURE, plain_sgld
 
 __all__ = ["Times", "measure", "table", "verdicts"]
 
-NOISES = ("momentum", "preconditioned", "isotropic")
 SETS = 4  # of the many small tensors, so that together they exceed the cache
 
 Times = list[dict[str, Any]]

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.optimizers import DTYPES
+
 __all__ = [
     "CHUNK",
     "COLUMNS",
     "GRAD",
-    "FLAGS",
-    "NOISES",
     "PointerTable",
     "Row",
     "step_numbers",
@@ -29,15 +29,7 @@ COLUMNS = 16  # words of a row: struct TableRow in csrc/table.h
 GRAD = 1  # the column of the gradient's address
 CHUNK = 4096  # elements of a GPU block, kChunk in csrc/table.h
 
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-NOISES = {"momentum": 0, "preconditioned": 1, "isotropic": 2}
-FLAGS = {
-    "amsgrad": 1,
-    "maximize": 2,
-    "decoupled_weight_decay": 4,
-    "bias_correction": 8,
-    "stochastic_rounding": 16,
-}
+DTYPE_CODES: dict[torch.dtype, int] = {getattr(torch, name): code for code, name in enumerate(DTYPES)}
 
 
 def supported_dtypes() -> str:

@@ -16,14 +16,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.random import USER
 from fekernels._checks import device as as_device
 from fekernels._checks import integer
 from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, PURPOSES, signed_seed
 from fekernels.ops.random import draw
 
 __all__ = ["bits", "normal", "uniform"]
-
-USER = 4  # the purpose tag of draws that no part of this package makes
 
 
 def _sizes(function: str, shape: object) -> tuple[int, ...]:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
+from fekernels._catalogue import optimizers
 
 SEED = 0x1234_5678_9ABC_DEF0
 UNIT = 2.0**-24  # the largest relative error of one rounding to float32
 ISAS = ("avx512", "avx2", "baseline")
-NOISES = ("momentum", "preconditioned", "isotropic")
+NOISES = tuple(optimizers.NOISES)
 DRAWS = {"bits": torch.int32, "uniform": torch.float32, "normal": torch.float32}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -13,7 +13,8 @@ from cuda_on_cpu import FLAGS, INVALID_VALUE, SUCCESS, Kernels
 from cuda_on_cpu.rows import BF16, DTYPES, F16, F32, F64, GUARD, ROWS, Arena, assert_same, bits, make_rows
 from torch import Tensor
 
-from fekernels._table import NOISES, PointerTable
+from fekernels._catalogue.optimizers import NOISES
+from fekernels._table import PointerTable
 
 SEED = -0x123456789ABCDEF
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.random import USER
 from fekernels.bench.case import Case, Cost, Group, Row, Shape, product, short
 from fekernels.bench.timing import Contestant
-from fekernels.random import USER
 
 __all__ = ["CASES"]
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fekernels import _backends
-from fekernels._table import FLAGS, NOISES, PointerTable, Row, step_numbers
+from fekernels._catalogue.optimizers import FLAGS, NOISES
+from fekernels._table import PointerTable, Row, step_numbers
 from fekernels.ops._library import define_in_place
 from fekernels.ops._rows import check_lists, check_scalars, group_rows, readable, readable_rows, shard_of
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fekernels._catalogue.optimizers import NOISES
 from fekernels._checks import number
-from fekernels._table import NOISES
 from fekernels.ops._steps import StepOperation, StepSettings
 
 __all__ = ["OPERATION", "LangevinAdamSettings"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fekernels import _backends
+from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import floating, integer, same_device
 from fekernels.ops._free_energy_autograd import is_dispatched
 from fekernels.ops._library import LIBRARY, define_functional
@@ -19,7 +20,6 @@ from fekernels.ops.random import draw, fill, in_front, refuse_chunks
 
 __all__ = ["reparameterize"]
 
-LATENT = 3  # the purpose tag of latent noise
 SAMPLES = 1 << 31
 
 Key = tuple[int, int, int, int]  # seed, stream, step, offset
@@ -84,7 +84,7 @@ def _noise(samples: int, like: Tensor, key: Key, *, again: bool) -> Tensor:
     """eps [samples, B, Z], float32. ``again``: that of a forward pass that vmap had no part in."""
     seed, stream, step, offset = key
     rows, latents = like.shape
-    numbers = [(seed, stream + k, step, offset * latents, LATENT) for k in range(samples)]
+    numbers = [(seed, stream + k, step, offset * latents, LATENT_SAMPLE) for k in range(samples)]
     if again:
         eps = torch.empty(samples, rows, latents, dtype=torch.float32, device=like.device)
         for k in range(samples):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.random import LANGEVIN_NOISE, STOCHASTIC_ROUNDING
 from fekernels._table import Row
 from fekernels.reference.random import normals, words
 
@@ -49,28 +50,30 @@ def _draw(draw, index: Tensor, numel: int, contiguous: bool, *key: int) -> Tenso
 
 
 def noise_like(row: Row, seed: int, t: int) -> Tensor:
-    """The float32 normals of one parameter (purpose 0), shaped like it."""
+    """The float32 normals of one parameter shaped like it."""
     numel, shard = row.param.numel(), row.shard
     index = global_index(numel, shard or (0, max(numel, 1), max(numel, 1)), row.param.device)
     whole = shard is None or shard[1] >= numel
-    return _draw(normals, index, numel, whole, seed, row.stream, t, 0).view(row.param.shape)
+    return _draw(normals, index, numel, whole, seed, row.stream, t, LANGEVIN_NOISE).view(row.param.shape)
 
 
 def store(row: Row, target: Tensor, value: Tensor, which: str, settings: StepSettings, t: int) -> None:
     """Store float32 values; where asked for, round them to bfloat16 up or down, unbiased, with the element's 16 bits.
 
-    Those are of purpose 1: the parameter takes the low half of word g of its stream, exp_avg the high half; exp_avg_sq
+    The parameter takes the low half of word g of its stream, exp_avg the high half; exp_avg_sq
     takes half g of a second sequence of 16-bit halves, that of the stream with its top bit turned.
     """
     if not settings.stochastic_rounding or target.dtype != torch.bfloat16:
         target.copy_(value)
         return
     numel, shard, seed, stream = value.numel(), row.shard, settings.seed, row.stream
+    key = (t, STOCHASTIC_ROUNDING)
     index = global_index(numel, shard or (0, max(numel, 1), max(numel, 1)), value.device)
     if which == "exp_avg_sq":
-        noise = _draw(words, index // 2, numel, False, seed, stream ^ 0x80000000, t, 1) >> (16 * (index % 2))
+        half = _draw(words, index // 2, numel, False, seed, stream ^ 0x80000000, *key)
+        noise = half >> (16 * (index % 2))
     else:
-        drawn = _draw(words, index, numel, shard is None or shard[1] >= numel, seed, stream, t, 1)
+        drawn = _draw(words, index, numel, shard is None or shard[1] >= numel, seed, stream, *key)
         noise = drawn >> (16 if which == "exp_avg" else 0)
     bits = value.float().contiguous().view(torch.int32).view(-1)
     special = (bits & 0x7FFFFFFF) >= 0x7F800000  # infinities and NaNs round as always

@@ -9,18 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels.reference._functions import exp
 from fekernels.reference.random import MASK, fma, philox_normal
 
 __all__ = ["reparameterize", "reparameterize_backward"]
 
-PURPOSE = 3
-
 
 def noise(like: Tensor, seed: int, stream: int, step: int, offset: int) -> Tensor:
     """The float32 normals of one sample, [B, Z] like ``like``."""
     eps = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-    philox_normal(eps, seed, stream & MASK, step, offset * like.shape[1], PURPOSE)
+    philox_normal(eps, seed, stream & MASK, step, offset * like.shape[1], LATENT_SAMPLE)
     return eps
 
 

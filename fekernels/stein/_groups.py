@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fekernels import random
+from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._catalogue.stein import KERNELS
 from fekernels.ops._stein_operands import which_kernel
 from fekernels.ops.svgd_direction import svgd_direction
@@ -20,7 +21,7 @@ from fekernels.stein.bandwidth import pairwise_sq_dist_median
 
 __all__ = ["group_bandwidth", "group_direction", "random_groups"]
 
-LANGEVIN, STREAM = 0, 1  # purpose tag and stream: the noise of the same seed is stream 0
+STREAM = 1  # the noise of the same seed is stream 0
 
 
 def random_groups(n: int, size: int, seed: int, step: int, device: torch.device) -> list[Tensor]:
@@ -29,7 +30,7 @@ def random_groups(n: int, size: int, seed: int, step: int, device: torch.device)
     Returns:
         One or two tensors int64 [groups, members]: the numbers of members differ by one at most, none is below 2.
     """
-    words = random.bits((n,), seed=seed, stream=STREAM, step=step, purpose=LANGEVIN, device=device)
+    words = random.bits((n,), seed=seed, stream=STREAM, step=step, purpose=LANGEVIN_NOISE, device=device)
     order = torch.argsort(words, stable=True)
     count = min(-(-n // size), n // 2)
     members, larger = divmod(n, count)

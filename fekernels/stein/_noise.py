@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fekernels import random
+from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import number
 from fekernels.ops._stein_operands import Kernel
@@ -18,7 +19,7 @@ from fekernels.ops.gram_matrix import gram_matrix
 __all__ = ["Noise", "make_noise"]
 
 NAMES = ("independent", "kernel")
-LANGEVIN, STREAM = 0, 0  # purpose tag and stream
+STREAM = 0
 # Of phi(0), added to the diagonal before the factorisation: rounding leaves eigenvalues of -1e-12 n at most where
 # particles nearly coincide, and 1e-8 / n more variance along single particles is below every other error.
 JITTER = 1e-8
@@ -54,7 +55,9 @@ class Noise:
         step: int,
     ) -> Tensor:
         """The random part of step `step` (1 the first), [n, d]."""
-        xi = random.normal(x.shape, seed=seed, stream=STREAM, step=step, purpose=LANGEVIN, device=x.device)
+        xi = random.normal(
+            x.shape, seed=seed, stream=STREAM, step=step, purpose=LANGEVIN_NOISE, device=x.device
+        )
         scale = math.sqrt(2 * lr * temperature)
         if self.kind == "independent":
             return (xi * (scale * math.sqrt(self.rate))).to(x.dtype)

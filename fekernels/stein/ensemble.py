@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fekernels import random
+from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import integer, number
 from fekernels._ranks import draw_seed
 from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick
@@ -19,7 +20,7 @@ from fekernels.stein.svgd import SVGD
 
 __all__ = ["SVGDEnsemble"]
 
-LANGEVIN, INITIAL = 0, 2  # purpose tag and stream: noise and groups of the same seed are streams 0 and 1
+INITIAL = 2  # stream: noise and groups of the same seed are streams 0 and 1
 
 
 class SVGDEnsemble(SVGD):
@@ -155,7 +156,7 @@ def _members(name: str, model: Any, size: int | None, seed: int) -> Iterator[nn.
 
 def _made(name: str, model: Any, count: int, seed: int) -> Iterator[nn.Module]:
     member: nn.Module | None = copy.deepcopy(model) if isinstance(model, nn.Module) else None
-    words = random.bits((count, 2), seed=seed, stream=INITIAL, purpose=LANGEVIN)
+    words = random.bits((count, 2), seed=seed, stream=INITIAL, purpose=LANGEVIN_NOISE)
     for k in range(count):
         # A generator state of its own for each member: the first k members do not depend on their number.
         with torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -1,4 +1,4 @@
-"""The numbers that kernels and launchers share; those of the pointer table stand in csrc/table.h as well.
+"""The numbers that kernels and launchers share: the catalogue's, and the columns of csrc/table.h.
 
 Kernels reach them through this module's name (`codes.AMSGRAD`). Global names would be compared, one after another, at
 every launch: 23 us a launch of 36 on the machine where that was noticed. Triton does not see them change either, so
@@ -9,11 +9,13 @@ import zlib
 
 import triton.language as tl
 
+from fekernels._catalogue import optimizers, random
+
 # Dtypes.
-FLOAT32 = tl.constexpr(0)
-FLOAT64 = tl.constexpr(1)
-BFLOAT16 = tl.constexpr(2)
-FLOAT16 = tl.constexpr(3)
+FLOAT32 = tl.constexpr(optimizers.DTYPES.index("float32"))
+FLOAT64 = tl.constexpr(optimizers.DTYPES.index("float64"))
+BFLOAT16 = tl.constexpr(optimizers.DTYPES.index("bfloat16"))
+FLOAT16 = tl.constexpr(optimizers.DTYPES.index("float16"))
 
 # Columns of the table; the six operands' addresses come first.
 STEP = tl.constexpr(6)
@@ -31,25 +33,25 @@ CHUNK = tl.constexpr(4096)  # elements of one program
 ROWS_AT_ONCE = tl.constexpr(256)  # whose steps the last program advances together
 
 # Where the noise goes.
-MOMENTUM = tl.constexpr(0)
-PRECONDITIONED = tl.constexpr(1)
-ISOTROPIC = tl.constexpr(2)
-NONE = tl.constexpr(3)
+MOMENTUM = tl.constexpr(optimizers.NOISES["momentum"])
+PRECONDITIONED = tl.constexpr(optimizers.NOISES["preconditioned"])
+ISOTROPIC = tl.constexpr(optimizers.NOISES["isotropic"])
+NONE = tl.constexpr(optimizers.NO_NOISE)
 
 # Flags of the table's operators, then what else a kernel is compiled for.
-AMSGRAD = tl.constexpr(1)
-MAXIMIZE = tl.constexpr(2)
-DECOUPLED = tl.constexpr(4)
-BIAS_CORRECTION = tl.constexpr(8)
-STOCHASTIC = tl.constexpr(16)
+AMSGRAD = tl.constexpr(optimizers.FLAGS["amsgrad"])
+MAXIMIZE = tl.constexpr(optimizers.FLAGS["maximize"])
+DECOUPLED = tl.constexpr(optimizers.FLAGS["decoupled_weight_decay"])
+BIAS_CORRECTION = tl.constexpr(optimizers.FLAGS["bias_correction"])
+STOCHASTIC = tl.constexpr(optimizers.FLAGS["stochastic_rounding"])
 DECAY = tl.constexpr(64)
 PRIOR = tl.constexpr(128)
 SCALED = tl.constexpr(256)
 RESCALE = tl.constexpr(512)
 MAYBE_QUIET = tl.constexpr(1024)
 
-# Purposes of the noise (csrc/math/philox.h).
-LANGEVIN_NOISE = tl.constexpr(0)
-STOCHASTIC_ROUNDING = tl.constexpr(1)
+# Purposes of the noise.
+LANGEVIN_NOISE = tl.constexpr(random.LANGEVIN_NOISE)
+STOCHASTIC_ROUNDING = tl.constexpr(random.STOCHASTIC_ROUNDING)
 
 VERSION = zlib.crc32(repr([(n, v.value) for n, v in sorted(globals().items()) if n.isupper()]).encode())

@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels.triton import _functions as f
 from fekernels.triton import _numerics as numerics
 from fekernels.triton import _operands as operands
 from fekernels.triton._launch import EXACT, on_device_of
 
 BLOCK, WARPS = 512, 4
-LATENT_SAMPLE = 3  # the noise's purpose (csrc/math/philox.h)
 
 
 @triton.jit

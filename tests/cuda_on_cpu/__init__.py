@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fekernels import _build
-from fekernels._table import CHUNK, DTYPE_CODES, FLAGS, NOISES, PointerTable
+from fekernels._catalogue.optimizers import FLAGS, NOISES
+from fekernels._table import CHUNK, DTYPE_CODES, PointerTable
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"

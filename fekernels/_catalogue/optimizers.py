@@ -1,0 +1,22 @@
+"""What the optimizers' steps are told by number: dtypes, where the noise enters, switches.
+
+Checks, settings, pointer tables and Triton read these; C++ has the same in ``csrc/table.h`` and
+``csrc/math/langevin_adam.h``, and a test holds one against the other.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DTYPES", "FLAGS", "NOISES", "NO_NOISE"]
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")  # in the order of their codes
+
+NOISES = {"momentum": 0, "preconditioned": 1, "isotropic": 2}
+NO_NOISE = 3  # of a cold step, whatever the noise
+
+FLAGS = {
+    "amsgrad": 1,
+    "maximize": 2,
+    "decoupled_weight_decay": 4,
+    "bias_correction": 8,
+    "stochastic_rounding": 16,
+}

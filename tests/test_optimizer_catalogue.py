@@ -1,0 +1,60 @@
+"""C++ and Triton have the codes that the catalogues of optimizers and noise list."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fekernels import _table
+from fekernels._catalogue import optimizers, random
+
+CSRC = Path(__file__).parents[1] / "csrc"
+PURPOSES = {name.lower(): getattr(random, name) for name in random.__all__}
+DTYPES = {name: code for code, name in enumerate(optimizers.DTYPES)}
+
+
+def enum(path: str, name: str) -> list[tuple[str, int]]:
+    """The entries of a C++ enum: kOneName as one_name."""
+    text = re.sub(r"//.*", "", (CSRC / path).read_text())
+    (body,) = re.findall(rf"enum (?:class )?{name} : \w+ \{{([^}}]*)\}}", text)
+    entries = re.findall(r"k(\w+) = (\d+)", body)
+    return [(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower(), int(code)) for key, code in entries]
+
+
+def test_the_enums_of_the_cpp_sources():
+    by_code = sorted(PURPOSES.items(), key=lambda entry: entry[1])
+    assert enum("math/philox.h", "Purpose") == by_code
+    assert len(set(PURPOSES.values())) == len(PURPOSES)
+    assert enum("table.h", "DType") == list(DTYPES.items())
+    noises = enum("math/langevin_adam.h", "Noise")
+    assert noises[:-1] == [*optimizers.NOISES.items(), ("none", optimizers.NO_NOISE)]
+    for (short, code), (name, flag) in zip(
+        enum("table.h", "StepFlags"), optimizers.FLAGS.items(), strict=True
+    ):
+        assert name.startswith(short) and code == flag
+
+
+def test_flags_are_bits_of_their_own():
+    flags = list(optimizers.FLAGS.values())
+    assert all(flag.bit_count() == 1 for flag in flags) and sum(flags) == (1 << len(flags)) - 1
+
+
+def test_the_codes_of_the_pointer_table():
+    assert _table.DTYPE_CODES == {getattr(torch, name): code for name, code in DTYPES.items()}
+
+
+def test_the_codes_of_triton():
+    pytest.importorskip("triton", reason="triton is not installed")
+    from fekernels.triton import _codes as codes
+
+    def values(*names: str) -> list[int]:
+        return [getattr(codes, name.upper()).value for name in names]
+
+    assert values(*optimizers.NOISES, "none") == [*optimizers.NOISES.values(), optimizers.NO_NOISE]
+    assert values(*DTYPES) == list(DTYPES.values())
+    flags = [name.replace("_weight_decay", "").replace("_rounding", "") for name in optimizers.FLAGS]
+    assert values(*flags) == list(optimizers.FLAGS.values())
+    assert values("langevin_noise", "stochastic_rounding") == [
+        PURPOSES["langevin_noise"], PURPOSES["stochastic_rounding"]
+    ]  # fmt: skip
