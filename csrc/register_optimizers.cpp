@@ -1,4 +1,4 @@
-// The optimizers' steps over a pointer table: what every operation shares, and one entry an operation at the end.
+// The optimizers' steps over a pointer table, for every operation of math/optimizers.def.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -161,9 +161,25 @@ Settings settings_of(const std::vector<double>& row) {
   return settings;
 }
 
-// `Operation` describes one of the optimizers' operations: its Settings, its Span, the kernel of a span, the operands it
-// goes through, the coefficients of one row, and the noise unit that a row keeps of a step that moved. Nothing changes if
-// a row is refused.
+// What the two devices need of an operation: its description in csrc/math, by inheritance, and its entries.
+#if defined(FE_HAVE_CUDA)
+#define FE_CUDA_ENTRY(Name, name)        \
+  using Call = fe::cuda::Name##Call;     \
+  static constexpr auto kCudaStep = &fe::cuda::fe_cuda_##name;
+#else
+#define FE_CUDA_ENTRY(Name, name)
+#endif
+#define FE_OPTIMIZER(Name, name)                                \
+  struct Name : fe::Name {                                      \
+    static constexpr const char* kName = #name "_";             \
+    static constexpr auto kKernel = &fe::CpuKernels::name;      \
+    using Settings = fe::Name##Settings;                        \
+    using Span = fe::Name##Span;                                \
+    FE_CUDA_ENTRY(Name, name)                                   \
+  };
+#include "math/optimizers.def"
+
+// Nothing changes if a row is refused.
 template <class Operation>
 void step_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, Tensor scratch,
               std::vector<double> row_of_settings, std::optional<Tensor> lr_tensor,
@@ -286,47 +302,6 @@ void step_cuda(const Tensor& table, const Tensor& layouts, const Tensor& chunks,
 
 #endif
 
-struct LangevinAdam {
-  static constexpr const char* kName = "langevin_adam_";
-  using Settings = fe::LangevinAdamSettings;
-  using Span = fe::LangevinAdamSpan;
-  static constexpr auto kKernel = &fe::CpuKernels::langevin_adam;
-
-  static uint32_t operands(const Settings& settings) {
-    return 1u << fe::kParam | 1u << fe::kGrad | 1u << fe::kExpAvg | 1u << fe::kExpAvgSq |
-           (settings.has(fe::kAmsgrad) ? 1u << fe::kMaxExpAvgSq : 0u);
-  }
-  template <class S>
-  static auto coefficients(const Settings& settings, double grad_scale, uint32_t t, double previous_unit) {
-    return fe::langevin_adam_coefficients<S>(settings, grad_scale, t, previous_unit);
-  }
-  static double noise_unit(const Settings& settings) {
-    return fe::momentum_noise_unit(settings.lr, settings.temperature, settings.beta1, settings.noise());
-  }
-#if defined(FE_HAVE_CUDA)
-  using Call = fe::cuda::LangevinAdamCall;
-  static constexpr auto kCudaStep = &fe::cuda::fe_cuda_langevin_adam;
-#endif
-};
-
-struct Sgld {
-  static constexpr const char* kName = "sgld_";
-  using Settings = fe::SgldSettings;
-  using Span = fe::SgldSpan;
-  static constexpr auto kKernel = &fe::CpuKernels::sgld;
-
-  static uint32_t operands(const Settings&) { return 1u << fe::kParam | 1u << fe::kGrad; }
-  template <class S>
-  static auto coefficients(const Settings& settings, double grad_scale, uint32_t, double) {
-    return fe::sgld_coefficients<S>(settings, grad_scale);
-  }
-  static double noise_unit(const Settings&) { return 0.0; }
-#if defined(FE_HAVE_CUDA)
-  using Call = fe::cuda::SgldCall;
-  static constexpr auto kCudaStep = &fe::cuda::fe_cuda_sgld;
-#endif
-};
-
 }  // namespace
 
 #define FE_STEP_ARGUMENTS \
@@ -334,20 +309,20 @@ struct Sgld {
   "Tensor? temperature_tensor, Tensor? grad_scale, Tensor? found_inf, int seed, int dtypes) -> ()"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
-  m.def("langevin_adam_" FE_STEP_ARGUMENTS);
-  m.def("sgld_" FE_STEP_ARGUMENTS);
+#define FE_OPTIMIZER(Name, name) m.def(#name "_" FE_STEP_ARGUMENTS);
+#include "math/optimizers.def"
   m.def("check_steps(Tensor table) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
-  m.impl("langevin_adam_", TORCH_BOX(&step_cpu<LangevinAdam>));
-  m.impl("sgld_", TORCH_BOX(&step_cpu<Sgld>));
+#define FE_OPTIMIZER(Name, name) m.impl(#name "_", TORCH_BOX(&step_cpu<Name>));
+#include "math/optimizers.def"
   m.impl("check_steps", TORCH_BOX(&check_steps_cpu));
 }
 
 #if defined(FE_HAVE_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CUDA, m) {
-  m.impl("langevin_adam_", TORCH_BOX(&step_cuda<LangevinAdam>));
-  m.impl("sgld_", TORCH_BOX(&step_cuda<Sgld>));
+#define FE_OPTIMIZER(Name, name) m.impl(#name "_", TORCH_BOX(&step_cuda<Name>));
+#include "math/optimizers.def"
 }
 #endif

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fekernels import _extension, _host
+from fekernels._catalogue.optimizers import OPERATIONS
 
 __all__ = [
     "BACKENDS",
@@ -32,8 +33,7 @@ KERNELS = {
     "philox_bits": "random",
     "philox_uniform": "random",
     "philox_normal": "random",
-    "langevin_adam_": "langevin_adam",
-    "sgld_": "sgld",
+    **{f"{name}_": name for name in OPERATIONS},
     "free_energy": "free_energy",
     "reparameterize": "reparameterize",
     "reparameterize_backward": "reparameterize",

@@ -1,5 +1,6 @@
 """C++ and Triton have the codes that the catalogues of optimizers and noise list."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from fekernels import _table
 from fekernels._catalogue import optimizers, random
+from fekernels.ops._steps import HEAD
 
 CSRC = Path(__file__).parents[1] / "csrc"
 PURPOSES = {name.lower(): getattr(random, name) for name in random.__all__}
@@ -33,6 +35,24 @@ def test_the_enums_of_the_cpp_sources():
         enum("table.h", "StepFlags"), optimizers.FLAGS.items(), strict=True
     ):
         assert name.startswith(short) and code == flag
+
+
+def numbers(path: str, struct: str) -> tuple[str, ...]:
+    """The members of a C++ struct of doubles, in order."""
+    text = re.sub(r"//.*", "", (CSRC / path).read_text())
+    (body,) = re.findall(rf"struct {struct} (?:: \w+ )?\{{(.*?)\}}", text, re.S)
+    return tuple(", ".join(re.findall(r"double ([\w, ]+);", body)).split(", ")) if body else ()
+
+
+def test_the_operations_and_settings_of_the_cpp_sources():
+    lines = re.findall(r"^FE_OPTIMIZER\((\w+), (\w+)\)", (CSRC / "math/optimizers.def").read_text(), re.M)
+    assert tuple(name for _, name in lines) == optimizers.OPERATIONS
+    assert numbers("math/step.h", "StepSettings") == (*HEAD, "flags")
+    for struct, name in lines:
+        settings = importlib.import_module(f"fekernels.ops.{name}").OPERATION.settings
+        assert settings.__name__ == f"{struct}Settings"
+        own = tuple("noise_code" if number == "noise" else number for number in settings.NUMBERS)
+        assert numbers(f"math/{name}.h", f"{struct}Settings") == own
 
 
 def test_flags_are_bits_of_their_own():

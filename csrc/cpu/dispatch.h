@@ -4,10 +4,9 @@
 #include "cpu/categorical.h"
 #include "cpu/free_energy.h"
 #include "cpu/kernel_stein_discrepancy.h"
-#include "cpu/langevin_adam.h"
+#include "cpu/optimizers.h"
 #include "cpu/random.h"
 #include "cpu/reparameterize.h"
-#include "cpu/sgld.h"
 #include "cpu/sq_dist_rank.h"
 #include "cpu/svgd_direction.h"
 
@@ -15,10 +14,9 @@ namespace fe {
 
 struct CpuKernels {
   const char* isa;
-  bool (*supported)();
   FillPhilox* fill_philox;
-  LangevinAdamKernel* langevin_adam;
-  SgldKernel* sgld;
+#define FE_OPTIMIZER(Name, name) Name##Kernel* name;
+#include "math/optimizers.def"
   TermKernel* free_energy;
   CategoricalKernel* categorical;
   ReparameterizeKernel* reparameterize;

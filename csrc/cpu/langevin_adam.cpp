@@ -1,6 +1,5 @@
-#include "cpu/langevin_adam.h"
-
 #include "cpu/bf16_pairs.h"
+#include "cpu/optimizers.h"
 #include "cpu/stage.h"
 
 namespace fe::FE_ISA {

@@ -1,5 +1,4 @@
-#include "cpu/sgld.h"
-
+#include "cpu/optimizers.h"
 #include "cpu/stage.h"
 
 namespace fe::FE_ISA {

@@ -6,8 +6,7 @@
 #include <cstdint>
 
 #include "math/free_energy_codes.h"
-#include "math/langevin_adam.h"
-#include "math/sgld.h"
+#include "math/optimizers.def"
 #include "table.h"
 
 namespace fe::cuda {
@@ -28,24 +27,20 @@ struct StepCall {
   int32_t lr_dtype, temperature_dtype;  // kFloat32 or kFloat64, of the tensors above
 };
 
-struct LangevinAdamCall {
+template <class Settings>
+struct OptimizerCall {
   StepCall step;
-  LangevinAdamSettings settings;
-};
-
-struct SgldCall {
-  StepCall step;
-  SgldSettings settings;
+  Settings settings;
 };
 
 // Whether a kernel exists for these dtypes (TableRow::dtypes; the anchor's and the step's do not matter). The gradient
 // has the parameter's dtype; the states have it too, or are float32 under bfloat16 and float16 parameters, or bfloat16
 // under float32 parameters. Everything else makes the step return cudaErrorInvalidValue with nothing launched.
-extern "C" bool fe_cuda_langevin_adam_supports(int64_t dtypes);
-extern "C" bool fe_cuda_sgld_supports(int64_t dtypes);
-
-extern "C" int fe_cuda_langevin_adam(const LangevinAdamCall* call, void* stream);
-extern "C" int fe_cuda_sgld(const SgldCall* call, void* stream);
+#define FE_OPTIMIZER(Name, name)                               \
+  using Name##Call = OptimizerCall<Name##Settings>;            \
+  extern "C" bool fe_cuda_##name##_supports(int64_t dtypes);   \
+  extern "C" int fe_cuda_##name(const Name##Call* call, void* stream);
+#include "math/optimizers.def"
 
 // One operand of the free energy: [rows or 1, columns or 1] in elements, inner stride 1.
 struct FreeEnergyOperand {

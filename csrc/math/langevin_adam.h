@@ -146,4 +146,20 @@ FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest
   if (noise == Noise::kIsotropic) param = L::fma(L::splat(c.noise_scale), normal, param);
 }
 
+// What math/optimizers.def names: the operation for whoever goes through a table of any operation's rows.
+struct LangevinAdam {
+  static FE_HD uint32_t operands(const LangevinAdamSettings& settings) {
+    return 1u << kParam | 1u << kGrad | 1u << kExpAvg | 1u << kExpAvgSq |
+           (settings.has(kAmsgrad) ? 1u << kMaxExpAvgSq : 0u);
+  }
+  template <class S>
+  static FE_HD LangevinAdamCoefficients<S> coefficients(const LangevinAdamSettings& settings, double grad_scale,
+                                                        uint32_t t, double previous_unit) {
+    return langevin_adam_coefficients<S>(settings, grad_scale, t, previous_unit);
+  }
+  static FE_HD double noise_unit(const LangevinAdamSettings& settings) {
+    return momentum_noise_unit(settings.lr, settings.temperature, settings.beta1, settings.noise());
+  }
+};
+
 }  // namespace fe::inline FE_ISA

@@ -48,4 +48,14 @@ FE_HD void sgld(F& param, F grad, F anchor, F normal, const SgldCoefficients<S>&
   if (kNoisy) param = L::fma(L::splat(c.noise_scale), normal, param);
 }
 
+// As LangevinAdam of math/langevin_adam.h.
+struct Sgld {
+  static FE_HD uint32_t operands(const SgldSettings&) { return 1u << kParam | 1u << kGrad; }
+  template <class S>
+  static FE_HD SgldCoefficients<S> coefficients(const SgldSettings& settings, double grad_scale, uint32_t, double) {
+    return sgld_coefficients<S>(settings, grad_scale);
+  }
+  static FE_HD double noise_unit(const SgldSettings&) { return 0.0; }
+};
+
 }  // namespace fe::inline FE_ISA

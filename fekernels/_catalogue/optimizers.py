@@ -1,12 +1,15 @@
-"""What the optimizers' steps are told by number: dtypes, where the noise enters, switches.
+"""The optimizers' operations, and what their steps are told by number: dtypes, where the noise enters, switches.
 
-Checks, settings, pointer tables and Triton read these; C++ has the same in ``csrc/table.h`` and
-``csrc/math/langevin_adam.h``, and a test holds one against the other.
+Checks, settings, pointer tables and Triton read these; C++ has the same in ``csrc/math/optimizers.def``,
+``csrc/table.h`` and ``csrc/math/langevin_adam.h``, and a test holds one against the other.
 """
 
 from __future__ import annotations
 
-__all__ = ["DTYPES", "FLAGS", "NOISES", "NO_NOISE"]
+__all__ = ["DTYPES", "FLAGS", "NOISES", "NO_NOISE", "OPERATIONS"]
+
+# Each an operator of this name and a `_`, in files of this name.
+OPERATIONS = ("langevin_adam", "sgld")
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")  # in the order of their codes
 

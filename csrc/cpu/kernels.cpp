@@ -1,0 +1,42 @@
+// The kernels of one instruction set: this file is compiled for each. Its data alone is read before one is chosen.
+#include "cpu/dispatch.h"
+
+#define FE_TEXT(word) #word
+#define FE_NAME(word) FE_TEXT(word)
+
+namespace fe::FE_ISA {
+
+FillPhilox fill_philox;
+#define FE_OPTIMIZER(Name, name) Name##Kernel name##_span;
+#include "math/optimizers.def"
+TermKernel free_energy_units;
+CategoricalKernel categorical_units;
+ReparameterizeKernel reparameterize, reparameterize_backward;
+SvgdKernel svgd_direction, svgd_direction_backward;
+SvgdWorkspace svgd_direction_workspace, svgd_direction_backward_workspace;
+DiscrepancyKernel kernel_stein_discrepancy;
+DiscrepancyWorkspace kernel_stein_discrepancy_workspace;
+RankKernel sq_dist_rank;
+SqDistKernel sq_dist;
+
+extern const CpuKernels kernels;
+constexpr CpuKernels kernels{
+    FE_NAME(FE_ISA),
+    fill_philox,
+#define FE_OPTIMIZER(Name, name) name##_span,
+#include "math/optimizers.def"
+    free_energy_units,
+    categorical_units,
+    reparameterize,
+    reparameterize_backward,
+    svgd_direction,
+    svgd_direction_backward,
+    svgd_direction_workspace,
+    svgd_direction_backward_workspace,
+    kernel_stein_discrepancy,
+    kernel_stein_discrepancy_workspace,
+    sq_dist_rank,
+    sq_dist,
+};
+
+}  // namespace fe::FE_ISA
