@@ -21,6 +21,8 @@ __all__ = [
     "GRAD",
     "PointerTable",
     "Row",
+    "check_dtype",
+    "check_like",
     "step_numbers",
     "supported_dtypes",
 ]
@@ -35,6 +37,29 @@ DTYPE_CODES: dict[torch.dtype, int] = {getattr(torch, name): code for code, name
 def supported_dtypes() -> str:
     """For error messages."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_CODES)
+
+
+def check_dtype(function: str, name: str, tensor: Tensor, error: type[Exception] = TypeError) -> None:
+    """Raise ``error`` for a tensor whose dtype no kernel knows."""
+    if tensor.dtype not in DTYPE_CODES:
+        raise error(f"{function}: {name} must be one of {supported_dtypes()}; got {tensor.dtype}")
+
+
+def check_like(
+    function: str, name: str, tensor: Tensor, param: Tensor, dtype_error: type[Exception] = TypeError
+) -> None:
+    """Raise for a tensor that belongs to ``param`` and has no values, another shape or a dtype that no kernel knows.
+
+    Raises:
+        ValueError: the first two. ``dtype_error``: the third.
+    """
+    if tensor.is_meta and not param.is_meta:
+        raise ValueError(f"{function}: {name} must hold values; got a tensor on the meta device")
+    if tensor.shape != param.shape:
+        raise ValueError(
+            f"{function}: {name} must have shape {tuple(param.shape)} like its parameter; got {tuple(tensor.shape)}"
+        )
+    check_dtype(function, name, tensor, dtype_error)
 
 
 def step_numbers(steps: Sequence[Tensor]) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import number
-from fekernels._table import DTYPE_CODES, Row, supported_dtypes
+from fekernels._table import Row, check_like
 from fekernels.ops._memory import (
     SharedElements,
     has_plain_memory,
@@ -98,15 +98,7 @@ def check_row(function: str, where: str, row: Row) -> None:
             )
         if name not in operands:
             continue
-        if tensor.shape != param.shape:
-            raise ValueError(
-                f"{function}: {name} of {where} must have shape {tuple(param.shape)} like its parameter; "
-                f"got {tuple(tensor.shape)}"
-            )
-        if tensor.dtype not in DTYPE_CODES:
-            raise ValueError(
-                f"{function}: {name} of {where} must be one of {supported_dtypes()}; got {tensor.dtype}"
-            )
+        check_like(function, f"{name} of {where}", tensor, param, ValueError)
         _check_values(function, name, where, tensor)
     if step.numel() != 1 or step.dtype not in (torch.float32, torch.float64):
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fekernels._checks import dense
-from fekernels._table import DTYPE_CODES, supported_dtypes
+from fekernels._table import check_like
 
 __all__ = ["Anchors", "check_anchors", "checked_anchor"]
 
@@ -37,17 +37,7 @@ def check_anchors(function: str, anchors: list[Tensor], params: list[Tensor]) ->
         )
     for i, (tensor, param) in enumerate(zip(anchors, params, strict=True)):
         dense(function, f"anchor[{i}]", tensor)
-        if tensor.is_meta and not param.is_meta:
-            raise ValueError(f"{function}: anchor[{i}] must hold values; got a tensor on the meta device")
-        if tensor.shape != param.shape:
-            raise ValueError(
-                f"{function}: anchor[{i}] must have shape {tuple(param.shape)} like its parameter; "
-                f"got {tuple(tensor.shape)}"
-            )
-        if tensor.dtype not in DTYPE_CODES:
-            raise TypeError(
-                f"{function}: anchor[{i}] must be one of {supported_dtypes()}; got {tensor.dtype}"
-            )
+        check_like(function, f"anchor[{i}]", tensor, param)
 
 
 class Anchors:

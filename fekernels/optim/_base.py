@@ -12,7 +12,7 @@ from torch import Tensor
 from fekernels import _backends
 from fekernels._checks import integer
 from fekernels._host import host
-from fekernels._table import DTYPE_CODES, Row, step_numbers, supported_dtypes
+from fekernels._table import Row, check_dtype, step_numbers
 from fekernels.ops._noise_key import COUNTERS
 from fekernels.ops._rows import check_row, check_unit
 from fekernels.ops._steps import StepOperation, StepSettings
@@ -165,10 +165,7 @@ class TableOptimizer(ParameterGroups):
                     f"{self._name}: the gradient of params[{i}] must be dense; got layout {grad.layout} "
                     "(sparse gradients: torch.optim.SparseAdam)"
                 )
-            if grad.dtype not in DTYPE_CODES:
-                raise TypeError(
-                    f"{self._name}: the gradient of params[{i}] must be one of {supported_dtypes()}; got {grad.dtype}"
-                )
+            check_dtype(self._name, f"the gradient of params[{i}]", grad)
             if grad.device != param.device:
                 raise ValueError(
                     f"{self._name}: the gradient of params[{i}] must be on {param.device}; got {grad.device}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer, number, one_of
-from fekernels._table import DTYPE_CODES, supported_dtypes
+from fekernels._table import check_like
 from fekernels.optim._shards import is_sharded
 
 __all__ = [
@@ -102,16 +102,9 @@ def check_state(function: str, where: str, param: Tensor, state: Any, required: 
 def _check_tensor(function: str, name: str, param: Tensor, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor; got {_kind(tensor)}")
-    if tensor.dtype not in DTYPE_CODES:
-        raise TypeError(f"{function}: {name} must be one of {supported_dtypes()}; got {tensor.dtype}")
     if tensor.layout is not torch.strided:
         raise ValueError(f"{function}: {name} must be dense; got layout {tensor.layout}")
-    if tensor.is_meta and not param.is_meta:
-        raise ValueError(f"{function}: {name} must hold values; got a tensor on the meta device")
-    if tensor.shape != param.shape:
-        raise ValueError(
-            f"{function}: {name} must have shape {tuple(param.shape)} like its parameter; got {tuple(tensor.shape)}"
-        )
+    check_like(function, name, tensor, param)
     if is_sharded(tensor) != is_sharded(param):
         kinds = [("a DTensor" if is_sharded(t) else "a plain tensor") for t in (param, tensor)]
         raise ValueError(f"{function}: {name} must be {kinds[0]} like its parameter; got {kinds[1]}")

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from fekernels import _backends
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
 from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
-from fekernels._table import DTYPE_CODES, supported_dtypes
+from fekernels._table import check_dtype
 from fekernels.ops._noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_step
@@ -223,10 +223,7 @@ class ParameterGroups(Optimizer):
                 f"{self._name}: params of one group must be on one device; got {names} (give each device a group)"
             )
         for i, param in enumerate(group["params"]):
-            if param.dtype not in DTYPE_CODES:
-                raise TypeError(
-                    f"{self._name}: params[{i}] must be one of {supported_dtypes()}; got {param.dtype}"
-                )
+            check_dtype(self._name, f"params[{i}]", param)
 
     def _assign_streams(self, group: dict[str, Any]) -> None:
         """Position over all groups, or a hash of the name where the parameters came with names."""
