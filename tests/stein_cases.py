@@ -17,6 +17,7 @@ KERNELS = {**{name: name for name in ROWS}, "imq": stein.IMQ(beta=-0.3, c=1.2)}
 RADIAL = tuple(name for name, row in ROWS.items() if row.distance is not None)
 SMOOTH = tuple(name for name in RADIAL if ROWS[name].discrepancy)
 ROOTS = tuple(name for name in RADIAL if ROWS[name].distance is Distance.ROOT)
+SLOPES = {"matern32": 1.5}  # -phi'(0) of those whose derivative there autograd does not find
 TEMPERATURE = 0.7
 
 
@@ -145,6 +146,8 @@ def profile(name: str, u: Tensor) -> Tensor:
     kernel = KERNELS[name]
     if isinstance(kernel, stein.IMQ):
         return (kernel.c**2 + u) ** kernel.beta
+    if name == "matern32":
+        return (1 + (3 * u).sqrt()) * torch.exp(-(3 * u).sqrt())
     return torch.exp(-u.sqrt() if name == "laplace" else -u)
 
 
@@ -179,7 +182,8 @@ def exact_direction(problem: Problem, name: str, temperature: float = TEMPERATUR
     at_zero = profile(name, torch.zeros(()).double())
     k = torch.where(h == 0, at_zero * coincide, torch.where(still, at_zero, value))
     # grad_{x_j} k(x_j, x_i) = phi'(u) (2/h) (x_j - x_i)
-    g = torch.where(still | (h == 0), 0.0, -2 * slope / torch.where(h == 0, 1.0, h))
+    g = torch.where(still, SLOPES.get(name, 0.0), -slope) * 2 / torch.where(h == 0, 1.0, h)
+    g = torch.where(h == 0, 0.0, g)
     return (k @ s + temperature * (g.unsqueeze(-1) * difference).sum(-2)) / n
 
 
@@ -213,7 +217,10 @@ def exact_discrepancy(problem: Problem, name: str, statistic: str = "u") -> tupl
         if name == "linear":
             k = (a * b).sum(-1) + 1
         else:
-            k = profile(name, (a - b).square().sum(-1) / h[..., None, None])
+            # The root has no derivative at 0: what is found there at 1 is replaced below.
+            t = (a - b).square().sum(-1)
+            at_once = (t == 0) & (name in ROOTS)
+            k = profile(name, torch.where(at_once, 1.0, t) / h[..., None, None])
         by_a, by_b = torch.autograd.grad(k.sum(), (a, b), create_graph=True)
         trace = torch.zeros_like(k)
         for i in range(d):
@@ -222,6 +229,11 @@ def exact_discrepancy(problem: Problem, name: str, statistic: str = "u") -> tupl
             )
             trace = trace + second[..., i]
     si, sj = s.unsqueeze(-2), s.unsqueeze(-3)
+    if name in ROOTS:
+        strength = 2 * SLOPES[name] / h[..., None, None]
+        push = strength.unsqueeze(-1) * (a - b)
+        k, trace = torch.where(at_once, 1.0, k), torch.where(at_once, d * strength, trace)
+        by_a, by_b = (torch.where(at_once.unsqueeze(-1), *two) for two in ((-push, by_a), (push, by_b)))
     parts = [(si * sj).sum(-1) * k, (si * by_b).sum(-1), (sj * by_a).sum(-1), trace]
     kp, size = sum(parts), sum(part.detach().abs() for part in parts)
     if statistic == "u":
@@ -285,7 +297,8 @@ def gradient_scales(problem: Problem, upstream: Tensor, name: str) -> list[Tenso
     u = torch.where(still, 1.0, distance.square() / safe)
     k, first, second = (value.detach().abs() for value in derivatives(name, u, 2))
     k = torch.where(h == 0, coincide.double(), torch.where(still, 1.0, k))
-    r1, r2 = (torch.where(still | (h == 0), 0.0, v) for v in (2 * first / safe, 4 * second / safe / safe))
+    first, second = torch.where(still, SLOPES.get(name, 0.0), first), torch.where(still, 0.0, second)
+    r1, r2 = (torch.where(h == 0, 0.0, v) for v in (2 * first / safe, 4 * second / safe / safe))
     strengths, pulls = g.norm(dim=-1), s.norm(dim=-1)
     a = strengths.unsqueeze(-1) * pulls.unsqueeze(-2) + pulls.unsqueeze(-1) * strengths.unsqueeze(-2)
     unlike = (g.unsqueeze(-2) - g.unsqueeze(-3)).norm(dim=-1)

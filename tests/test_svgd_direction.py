@@ -190,6 +190,7 @@ def test_kernels_by_name_and_by_class():
         ("rbf", fe.stein.kernels.RBF()),
         ("imq", stein.IMQ(beta=-0.5, c=1.0)),
         ("laplace", stein.Laplace()),
+        ("matern32", stein.Matern32()),
         ("linear", stein.Linear()),
     ]
     results = []

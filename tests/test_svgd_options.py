@@ -105,7 +105,7 @@ def test_groups_deal_out_all_particles(n: int, size: int) -> None:
         assert any(not torch.equal(a, b) for a, b in zip(groups, other, strict=True))
 
 
-@pytest.mark.parametrize("kernel", ["rbf", fe.kernels.IMQ(c=2.0), "laplace"])
+@pytest.mark.parametrize("kernel", ["rbf", fe.kernels.IMQ(c=2.0), "laplace", fe.kernels.Matern32()])
 def test_the_mean_over_all_deals_is_the_direction(kernel) -> None:
     x = draws(4, 3, torch.float64)
     scores = draws(8, 3, torch.float64)[4:]
@@ -147,7 +147,7 @@ def test_independent_noise_is_langevin_dynamics_beside_svgd() -> None:
     torch.testing.assert_close(sampler.particles, expected)
 
 
-@pytest.mark.parametrize("kernel", ["rbf", "imq", "laplace"])
+@pytest.mark.parametrize("kernel", ["rbf", "imq", "laplace", "matern32"])
 def test_kernel_noise_has_the_kernel_matrix_as_its_covariance(kernel: str) -> None:
     """Over 20,000 dimensions, each a draw of its own; 5 standard errors."""
     d, lr, rate, h = 20_000, 0.01, 0.05, 4.0e4
@@ -160,7 +160,13 @@ def test_kernel_noise_has_the_kernel_matrix_as_its_covariance(kernel: str) -> No
     drift = lr * fe.svgd_direction(x, torch.zeros_like(x), kernel=kernel, bandwidth=h)
     kick = (sampler.particles - x - drift).double()
     u = torch.cdist(x.double(), x.double()).square() / h
-    matrix = {"rbf": (-u).exp(), "imq": (1 + u).rsqrt(), "laplace": (-u.sqrt()).exp()}[kernel]
+    r = (3 * u).sqrt()
+    matrix = {
+        "rbf": (-u).exp(),
+        "imq": (1 + u).rsqrt(),
+        "laplace": (-u.sqrt()).exp(),
+        "matern32": (1 + r) * (-r).exp(),
+    }[kernel]
     covariance = 2 * lr * (matrix / 5 + rate * torch.eye(5))
     error = (covariance.square() + covariance.diagonal().outer(covariance.diagonal())).div(d).sqrt()
     measured = kick @ kick.T / d

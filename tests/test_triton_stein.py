@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton_stein_aot as aot  # noqa: E402
 from triton_worker import interpreter  # noqa: E402
 
-RBF, IMQ, LAPLACE, LINEAR = (CODES[name] for name in ("rbf", "imq", "laplace", "linear"))
+RBF, IMQ, LAPLACE, MATERN32, LINEAR = CODES.values()
 NATIVE = [code for code, row in enumerate(KERNELS) if row.native]
 FINITE = [code for code in NATIVE if KERNELS[code].discrepancy]
 FLOAT32, TF32, BF16X3 = range(3)
@@ -131,7 +131,8 @@ def reference_in_float32(x: Tensor, s: Tensor, h: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "d"), [(RBF, 3), (RBF, 20), (RBF, 130), (IMQ, 3), (IMQ, 20), (LAPLACE, 20)]
+    ("kernel", "d"),
+    [(RBF, 3), (RBF, 20), (RBF, 130), (IMQ, 3), (IMQ, 20), (LAPLACE, 20), (MATERN32, 3), (MATERN32, 20)],
 )
 def test_no_bandwidth(run, kernel, d):
     """h = 0: particles at the same place share their scores, others nothing. A problem beside it has a bandwidth."""

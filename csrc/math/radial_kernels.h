@@ -85,6 +85,25 @@ struct LaplaceKernel : RadialKernel {
   }
 };
 
+// Twice differentiable but for coincident points: there second grows without bound and is taken as 0, as are its products
+// with t and with differences, which vanish.
+template <class F>
+struct Matern32Kernel : RadialKernel {
+  static constexpr const char* kName = "matern32";
+  static constexpr bool kNeedsDifferences = true;
+  static constexpr float kScale = 3.0f;
+  explicit FE_HD Matern32Kernel(const RadialParams&) {}
+
+  FE_HD Radial<F> operator()(F scaled) const {
+    using L = Lane<F>;
+    const F s = L::sqrt(scaled);
+    const F decay = exp_negative<F>(-s);
+    const F k = L::fma(s, decay, decay);
+    const F second = L::divide(decay * 9.0f, s);
+    return {scaled > kFarthest ? L::splat(0.0f) : k, decay * 3.0f, scaled > 0.0f ? second : L::splat(0.0f)};
+  }
+};
+
 template <class... Kernels>
 struct KernelList {
   static constexpr int kCount = sizeof...(Kernels);
@@ -99,7 +118,7 @@ struct KernelList {
 
 // In the order of their codes, which is that of fekernels/_catalogue/stein.py: every pass and every check takes them from here.
 template <class F>
-using RadialKernels = KernelList<RbfKernel<F>, ImqKernel<F>, LaplaceKernel<F>>;
+using RadialKernels = KernelList<RbfKernel<F>, ImqKernel<F>, LaplaceKernel<F>, Matern32Kernel<F>>;
 
 template <class F, class Run>
 void with_kernel(int64_t code, const Run& run) {

@@ -15,7 +15,7 @@ from typing import ClassVar
 from fekernels._checks import number
 
 # As fe.kernels; layers read KERNELS, NAMES and CODES.
-__all__ = ["IMQ", "RBF", "Laplace", "Linear"]
+__all__ = ["IMQ", "RBF", "Laplace", "Linear", "Matern32"]
 
 
 class Distance(Enum):
@@ -113,6 +113,21 @@ class Laplace(SteinKernel):
 
 
 @dataclass(frozen=True)
+class Matern32(SteinKernel):
+    """(1 + sqrt(3u)) exp(-sqrt(3u)), the Matern kernel of smoothness 3/2 (Rasmussen & Williams 2006, equation 4.17).
+
+    Between rbf and laplace: its tails are laplace's, without the kink, so that the discrepancy is finite.
+    """
+
+    name: ClassVar[str] = "matern32"
+    distance: ClassVar[Distance | None] = Distance.ROOT
+
+    @staticmethod
+    def at_zero(beta: float, c: float) -> tuple[float, float]:
+        return 1.0, 3.0
+
+
+@dataclass(frozen=True)
 class Linear(SteinKernel):
     """x.y + 1, which matches mean and covariance exactly (Liu & Wang 2018, arXiv:1810.11693); it has no bandwidth."""
 
@@ -123,7 +138,7 @@ class Linear(SteinKernel):
 
 
 # Those that C++ and Triton have come first.
-KERNELS: tuple[type[SteinKernel], ...] = (RBF, IMQ, Laplace, Linear)
+KERNELS: tuple[type[SteinKernel], ...] = (RBF, IMQ, Laplace, Matern32, Linear)
 NAMES = tuple(row.name for row in KERNELS)
 CODES = {name: code for code, name in enumerate(NAMES)}
 LINEAR = CODES["linear"]  # the one that is not radial, with formulas of its own

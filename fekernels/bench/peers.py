@@ -233,7 +233,16 @@ def laplace_kernel(x: Tensor, s: Tensor, h: float) -> Tensor:
     return (k @ s).addcmul_(g.sum(1, keepdim=True), x).sub_(g @ x).div_(x.shape[0])
 
 
-DIRECTIONS: dict[str, Direction] = {"rbf": plain, "imq": imq, "laplace": laplace_kernel}
+def matern32(x: Tensor, s: Tensor, h: float) -> Tensor:
+    """(1 + r) exp(-r) with r = sqrt(3t/h), of repulsion 3 exp(-r) / h."""
+    root = over_h(x, h / 3).neg_().clamp_(min=0).sqrt_()
+    g = root.neg().exp_()
+    k = root.add_(1).mul_(g)
+    g.mul_(3 / h)
+    return (k @ s).addcmul_(g.sum(1, keepdim=True), x).sub_(g @ x).div_(x.shape[0])
+
+
+DIRECTIONS: dict[str, Direction] = {"rbf": plain, "imq": imq, "laplace": laplace_kernel, "matern32": matern32}
 
 
 def discrepancy(x: Tensor, s: Tensor, h: float) -> Tensor:

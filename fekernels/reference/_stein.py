@@ -53,6 +53,18 @@ def laplace(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
     return [torch.where(zero, at, value) for at, value in ((1.0, k), (0.0, p1), (0.0, p2))][: order + 1]
 
 
+def matern32(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
+    """p2 and p3 diverge at u = 0 and are 0 there by convention: what they are multiplied by vanishes faster."""
+    zero = u == 0
+    s = torch.sqrt(torch.where(zero, 1.0, 3 * u))
+    decay = torch.exp(-s)
+    p2 = 9 * decay / s
+    p3 = 3 * p2 / s * (1 + 1 / s)
+    # 1 + s is infinite where u is
+    values = torch.where(decay == 0, 0.0, (1 + s) * decay), 3 * decay, p2, p3
+    return [torch.where(zero, at, v) for at, v in zip((1.0, 3.0, 0.0, 0.0), values, strict=True)][: order + 1]
+
+
 # By code, of the radial kernels.
 FORMULAS: tuple[Callable[[Tensor, float, float, int], list[Tensor]], ...] = tuple(
     globals()[row.name] for row in KERNELS if row.distance is not None

@@ -15,6 +15,7 @@ from fekernels._catalogue.stein import CODES, KERNELS, Distance
 RBF = tl.constexpr(CODES["rbf"])
 IMQ = tl.constexpr(CODES["imq"])
 LAPLACE = tl.constexpr(CODES["laplace"])
+MATERN32 = tl.constexpr(CODES["matern32"])
 # Whose tiles of tensor-core products `_stein_tiles` writes out; the others go by strips.
 TILED = (RBF.value, IMQ.value)
 
@@ -98,15 +99,26 @@ def laplace(u):
 
 
 @triton.jit
+def matern32(u):
+    """The second derivative, which diverges, is 0 at u = 0."""
+    s = tl.sqrt(3.0 * u)
+    decay = tl.exp2(s * -LOG2E)
+    k = tl.where(decay > 0, (1.0 + s) * decay, 0.0)  # s may be infinite
+    return k, 3.0 * decay, tl.where(u > 0, 9.0 * decay / tl.where(u > 0, s, 1.0), 0.0)
+
+
+@triton.jit
 def radial(u, KERNEL: tl.constexpr, beta, c):
     """phi(u), -2 phi'(u) and 4 phi''(u). u may be infinite."""
     if KERNEL == RBF:
         return rbf(u)
     elif KERNEL == IMQ:
         return imq(u, beta, c)
-    else:
-        tl.static_assert(KERNEL == LAPLACE)
+    elif KERNEL == LAPLACE:
         return laplace(u)
+    else:
+        tl.static_assert(KERNEL == MATERN32)
+        return matern32(u)
 
 
 @triton.jit
