@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from fekernels import _backends, _extension, bench
+from fekernels import _backends, _extension, _host, bench
 from fekernels._catalogue.free_energy import NAMES
 from fekernels.bench import case, floors, memory, once, optimizers, packages, registry, report, runner, timing
 from fekernels.bench.case import Case, Cost, Group, Row
@@ -356,6 +356,16 @@ def test_restore_follows_a_failure() -> None:
 
 def test_import_is_timed_in_a_process() -> None:
     assert 0 < once.import_seconds(1) < 60
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_build_is_that_of_the_first_use() -> None:
+    """In the cache directory of these tests, which holds what they compiled; the benchmark gives it an empty one."""
+    if _extension.library_path() == _extension.PREBUILT:
+        pytest.skip("the kernels were compiled ahead of time")
+    if (reason := _host.unavailable_reason()) is not None:
+        pytest.skip(f"no compiled gradient check: {reason}")
+    assert 0 < float(once.run_python(["-c", once.BUILD_PROGRAM], 600)) < 60
 
 
 def test_a_process_that_fails_is_a_row_without_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
