@@ -70,6 +70,7 @@ PASSING = (
     r"|Cannot allocate memory|std::bad_alloc"
 )
 
+CPU_FACTS = Path("/proc/cpuinfo")
 _DIGEST_BYTES = 32
 _log = logging.getLogger("fekernels")
 
@@ -210,8 +211,28 @@ def find_toolchain(device: str) -> Toolchain:
 
 
 def instruction_sets(machine: str | None = None) -> tuple[str, ...]:
-    """The instruction sets that are built for a machine (default: this one), in rising order."""
+    """The instruction sets that there are for a kind of machine (default: this one's), in rising order."""
     return tuple(ISA_FLAGS) if (machine or platform.machine()) in ("x86_64", "AMD64") else ("baseline",)
+
+
+def first_use_instruction_sets() -> tuple[str, ...]:
+    """Those that a build at first use is for: the one that will run, or every one with FEKERNELS_ISA=all.
+
+    The best of this processor's runs, unless FEKERNELS_ISA names another. A name that is unknown, or of a set that this
+    processor does not have, is refused by the library when it is loaded, so any set will do.
+    """
+    known, chosen = instruction_sets(), os.environ.get("FEKERNELS_ISA")
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", CPU_FACTS.read_text(), re.MULTILINE)
+    except OSError:
+        flags = None
+    if chosen == "all" or (flags is None and len(known) > 1):
+        return known
+    has = set(flags[1].split()) if flags is not None else set()
+    # What the compiler may use is what /proc/cpuinfo must list, by the same names.
+    needs = {isa: {flag[2:] for flag in ISA_FLAGS[isa] if "=" not in flag} for isa in known}
+    able = [isa for isa in known if needs[isa] <= has]
+    return (chosen,) if chosen in able else (able[-1],)
 
 
 def extra_flags() -> list[str]:
@@ -261,16 +282,23 @@ class Sources:
 
 
 def build_steps(
-    tools: Toolchain, root: Path, torch_root: Path, sources: Sources | None = None
+    tools: Toolchain,
+    root: Path,
+    torch_root: Path,
+    sources: Sources | None = None,
+    isas: tuple[str, ...] | None = None,
 ) -> list[tuple[str, list[str]]]:
     """Every output file, in order, with the command that makes it; the library comes last.
 
-    ``sources``: those under ``root`` unless given, for a ``root`` that only stands for the real one.
+    Args:
+        tools: from :func:`find_toolchain`.
+        root: the directory csrc.
+        torch_root: the directory of the package torch.
+        sources: those under ``root`` unless given, for a ``root`` that only stands for the real one.
+        isas: the instruction sets; every one unless given.
     """
-    isas, sources = instruction_sets(), sources or Sources.under(root)
-    facts = [TORCH_TARGET, *(f"-DFE_HAVE_{isa.upper()}" for isa in isas[1:])]
-    if tools.nvcc:
-        facts.append("-DFE_HAVE_CUDA")
+    isas, sources = isas or instruction_sets(), sources or Sources.under(root)
+    facts = [TORCH_TARGET, *(["-DFE_HAVE_CUDA"] if tools.nvcc else [])]
     compiler, extra = [*tools.cxx, *CXX_FLAGS, "-I", str(root)], extra_flags()
     steps: list[tuple[str, list[str]]] = []
 

@@ -28,7 +28,9 @@ from fekernels._build import (
     build_steps,
     compile_library,
     find_toolchain,
+    first_use_instruction_sets,
     host_steps,
+    instruction_sets,
     is_intact,
 )
 
@@ -83,6 +85,7 @@ class CachedLibrary:
 
         self._sources, self._torch = source_root, Path(torch.__file__).parent
         self._name = name if name != "host" else f"host-{sysconfig.get_config_var('SOABI')}"
+        self._isas = first_use_instruction_sets() if name != "host" else ()
         system = f"{sys.platform}-{platform.machine()}-{'-'.join(platform.libc_ver())}"
         self._directory = (
             cache_directory() / f"torch-{torch.__version__}-{system}-{_source_digest(source_root)}"
@@ -93,16 +96,21 @@ class CachedLibrary:
         except ExtensionUnavailable as error:
             self._missing = error
             return
-        # Fixed paths stand in for the real ones: the same sources and torch elsewhere give the same library.
-        steps = self._steps(Path("csrc"), Path("torch"), Path("python"))
-        key = _digest([self._tools.name, self._tools.nvcc_name, steps])
-        self._path = self._directory / f"{self._name}-{key}.so"
-        self._failed = self._directory / f"{self._name}-{key}.{self._circumstances()}.log"
+        self._path = self._directory / self._file_name(self._isas)
+        self._failed = self._path.with_suffix(f".{self._circumstances()}.log")
 
-    def _steps(self, csrc: Path, torch: Path, python: Path) -> list[tuple[str, list[str]]]:
-        if self._name.startswith("host-"):
+    def _file_name(self, isas: tuple[str, ...]) -> str:
+        # Fixed paths stand in for the real ones: the same sources and torch elsewhere give the same library.
+        steps = self._steps(Path("csrc"), Path("torch"), Path("python"), isas)
+        key = _digest([self._tools.name, self._tools.nvcc_name, steps])
+        return f"{_stem(self._name, isas)}-{key}.so"
+
+    def _steps(
+        self, csrc: Path, torch: Path, python: Path, isas: tuple[str, ...]
+    ) -> list[tuple[str, list[str]]]:
+        if not isas:
             return host_steps(self._tools, csrc, torch, python)
-        return build_steps(self._tools, csrc, torch, Sources.under(self._sources))
+        return build_steps(self._tools, csrc, torch, Sources.under(self._sources), isas)
 
     def failure(self) -> str | None:
         """Why a build under the same circumstances is known to fail; None when it is not."""
@@ -126,10 +134,14 @@ class CachedLibrary:
             return None
         except OSError as error:
             raise self._cannot("read", error) from error
+        # A library of every instruction set serves as well. So does one from the time when there was a compiler (an
+        # image's build stage, say).
+        served = {_stem(self._name, isas): isas for isas in (self._isas, self._isas and instruction_sets())}
         if self._missing is None:
-            paths = [self._path]
-        else:  # one from the time when there was a compiler (an image's build stage, say) is as good as ever
-            paths = sorted(self._directory.glob(f"{self._name}-*.so"), key=_age)
+            paths = [self._directory / self._file_name(isas) for isas in served.values()]
+        else:
+            found = [path for stem in served for path in self._directory.glob(f"{stem}-*.so")]
+            paths = sorted(found, key=_age)
         for path in paths:
             if not os.path.lexists(path):
                 continue
@@ -181,7 +193,9 @@ class CachedLibrary:
 
     def _compile(self, verbose: bool) -> None:
         try:
-            steps = self._steps(self._sources, self._torch, Path(sysconfig.get_paths()["include"]))
+            steps = self._steps(
+                self._sources, self._torch, Path(sysconfig.get_paths()["include"]), self._isas
+            )
             compile_library(self._path, self._tools, steps, verbose, mode=0o600)
         except BuildFailed as error:
             # What a lack of memory or an interruption ended may well work the next time.
@@ -249,6 +263,10 @@ class CachedLibrary:
         return ExtensionUnavailable(
             f"cannot {what} in {self._directory}: {error}. Set FEKERNELS_CACHE_DIR to a place that can be written"
         )
+
+
+def _stem(name: str, isas: tuple[str, ...]) -> str:
+    return "-".join([name, *(["all"] if len(isas) > 1 else isas)])
 
 
 def _digest(facts: object) -> str:

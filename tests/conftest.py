@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 
 import cuda_on_cpu
@@ -28,7 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread a worker: most tensors here are small, and `pytest -n` has its own. Tests of threads say how many."""
+    """Every instruction set is compiled, because the tests compare them.
+
+    One thread a worker: most tensors here are small, and `pytest -n` has its own. Tests of threads say how many.
+    """
+    os.environ.setdefault("FEKERNELS_ISA", "all")
     torch.set_num_threads(1)
     fuzz_budget.total = config.getoption("--fuzz-examples")
 

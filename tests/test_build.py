@@ -69,7 +69,7 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(
         word.startswith("-m") for word in steps["register.cpp.o"] + steps["cpu_sgld.cpp.baseline.o"]
     )
-    assert {"-DFE_HAVE_AVX2", "-DFE_HAVE_AVX512", "-DFE_HAVE_CUDA"} <= set(steps["cpu_dispatch.cpp.o"])
+    assert "-DFE_HAVE_CUDA" in steps["cpu_dispatch.cpp.o"]
     assert "arch=compute_90,code=[sm_90,compute_90]" in steps["cuda_sgld.cu.o"]
     assert steps["cuda_sgld.cu.o"][:3] == ["nvcc", "-ccbin", "g++"]
     assert list(steps)[-1] == "library.so" and set(steps) - {"library.so"} <= set(steps["library.so"])
@@ -78,6 +78,58 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     arm = dict(_build.build_steps(_build.Toolchain("ninja", ("g++",), "gcc 12"), Path("csrc"), Path("torch")))
     assert len(arm) == len(sources.baseline) + len(sources.per_isa) + 1
     assert not any(word.startswith(("-m", "-DFE_HAVE")) for step in arm.values() for word in step)
+
+
+def test_the_steps_for_one_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    tools = _build.Toolchain("ninja", ("g++",), "gcc 12")
+    steps = dict(_build.build_steps(tools, Path("csrc"), Path("torch"), isas=("avx2",)))
+    sources = _build.Sources.under(Path("csrc"))
+    assert len(steps) == len(sources.baseline) + len(sources.per_isa) + 1
+    assert {word for step in steps.values() for word in step if word.startswith("-DFE_ISA")} == {
+        "-DFE_ISA=avx2"
+    }
+
+
+AVX2 = "fpu sse2 fma f16c avx avx2"
+AVX512 = f"{AVX2} avx512f avx512dq avx512bw avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("facts", "chosen", "compiled"),
+    [
+        (AVX512, None, ["avx512"]),
+        (AVX512, "auto", ["avx512"]),
+        (AVX512, "avx2", ["avx2"]),
+        (AVX512, "baseline", ["baseline"]),
+        (AVX512, "mmx", ["avx512"]),
+        (AVX512, "all", ["baseline", "avx2", "avx512"]),
+        (AVX2, None, ["avx2"]),
+        (AVX2, "avx512", ["avx2"]),
+        (AVX512.replace(" avx512vl", ""), None, ["avx2"]),
+        (AVX2.replace(" fma", ""), None, ["baseline"]),
+        (AVX2.replace(" avx2", " avx2x"), "avx2", ["baseline"]),
+        (None, None, ["baseline", "avx2", "avx512"]),
+        (None, "avx2", ["baseline", "avx2", "avx512"]),
+    ],
+)
+def test_the_first_use_compiles_what_this_processor_will_run(
+    facts: str | None,
+    chosen: str | None,
+    compiled: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(_build, "CPU_FACTS", tmp_path / "cpuinfo")
+    if facts is not None:
+        (tmp_path / "cpuinfo").write_text(f"model name\t: any\nflags\t\t: {facts}\nbugs\t\t: none\n")
+    monkeypatch.delenv("FEKERNELS_ISA", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("FEKERNELS_ISA", chosen)
+    assert [*_build.first_use_instruction_sets()] == compiled
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert [*_build.first_use_instruction_sets()] == ["baseline"]
 
 
 def test_further_flags_come_last_and_name_another_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,6 +270,29 @@ def test_the_default_directory_loses_its_groups_right(
     assert stat.S_IMODE(default.stat().st_mode) == 0o700
 
 
+# Which instruction sets a library has.
+
+
+@pytest.mark.skipif(
+    len(_build.instruction_sets()) == 1, reason="this kind of machine has one instruction set"
+)
+def test_a_library_of_every_instruction_set_serves_each_and_one_of_one_only_that(
+    environment: dict[str, str],
+) -> None:
+    def library(isa: str) -> tuple[str, int]:
+        done = run(LOAD, environment | {"FEKERNELS_ISA": isa})
+        assert done.returncode == 0, done.stderr
+        return Path(done.stdout.split()[1]).name.rsplit("-", 1)[0], done.stderr.count("compiling")
+
+    assert library("baseline") == ("cpu-baseline", 1)
+    assert library("all") == ("cpu-all", 1)
+    assert library("baseline") == ("cpu-baseline", 0)
+    best = _build.first_use_instruction_sets()[-1]
+    assert library("auto") == ("cpu-all", 0) or best == "baseline"
+    without_compiler = environment | {"CXX": "no-such-compiler", "FEKERNELS_ISA": "auto"}
+    assert run(LOAD, without_compiler).stdout.split("/")[-1].startswith("cpu-all-") or best == "baseline"
+
+
 # Libraries that are no good, and commands that are none.
 
 

@@ -70,6 +70,7 @@ def main() -> int:
     environment = os.environ | {
         "FEKERNELS_CXXFLAGS": FLAGS.format(arguments.only or "address,undefined"),
         "FEKERNELS_BUILD": "cpu",
+        "FEKERNELS_ISA": "all",  # one library for every part of the run
         "FEKERNELS_CACHE_DIR": str(cache_directory() / "sanitized"),
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }

@@ -2,53 +2,54 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
 namespace fe {
 
-// csrc/cpu/kernels.cpp
-namespace avx512 {
-extern const CpuKernels kernels;
-}
-namespace avx2 {
-extern const CpuKernels kernels;
-}
-namespace baseline {
-extern const CpuKernels kernels;
-}
+// csrc/cpu/kernels.cpp, compiled once for each. Weak: a library need not hold all of them, and one that it lacks is null.
+#define FE_MAY_HAVE(isa)                               \
+  namespace isa {                                      \
+  extern const CpuKernels kernels __attribute__((weak)); \
+  }
+FE_MAY_HAVE(avx512)
+FE_MAY_HAVE(avx2)
+FE_MAY_HAVE(baseline)
 
 namespace {
 
 struct InstructionSet {
+  const char* name;
   const CpuKernels* kernels;
   bool (*supported)();
 };
 
 // The best first.
 const InstructionSet kSets[] = {
-#if defined(FE_HAVE_AVX512)
-    {&avx512::kernels,
+#if defined(__x86_64__)
+    {"avx512", &avx512::kernels,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
      }},
+    {"avx2", &avx2::kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-#if defined(FE_HAVE_AVX2)
-    {&avx2::kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-#endif
-    {&baseline::kernels, [] { return true; }},
+    {"baseline", &baseline::kernels, [] { return true; }},
 };
 
+// "all" says what is compiled, and chooses as "auto" does.
 const CpuKernels& find(const char* name) {
-  const bool automatic = name == nullptr || *name == 0 || std::strcmp(name, "auto") == 0;
+  const std::string wanted = name == nullptr || *name == 0 ? "auto" : name;
+  const bool best = wanted == "auto" || wanted == "all";
   std::string known;
   for (const InstructionSet& set : kSets) {
-    known += std::string(", ") + set.kernels->isa + (set.supported() ? "" : " (not on this processor)");
-    if ((automatic || std::strcmp(name, set.kernels->isa) == 0) && set.supported()) return *set.kernels;
+    const bool supported = set.supported();
+    if ((best || wanted == set.name) && supported && set.kernels) return *set.kernels;
+    known += std::string(", ") + set.name;
+    if (!supported) known += " (not on this processor)";
+    else if (!set.kernels) known += " (not in this library: FEKERNELS_ISA=all compiles every one)";
   }
-  throw std::invalid_argument("FEKERNELS_ISA must be one of auto" + known + "; got '" + name + "'");
+  throw std::invalid_argument("FEKERNELS_ISA must be one of auto, all" + known + "; got '" + wanted + "'");
 }
 
 std::atomic<const CpuKernels*> active{nullptr};

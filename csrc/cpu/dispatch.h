@@ -29,7 +29,8 @@ struct CpuKernels {
   SqDistKernel* sq_dist;
 };
 
-// The kernels in use. Throws std::invalid_argument when FEKERNELS_ISA names a set that is unknown or cannot run here.
+// The kernels in use. Throws std::invalid_argument when FEKERNELS_ISA names a set that is unknown, was not compiled or
+// cannot run here.
 const CpuKernels& cpu_kernels();
 
 // Switches to the named set, "auto" being the best; throws std::invalid_argument as above.
