@@ -21,6 +21,57 @@ def parameters(count=2):
     return params
 
 
+@pytest.mark.parametrize("name", MAKE)
+def test_a_schedule_gives_the_bits_of_values_that_are_checked_anew(name):
+    """Positive lr and temperature after positive ones are taken over; another value between them makes them anew."""
+    results = []
+    for anew in (False, True):
+        params = parameters()
+        optimizer = MAKE[name](params, prior_precision=0.5)
+        (group,) = optimizer.param_groups
+        moves = [
+            ("lr", 0.2),
+            ("temperature", 0.3),
+            ("lr", 0.05),
+            ("temperature", 0.0),
+            ("lr", 0.0),
+            ("lr", 0.07),
+        ]
+        moves += [("temperature", 2.0), ("prior_precision", 0.1), ("lr", np.float64(0.03)), ("lr", 0.04)]
+        for key, value in moves:
+            group[key] = value
+            if anew:
+                optimizer._kept.clear()
+            optimizer.step()
+        results.append(torch.stack([p.detach() for p in params]))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1"])
+@pytest.mark.parametrize("key", ["lr", "temperature"])
+@pytest.mark.parametrize("name", MAKE)
+def test_a_schedule_that_goes_wrong_moves_nothing(name, key, value):
+    params = parameters()
+    optimizer = MAKE[name](params, prior_precision=0.5)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.2
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    optimizer.param_groups[0][key] = value
+    with pytest.raises((TypeError, ValueError), match=f"{key} must be"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
+def test_a_schedule_from_cold_to_hot_warns():
+    params = parameters()
+    optimizer = fe.LangevinAdam(params, lr=0.1, seed=1)
+    optimizer.step()
+    optimizer.param_groups[0]["temperature"] = 1.0
+    with pytest.warns(UserWarning, match="prior_precision = 0"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize(("key", "value"), [("streams", [7, 8]), ("anchor", None)])
 @pytest.mark.parametrize("name", MAKE)
 def test_a_value_set_later_counts_on_every_backend(name, key, value):

@@ -70,6 +70,12 @@ class StepSettings:
             row.append(float(NOISES[value]) if name == "noise" else value)
         return row
 
+    def schedule(self, name: str, value: float) -> None:
+        """Set lr or temperature, in the row too where it has been made."""
+        setattr(self, name, value)
+        if "row" in self.__dict__:
+            self.row[HEAD.index(name)] = value
+
     def check(self, function: str, lists: dict[str, Any]) -> None:
         """Raise for values of an operator's call that are out of their range; read what only the operator takes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
@@ -22,6 +23,7 @@ __all__ = ["KeptSettings", "StateSnapshot", "TableCache"]
 
 ORDINARY = {Tensor}
 UNCHANGING = {float, int, bool, str, type(None), torch.dtype}
+SCHEDULED = {"lr", "temperature"}
 # Shapes and dtypes that a step compares. Pointers, sizes and strides it compares of every tensor, so that no kernel
 # leaves its memory; these, which a ``.data`` of the same place and size changes alone, in turn: all of them at every
 # step of a group this small, otherwise within a few steps.
@@ -36,7 +38,9 @@ def gaps(tensor: Tensor) -> tuple[int, ...] | None:
 class KeptSettings:
     """A group's settings, for as long as its values are the very objects that they were checked and made from.
 
-    Looking the values up costs 1 us, checking them and making the settings 10.
+    Looking the values up costs 1 us, checking them and making the settings 10. Schedules set another lr or temperature
+    at every step: a positive number after a positive one is taken over, because it is as right, and deserves no
+    warning that the other did not.
 
     Args:
         keys: of the values that the settings or their checks depend on.
@@ -52,7 +56,22 @@ class KeptSettings:
         return all(map(_unchanging, self.values))
 
     def hold(self, group: dict[str, Any]) -> bool:
-        return all(map(is_, map(group.get, self.keys), self.values)) and self.lasting
+        values = list(map(group.get, self.keys))
+        if not all(map(is_, values, self.values)):
+            moved = {}
+            for key, value, before in zip(self.keys, values, self.values, strict=True):
+                if value is not before:
+                    if not (key in SCHEDULED and _positive(value) and _positive(before)):
+                        return False
+                    moved[key] = value
+            for key, value in moved.items():
+                self.settings.schedule(key, value)
+            self.values = values
+        return self.lasting
+
+
+def _positive(value: object) -> bool:
+    return type(value) is float and 0.0 < value < math.inf
 
 
 def _unchanging(value: object) -> bool:
