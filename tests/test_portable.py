@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 # and, for every kernel and three shapes, a Stein direction with its gradients, two sums of a discrepancy, a median
 # distance.
 BITS = 4 * (4 + 1003 + 4 * 3 * 777) + 8 * 13 + 4 * 777 * 24 + 4 * 2 * 777
-BITS += sum(kernel.native for kernel in KERNELS) * (4 * 3 * (150 * 20 + 70 * 3 + 10 * 2100) + 3 * (4 + 2 * 8 + 4))
+BITS += sum(kernel.native for kernel in KERNELS) * (
+    4 * 3 * (150 * 20 + 70 * 3 + 10 * 2100) + 3 * (4 + 2 * 8 + 4)
+)
 
 
 def baseline_program(folder: Path, compiler: str, *flags: str) -> str:

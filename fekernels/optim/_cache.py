@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import chain
 from operator import is_
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -56,9 +56,10 @@ class KeptSettings:
         return all(map(_unchanging, self.values))
 
     def hold(self, group: dict[str, Any]) -> bool:
+        """Whether the settings are those of the group's values, or now are."""
         values = list(map(group.get, self.keys))
         if not all(map(is_, values, self.values)):
-            moved = {}
+            moved: dict[str, float] = {}
             for key, value, before in zip(self.keys, values, self.values, strict=True):
                 if value is not before:
                     if not (key in SCHEDULED and _positive(value) and _positive(before)):
@@ -70,7 +71,7 @@ class KeptSettings:
         return self.lasting
 
 
-def _positive(value: object) -> bool:
+def _positive(value: object) -> TypeGuard[float]:
     return type(value) is float and 0.0 < value < math.inf
 
 
