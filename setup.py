@@ -26,7 +26,7 @@ from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
 from setuptools.command.build_py import build_py  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-spec = importlib.util.spec_from_file_location("fekernels_build", HERE / "fekernels" / "_build.py")
+spec = importlib.util.spec_from_file_location("fekernels_build", HERE / "fekernels" / "_runtime" / "build.py")
 assert spec is not None and spec.loader is not None
 build = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = build

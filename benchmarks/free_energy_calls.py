@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels import _backends
 from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, MEAN, NONE, SUM, Target
+from fekernels._runtime import backends
 
 CLASSES = 5
 KINDS = ("full", "column", "row", "scalar")
@@ -55,7 +55,7 @@ class Call:
         """needs: bits of the operands whose gradients are wanted, all where it is None."""
         there = self.to(device)
         needs = (1 << len(self.operands)) - 1 if needs is None else needs
-        kernel: Callable[..., list[Tensor]] = _backends.implementation("free_energy", backend)  # type: ignore[assignment]
+        kernel: Callable[..., list[Tensor]] = backends.implementation("free_energy", backend)  # type: ignore[assignment]
         return kernel(
             there.params, there.target, there.mask, there.latent, there.weight, there.upstream, self.likelihood,
             self.reduction, self.beta, needs, self.inplace, there.latent_mask,

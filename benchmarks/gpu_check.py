@@ -35,7 +35,7 @@ from benchmarks import gpu_svgd_times, gpu_times  # noqa: E402
 from benchmarks.gpu_checks import NotPossible  # noqa: E402
 from benchmarks.gpu_environment import backends_of, build, environment  # noqa: E402
 from benchmarks.gpu_worker import MARK, chosen_checks, run_part  # noqa: E402
-from fekernels import _backends  # noqa: E402
+from fekernels._runtime import backends as _backends  # noqa: E402
 
 WORKER = ["-m", "benchmarks.gpu_worker"]
 PYTEST_SECONDS = 240

@@ -15,7 +15,8 @@ import torch
 
 import fekernels as fe
 from benchmarks.gpu_checks import NotPossible
-from fekernels import _backends, _build, _extension
+from fekernels._runtime import backends, extension
+from fekernels._runtime import build as _build
 from fekernels.bench.timing import processor
 
 
@@ -91,7 +92,7 @@ def build(device: torch.device) -> dict[str, Any]:
         break
     os.environ["FEKERNELS_BUILD"] = built.get("kernels", "none")
     if built:
-        _extension.load()
+        extension.load()
     if failures:
         serving = "Triton alone serves the GPU" if device.type == "cuda" else "the reference serves the CPU"
         truth = (
@@ -109,7 +110,7 @@ def backends_of(device: torch.device) -> tuple[list[str], dict[str, str]]:
     """The backends to check on the device, and the reasons against the others."""
     found, reasons = [], {}
     for backend in ("triton", "cuda") if device.type == "cuda" else ("cpp", "reference"):
-        obstacle = _backends._obstacle(backend, device.type)
+        obstacle = backends._obstacle(backend, device.type)
         if obstacle is None:
             found.append(backend)
         else:

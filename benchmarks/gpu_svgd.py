@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_checks import Check, NotPossible, Numbers, Target
-from fekernels import _backends
 from fekernels._catalogue.stein import KERNELS
+from fekernels._runtime import backends
 
 # The others are the reference's everywhere.
 NATIVE = [(code, row) for code, row in enumerate(KERNELS) if row.native]
@@ -97,14 +97,14 @@ class Nearness:
 
 
 def implementation(name: str, target: Target):  # type: ignore[no-untyped-def]
-    obstacle = _backends._obstacle(target.backend, target.device.type, name)
+    obstacle = backends._obstacle(target.backend, target.device.type, name)
     if obstacle is not None:
         raise NotPossible(obstacle)
-    return _backends.implementation(name, target.backend)
+    return backends.implementation(name, target.backend)
 
 
 def reference(name: str, *arguments: object):  # type: ignore[no-untyped-def]
-    return _backends.implementation(name, "reference")(*arguments)
+    return backends.implementation(name, "reference")(*arguments)
 
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_svgd import PRECISIONS, TEMPERATURE
-from fekernels import _backends
+from fekernels._runtime import backends as _backends
 
 __all__ = ["measure", "plot", "table", "verdicts"]
 

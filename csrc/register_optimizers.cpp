@@ -42,7 +42,7 @@ void check_table(const Tensor& table) {
                   "table must be a contiguous int64 tensor of shape [rows, ", fe::kTableColumns, "]");
 }
 
-// What the kernels are about to follow must be what fekernels/_table.py writes. `operands`: a bit for each tensor that
+// What the kernels are about to follow must be what fekernels/_runtime/pointer_table.py writes. `operands`: a bit for each tensor that
 // the step goes through.
 void check_row(const fe::TableRow& row, const int64_t* layouts, int64_t words, uint32_t operands) {
   const auto code = [&](int byte) { return row.dtypes >> 8 * byte & 0xff; };
@@ -59,7 +59,7 @@ void check_row(const fe::TableRow& row, const int64_t* layouts, int64_t words, u
     for (int64_t d = 0; whole && d < layouts[at]; ++d) elements *= layouts[at + 1 + d];
     whole = whole && elements == row.numel;
   }
-  STD_TORCH_CHECK(whole, "table must hold rows as fekernels._table.PointerTable makes them, with layouts that are theirs");
+  STD_TORCH_CHECK(whole, "table must hold rows as fekernels._runtime.pointer_table.PointerTable makes them, with layouts that are theirs");
 }
 
 void check_layouts(const Tensor& layouts, const Tensor& table) {

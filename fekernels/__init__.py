@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fekernels import _extension
+from fekernels._runtime import extension
 
-_extension.check_torch_version(torch.__version__)
+extension.check_torch_version(torch.__version__)
 
 from fekernels import losses, optim, random, stein  # noqa: E402
-from fekernels._backends import BackendUnavailable, backends, use_backend  # noqa: E402
-from fekernels._extension import build  # noqa: E402
+from fekernels._runtime.backends import BackendUnavailable, backends, use_backend  # noqa: E402
+from fekernels._runtime.extension import build  # noqa: E402
 from fekernels.losses import (  # noqa: E402
     FreeEnergyLoss,
     FreeEnergyTerms,

@@ -17,7 +17,7 @@ COMMANDS = {
 
 def _told(call: Callable[[], object]) -> object:
     """What a call returns, or what it raises where a variable of the environment is not to be had: both are told."""
-    from fekernels._extension import ExtensionUnavailable
+    from fekernels._runtime.extension import ExtensionUnavailable
 
     try:
         return call()
@@ -27,11 +27,11 @@ def _told(call: Callable[[], object]) -> object:
 
 def _check_environment(parser: argparse.ArgumentParser) -> None:
     """End with a usage error where a variable holds a value that every op refuses."""
-    from fekernels import _backends, _extension
+    from fekernels._runtime import backends, extension
 
     try:
-        _extension.build_mode()
-        _backends.requested()
+        extension.build_mode()
+        backends.requested()
     except ValueError as error:
         parser.error(str(error))
 
@@ -41,17 +41,17 @@ def info() -> int:
     import torch
 
     import fekernels
-    from fekernels import _extension, _host
+    from fekernels._runtime import extension, host
 
-    reason = _told(_extension.unavailable_reason)
+    reason = _told(extension.unavailable_reason)
     native = torch.ops.fekernels_native
     rows = {
         "fekernels": fekernels.__version__,
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda}), {torch.get_num_threads()} threads",
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "compiled kernels": str(_extension.library_path()) if reason is None else f"none: {reason}",
-        "gradient check": f"in Python: {missing}" if (missing := _host.unavailable_reason()) else "compiled",
-        "cache directory": str(_told(_extension.cache_directory)),
+        "compiled kernels": str(extension.library_path()) if reason is None else f"none: {reason}",
+        "gradient check": f"in Python: {missing}" if (missing := host.unavailable_reason()) else "compiled",
+        "cache directory": str(_told(extension.cache_directory)),
     }
     if reason is None:
         rows |= {"built with": native.build_info(), "instruction set": str(_told(native.isa))}

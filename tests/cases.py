@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fekernels import _backends
 from fekernels._catalogue import optimizers
+from fekernels._runtime import backends
 
 SEED = 0x1234_5678_9ABC_DEF0
 UNIT = 2.0**-24  # the largest relative error of one rounding to float32
@@ -34,7 +34,7 @@ class Place:
         return self.backend if self.device == "cpu" else f"{self.backend}-{self.device}"
 
     def obstacle(self) -> str | None:
-        return _backends._obstacle(self.backend, self.device)
+        return backends._obstacle(self.backend, self.device)
 
 
 class FreeEnergyKernel(NamedTuple):
@@ -332,15 +332,15 @@ def bits_equal(a: Tensor, b: Tensor) -> bool:
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     """Run the C++ kernels in this build of them; skips where the processor lacks it."""
-    current = _backends.native_op("isa")()
+    current = backends.native_op("isa")()
     try:
-        _backends.native_op("set_isa")(name)
+        backends.native_op("set_isa")(name)
     except (RuntimeError, ValueError) as error:  # which of the two depends on the torch
         pytest.skip(str(error).splitlines()[0])
     try:
         yield
     finally:
-        _backends.native_op("set_isa")(current)
+        backends.native_op("set_isa")(current)
 
 
 @contextmanager

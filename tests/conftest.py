@@ -15,7 +15,7 @@ from stub_build import built, cached, environment, sources  # noqa: F401 (fixtur
 from torch import Tensor
 
 import fekernels as fe
-from fekernels import _backends, _extension
+from fekernels._runtime import backends, extension
 from fekernels.reference.free_energy import free_energy as reference_free_energy
 
 
@@ -41,10 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def settings() -> Iterator[None]:
     """No test leaves a backend, a thread count or a default dtype behind, and none depends on the one before."""
-    backend, threads, dtype = _backends._requested, torch.get_num_threads(), torch.get_default_dtype()
+    backend, threads, dtype = backends._requested, torch.get_num_threads(), torch.get_default_dtype()
     torch.manual_seed(0)
     yield
-    _backends._requested = backend
+    backends._requested = backend
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
@@ -81,7 +81,7 @@ def native() -> object:
     """The operators of the C++ CPU kernels."""
     if cuda_on_cpu.compiler() is None:
         pytest.skip("no C++ compiler")
-    _extension.load()
+    extension.load()
     return torch.ops.fekernels_native
 
 
@@ -131,11 +131,11 @@ def poisoned() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     memory.fill_uninitialized_memory = True
-    native = _extension.unavailable_reason() is None  # its own results are made past PyTorch's filling
+    native = extension.unavailable_reason() is None  # its own results are made past PyTorch's filling
     if native:
-        _backends.native_op("poison_empty")(True)
+        backends.native_op("poison_empty")(True)
     yield
     if native:
-        _backends.native_op("poison_empty")(False)
+        backends.native_op("poison_empty")(False)
     torch.use_deterministic_algorithms(before[0])
     memory.fill_uninitialized_memory = before[1]

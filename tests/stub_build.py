@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fekernels import _build, _extension
+from fekernels._runtime import build, extension
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-WARNING = _extension.SLOW
+WARNING = extension.SLOW
 
 REGISTER = """
 #include <torch/csrc/stable/library.h>
@@ -43,7 +43,7 @@ import logging, os, pathlib, sys
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 import torch
 import fekernels
-from fekernels import _extension as extension
+from fekernels._runtime import extension
 extension.SOURCE_ROOT = pathlib.Path(os.environ["STUB_SOURCES"])
 extension.PREBUILT = pathlib.Path(os.environ["STUB_PREBUILT"])
 """
@@ -54,7 +54,7 @@ REASON = "print(extension.unavailable_reason()); extension.unavailable_reason()"
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("csrc")
-    listed = _build.Sources.under(Path(__file__).parents[1] / "csrc")
+    listed = build.Sources.under(Path(__file__).parents[1] / "csrc")
     for name in (*listed.baseline, *listed.per_isa, *listed.cuda):
         path = root / name
         path.parent.mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[s
 
 def compiler_script(path: Path, line: str) -> str:
     """A command for CXX that does `line` and then what the real compiler does."""
-    real = shlex.join(_build.find_compiler()[0])
+    real = shlex.join(build.find_compiler()[0])
     path.write_text(f'#!/bin/sh\n{line}\nexec {real} "$@"\n')
     path.chmod(0o755)
     return str(path)

@@ -11,7 +11,7 @@ import torch
 from cases import CPU_PLACES, UNIT
 
 import fekernels as fe
-from fekernels import _backends
+from fekernels._runtime import backends
 
 NAMES = ("reference", "cpp", "triton", "cuda")
 OPS = {
@@ -26,13 +26,13 @@ needs_cpp = pytest.mark.skipif("CPU_PLACES[1].obstacle() is not None", reason="n
 def calls(monkeypatch):
     """The (kernel, backend) of every call that reaches a backend."""
     seen = []
-    real = _backends.implementation
+    real = backends.implementation
 
     def spy(kernel, backend, *overload):
         seen.append((kernel, backend))
         return real(kernel, backend, *overload)
 
-    monkeypatch.setattr(_backends, "implementation", spy)
+    monkeypatch.setattr(backends, "implementation", spy)
     return seen
 
 
@@ -73,20 +73,20 @@ def test_use_backend_reaches_every_op(name, calls):
 
 
 def test_use_backend_as_a_context_and_as_a_call():
-    before = _backends.choose("cpu")
+    before = backends.choose("cpu")
     with fe.use_backend("reference"):
-        assert _backends.choose("cpu") == "reference"
+        assert backends.choose("cpu") == "reference"
         with fe.use_backend("auto"):
-            assert _backends.choose("cpu") == before
-        assert _backends.choose("cpu") == "reference"
-    assert _backends.choose("cpu") == before
+            assert backends.choose("cpu") == before
+        assert backends.choose("cpu") == "reference"
+    assert backends.choose("cpu") == before
     with pytest.raises(ZeroDivisionError), fe.use_backend("reference"):
         raise ZeroDivisionError
-    assert _backends.choose("cpu") == before
+    assert backends.choose("cpu") == before
     fe.use_backend("reference")
-    assert _backends.choose("cpu") == "reference"
+    assert backends.choose("cpu") == "reference"
     fe.use_backend("auto")
-    assert _backends.choose("cpu") == before
+    assert backends.choose("cpu") == before
 
 
 @needs_cpp
@@ -117,14 +117,14 @@ def test_a_backend_may_change_between_steps(calls):
 
 
 def test_unknown_names():
-    for call in (fe.use_backend, lambda name: _backends.choose("cpu", name)):
+    for call in (fe.use_backend, lambda name: backends.choose("cpu", name)):
         with pytest.raises(
             ValueError, match="backend must be one of auto, reference, cpp, triton, cuda; got 'fast'"
         ):
             call("fast")
         with pytest.raises(TypeError, match="backend must be a string; got int"):
             call(3)
-    assert _backends._requested is None
+    assert backends._requested is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they can run here")
@@ -135,30 +135,30 @@ def test_backends_that_no_device_here_can_run():
         fe.use_backend("cuda")
     with pytest.raises(ValueError, match="backend 'triton' cannot run here.*triton"):
         fe.use_backend("triton")
-    assert _backends._requested is None
+    assert backends._requested is None
 
 
 def test_cpp_is_for_cpu_tensors():
     with pytest.raises(
         fe.BackendUnavailable, match="cannot run on cuda tensors: the C.. kernels run on CPU tensors"
     ):
-        _backends.choose("cuda", "cpp")
+        backends.choose("cuda", "cpp")
 
 
 def test_what_has_no_cuda_kernel_says_so():
     with pytest.raises(fe.BackendUnavailable, match="svgd_direction has no CUDA C.. kernel; triton has one"):
-        _backends.choose("cuda", "cuda", kernel="svgd_direction")
-    assert _backends.choose("cuda", "reference", kernel="svgd_direction") == "reference"
+        backends.choose("cuda", "cuda", kernel="svgd_direction")
+    assert backends.choose("cuda", "reference", kernel="svgd_direction") == "reference"
 
 
 def test_the_table_says_where_the_named_backend_cannot_run(monkeypatch):
     """A table that raises would show nothing to whoever looks for the reason."""
-    monkeypatch.setattr(_backends, "_requested", "cuda")
+    monkeypatch.setattr(backends, "_requested", "cuda")
     assert {row.in_use for row in fe.backends() if row.device == "cpu"} == {"none"}
 
 
 def test_other_devices_get_the_reference():
-    assert _backends.choose("xpu") == "reference"
+    assert backends.choose("xpu") == "reference"
 
 
 def test_the_table():
@@ -209,17 +209,17 @@ def test_the_environment_chooses_and_a_bad_name_is_told():
 
 @needs_cpp
 def test_instruction_sets_are_named(isa):
-    assert _backends.native_op("isa")() == isa
+    assert backends.native_op("isa")() == isa
 
 
 @needs_cpp
 def test_unknown_instruction_sets():
-    before = _backends.native_op("isa")()
+    before = backends.native_op("isa")()
     with pytest.raises(
         (RuntimeError, ValueError), match="FEKERNELS_ISA must be one of auto, .*baseline.*; got 'mmx'"
     ):
-        _backends.native_op("set_isa")("mmx")
-    assert _backends.native_op("isa")() == before
+        backends.native_op("set_isa")("mmx")
+    assert backends.native_op("isa")() == before
 
 
 @needs_cpp

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from fekernels import _backends, _extension, _host, bench
+from fekernels import bench
 from fekernels._catalogue.free_energy import NAMES
+from fekernels._runtime import backends, extension, host
 from fekernels.bench import case, floors, memory, once, optimizers, packages, registry, report, runner
 from fekernels.bench.case import Case, Cost, Group, Row
 from fekernels.bench.registry import CASES, FAMILIES
@@ -29,7 +30,7 @@ from benchmarks import harness  # noqa: E402
 
 @pytest.fixture
 def compiled() -> None:
-    if (reason := _extension.unavailable_reason()) is not None:
+    if (reason := extension.unavailable_reason()) is not None:
         pytest.skip(f"no compiled kernels: {reason}")
 
 
@@ -59,13 +60,13 @@ def test_every_row_of_the_registry_is_measured_and_told(
     monkeypatch.setattr(bench, "QUICK", "tiny")
     monkeypatch.setattr(once, "import_seconds", lambda times: 0.01)
     monkeypatch.setattr(memory, "in_process", lambda *_: 10**12)
-    threads, isa = torch.get_num_threads(), _backends.native_op("isa")()
+    threads, isa = torch.get_num_threads(), backends.native_op("isa")()
     path, figure, again = (tmp_path / "new" / name for name in ("bench.json", "a.png", "b.png"))
     only = "svgd" if family == "stein" else family  # its old name, which --only still takes
     drawn = family == "free_energy"
     options = ["--quick", "--json", str(path), "--threads", "1", "--only", only]
     assert bench.main([*options, *(["--plot", str(figure)] if drawn else [])]) == 0
-    assert (torch.get_num_threads(), _backends.native_op("isa")()) == (threads, isa)
+    assert (torch.get_num_threads(), backends.native_op("isa")()) == (threads, isa)
     printed = capsys.readouterr().out
     written = json.loads(path.read_text())
     keys = ("date", "cpu", "cores", "isa", "load", "compiled", "fekernels", "torch", "python", "system")
@@ -138,11 +139,11 @@ def test_contestants_do_what_their_names_say() -> None:
         states.append((optimizer.param_groups[0]["temperature"], optimizer.param_groups[0]["noise"]))
     assert states == [(0.0, "momentum"), *((1e-4, noise) for noise in optimizers.NOISES)]
     if "avx2, T = 0" in contestants:
-        before = _backends.native_op("isa")()
+        before = backends.native_op("isa")()
         contestants["avx2, T = 0"].prepare()  # type: ignore[misc]
-        assert _backends.native_op("isa")() == "avx2"
+        assert backends.native_op("isa")() == "avx2"
         contestants["avx2, T = 0"].restore()  # type: ignore[misc]
-        assert _backends.native_op("isa")() == before
+        assert backends.native_op("isa")() == before
 
 
 @pytest.mark.parametrize(
@@ -300,9 +301,9 @@ def test_import_is_timed_in_a_process() -> None:
 @pytest.mark.usefixtures("compiled")
 def test_the_build_is_that_of_the_first_use() -> None:
     """In the cache directory of these tests, which holds what they compiled; the benchmark gives it an empty one."""
-    if _extension.library_path() == _extension.PREBUILT:
+    if extension.library_path() == extension.PREBUILT:
         pytest.skip("the kernels were compiled ahead of time")
-    if (reason := _host.unavailable_reason()) is not None:
+    if (reason := host.unavailable_reason()) is not None:
         pytest.skip(f"no compiled gradient check: {reason}")
     assert 0 < float(once.run_python(["-c", once.BUILD_PROGRAM], 600)) < 60
 

@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from fekernels import _extension, bench
+from fekernels import bench
+from fekernels._runtime import extension
 from fekernels.bench import free_energy, memory, peers, widths
 from fekernels.bench.free_energy import COMPILED, EAGER, INPLACE, OURS, REFERENCE
 from fekernels.bench.registry import FAMILIES, find
@@ -17,7 +18,7 @@ CASES = FAMILIES["free_energy"]
 
 @pytest.fixture
 def compiled() -> None:
-    if (reason := _extension.unavailable_reason()) is not None:
+    if (reason := extension.unavailable_reason()) is not None:
         pytest.skip(f"no compiled kernels: {reason}")
 
 

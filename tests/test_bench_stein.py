@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fekernels import _extension
+from fekernels._runtime import extension
 from fekernels.bench import memory, packages, peers, stein
 from fekernels.bench.packages import KEOPS, NUMPYRO, PACKAGES, PYRO
 from fekernels.bench.registry import find
@@ -20,7 +20,7 @@ from fekernels.bench.stein import OURS, PLAIN, REFERENCE
 
 @pytest.fixture
 def compiled() -> None:
-    if (reason := _extension.unavailable_reason()) is not None:
+    if (reason := extension.unavailable_reason()) is not None:
         pytest.skip(f"no compiled kernels: {reason}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fekernels import _build, _extension
+from fekernels._runtime import build, extension
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -19,13 +19,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("version", ["2.9.1", "1.13.0+cu117", "2.9.0a0+git1234", "unknown"])
 def test_an_old_torch_is_named(version: str) -> None:
     with pytest.raises(ImportError, match=r"needs torch >= 2\.10; found torch ") as caught:
-        _extension.check_torch_version(version)
+        extension.check_torch_version(version)
     assert version in str(caught.value)
 
 
 @pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "2.14.0.dev20260901", "3.0.0"])
 def test_a_new_torch_is_taken(version: str) -> None:
-    assert _extension.check_torch_version(version) is None
+    assert extension.check_torch_version(version) is None
 
 
 def test_import_with_an_old_torch_says_so(tmp_path: Path) -> None:
@@ -55,15 +55,15 @@ def test_an_old_compiler_is_named(
     old.write_text(f"#!/bin/sh\necho '{macros}'\n")
     old.chmod(0o755)
     monkeypatch.setenv("CXX", str(old))
-    with pytest.raises(_build.ExtensionUnavailable, match=reason):
-        _build.find_compiler()
+    with pytest.raises(build.ExtensionUnavailable, match=reason):
+        build.find_compiler()
 
 
 def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    tools = _build.Toolchain("ninja", ("ccache", "g++"), "gcc 12", "nvcc", "nvcc 13.0", (80, 90))
+    tools = build.Toolchain("ninja", ("ccache", "g++"), "gcc 12", "nvcc", "nvcc 13.0", (80, 90))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    steps = dict(_build.build_steps(tools, Path("csrc"), Path("torch")))
-    sources = _build.Sources.under(Path("csrc"))
+    steps = dict(build.build_steps(tools, Path("csrc"), Path("torch")))
+    sources = build.Sources.under(Path("csrc"))
     assert len(steps) == len(sources.baseline) + 3 * len(sources.per_isa) + len(sources.cuda) + 1
     assert "-DFE_ISA=avx2" in steps["cpu_sgld.cpp.avx2.o"] and "-mavx2" in steps["cpu_sgld.cpp.avx2.o"]
     assert not any(
@@ -75,16 +75,16 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(steps)[-1] == "library.so" and set(steps) - {"library.so"} <= set(steps["library.so"])
 
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    arm = dict(_build.build_steps(_build.Toolchain("ninja", ("g++",), "gcc 12"), Path("csrc"), Path("torch")))
+    arm = dict(build.build_steps(build.Toolchain("ninja", ("g++",), "gcc 12"), Path("csrc"), Path("torch")))
     assert len(arm) == len(sources.baseline) + len(sources.per_isa) + 1
     assert not any(word.startswith(("-m", "-DFE_HAVE")) for step in arm.values() for word in step)
 
 
 def test_the_steps_for_one_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    tools = _build.Toolchain("ninja", ("g++",), "gcc 12")
-    steps = dict(_build.build_steps(tools, Path("csrc"), Path("torch"), isas=("avx2",)))
-    sources = _build.Sources.under(Path("csrc"))
+    tools = build.Toolchain("ninja", ("g++",), "gcc 12")
+    steps = dict(build.build_steps(tools, Path("csrc"), Path("torch"), isas=("avx2",)))
+    sources = build.Sources.under(Path("csrc"))
     assert len(steps) == len(sources.baseline) + len(sources.per_isa) + 1
     assert {word for step in steps.values() for word in step if word.startswith("-DFE_ISA")} == {
         "-DFE_ISA=avx2"
@@ -121,42 +121,42 @@ def test_the_first_use_compiles_what_this_processor_will_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(_build, "CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(build, "CPU_FACTS", tmp_path / "cpuinfo")
     if facts is not None:
         (tmp_path / "cpuinfo").write_text(f"model name\t: any\nflags\t\t: {facts}\nbugs\t\t: none\n")
     monkeypatch.delenv("FEKERNELS_ISA", raising=False)
     if chosen is not None:
         monkeypatch.setenv("FEKERNELS_ISA", chosen)
-    assert [*_build.first_use_instruction_sets()] == compiled
+    assert [*build.first_use_instruction_sets()] == compiled
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert [*_build.first_use_instruction_sets()] == ["baseline"]
+    assert [*build.first_use_instruction_sets()] == ["baseline"]
 
 
 def test_further_flags_come_last_and_name_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = _build.Toolchain("ninja", ("g++",), "gcc 12")
-    cuda = _build.Toolchain("ninja", ("g++",), "gcc 12", "nvcc", "nvcc 13.0", (90,))
-    before = _build.build_steps(plain, Path("csrc"), Path("torch"))
+    plain = build.Toolchain("ninja", ("g++",), "gcc 12")
+    cuda = build.Toolchain("ninja", ("g++",), "gcc 12", "nvcc", "nvcc 13.0", (90,))
+    before = build.build_steps(plain, Path("csrc"), Path("torch"))
     monkeypatch.setenv("FEKERNELS_CXXFLAGS", "-O1 -fsanitize=address '-DA=b c'")
     flags = ["-O1", "-fsanitize=address", "-DA=b c"]
-    after = dict(_build.build_steps(plain, Path("csrc"), Path("torch")))
+    after = dict(build.build_steps(plain, Path("csrc"), Path("torch")))
     assert after.keys() == dict(before).keys() and not any(after[name] == command for name, command in before)
     for name, command in after.items():
         where = command.index("-c") if "-c" in command else 1 + len(flags)
         assert command[where - len(flags) : where] == flags, name
-    steps = dict(_build.build_steps(cuda, Path("csrc"), Path("torch")))
+    steps = dict(build.build_steps(cuda, Path("csrc"), Path("torch")))
     assert ",".join(flags) in steps["library.so"] and "-O1" not in steps["cuda_sgld.cu.o"]
     monkeypatch.setenv("FEKERNELS_CXXFLAGS", "-DA='b")
-    with pytest.raises(_build.ExtensionUnavailable, match='FEKERNELS_CXXFLAGS must be flags.*got "-DA=\'b"'):
-        _build.build_steps(plain, Path("csrc"), Path("torch"))
+    with pytest.raises(build.ExtensionUnavailable, match='FEKERNELS_CXXFLAGS must be flags.*got "-DA=\'b"'):
+        build.build_steps(plain, Path("csrc"), Path("torch"))
 
 
 def test_every_source_file_is_built() -> None:
     csrc = REPOSITORY / "csrc"
-    sources = _build.Sources.under(csrc)
-    built = [*sources.baseline, *sources.per_isa, *sources.cuda, _build.HOST_SOURCE]
+    sources = build.Sources.under(csrc)
+    built = [*sources.baseline, *sources.per_isa, *sources.cuda, build.HOST_SOURCE]
     assert len(built) == len({*built})
     assert {str(p.relative_to(csrc)) for p in csrc.rglob("*") if p.suffix in (".cpp", ".cu")} == {*built}
-    assert {*_build.SLOWEST, *_build.O3_SOURCES} <= {*built}
+    assert {*build.SLOWEST, *build.O3_SOURCES} <= {*built}
 
 
 def test_a_wheel_without_torch_is_pure_and_carries_the_sources(tmp_path: Path) -> None:
@@ -176,5 +176,5 @@ def test_a_wheel_without_torch_is_pure_and_carries_the_sources(tmp_path: Path) -
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"fekernels/csrc/register.cpp", "fekernels/_build.py", "fekernels/py.typed"} <= names
+    assert {"fekernels/csrc/register.cpp", "fekernels/_runtime/build.py", "fekernels/py.typed"} <= names
     assert not any(name.endswith(".so") or name.startswith(("csrc", "tests")) for name in names)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from stub_build import LOAD, REASON, WARNING, compiler_script, run
 
-from fekernels import _build, _build_cache
+from fekernels._runtime import build, build_cache
 
 USE = "print(fekernels.random.normal((3,), seed=1).shape)\n"
 BACKENDS = "print({(r.op, r.in_use, r.reasons['cpp']) for r in fekernels.backends() if r.op == 'sgld_'})\n"
@@ -89,13 +89,13 @@ def test_another_compiler_of_the_same_name_is_tried(
     compiler = Compiler(tmp_path, 'echo "a.cpp:1:2: error: none"; exit 1')
     monkeypatch.setenv("CXX", compiler.path)
     for again in ("", r" \(as before\)"):
-        with pytest.raises(_build.ExtensionUnavailable, match=f"error: none{again}. All of its output"):
-            _build_cache.CachedLibrary("cpu", sources).build()
+        with pytest.raises(build.ExtensionUnavailable, match=f"error: none{again}. All of its output"):
+            build_cache.CachedLibrary("cpu", sources).build()
     tried = compiler.files()
     script = Path(compiler.path)
     script.write_text(script.read_text().replace("error: none", "error: other"))
-    with pytest.raises(_build.ExtensionUnavailable, match="error: other. All"):
-        _build_cache.CachedLibrary("cpu", sources).build()
+    with pytest.raises(build.ExtensionUnavailable, match="error: other. All"):
+        build_cache.CachedLibrary("cpu", sources).build()
     assert compiler.files() > tried
 
 
@@ -110,7 +110,7 @@ def test_another_compiler_of_the_same_name_is_tried(
     ],
 )
 def test_what_may_well_work_the_next_time_is_not_remembered(last_words: str, passing: bool) -> None:
-    assert _build.BuildFailed("gcc 12", 1, last_words).passing is passing
+    assert build.BuildFailed("gcc 12", 1, last_words).passing is passing
 
 
 def test_a_build_that_was_killed_is_tried_again(
@@ -120,8 +120,8 @@ def test_a_build_that_was_killed_is_tried_again(
     monkeypatch.setenv("CXX", compiler.path)
     for _ in range(2):
         before = compiler.files()
-        with pytest.raises(_build.ExtensionUnavailable, match="Killed signal"):
-            _build_cache.CachedLibrary("cpu", sources).build()
+        with pytest.raises(build.ExtensionUnavailable, match="Killed signal"):
+            build_cache.CachedLibrary("cpu", sources).build()
         assert compiler.files() > before
     assert not list(cache_of(here).rglob("*.log"))
 
@@ -150,7 +150,7 @@ def test_a_directory_in_which_others_can_write_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = cached.parent if which == "directory" else cache_of(here)
-    assert _build_cache.CachedLibrary("cpu", sources).find() == cached
+    assert build_cache.CachedLibrary("cpu", sources).find() == cached
     if mode == "link":
         place.rename(place.with_name("elsewhere"))
         place.symlink_to("elsewhere")
@@ -163,8 +163,8 @@ def test_a_directory_in_which_others_can_write_is_not_used(
         how = "while this is user 12345"
     before = sorted(path.name for path in cached.parent.iterdir())
     for call in ("find", "build"):
-        with pytest.raises(_build.ExtensionUnavailable) as refused:
-            getattr(_build_cache.CachedLibrary("cpu", sources), call)()
+        with pytest.raises(build.ExtensionUnavailable) as refused:
+            getattr(build_cache.CachedLibrary("cpu", sources), call)()
         said = str(refused.value)
         assert (
             f"directory {place} or built there, because another user could have put one there: it {how}"
@@ -200,15 +200,15 @@ def test_a_file_that_others_could_have_written_is_not_taken(
     elif how == "owner" and os.geteuid() == 0:
         os.chown(cached, 12345, -1)
     elif how == "owner":
-        monkeypatch.setattr(_build_cache.CachedLibrary, "_check_directory", lambda self: None)
+        monkeypatch.setattr(build_cache.CachedLibrary, "_check_directory", lambda self: None)
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
     else:
         cached.chmod({"everybody": 0o602, "group": 0o620}[how])
-    assert _build_cache.CachedLibrary("cpu", sources).find() is None
+    assert build_cache.CachedLibrary("cpu", sources).find() is None
     said = f"the cached library {cached} is not loaded, because another user could have put it there: it "
     assert said in caplog.text and "Compiling it again" in caplog.text
     monkeypatch.setenv("CXX", str(tmp_path / "no"))
-    assert _build_cache.CachedLibrary("cpu", sources).find() is None
+    assert build_cache.CachedLibrary("cpu", sources).find() is None
     assert f"Remove it: rm {cached}" in caplog.text
 
 
@@ -228,11 +228,11 @@ def test_what_is_made_is_for_its_user_alone(environment: dict[str, str], tmp_pat
     environment["FEKERNELS_CACHE_DIR"] = str(tmp_path / "new" / "cache")
     watch = (
         "os.umask(0)\n"
-        "from fekernels import _build\n"
-        "real = _build._run\n"
+        "from fekernels._runtime import build\n"
+        "real = build._run\n"
         "def spy(command, directory, show):\n"
         "    print(oct(os.stat(directory).st_mode & 0o777)); return real(command, directory, show)\n"
-        "_build._run = spy\n"
+        "build._run = spy\n"
     )
     done = run(watch + LOAD, environment)
     assert done.stdout.startswith("0o700\nbaseline "), done.stderr
@@ -250,7 +250,7 @@ def test_a_cache_directory_may_be_a_link_or_like_tmp(
     link = root.with_name("link")
     link.symlink_to(root)
     monkeypatch.setenv("FEKERNELS_CACHE_DIR", str(link))
-    found = _build_cache.CachedLibrary("cpu", sources).find()
+    found = build_cache.CachedLibrary("cpu", sources).find()
     assert found == link / cached.relative_to(root)
 
 
@@ -265,7 +265,7 @@ def test_the_default_directory_loses_its_groups_right(
     monkeypatch.delenv("FEKERNELS_CACHE_DIR")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    found = _build_cache.CachedLibrary("cpu", sources).find()
+    found = build_cache.CachedLibrary("cpu", sources).find()
     assert found == default / cached.parent.name / cached.name
     assert stat.S_IMODE(default.stat().st_mode) == 0o700
 
@@ -273,9 +273,7 @@ def test_the_default_directory_loses_its_groups_right(
 # Which instruction sets a library has.
 
 
-@pytest.mark.skipif(
-    len(_build.instruction_sets()) == 1, reason="this kind of machine has one instruction set"
-)
+@pytest.mark.skipif(len(build.instruction_sets()) == 1, reason="this kind of machine has one instruction set")
 def test_a_library_of_every_instruction_set_serves_each_and_one_of_one_only_that(
     environment: dict[str, str],
 ) -> None:
@@ -287,7 +285,7 @@ def test_a_library_of_every_instruction_set_serves_each_and_one_of_one_only_that
     assert library("baseline") == ("cpu-baseline", 1)
     assert library("all") == ("cpu-all", 1)
     assert library("baseline") == ("cpu-baseline", 0)
-    best = _build.first_use_instruction_sets()[-1]
+    best = build.first_use_instruction_sets()[-1]
     assert library("auto") == ("cpu-all", 0) or best == "baseline"
     without_compiler = environment | {"CXX": "no-such-compiler", "FEKERNELS_ISA": "auto"}
     assert run(LOAD, without_compiler).stdout.split("/")[-1].startswith("cpu-all-") or best == "baseline"
@@ -298,7 +296,7 @@ def test_a_library_of_every_instruction_set_serves_each_and_one_of_one_only_that
 
 def spoil(library: Path, source: str) -> None:
     """Put a whole library with other contents in the place of `library`."""
-    command = [*_build.find_compiler()[0], "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
+    command = [*build.find_compiler()[0], "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
     subprocess.run(command, input=source, text=True, check=True)
     data = library.read_bytes()
     library.write_bytes(data + hashlib.sha256(data).digest())
@@ -359,7 +357,7 @@ def test_a_quote_that_is_not_closed_is_one_reason(variable: str, environment: di
     assert done.stderr.count(f"WARNING {WARNING}") == 1
     loud = run(BACKENDS + USE, environment | {"FEKERNELS_BUILD": "cpu"})
     assert loud.returncode == 1 and "'none'" in loud.stdout and f"{variable} must be" in loud.stdout
-    assert "fekernels._build.ExtensionUnavailable: prebuilt: none installed" in loud.stderr
+    assert "fekernels._runtime.build.ExtensionUnavailable: prebuilt: none installed" in loud.stderr
 
 
 def test_a_home_that_is_not_known_is_one_reason(environment: dict[str, str]) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import fekernels as fe
-from fekernels import _build
 from fekernels.__main__ import main
+from fekernels._runtime import build
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_number_of_jobs_that_is_none_is_told_and_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MAX_JOBS", "2")
-    assert _build._jobs(8) == 2 and not caplog.text
+    assert build._jobs(8) == 2 and not caplog.text
     monkeypatch.setenv("MAX_JOBS", "many")
-    assert _build._jobs(1) == 1
+    assert build._jobs(1) == 1
     assert "MAX_JOBS must be a whole number of at least 1; got 'many'" in caplog.text

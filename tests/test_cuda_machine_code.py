@@ -15,7 +15,7 @@ import pytest
 from cuda_on_cpu import CSRC
 from cuda_on_cpu.rows import DTYPES
 
-from fekernels import _build
+from fekernels._runtime import build
 
 pytestmark = pytest.mark.slow
 
@@ -69,12 +69,12 @@ def sections(text: str, heading: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MachineCode]:
     try:
-        nvcc = _build.find_nvcc()[0]
-    except _build.ExtensionUnavailable as error:
+        nvcc = build.find_nvcc()[0]
+    except build.ExtensionUnavailable as error:
         pytest.skip(str(error))
     directory = tmp_path_factory.mktemp("sm_90")
     cuobjdump = find_cuobjdump(nvcc)
-    flags = [*_build.NVCC_FLAGS, "-I", str(CSRC), "-arch=sm_90", "-cubin", "-keep", "-Xptxas", "-v"]
+    flags = [*build.NVCC_FLAGS, "-I", str(CSRC), "-arch=sm_90", "-cubin", "-keep", "-Xptxas", "-v"]
     running = []
     for name in cuda_on_cpu.SOURCES:
         (directory / name).mkdir()

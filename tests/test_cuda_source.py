@@ -14,7 +14,7 @@ from cuda_on_cpu.rows import BF16, DTYPES, F16, F32, F64, GUARD, ROWS, Arena, as
 from torch import Tensor
 
 from fekernels._catalogue.optimizers import NOISES
-from fekernels._table import PointerTable
+from fekernels._runtime.pointer_table import PointerTable
 
 SEED = -0x123456789ABCDEF
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from stub_build import LOAD, REASON, REPOSITORY, WARNING, compiler_script, run, start
 
-from fekernels import _extension
+from fekernels._runtime import extension
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux only")
 
@@ -226,9 +226,9 @@ def test_when_cuda_kernels_are_built_unasked(
     monkeypatch.setenv("NVCC", fake_nvcc(tmp_path / "nvcc") if nvcc else str(tmp_path / "no"))
     monkeypatch.setattr("torch.version.cuda", torch_cuda)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert _extension._wants_cuda() is wanted
+    assert extension._wants_cuda() is wanted
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert not _extension._wants_cuda()
+    assert not extension._wants_cuda()
 
 
 def test_cuda_kernels_that_do_not_compile_are_left_out(
@@ -263,4 +263,4 @@ def test_build_takes_a_device_and_loads_nothing(cached: Path, environment: dict[
     done = run("print(extension.build(), extension.library_path(), torch.ops.loaded_libraries)", environment)
     assert done.stdout == f"{cached} None set()\n", done.stderr
     with pytest.raises(ValueError, match="build: device must be one of cpu, cuda; got 'gpu'"):
-        _extension.build("gpu")
+        extension.build("gpu")

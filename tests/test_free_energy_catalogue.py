@@ -9,8 +9,8 @@ import torch
 from cases import Place
 
 import fekernels as fe
-from fekernels import _extension
 from fekernels._catalogue.free_energy import CATEGORICAL, CODES, LIKELIHOODS, NAMES, REDUCTIONS
+from fekernels._runtime import extension
 from fekernels.losses.likelihoods import FORMS
 from fekernels.reference import _likelihoods as formulas
 from fekernels.reference import free_energy as reference
@@ -50,7 +50,7 @@ def call(run, code: int, count: int) -> list[torch.Tensor]:
 @CPP
 @pytest.mark.parametrize("code", range(len(LIKELIHOODS)), ids=[row.term for row in LIKELIHOODS])
 def test_a_code_is_the_same_formula_in_cpp(code):
-    _extension.load()
+    extension.load()
     native, count = torch.ops.fekernels_native.free_energy, len(LIKELIHOODS[code].parameters)
     exact = call(reference.free_energy, code, count)
     for got, expected in zip(call(native, code, count), exact, strict=True):
@@ -63,14 +63,14 @@ def test_a_code_is_the_same_formula_in_cpp(code):
 @CPP
 @pytest.mark.parametrize("code", [-1, len(LIKELIHOODS), 1 << 16])
 def test_there_are_no_other_codes_in_cpp(code):
-    _extension.load()
+    extension.load()
     with pytest.raises(RuntimeError, match="the likelihood has 0 parameters; got 1"):
         call(torch.ops.fekernels_native.free_energy, code, 1)
 
 
 def test_a_reduction_is_the_same_in_cpp_and_the_reference():
     if Place("cpp", "cpu").obstacle() is None:
-        _extension.load()
+        extension.load()
         runs = (torch.ops.fekernels_native.free_energy, reference.free_energy)
     else:
         runs = (reference.free_energy,)

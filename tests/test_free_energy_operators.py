@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import fekernels as fe
-from fekernels import _extension
+from fekernels._runtime import extension
 
 X, Z, ROW = torch.zeros(4, 6), torch.zeros(4, 2), torch.ones(4)
 SEEN, THERE = torch.ones(4, 6, dtype=torch.bool), torch.ones(4, 2, dtype=torch.bool)
@@ -156,7 +156,7 @@ def test_the_compiled_operators_refuse_it_too():
     """They take two dimensions and what the others have checked; the rest raises before anything is read."""
     if (obstacle := Place("cpp", "cpu").obstacle()) is not None:
         pytest.skip(obstacle)
-    _extension.load()
+    extension.load()
     native = torch.ops.fekernels_native.free_energy
     good = [[X], X, None, [Z, Z], None, [], 0, 1, 1.0, 7, False, None]
     assert len(native(*good)) == 6

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import fekernels as fe
-from fekernels import _backends
+from fekernels._runtime import backends
 from fekernels.ops import _free_energy_autograd, free_energy
 
 LIKELIHOODS = ("mse", "gaussian", "bernoulli", "continuous_bernoulli", "poisson")
@@ -16,7 +16,7 @@ SHAPES = (((33, 49), (33, 20)), ((17, 3, 5, 7), (17, 2, 9)), ((5,), (5,)), ((40,
 
 @pytest.fixture(autouse=True)
 def cpp() -> None:
-    if _backends.choose("cpu") != "cpp":
+    if backends.choose("cpu") != "cpp":
         pytest.skip("the short way is the C++ kernels'")
 
 

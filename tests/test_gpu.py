@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fekernels import _backends, _extension
+from fekernels._runtime import backends, extension
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
 
@@ -42,7 +42,7 @@ HERE = Target("reference", torch.device("cpu"), "reference")
 @pytest.mark.parametrize("check", CHECKS, ids=[check.name for check in CHECKS])
 def test_on_gpu(check: Check, backend: str) -> None:
     for name, device in ((backend, "cuda"), ("cpp", "cpu")):
-        if (obstacle := _backends._obstacle(name, device)) is not None:
+        if (obstacle := backends._obstacle(name, device)) is not None:
             pytest.skip(f"{name}: {obstacle}")
     try:
         check.run(Target(backend, torch.device("cuda")))
@@ -224,7 +224,7 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_tried_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEKERNELS_CACHE_DIR", str(_extension.cache_directory()))  # no new build
+    monkeypatch.setenv("FEKERNELS_CACHE_DIR", str(extension.cache_directory()))  # no new build
     out = tmp_path / "report.json"
     assert gpu_check.main(["--device", "cpu", "--only", "SGLD, T = 0", "--out", str(out)]) == 0
     report = json.loads(out.read_text())

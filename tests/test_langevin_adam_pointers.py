@@ -11,7 +11,7 @@ from cases import Frozen, bits_equal
 from optimizer_cases import HOT, SHAPES, parameters, same, set_gradients, step
 
 import fekernels as fe
-from fekernels import _backends
+from fekernels._runtime import backends
 
 
 def reference_run(place, steps=4):
@@ -225,7 +225,7 @@ def test_large_states_lie_on_huge_pages():
 
 
 def test_the_reference_makes_its_states_without_the_library(monkeypatch):
-    monkeypatch.setattr(_backends, "native_op", None)
+    monkeypatch.setattr(backends, "native_op", None)
     p = torch.zeros(1 << 21).requires_grad_()
     p.grad = torch.ones_like(p)
     fe.LangevinAdam([p], seed=0, backend="reference").step()

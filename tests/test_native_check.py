@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing._internal.two_tensor import TwoTensor
 
 import fekernels as fe
-from fekernels import _backends, _host
+from fekernels._runtime import backends, host
 from fekernels.optim._cache import TableCache
 
 Change = Callable[[fe.LangevinAdam, list[Tensor]], Any]
@@ -325,7 +325,7 @@ def checks(optimizer: fe.LangevinAdam) -> dict[str, bool]:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_both_checks_say_the_same(steps: tuple[fe.LangevinAdam, list[Tensor]], name: str) -> None:
-    if missing := _host.unavailable_reason():
+    if missing := host.unavailable_reason():
         pytest.skip(f"no native check: {missing}")
     optimizer, params = steps
     accepted, make = CHANGES[name]
@@ -345,7 +345,7 @@ def test_without_the_module_python_checks(
 
 
 def test_the_table_of_backends_names_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_host, "_loaded", lambda: (None, "no compiler"))
-    assert "gradient check: in Python (no compiler)" in str(_backends.backends())
-    monkeypatch.setattr(_host, "_loaded", lambda: (torch, None))
-    assert "gradient check: compiled" in str(_backends.backends())
+    monkeypatch.setattr(host, "_loaded", lambda: (None, "no compiler"))
+    assert "gradient check: in Python (no compiler)" in str(backends.backends())
+    monkeypatch.setattr(host, "_loaded", lambda: (torch, None))
+    assert "gradient check: compiled" in str(backends.backends())

@@ -8,9 +8,9 @@ import torch
 from cases import DRAWS, SEED, Case, Frozen, Options, Row, bits_equal, make_row
 from formulas import STEPS
 
-from fekernels import _backends
-from fekernels._table import PointerTable
-from fekernels._table import Row as TableRow
+from fekernels._runtime import backends
+from fekernels._runtime.pointer_table import PointerTable
+from fekernels._runtime.pointer_table import Row as TableRow
 from fekernels.ops import langevin_adam, sgld
 
 
@@ -248,7 +248,7 @@ FIELDS = {
 def native_step(op, table, layouts, whole=True):
     chunks, scratch = torch.zeros(0, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     settings = [0.1, 0.0, 0.0, 0.0, *((8.0, 0.9, 0.99, 1e-3, 0.0) if op == "langevin_adam_" else (0.0,))]
-    step = functools.partial(_backends.implementation(op, "cpp"), table, layouts, chunks, scratch)
+    step = functools.partial(backends.implementation(op, "cpp"), table, layouts, chunks, scratch)
     step(settings if whole else settings[1:], None, None, None, None, 7, 0)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fekernels import _table
 from fekernels._catalogue import optimizers, random
+from fekernels._runtime import pointer_table
 from fekernels.ops._steps import HEAD
 
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -61,7 +61,7 @@ def test_flags_are_bits_of_their_own():
 
 
 def test_the_codes_of_the_pointer_table():
-    assert _table.DTYPE_CODES == {getattr(torch, name): code for name, code in DTYPES.items()}
+    assert pointer_table.DTYPE_CODES == {getattr(torch, name): code for name, code in DTYPES.items()}
 
 
 def test_the_codes_of_triton():

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fekernels import _build
 from fekernels._catalogue.stein import KERNELS
+from fekernels._runtime import build
 
 ROOT = Path(__file__).parents[1]
 # What is printed: fmas, normals, four steps of three tensors, 13 terms of a free energy with gradients, two samples;
@@ -26,8 +26,8 @@ BITS += sum(kernel.native for kernel in KERNELS) * (
 
 def baseline_program(folder: Path, compiler: str, *flags: str) -> str:
     """Build the baseline kernels alone with ``compiler``, in a program that prints bits."""
-    common = [compiler, *_build.CXX_FLAGS, "-w", "-I", str(ROOT / "csrc")]
-    kernels = _build.Sources.under(ROOT / "csrc").per_isa
+    common = [compiler, *build.CXX_FLAGS, "-w", "-I", str(ROOT / "csrc")]
+    kernels = build.Sources.under(ROOT / "csrc").per_isa
     sources = [(ROOT / "csrc" / kernel, ["-DFE_ISA=baseline", *flags]) for kernel in kernels]
     sources.append((ROOT / "csrc/cpu/dispatch.cpp", []))
     sources.append((ROOT / "tests/portable/print_bits.cpp", [*flags]))

@@ -9,7 +9,7 @@ import torch
 from cases import ISAS, Place, bits_equal, instruction_set, threads
 from torch import Tensor
 
-from fekernels import _backends
+from fekernels._runtime import backends
 
 KINDS = ("normal", "offset", "lattice", "coincident", "clusters", "sorted", "nan", "inf", "huge", "tiny")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,7 +40,7 @@ def particles(kind: str, n: int, d: int) -> Tensor:
 
 
 def rank(x: Tensor, ranks: list[int], hint: Tensor | None = None, backend: str = "cpp") -> Tensor:
-    with _backends.use_backend(backend):
+    with backends.use_backend(backend):
         return torch.ops.fekernels.sq_dist_rank(x, ranks, hint)
 
 
@@ -120,7 +120,7 @@ def test_single_ranks_one_by_one(isa):
 @pytest.mark.parametrize("kind", ["normal", "lattice", "coincident", "nan"])
 @pytest.mark.parametrize("n", [64, 300, 1000])
 def test_a_hint_changes_nothing(kind, n, place):
-    if obstacle := _backends._obstacle(place.backend, place.device, "sq_dist_rank"):
+    if obstacle := backends._obstacle(place.backend, place.device, "sq_dist_rank"):
         pytest.skip(obstacle)
     x = particles(kind, n, 9).to(place.device)
     pairs = n * (n - 1) // 2
@@ -166,7 +166,7 @@ def test_dtypes(dtype, d):
     "shape", [(2, 2), (3, 64, 1), (2, 65, 300), (1, 1000, 2), (1, 400, 37), (2, 20, 5000)], ids=str
 )
 def test_against_float64(kind, shape, place):
-    if obstacle := _backends._obstacle(place.backend, place.device, "sq_dist_rank"):
+    if obstacle := backends._obstacle(place.backend, place.device, "sq_dist_rank"):
         pytest.skip(obstacle)
     *batch, n, d = shape if len(shape) == 3 else (1, *shape)
     x = torch.cat([particles(kind, n, d) for _ in range(batch[0])])

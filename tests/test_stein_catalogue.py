@@ -9,8 +9,8 @@ import torch
 from cases import Place
 
 import fekernels as fe
-from fekernels import _extension
 from fekernels._catalogue.stein import CODES, KERNELS, LINEAR, NAMES, Distance
+from fekernels._runtime import extension
 from fekernels.reference import _stein as formulas
 from fekernels.reference import kernel_stein_discrepancy as discrepancy_reference
 from fekernels.reference import svgd_direction as direction_reference
@@ -56,7 +56,7 @@ def operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @CPP
 @EACH
 def test_a_code_is_the_same_formula_in_cpp(row):
-    _extension.load()
+    extension.load()
     native, code = torch.ops.fekernels_native, CODES[row.name]
     x, s, h = operands()
     wide = [t.double() for t in (x, s, h)]
@@ -85,7 +85,7 @@ def test_no_two_kernels_share_a_result():
 @CPP
 @pytest.mark.parametrize("code", sorted({-1, len(NATIVE), LINEAR, 1 << 32}))
 def test_there_are_no_other_codes_in_cpp(code):
-    _extension.load()
+    extension.load()
     native, (x, s, h) = torch.ops.fekernels_native, operands()
     weights = torch.ones(1, x.shape[1], 1)
 

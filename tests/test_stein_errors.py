@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import fekernels as fe
-from fekernels import _backends, stein
+from fekernels import stein
 from fekernels._catalogue.stein import KERNELS, NAMES
+from fekernels._runtime import backends
 
 ANY = ", ".join(NAMES)
 FINITE = ", ".join(row.name for row in KERNELS if row.discrepancy)
@@ -134,7 +135,7 @@ def test_bad_arguments(function, change, error, message, monkeypatch):
     def computed(*_):
         raise AssertionError("computed before the checks were done")
 
-    monkeypatch.setattr(_backends, "implementation", computed)
+    monkeypatch.setattr(backends, "implementation", computed)
     particles, scores = arguments.pop("particles"), arguments.pop("scores")
     with pytest.raises(error, match=re.escape(message)) as caught:
         getattr(stein, function)(particles, scores, **arguments)

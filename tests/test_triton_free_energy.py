@@ -12,8 +12,8 @@ import torch
 from cases import Place, bits_equal
 from torch import Tensor
 
-from fekernels import _extension
 from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, MEAN, NONE, SUM, Target
+from fekernels._runtime import extension
 from fekernels.reference import free_energy as reference
 from fekernels.reference import random as noise
 
@@ -41,7 +41,7 @@ def same_bits(run):
     """Whether the interpreter's bits are the C++ kernels', and there are such kernels."""
     if Place("cpp", "cpu").obstacle() is not None:
         return False
-    _extension.load()
+    extension.load()
     return run("fuses")
 
 

@@ -33,7 +33,7 @@ from triton_stein_worker import (  # noqa: F401
     svgd_direction_backward,
 )
 
-from fekernels._table import PointerTable, Row
+from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels.ops import langevin_adam, sgld
 
 

@@ -24,7 +24,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from fekernels._build import ExtensionUnavailable, find_nvcc
+from fekernels._runtime.build import ExtensionUnavailable, find_nvcc
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The oldest that is supported; the one after it, which first has all calls that the library looks up; and the one under
@@ -38,14 +38,14 @@ VALUES = """
 import hashlib, json, pathlib, sys
 import torch
 import fekernels as fe
-from fekernels import _extension
+from fekernels._runtime import extension
 
-expected = _extension.PREBUILT
+expected = extension.PREBUILT
 if sys.argv[1] == "compiled":
-    _extension.PREBUILT = expected.with_name("none")
+    extension.PREBUILT = expected.with_name("none")
     expected = fe.build()
-_extension.load()
-assert _extension.library_path() == expected, _extension.library_path()
+extension.load()
+assert extension.library_path() == expected, extension.library_path()
 native = torch.ops.fekernels_native
 results = {}
 

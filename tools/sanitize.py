@@ -60,8 +60,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(REPOSITORY))
-    from fekernels._build import ExtensionUnavailable, find_compiler
-    from fekernels._extension import cache_directory
+    from fekernels._runtime.build import ExtensionUnavailable, find_compiler
+    from fekernels._runtime.extension import cache_directory
 
     try:
         cxx = list(find_compiler()[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fekernels import _extension
+from fekernels._runtime import extension
 from fekernels.bench import memory, once, report, widths
 from fekernels.bench.registry import FAMILIES
 from fekernels.bench.report import table
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.plot is not None:
             _draw(written["free_energy_widths"], arguments.plot)
         return 0
-    reason = _extension.unavailable_reason()
+    reason = extension.unavailable_reason()
     if reason is not None:
         print(f"bench: no compiled kernels to time: {reason}", file=sys.stderr)
         return 1

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fekernels._backends import use_backend
 from fekernels._catalogue.free_energy import NAMES, Parameter, Target, longest
+from fekernels._runtime.backends import use_backend
 from fekernels.bench.case import Case, Cost, Group, Row, Shape, product
 from fekernels.bench.floors import COPY
 from fekernels.bench.peers import ENERGIES, Loss

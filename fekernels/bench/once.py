@@ -18,11 +18,11 @@ BUILD_SECONDS, IMPORT_SECONDS = 30.0, 0.05  # the aims, of two cores
 # The last line of what they print is the time.
 BUILD_PROGRAM = """
 import time
-from fekernels import _extension, _host
+from fekernels._runtime import extension, host
 started = time.perf_counter()
-_extension._cached_library("cpu")
+extension._cached_library("cpu")
 seconds = time.perf_counter() - started
-if reason := _host.unavailable_reason():
+if reason := host.unavailable_reason():
     raise RuntimeError(f"no compiled gradient check: {reason}")
 print(seconds)
 """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fekernels._backends import native_op
+from fekernels._runtime.backends import native_op
 from fekernels.bench import peers
 from fekernels.bench.case import Case, Cost, Group, Row, Shape, product, short
 from fekernels.bench.peers import ADAM, ADAM_FOREACH, ADAM_WITH_NOISE, LR, PLAIN_SGLD, PSGLD, TEMPERATURE

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fekernels._backends import use_backend
 from fekernels._catalogue import stein as catalogue
+from fekernels._runtime.backends import use_backend
 from fekernels.bench import peers
 from fekernels.bench.case import Case, Cost, Group, Row, Shape
 from fekernels.bench.packages import KEOPS, NUMPYRO, PACKAGES, PYRO, reason

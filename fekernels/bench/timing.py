@@ -118,9 +118,9 @@ def _repeats(contestant: Contestant, turn_seconds: float) -> int:
 def machine() -> dict[str, Any]:
     """What the times depend on: processor, instruction set, threads, versions, and how busy the machine is."""
     import fekernels
-    from fekernels import _extension
+    from fekernels._runtime import extension
 
-    reason = _extension.unavailable_reason()
+    reason = extension.unavailable_reason()
     native = torch.ops.fekernels_native
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import fekernels.ops._free_energy_ops  # noqa: F401 (defines the operators)
-from fekernels import _backends
 from fekernels._catalogue.free_energy import LIKELIHOODS, MEAN, NONE, REDUCTIONS
+from fekernels._runtime import backends
 from fekernels.ops._layouts import arranged, memory_order, restored
 from fekernels.ops._memory import has_plain_memory
 from fekernels.ops._operands import Operands, whole
@@ -68,7 +68,7 @@ class _Call:
     ) -> list[Tensor]:
         """[free_energy, energy, kl, *gradients of those operands whose bit of ``needs`` is set]."""
         target, mask, weight, latent_mask = data
-        kernel = _backends.implementation("free_energy", self.backend)
+        kernel = backends.implementation("free_energy", self.backend)
         return kernel(
             list(operands[: self.n_params]), target, mask, list(operands[self.n_params :]), weight, upstream,
             self.likelihood, self.reduction, self.beta, needs, inplace, latent_mask,
@@ -135,7 +135,7 @@ def _scale(gradients: Sequence[Tensor | None], factor: Tensor | None, backend: s
     if factor is None or not wanted:
         return
     if factor.is_cuda:
-        _backends.implementation("scale_", backend)(wanted, factor)
+        backends.implementation("scale_", backend)(wanted, factor)
     elif (value := factor.item()) != 1.0:
         for gradient in wanted:
             gradient.mul_(value)
@@ -291,7 +291,7 @@ def compute(
         return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
     if torch.compiler.is_compiling() or is_dispatched((*tensors, *known)):
         return _traced(operands, likelihood, reduction, beta, needs)
-    backend = _backends.choose(tensors[0].device.type)
+    backend = backends.choose(tensors[0].device.type)
     # Elsewhere than in a plain prediction that nobody else's elements lie between, and from which no other operand is
     # read, the gradient gets its own memory.
     inplace = inplace and needs & 1 == 1 and params[0].is_contiguous()
@@ -334,7 +334,7 @@ def compute_plain(
             or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
         ):
             return None
-    if target.requires_grad or forward_ad._current_level >= 0 or _backends.choose("cpu") != "cpp":
+    if target.requires_grad or forward_ad._current_level >= 0 or backends.choose("cpu") != "cpp":
         return None
     needs = 0
     if torch.is_grad_enabled():
@@ -342,7 +342,7 @@ def compute_plain(
     inplace = inplace and needs & 1 == 1
     if inplace and belongs_to_leaf(prediction):
         return None
-    kernel = _backends.implementation("free_energy", "cpp", "plain")
+    kernel = backends.implementation("free_energy", "cpp", "plain")
     results = kernel(prediction, target, mean, logvar, likelihood, reduction, beta, needs, inplace)
     if not results:
         return None

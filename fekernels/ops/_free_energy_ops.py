@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels import _backends
 from fekernels._catalogue.free_energy import CATEGORICAL, CODES, REDUCTIONS
+from fekernels._runtime import backends
 from fekernels.ops._free_energy_checks import check_gradients, check_operands, is_wide
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._memory import in_plain_memory
@@ -36,7 +36,7 @@ def _run(
     """On checked operands, of which a kernel then takes the addresses."""
     operands = [*params, *latent]
     wide = is_wide(operands)
-    backend = "reference" if wide else _backends.choose(operands[0].device.type)
+    backend = "reference" if wide else backends.choose(operands[0].device.type)
     number = CODES[likelihood][len(params)] if params else 0
     operands = [_in_rows(tensor) for tensor in operands]
     if target is not None:
@@ -48,7 +48,7 @@ def _run(
     if weight is not None:
         weight = in_plain_memory(weight).to(dtype).contiguous()
     upstream = [in_plain_memory(tensor).to(dtype).contiguous() for tensor in upstream]
-    return _backends.implementation("free_energy", backend)(
+    return backends.implementation("free_energy", backend)(
         operands[: len(params)], target, mask, operands[len(params) :], weight, upstream, number,
         REDUCTIONS.index(reduction), 1.0, needs, False, latent_mask,
     )  # fmt: skip

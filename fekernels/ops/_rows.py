@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import number
-from fekernels._table import Row, check_like
+from fekernels._runtime.pointer_table import Row, check_like
 from fekernels.ops._memory import (
     SharedElements,
     has_plain_memory,

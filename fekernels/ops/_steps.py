@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fekernels import _backends
 from fekernels._catalogue.optimizers import FLAGS, NOISES
-from fekernels._table import PointerTable, Row, step_numbers
+from fekernels._runtime import backends
+from fekernels._runtime.pointer_table import PointerTable, Row, step_numbers
 from fekernels.ops._library import define_in_place
 from fekernels.ops._rows import check_lists, check_scalars, group_rows, readable, readable_rows, shard_of
 
@@ -163,7 +163,7 @@ class StepOperation:
         if device.type != "cpu":  # a GPU's kernels read them as float32
             settings.grad_scale = None if settings.grad_scale is None else settings.grad_scale.float()
             settings.found_inf = None if settings.found_inf is None else settings.found_inf.float()
-        self._step_fitted(rows, fitted, settings, _backends.choose(device.type, given["backend"]))
+        self._step_fitted(rows, fitted, settings, backends.choose(device.type, given["backend"]))
 
     def step_rows(self, rows: Sequence[Row], settings: StepSettings, backend: str) -> None:
         """One step of rows that ``check_row`` has seen."""
@@ -172,19 +172,19 @@ class StepOperation:
     def _step_fitted(
         self, rows: Sequence[Row], fitted: Sequence[Row | None], settings: StepSettings, backend: str
     ) -> None:
-        by_rows = _backends.takes_rows(backend)
+        by_rows = backends.takes_rows(backend)
         plain = [] if by_rows else [row for row in fitted if row is not None]
         others = [fit or row for row, fit in zip(rows, fitted, strict=True) if by_rows or fit is None]
         if plain and others:
             step_numbers([row.step for row in rows])  # nothing must move if one of them has come to its end
         if others:
-            _backends.implementation(self.name, _backends.BY_ROWS)(others, settings)
+            backends.implementation(self.name, backends.BY_ROWS)(others, settings)
         if plain:
             self.step_tables([PointerTable(part) for part in group_rows(plain)], settings, backend)
 
     def step_tables(self, tables: Sequence[PointerTable], settings: StepSettings, backend: str) -> None:
         """One kernel call a table: one table a group, or on a GPU one for each set of dtypes in it."""
-        kernel = _backends.implementation(self.name, backend)
+        kernel = backends.implementation(self.name, backend)
         row = settings.row
         for table in tables:
             kernel(

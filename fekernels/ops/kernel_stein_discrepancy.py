@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels import _backends
 from fekernels._catalogue.stein import KERNELS, LINEAR
 from fekernels._checks import floating, one_of, same_device
+from fekernels._runtime import backends
 from fekernels.ops._bandwidths import bandwidths, is_median, no_bandwidth, positive_bandwidth
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
@@ -80,7 +80,7 @@ def _sums(
         run = reference.kernel_stein_discrepancy
     else:
         name = "kernel_stein_discrepancy"
-        run = _backends.implementation(name, _backends.choose(particles.device.type, kernel=name))
+        run = backends.implementation(name, backends.choose(particles.device.type, kernel=name))
         weights = weights.float()
     return run(plain(particles), plain(scores), plain(bandwidth), plain(weights), kernel, beta, c)
 

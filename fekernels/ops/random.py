@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels import _backends
+from fekernels._runtime import backends
 from fekernels.ops._library import LIBRARY, define_functional, define_in_place
 from fekernels.ops._noise_key import LAST_INDEX, check_key
 
@@ -35,8 +35,8 @@ def _filler(kernel: str) -> Callable[..., None]:
     def fill(out: Tensor, seed: int, stream: int, step: int, offset: int, purpose: int) -> None:
         _check_out(kernel, out)
         check_key(kernel, stream, step, offset, purpose, last=LAST_INDEX - out.numel())
-        backend = _backends.choose(out.device.type)
-        _backends.implementation(kernel, backend)(out, seed, stream, step, offset, purpose)
+        backend = backends.choose(out.device.type)
+        backends.implementation(kernel, backend)(out, seed, stream, step, offset, purpose)
 
     return fill
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fekernels import _backends
 from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import floating, integer, same_device
+from fekernels._runtime import backends
 from fekernels.ops._free_energy_autograd import is_dispatched
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._memory import in_plain_memory
@@ -30,8 +30,8 @@ def _wide(*tensors: Tensor) -> bool:
 
 
 def _kernel(name: str, *tensors: Tensor) -> Any:
-    backend = "reference" if _wide(*tensors) else _backends.choose(tensors[0].device.type)
-    return _backends.implementation(name, backend)
+    backend = "reference" if _wide(*tensors) else backends.choose(tensors[0].device.type)
+    return backends.implementation(name, backend)
 
 
 def _check(function: str, first: str, tensor: Tensor, logvar: Tensor, samples: int | None) -> None:

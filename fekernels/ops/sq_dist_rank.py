@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels import _backends
 from fekernels._checks import floating, same_device
+from fekernels._runtime import backends
 from fekernels.ops._library import define_functional
 from fekernels.ops._stein_operands import dispatched, plain, transformed, wide
 from fekernels.reference._stein import centred, square_distances
@@ -39,10 +39,10 @@ def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor
     if not batch or not len(ranks):
         return _fake(particles, ranks, hint)
     double = particles.dtype == torch.float64
-    backend = "reference" if double else _backends.choose(particles.device.type, kernel="sq_dist_rank")
+    backend = "reference" if double else backends.choose(particles.device.type, kernel="sq_dist_rank")
     if hint is not None:
         hint = plain(hint.to(wide(particles)))
-    kernel = _backends.implementation("sq_dist_rank", backend)
+    kernel = backends.implementation("sq_dist_rank", backend)
     return kernel(plain(particles), list(ranks), hint)
 
 

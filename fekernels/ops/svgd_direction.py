@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels import _backends
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import number, one_of
+from fekernels._runtime import backends
 from fekernels.ops._bandwidths import bandwidths
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._stein_operands import (
@@ -41,8 +41,8 @@ Call = tuple[int, float, float, float, int]  # kernel, beta, c, temperature, pre
 def _implementation(name: str, kernel: int, *tensors: Tensor) -> Any:
     """That of the backend; float64, and a kernel that no backend has, are the reference's everywhere."""
     if not KERNELS[kernel].native or wide(*tensors) == torch.float64:
-        return _backends.implementation(name, "reference")
-    return _backends.implementation(name, _backends.choose(tensors[0].device.type, kernel=name))
+        return backends.implementation(name, "reference")
+    return backends.implementation(name, backends.choose(tensors[0].device.type, kernel=name))
 
 
 def _check_call(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fekernels._checks import dense
-from fekernels._table import check_like
+from fekernels._runtime.pointer_table import check_like
 
 __all__ = ["Anchors", "check_anchors", "checked_anchor"]
 

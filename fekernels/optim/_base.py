@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fekernels import _backends
 from fekernels._checks import integer
-from fekernels._host import host
-from fekernels._table import Row, check_dtype, step_numbers
+from fekernels._runtime import backends
+from fekernels._runtime.host import host
+from fekernels._runtime.pointer_table import Row, check_dtype, step_numbers
 from fekernels.ops._noise_key import COUNTERS
 from fekernels.ops._rows import check_row, check_unit
 from fekernels.ops._steps import StepOperation, StepSettings
@@ -112,8 +112,8 @@ class TableOptimizer(ParameterGroups):
                 continue
             if len(group["streams"]) != len(group["params"]):
                 self._add_streams(group)
-            backend = _backends.choose(group["params"][0].device.type, group["backend"])
-            by_rows = _backends.takes_rows(backend)
+            backend = backends.choose(group["params"][0].device.type, group["backend"])
+            by_rows = backends.takes_rows(backend)
             cache = self._caches.get(index)
             if cache is not None and (by_rows or not self._has_states(group, cache)):
                 cache = None
@@ -141,7 +141,7 @@ class TableOptimizer(ParameterGroups):
                 continue
             if backend == "cpp" and not cache.rows:
                 for table in cache.tables:
-                    _backends.native_op("check_steps")(table.table)
+                    backends.native_op("check_steps")(table.table)
             else:
                 step_numbers([self.state[param]["step"] for param in cache.live])
 

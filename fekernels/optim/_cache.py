@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from fekernels._table import PointerTable, Row
+from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels.ops._memory import has_plain_memory
 from fekernels.ops._rows import group_rows, readable
 from fekernels.ops._steps import StepSettings

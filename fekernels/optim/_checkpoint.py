@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer, number, one_of
-from fekernels._table import check_like
+from fekernels._runtime.pointer_table import check_like
 from fekernels.optim._shards import is_sharded
 
 __all__ = [

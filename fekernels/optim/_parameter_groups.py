@@ -13,10 +13,10 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports all of torch._dynamo: a second
 from torch.optim import Optimizer
 
-from fekernels import _backends
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
-from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
-from fekernels._table import check_dtype
+from fekernels._runtime import backends
+from fekernels._runtime.pointer_table import check_dtype
+from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels.ops._noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_step
@@ -27,7 +27,7 @@ from fekernels.optim._shards import local_tensor
 __all__ = ["LAST_SEED", "ParameterGroups"]
 
 LAST_SEED = 1 << 63
-CHOICES = ("auto", *_backends.BACKENDS)
+CHOICES = ("auto", *backends.BACKENDS)
 
 
 def stream_of_name(name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fekernels import _backends
+from fekernels._runtime import backends
 
 __all__ = ["zero_state"]
 
@@ -20,8 +20,8 @@ def zero_state(param: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor
     """
     plain = type(param) in (Tensor, torch.nn.Parameter) and param.device.type == "cpu"
     large = plain and param.numel() * dtype.itemsize >= LARGE
-    if not large or torch.compiler.is_compiling() or _backends.choose("cpu", backend) != "cpp":
+    if not large or torch.compiler.is_compiling() or backends.choose("cpu", backend) != "cpp":
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     state = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
-    _backends.native_op("advise_huge_pages")(state)
+    backends.native_op("advise_huge_pages")(state)
     return state.zero_()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fekernels._catalogue.random import LANGEVIN_NOISE, STOCHASTIC_ROUNDING
-from fekernels._table import Row
+from fekernels._runtime.pointer_table import Row
 from fekernels.reference.random import normals, words
 
 if TYPE_CHECKING:

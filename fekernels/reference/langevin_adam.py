@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fekernels._table import Row, step_numbers
+from fekernels._runtime.pointer_table import Row, step_numbers
 from fekernels.reference._steps import computing_dtype, noise_like, scalars, store
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fekernels._table import Row, step_numbers
+from fekernels._runtime.pointer_table import Row, step_numbers
 from fekernels.reference._steps import computing_dtype, noise_like, scalars, store
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import integer, number
-from fekernels._ranks import draw_seed
+from fekernels._runtime.ranks import draw_seed
 from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick
 from fekernels.optim._prediction import Activation, Average, Prediction
 from fekernels.stein._target import State, Target

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number, one_of
-from fekernels._ranks import draw_seed, has_ranks, seed_of_rank_0
+from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels.ops._bandwidths import is_median
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops._stein_operands import which_kernel

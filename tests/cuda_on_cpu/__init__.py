@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fekernels import _build
 from fekernels._catalogue.optimizers import FLAGS, NOISES
-from fekernels._table import CHUNK, DTYPE_CODES, PointerTable
+from fekernels._runtime import build
+from fekernels._runtime.pointer_table import CHUNK, DTYPE_CODES, PointerTable
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -71,7 +71,7 @@ def compile_kernels(
     cxx: Sequence[str], directory: Path, csrc: Path = CSRC, sources: Sequence[str] = STEP_SOURCES
 ) -> ctypes.CDLL:
     """Build these of ``csrc/cuda/*.cu`` in ``directory`` and load the library."""
-    extra = _build.extra_flags()  # those of a sanitizer, say
+    extra = build.extra_flags()  # those of a sanitizer, say
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-I", str(csrc), "-I", str(HERE), *extra]
     files = [csrc / "cuda" / f"{name}.cu" for name in sources] + [HERE / "kernels.cpp"]
     objects = [directory / f"{file.stem}.o" for file in files]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fekernels._catalogue.free_energy import CATEGORICAL
-from fekernels._table import DTYPE_CODES
+from fekernels._runtime.pointer_table import DTYPE_CODES
 
 GUARD = 64  # elements on either side; a multiple of 16 bytes
 

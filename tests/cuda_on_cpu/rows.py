@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fekernels._table import Row
+from fekernels._runtime.pointer_table import Row
 
 GUARD = 64  # elements on either side of a tensor
 

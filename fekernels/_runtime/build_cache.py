@@ -19,7 +19,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from fekernels._build import (
+from fekernels._runtime.build import (
     SOURCE_SUFFIXES,
     BuildFailed,
     ExtensionUnavailable,

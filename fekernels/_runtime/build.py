@@ -1,6 +1,6 @@
 """Compile the kernels: their sources and flags, the compilers, and the build itself.
 
-Called by ``_extension.py`` at first use and by setup.py ahead of time, which loads this file by its path; so
+Called by ``extension.py`` at first use and by setup.py ahead of time, which loads this file by its path; so
 it imports neither torch nor the rest of the package. Importing it runs no process.
 
 The library speaks LibTorch's stable ABI and contains no Python, so one file serves every Python and every

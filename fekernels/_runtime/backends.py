@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from fekernels import _extension, _host
 from fekernels._catalogue.optimizers import OPERATIONS
+from fekernels._runtime import extension, host
 
 __all__ = [
     "BACKENDS",
@@ -97,7 +97,7 @@ def _obstacle(backend: str, device_type: str, kernel: str | None = None) -> str 
     if backend == "cpp":
         if device_type != "cpu":
             return "the C++ kernels run on CPU tensors"
-        return _extension.unavailable_reason()
+        return extension.unavailable_reason()
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
@@ -108,8 +108,8 @@ def _obstacle(backend: str, device_type: str, kernel: str | None = None) -> str 
         return "the CUDA kernels run on GPU tensors"
     if kernel in WITHOUT_CUDA:
         return f"{kernel} has no CUDA C++ kernel; triton has one"
-    reason = _extension.unavailable_reason()
-    if reason is None and not _extension.has_cuda_kernels():
+    reason = extension.unavailable_reason()
+    if reason is None and not extension.has_cuda_kernels():
         reason = (
             "the extension was built without CUDA kernels (FEKERNELS_BUILD=cuda builds them, and needs nvcc)"
         )
@@ -160,7 +160,7 @@ def takes_rows(backend: str) -> bool:
 @functools.cache
 def _native(name: str, overload: str) -> Callable[..., Any]:
     """An operator of the compiled library, which stays. Looked up at each call it took 1 us, 12 from cold caches."""
-    _extension.load()
+    extension.load()
     return getattr(getattr(torch.ops.fekernels_native, name), overload)
 
 
@@ -251,7 +251,7 @@ class BackendTable:
 def _in_use(device_type: str, kernel: str) -> str:
     try:
         return choose(device_type, kernel=kernel)
-    except (BackendUnavailable, _extension.ExtensionUnavailable):
+    except (BackendUnavailable, extension.ExtensionUnavailable):
         return "none"
 
 
@@ -259,7 +259,7 @@ def _told(backend: str, device_type: str, kernel: str) -> str | None:
     """:func:`_obstacle`, also where FEKERNELS_BUILD names kernels that cannot be had, for which every op raises."""
     try:
         return _obstacle(backend, device_type, kernel)
-    except _extension.ExtensionUnavailable as error:
+    except extension.ExtensionUnavailable as error:
         return str(error)
 
 
@@ -281,12 +281,12 @@ def backends() -> BackendTable:
                     reasons={name: why for name, why in obstacles.items() if why is not None},
                 )
             )
-    missing = _host.unavailable_reason()
+    missing = host.unavailable_reason()
     checks = "compiled" if missing is None else f"in Python ({missing})"
     return BackendTable(rows, f"the optimizers' gradient check: {checks}")
 
 
 def native_op(name: str) -> Any:
     """An op of the compiled library that takes no tensor (``isa``, ``set_isa``, ``build_info``)."""
-    _extension.load()
+    extension.load()
     return getattr(torch.ops.fekernels_native, name)

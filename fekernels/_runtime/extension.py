@@ -1,6 +1,6 @@
 """Find the compiled kernels and load them; build them when there are none.
 
-The order is: the library an ahead-of-time install put beside this file (``_C.so``); a library built earlier
+The order is: the library an ahead-of-time install put into the package (``_C.so``); a library built earlier
 in the cache directory; a new build from ``csrc``. Its ops appear as ``torch.ops.fekernels_native``. Importing
 this file runs no process and compiles nothing.
 """
@@ -14,8 +14,8 @@ import shutil
 import threading
 from pathlib import Path
 
-from fekernels._build import ExtensionUnavailable, find_nvcc
-from fekernels._build_cache import CachedLibrary, cache_directory
+from fekernels._runtime.build import ExtensionUnavailable, find_nvcc
+from fekernels._runtime.build_cache import CachedLibrary, cache_directory
 
 __all__ = [
     "ExtensionUnavailable",
@@ -33,10 +33,10 @@ MINIMUM_TORCH = (2, 10)
 MODES = ("auto", "none", "cpu", "cuda")
 DEVICES = ("cpu", "cuda")
 
-PREBUILT = Path(__file__).with_name("_C.so")
+PACKAGE = Path(__file__).parents[1]
+PREBUILT = PACKAGE / "_C.so"
 SOURCE_ROOT = next(
-    (p for p in (Path(__file__).with_name("csrc"), Path(__file__).parents[1] / "csrc") if p.is_dir()),
-    Path(__file__).with_name("csrc"),
+    (path for path in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if path.is_dir()), PACKAGE / "csrc"
 )
 
 SLOW = "fekernels runs its reference implementation, about 10x slower than the compiled kernels"
@@ -106,7 +106,7 @@ def _cached_library(device: str) -> Path:
 
 
 def _build(cached: CachedLibrary, verbose: bool = False, again: bool = False) -> Path:
-    from fekernels._host import build_beside  # which asks this file for its sources
+    from fekernels._runtime.host import build_beside  # which asks this file for its sources
 
     with build_beside():
         return cached.build(verbose=verbose, again=again)
