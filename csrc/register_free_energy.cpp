@@ -92,7 +92,7 @@ std::vector<Tensor> values(const fe::Terms* energy, const fe::Terms* kl, int64_t
   return results;
 }
 
-// As fekernels/reference/free_energy.py says, on operands that fekernels/ops/_operands.py has brought into two
+// As fekernels/reference/free_energy/free_energy.py says, on operands that fekernels/ops/free_energy/broadcasting.py has brought into two
 // dimensions.
 std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Tensor> target,
                                     std::optional<Tensor> mask, std::vector<Tensor> latent,

@@ -38,7 +38,7 @@ class Place:
 
 
 class FreeEnergyKernel(NamedTuple):
-    """`run` has the arguments of `free_energy` in fekernels/reference/free_energy.py."""
+    """`run` has the arguments of `free_energy` in fekernels/reference/free_energy/free_energy.py."""
 
     name: str
     run: Callable[..., list[Tensor]]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import fekernels as fe
 from fekernels._runtime import backends, extension
-from fekernels.reference.free_energy import free_energy as reference_free_energy
+from fekernels.reference.free_energy.free_energy import free_energy as reference_free_energy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fekernels as fe
 from fekernels._catalogue.free_energy import LIKELIHOODS
-from fekernels.reference import free_energy as reference
+from fekernels.reference.free_energy import free_energy as reference
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, which is not installed
 

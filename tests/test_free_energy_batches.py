@@ -108,10 +108,10 @@ def test_masks_broadcast(shape, backend):
 
 
 def test_a_mask_of_columns_is_not_copied(monkeypatch):
-    from fekernels.ops import _operands
+    from fekernels.ops.free_energy import broadcasting
 
     mask, x = torch.rand(1, 5000) < 0.5, torch.zeros(64, 5000)
-    kept = _operands.prepare_mask("energy", "mask", mask, x, "target", "observed", 1)
+    kept = broadcasting.prepare_mask("energy", "mask", mask, x, "target", "observed", 1)
     assert kept.shape == x.shape and kept.data_ptr() == mask.data_ptr()
 
 

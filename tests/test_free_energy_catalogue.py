@@ -12,8 +12,8 @@ import fekernels as fe
 from fekernels._catalogue.free_energy import CATEGORICAL, CODES, LIKELIHOODS, NAMES, REDUCTIONS
 from fekernels._runtime import extension
 from fekernels.losses.likelihoods import FORMS
-from fekernels.reference import _likelihoods as formulas
-from fekernels.reference import free_energy as reference
+from fekernels.reference.free_energy import free_energy as reference
+from fekernels.reference.free_energy import likelihoods as formulas
 
 ROOT = Path(__file__).parents[1]
 CPP = pytest.mark.skipif(
@@ -89,8 +89,8 @@ def test_the_formulas_of_the_reference_take_these_parameters():
 
 def test_the_terms_of_triton():
     pytest.importorskip("triton", reason="triton is not installed")
-    from fekernels.triton import _likelihoods as terms
-    from fekernels.triton import free_energy
+    from fekernels.triton.free_energy import free_energy
+    from fekernels.triton.free_energy import likelihoods as terms
 
     assert tuple(row.term for row in LIKELIHOODS) == free_energy.TERMS
     for row in LIKELIHOODS:

@@ -7,8 +7,8 @@ from free_energy_cases import ELEMENTWISE, NAMES, arguments, close
 
 import fekernels as fe
 from fekernels._catalogue.free_energy import LIKELIHOODS
-from fekernels.ops._layouts import memory_order
-from fekernels.ops._operands import gather
+from fekernels.ops.free_energy.broadcasting import gather
+from fekernels.ops.free_energy.memory_order import memory_order
 
 CPP = Place("cpp", "cpu")
 SHAPE = (5, 3, 4, 6)  # [B, C, H, W]

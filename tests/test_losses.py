@@ -10,8 +10,8 @@ from torch import nn
 
 import fekernels as fe
 from fekernels._catalogue.free_energy import CODES, longest
-from fekernels.ops._validate import validate_target
-from fekernels.reference.free_energy import energy_elements
+from fekernels.ops.free_energy.domains import validate_target
+from fekernels.reference.free_energy.free_energy import energy_elements
 
 N = 200_000
 

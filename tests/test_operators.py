@@ -11,7 +11,7 @@ from formulas import STEPS
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import PointerTable
 from fekernels._runtime.pointer_table import Row as TableRow
-from fekernels.ops import langevin_adam, sgld
+from fekernels.ops.optimizers import langevin_adam, sgld
 
 
 def sample_arguments(op):

@@ -9,7 +9,7 @@ import torch
 
 from fekernels._catalogue import optimizers, random
 from fekernels._runtime import pointer_table
-from fekernels.ops._steps import HEAD
+from fekernels.ops.optimizers.step import HEAD
 
 CSRC = Path(__file__).parents[1] / "csrc"
 PURPOSES = {name.lower(): getattr(random, name) for name in random.__all__}
@@ -49,7 +49,7 @@ def test_the_operations_and_settings_of_the_cpp_sources():
     assert tuple(name for _, name in lines) == optimizers.OPERATIONS
     assert numbers("math/step.h", "StepSettings") == (*HEAD, "flags")
     for struct, name in lines:
-        settings = importlib.import_module(f"fekernels.ops.{name}").OPERATION.settings
+        settings = importlib.import_module(f"fekernels.ops.optimizers.{name}").OPERATION.settings
         assert settings.__name__ == f"{struct}Settings"
         own = tuple("noise_code" if number == "noise" else number for number in settings.NUMBERS)
         assert numbers(f"math/{name}.h", f"{struct}Settings") == own
@@ -66,7 +66,7 @@ def test_the_codes_of_the_pointer_table():
 
 def test_the_codes_of_triton():
     pytest.importorskip("triton", reason="triton is not installed")
-    from fekernels.triton import _codes as codes
+    from fekernels.triton.optimizers import codes
 
     def values(*names: str) -> list[int]:
         return [getattr(codes, name.upper()).value for name in names]

@@ -9,15 +9,15 @@ import torch
 
 from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, REDUCTIONS, Target
 from fekernels._catalogue.free_energy import CODES as CODES_BY_NAME
-from fekernels.reference import _special as special
-from fekernels.reference import free_energy as reference
-from fekernels.reference._functions import exp
-from fekernels.reference.free_energy import (
+from fekernels.reference.free_energy import free_energy as reference
+from fekernels.reference.free_energy import special_functions as special
+from fekernels.reference.free_energy.free_energy import (
     energy_elements,
     free_energy,
     kl_elements,
     values,
 )
+from fekernels.reference.functions import exp
 
 CODES = range(len(LIKELIHOODS))
 IDS = [f"{row.name}{len(row.parameters)}" for row in LIKELIHOODS]

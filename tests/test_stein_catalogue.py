@@ -11,9 +11,9 @@ from cases import Place
 import fekernels as fe
 from fekernels._catalogue.stein import CODES, KERNELS, LINEAR, NAMES, Distance
 from fekernels._runtime import extension
-from fekernels.reference import _stein as formulas
-from fekernels.reference import kernel_stein_discrepancy as discrepancy_reference
-from fekernels.reference import svgd_direction as direction_reference
+from fekernels.reference.stein import kernel_stein_discrepancy as discrepancy_reference
+from fekernels.reference.stein import kernels as formulas
+from fekernels.reference.stein import svgd_direction as direction_reference
 
 ROOT = Path(__file__).parents[1]
 HEADER = (ROOT / "csrc/math/radial_kernels.h").read_text()
@@ -120,7 +120,7 @@ def test_the_formulas_of_the_reference_are_derivatives(row):
 
 def test_the_formulas_of_triton():
     pytest.importorskip("triton", reason="triton is not installed")
-    from fekernels.triton import _stein as stein
+    from fekernels.triton.stein import kernels as stein
 
     for row in NATIVE:
         assert getattr(stein, row.name.upper()).value == CODES[row.name]

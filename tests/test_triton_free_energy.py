@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, MEAN, NONE, SUM, Target
 from fekernels._runtime import extension
-from fekernels.reference import free_energy as reference
 from fekernels.reference import random as noise
+from fekernels.reference.free_energy import free_energy as reference
 
 pytest.importorskip("triton", reason="triton is not installed")
 

@@ -12,8 +12,8 @@ from cases import bits_equal
 from torch import Tensor
 
 from fekernels._catalogue.stein import CODES, KERNELS
-from fekernels.reference import kernel_stein_discrepancy as ksd_reference
-from fekernels.reference import svgd_direction as reference
+from fekernels.reference.stein import kernel_stein_discrepancy as ksd_reference
+from fekernels.reference.stein import svgd_direction as reference
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -74,7 +74,7 @@ def test_sums_in_parts(run):
     for d, stretch in ((2, 4096), (2, 64), (16, 4096)):
         x, s, h = problem(1, 300, d)
         call = ("svgd_direction", x, s, h, RBF, BETA, C, TEMPERATURE, FLOAT32)
-        got = run("patched", "svgd_direction", {"STRETCH": stretch}, *call)
+        got = run("patched", "stein.svgd_direction", {"STRETCH": stretch}, *call)
         assert_near(got, direction(x, s, h, RBF), 1.5e-6)
 
 
@@ -166,7 +166,7 @@ def test_more_problems_than_a_grid_has_room_for(run):
         ("sq_dist_rank", 0, x, [3, 4], torch.rand(5, 2)),
     ]
     for call in calls:
-        whole, portions = run(*call), run("patched", "_stein", {"MOST_PROBLEMS": 2}, *call)
+        whole, portions = run(*call), run("patched", "stein.kernels", {"MOST_PROBLEMS": 2}, *call)
         for a, b in zip(*((r if isinstance(r, list) else [r]) for r in (whole, portions)), strict=True):
             assert bits_equal(a, b), call[0]
 

@@ -13,9 +13,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fekernels.triton import _codes as codes
-from fekernels.triton import _rows, langevin_adam, random, sgld
-from fekernels.triton._launch import EXACT
+from fekernels.triton import random
+from fekernels.triton.launch import EXACT
+from fekernels.triton.optimizers import codes, langevin_adam, sgld, table_rows
 
 F32, BF16 = 0, 2
 FLOAT32, ALL_BF16 = F32, BF16 | BF16 << 8 | BF16 << 16
@@ -39,13 +39,13 @@ def _step(noise: int, flags: int = 0, dtypes: int = FLOAT32, tensors: tuple[str,
     writes = 3 + bool(flags & codes.AMSGRAD.value)
     rescale = codes.RESCALE.value if noise in (0, 3) else 0  # T = 0 with noise="momentum" rescales as well
     flags |= CORRECTED | LAST | rescale
-    constants = dict(NOISE=noise, FLAGS=flags, DTYPES=dtypes, **_rows.configuration(dtypes, flags))
+    constants = dict(NOISE=noise, FLAGS=flags, DTYPES=dtypes, **table_rows.configuration(dtypes, flags))
     return Spec(langevin_adam.langevin_adam_kernel, constants, reads, writes, tensors)
 
 
 def _sgld(flags: int, dtypes: int) -> Spec:
     flags |= LAST
-    constants = dict(NOISE=True, FLAGS=flags, DTYPES=dtypes, **_rows.configuration(dtypes, flags))
+    constants = dict(NOISE=True, FLAGS=flags, DTYPES=dtypes, **table_rows.configuration(dtypes, flags))
     return Spec(sgld.sgld_kernel, constants, 2, 1)
 
 

@@ -6,10 +6,8 @@ from typing import Any
 from triton_aot import Code, machine_code
 
 from fekernels._catalogue.free_energy import LIKELIHOODS
-from fekernels.triton import _categorical as categorical
-from fekernels.triton import _free_energy_kernels as kernels
-from fekernels.triton import _operand_codes as codes
-from fekernels.triton import free_energy, reparameterize
+from fekernels.triton.free_energy import categorical, free_energy, kernels, reparameterize
+from fekernels.triton.free_energy import operand_codes as codes
 
 TYPES = {"sums": "*fp64", "mask": "*u8", "target": "*fp32"}
 PARAMS = {row.term: len(row.parameters) for row in LIKELIHOODS if not row.classes} | {

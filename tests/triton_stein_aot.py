@@ -10,12 +10,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_aot import _disassemble
 
-from fekernels.triton import _stein as stein
-from fekernels.triton import _stein_direct as direct
-from fekernels.triton import _stein_strip_kernels as strips
-from fekernels.triton import _stein_tiles as tiles
-from fekernels.triton import sq_dist_rank, svgd_direction
-from fekernels.triton._stein_strips import PAIRS, ROWS
+from fekernels.triton.stein import direct, sq_dist_rank, svgd_direction, tiles
+from fekernels.triton.stein import kernels as stein
+from fekernels.triton.stein import strip_kernels as strips
+from fekernels.triton.stein.strips import PAIRS, ROWS
 
 COUNTS = (
     "n", "d", "m", "padded", "per_split", "pitch", "width", "strip", "part", "parts", "first_row", "tile_count",

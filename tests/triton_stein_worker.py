@@ -21,7 +21,7 @@ def quiet() -> Iterator[None]:
 
 
 def svgd_direction(*arguments: Any) -> Tensor:
-    from fekernels.triton import svgd_direction as backend
+    from fekernels.triton.stein import svgd_direction as backend
 
     with quiet():
         return backend.svgd_direction(*arguments)
@@ -30,7 +30,7 @@ def svgd_direction(*arguments: Any) -> Tensor:
 @contextmanager
 def small_strips(small: bool) -> Iterator[None]:
     """Strips of 64 rows and sums over parts of the dimensions, for which there must else be more particles."""
-    from fekernels.triton import _stein_strips as strips
+    from fekernels.triton.stein import strips
 
     changes = dict(LEAST=1, LONGEST=32) if small else {}
     with mock.patch.multiple(strips, **changes) if small else quiet(), quiet():
@@ -38,14 +38,14 @@ def small_strips(small: bool) -> Iterator[None]:
 
 
 def svgd_direction_backward(small: bool, *arguments: Any) -> list[Tensor]:
-    from fekernels.triton import svgd_direction as backend
+    from fekernels.triton.stein import svgd_direction as backend
 
     with small_strips(small):
         return backend.svgd_direction_backward(*arguments)
 
 
 def kernel_stein_discrepancy(small: bool, *arguments: Any) -> Tensor:
-    from fekernels.triton import kernel_stein_discrepancy as backend
+    from fekernels.triton.stein import kernel_stein_discrepancy as backend
 
     with small_strips(small):
         return backend.kernel_stein_discrepancy(*arguments)
@@ -53,7 +53,7 @@ def kernel_stein_discrepancy(small: bool, *arguments: Any) -> Tensor:
 
 def sq_dist_rank(sample: int | None, *arguments: Any) -> Tensor:
     """sample: pairs of the sample, 0 for none; None for a sort of all, as for so few particles by itself."""
-    from fekernels.triton import sq_dist_rank as backend
+    from fekernels.triton.stein import sq_dist_rank as backend
 
     changes = {} if sample is None else dict(SORTED=0, MOST_SORTED=0)
     changes |= dict(SAMPLE=sample, SAMPLED_FROM=2) if sample else {}

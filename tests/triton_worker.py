@@ -34,7 +34,7 @@ from triton_stein_worker import (  # noqa: F401
 )
 
 from fekernels._runtime.pointer_table import PointerTable, Row
-from fekernels.ops import langevin_adam, sgld
+from fekernels.ops.optimizers import langevin_adam, sgld
 
 
 def _pack(value: Any) -> bytes:

@@ -7,7 +7,7 @@
 namespace fe {
 
 // The head of every operation's settings, whose own numbers follow. The settings are one row of float64, in this order,
-// as StepSettings.row of fekernels/ops/_steps.py writes it; tensors, where given, replace lr and temperature.
+// as StepSettings.row of fekernels/ops/optimizers/step.py writes it; tensors, where given, replace lr and temperature.
 struct StepSettings {
   double lr, temperature, weight_decay, prior_precision;
   double flags;  // a sum of StepFlags

@@ -54,8 +54,8 @@ class Parameter:
 class Likelihood:
     """A likelihood with one number of parameters.
 
-    ``name`` is the users', and that of the formulas in ``reference/_likelihoods.py``; ``term`` that of the kernel's
-    formula, different where one name has several. With targets that are classes, they are the parameter's last axis;
+    ``name`` is the users', and that of the formulas in ``fekernels/reference``; ``term`` that of the kernel's formula,
+    different where one name has several. With targets that are classes, they are the parameter's last axis;
     all others are elementwise.
     """
 

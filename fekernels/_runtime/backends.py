@@ -28,19 +28,19 @@ __all__ = [
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
-# The file (of fekernels.ops, .reference and .triton) that each kernel lives in.
+# The folder of its family and the file (in fekernels.ops, .reference and .triton) that each kernel lives in.
 KERNELS = {
     "philox_bits": "random",
     "philox_uniform": "random",
     "philox_normal": "random",
-    **{f"{name}_": name for name in OPERATIONS},
-    "free_energy": "free_energy",
-    "reparameterize": "reparameterize",
-    "reparameterize_backward": "reparameterize",
-    "svgd_direction": "svgd_direction",
-    "svgd_direction_backward": "svgd_direction",
-    "kernel_stein_discrepancy": "kernel_stein_discrepancy",
-    "sq_dist_rank": "sq_dist_rank",
+    **{f"{name}_": f"optimizers.{name}" for name in OPERATIONS},
+    "free_energy": "free_energy.free_energy",
+    "reparameterize": "free_energy.reparameterize",
+    "reparameterize_backward": "free_energy.reparameterize",
+    "svgd_direction": "stein.svgd_direction",
+    "svgd_direction_backward": "stein.svgd_direction",
+    "kernel_stein_discrepancy": "stein.kernel_stein_discrepancy",
+    "sq_dist_rank": "stein.sq_dist_rank",
 }
 
 # These have no CUDA C++ kernel: Triton's tensor-core products are what one would be written for.
@@ -52,7 +52,7 @@ WITHOUT_CUDA = (
 )
 
 # What no user calls, so that no table of backends shows it.
-INTERNAL = {"scale_": "free_energy"}
+INTERNAL = {"scale_": "free_energy.free_energy"}
 
 BY_ROWS = "reference"  # of an optimizer's step; the other backends take pointer tables
 

@@ -15,7 +15,7 @@ from fekernels.bench.case import Case, Cost, Group, Row, Shape, product
 from fekernels.bench.floors import COPY
 from fekernels.bench.peers import ENERGIES, Loss
 from fekernels.bench.timing import Contestant
-from fekernels.ops.free_energy import free_energy
+from fekernels.ops.free_energy.free_energy import free_energy
 
 __all__ = [
     "CASES",

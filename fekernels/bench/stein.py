@@ -16,8 +16,8 @@ from fekernels.bench.case import Case, Cost, Group, Row, Shape
 from fekernels.bench.packages import KEOPS, NUMPYRO, PACKAGES, PYRO, reason
 from fekernels.bench.peers import Direction
 from fekernels.bench.timing import Contestant
-from fekernels.ops.kernel_stein_discrepancy import kernel_stein_discrepancy
-from fekernels.ops.svgd_direction import svgd_direction
+from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy
+from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein.bandwidth import median_bandwidth
 
 __all__ = ["BACKWARD", "BARE", "CASES", "CDIST", "DISCREPANCY", "OURS", "PLAIN", "WRITTEN", "problem"]

@@ -4,8 +4,8 @@ from fekernels.losses import likelihoods
 from fekernels.losses.importance import importance_weighted_bound
 from fekernels.losses.module import FreeEnergyLoss
 from fekernels.losses.monte_carlo import GaussianMixturePrior, VampPrior, monte_carlo_kl
-from fekernels.ops.free_energy import FreeEnergyTerms, energy, free_energy, gaussian_kl
-from fekernels.ops.reparameterize import reparameterize
+from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, energy, free_energy, gaussian_kl
+from fekernels.ops.free_energy.reparameterize import reparameterize
 
 __all__ = [
     "FreeEnergyLoss",

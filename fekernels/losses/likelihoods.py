@@ -17,7 +17,7 @@ from torch import Tensor
 from fekernels._catalogue.free_energy import CODES, NAMES, longest
 from fekernels._checks import integer, same_device
 from fekernels.losses._checks import floating_tensor
-from fekernels.ops._means import continuous_bernoulli_mean
+from fekernels.ops.free_energy.means import continuous_bernoulli_mean
 
 __all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample"]
 

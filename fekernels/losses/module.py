@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fekernels.ops._free_energy_options import check_options
-from fekernels.ops.free_energy import FreeEnergyTerms, free_energy
+from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, free_energy
+from fekernels.ops.free_energy.options import check_options
 
 __all__ = ["FreeEnergyLoss"]
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels.ops._memory import has_plain_memory
-from fekernels.ops._rows import group_rows, readable
-from fekernels.ops._steps import StepSettings
+from fekernels.ops.optimizers.parameter_rows import group_rows, readable
+from fekernels.ops.optimizers.step import StepSettings
 from fekernels.optim._shards import is_sharded, local_tensor
 
 __all__ = ["KeptSettings", "StateSnapshot", "TableCache"]

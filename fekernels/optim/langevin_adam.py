@@ -12,7 +12,7 @@ from torch import Tensor
 from fekernels._catalogue.optimizers import NOISES
 from fekernels._checks import number, one_of
 from fekernels._runtime.pointer_table import DTYPE_CODES, Row, supported_dtypes
-from fekernels.ops.langevin_adam import OPERATION
+from fekernels.ops.optimizers.langevin_adam import OPERATION
 from fekernels.optim._base import TableOptimizer, traced_number
 from fekernels.optim._cache import TableCache
 from fekernels.optim._checkpoint import loaded_unit, momentum_unit

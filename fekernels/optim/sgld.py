@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels.ops.sgld import OPERATION
+from fekernels.ops.optimizers.sgld import OPERATION
 from fekernels.optim._base import TableOptimizer
 
 __all__ = ["SGLD"]

@@ -1,7 +1,7 @@
 """Particles that follow a target: their Stein direction, the discrepancy, median bandwidths and the sampler."""
 
-from fekernels.ops.kernel_stein_discrepancy import kernel_stein_discrepancy
-from fekernels.ops.svgd_direction import svgd_direction
+from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy
+from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein import kernels
 from fekernels.stein._trace import SVGDResult
 from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing

@@ -15,8 +15,8 @@ from torch import Tensor
 from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._catalogue.stein import KERNELS
-from fekernels.ops._stein_operands import which_kernel
-from fekernels.ops.svgd_direction import svgd_direction
+from fekernels.ops.stein.particles import which_kernel
+from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein.bandwidth import pairwise_sq_dist_median
 
 __all__ = ["group_bandwidth", "group_direction", "random_groups"]

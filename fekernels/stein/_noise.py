@@ -13,8 +13,8 @@ from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import number
-from fekernels.ops._stein_operands import Kernel
-from fekernels.ops.gram_matrix import gram_matrix
+from fekernels.ops.stein.gram_matrix import gram_matrix
+from fekernels.ops.stein.particles import Kernel
 
 __all__ = ["Noise", "make_noise"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fekernels._catalogue.stein import IMQ, KERNELS
-from fekernels.ops._stein_operands import which_kernel
-from fekernels.ops.kernel_stein_discrepancy import kernel_stein_discrepancy, stein_kernel
+from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy, stein_kernel
+from fekernels.ops.stein.particles import which_kernel
 
 __all__ = ["SVGDResult", "discrepancy_kernel", "endless", "measure"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import floating, one_of, same_device
-from fekernels.ops._stein_operands import check_particles, flatten, wide
-from fekernels.ops.sq_dist_rank import log, median_ranks, median_sq_dist, middle_two, select
+from fekernels.ops.stein.particles import check_particles, flatten, wide
+from fekernels.ops.stein.sq_dist_rank import log, median_ranks, median_sq_dist, middle_two, select
 
 __all__ = ["median_bandwidth", "pairwise_sq_dist_median"]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from fekernels import random
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number
-from fekernels.ops._bandwidths import is_median, positive_bandwidth
 from fekernels.ops._noise_key import signed_seed
-from fekernels.ops.kernel_stein_discrepancy import gather, off_diagonal_sums, stein_kernel
+from fekernels.ops.stein.bandwidths import is_median, positive_bandwidth
+from fekernels.ops.stein.kernel_stein_discrepancy import gather, off_diagonal_sums, stein_kernel
 
 __all__ = ["GoodnessOfFit", "goodness_of_fit"]
 

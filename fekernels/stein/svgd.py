@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number, one_of
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
-from fekernels.ops._bandwidths import is_median
 from fekernels.ops._noise_key import signed_seed
-from fekernels.ops._stein_operands import which_kernel
-from fekernels.ops.svgd_direction import svgd_direction
+from fekernels.ops.stein.bandwidths import is_median
+from fekernels.ops.stein.particles import which_kernel
+from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein._groups import group_bandwidth, group_direction, random_groups
 from fekernels.stein._noise import make_noise
 from fekernels.stein._settings import checked_particles, first_non_finite, make_optimizer, positive

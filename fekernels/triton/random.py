@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fekernels.triton import _numerics as numerics
-from fekernels.triton._launch import EXACT, on_device_of
+from fekernels.triton import numerics
+from fekernels.triton.launch import EXACT, on_device_of
 
 BITS, UNIFORM, NORMAL = 0, 1, 2
 

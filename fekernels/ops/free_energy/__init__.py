@@ -1,0 +1,1 @@
+"""The free energy and reparameterized samples: schemas, checks, broadcasting, autograd."""

@@ -1,0 +1,352 @@
+"""How the terms of a free energy are computed and differentiated, on checked operands.
+
+In a reduced ("mean" or "sum") call whose gradient is wanted, the kernel writes the gradients of energy and KL in the
+same pass; the first backward scales them in place by what comes from above, which is 1 for a loss, and hands them over.
+Any later one computes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import fekernels.ops.free_energy.operators  # noqa: F401 (defines the operators)
+from fekernels._catalogue.free_energy import LIKELIHOODS, MEAN, NONE, REDUCTIONS
+from fekernels._runtime import backends
+from fekernels.ops._memory import has_plain_memory
+from fekernels.ops.free_energy.broadcasting import Operands, whole
+from fekernels.ops.free_energy.memory_order import arranged, memory_order, restored
+
+__all__ = ["FreeEnergyTerms", "belongs_to_leaf", "compute", "compute_plain"]
+
+DATA = 4  # of a call, beside its differentiable operands: target, mask, weight, latent_mask
+_PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that has operators of its own
+
+
+class FreeEnergyTerms(NamedTuple):
+    """The terms of a free energy, each a scalar ("mean", "sum") or of shape [B] ("none"); ``kl`` is before beta."""
+
+    free_energy: Tensor
+    energy: Tensor
+    kl: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """The evidence lower bound (at beta = 1): ``-free_energy``."""
+        return -self.free_energy
+
+
+class _Call:
+    """What a kernel takes beside the differentiable operands (parameters of the likelihood, then latent)."""
+
+    __slots__ = ("backend", "beta", "inplace", "likelihood", "n_params", "needs", "reduction")
+
+    def __init__(
+        self,
+        backend: str,
+        likelihood: int,
+        n_params: int,
+        reduction: int,
+        beta: float,
+        needs: int,
+        inplace: bool,
+    ) -> None:
+        self.backend, self.likelihood, self.n_params = backend, likelihood, n_params
+        self.reduction, self.beta, self.needs, self.inplace = reduction, beta, needs, inplace
+
+    def run(
+        self,
+        operands: Sequence[Tensor],
+        data: Sequence[Tensor | None],
+        upstream: list[Tensor],
+        needs: int,
+        inplace: bool = False,
+    ) -> list[Tensor]:
+        """[free_energy, energy, kl, *gradients of those operands whose bit of ``needs`` is set]."""
+        target, mask, weight, latent_mask = data
+        kernel = backends.implementation("free_energy", self.backend)
+        return kernel(
+            list(operands[: self.n_params]), target, mask, list(operands[self.n_params :]), weight, upstream,
+            self.likelihood, self.reduction, self.beta, needs, inplace, latent_mask,
+        )  # fmt: skip
+
+    def values(
+        self, operands: Sequence[Tensor], data: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in plain PyTorch, for gradients of gradients."""
+        from fekernels.reference.free_energy.free_energy import values
+
+        target, mask, weight, latent_mask = data
+        params, latent = list(operands[: self.n_params]), list(operands[self.n_params :])
+        return values(
+            params, target, mask, latent, weight, self.likelihood, self.reduction, self.beta, latent_mask
+        )  # fmt: skip
+
+
+class _PlainCall(_Call):
+    """One whose operands still have their own shapes, [B, ...]: without gaps, with nothing broadcast or left out."""
+
+    __slots__ = ()
+
+    def run(
+        self,
+        operands: Sequence[Tensor],
+        data: Sequence[Tensor | None],
+        upstream: list[Tensor],
+        needs: int,
+        inplace: bool = False,
+    ) -> list[Tensor]:
+        results = super().run(_in_rows(operands), _in_rows(data), upstream, needs, inplace)
+        wanted = [operand for i, operand in enumerate(operands) if needs >> i & 1]
+        for i, operand in enumerate(wanted, 3):
+            if operand.dim() != 2:
+                results[i] = restored(results[i], operand, memory_order(operand))
+        return results
+
+    def values(
+        self, operands: Sequence[Tensor], data: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return super().values(_in_rows(operands), _in_rows(data))
+
+
+def _in_rows(tensors: Sequence[Any]) -> list[Any]:
+    rows: list[Any] = []
+    for tensor in tensors:
+        order = None if tensor is None else memory_order(tensor)
+        rows.append(tensor if tensor is None else whole(tensor if order is None else arranged(tensor, order)))
+    return rows
+
+
+def _sum(first: Tensor | None, factor: float, second: Tensor | None) -> Tensor | None:
+    """factor * first + second, where None is 0."""
+    if first is None:
+        return second
+    scaled = first if factor == 1.0 else first * factor
+    return scaled if second is None else scaled + second
+
+
+def _scale(gradients: Sequence[Tensor | None], factor: Tensor | None, backend: str) -> None:
+    """In place, by a scalar tensor that is nearly always 1; a GPU's kernel reads it there."""
+    wanted = [gradient for gradient in gradients if gradient is not None]
+    if factor is None or not wanted:
+        return
+    if factor.is_cuda:
+        backends.implementation("scale_", backend)(wanted, factor)
+    elif (value := factor.item()) != 1.0:
+        for gradient in wanted:
+            gradient.mul_(value)
+
+
+class _Terms(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: _Call,
+        data: tuple[Tensor | None, ...],
+        results: list[Tensor] | None,
+        *operands: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """``results`` where they have been computed already."""
+        ctx.set_materialize_grads(False)
+        early = call.needs if call.reduction != NONE else 0
+        if results is None:
+            results = call.run(operands, data, [], early, call.inplace)
+        free_energy, energy, kl, *gradients = results
+        ctx.call = call
+        ctx.gradients = gradients if early else None
+        if call.inplace:
+            # As a tensor of its own, autograd may keep it for `.grad`; an input it would copy.
+            gradients[0] = gradients[0].detach()
+            torch.autograd.graph.increment_version(operands[0])
+        else:
+            ctx.save_for_backward(*operands, *data)
+        return free_energy, energy, kl
+
+    @staticmethod
+    def backward(ctx: Any, g_free: Tensor | None, g_energy: Tensor | None, g_kl: Tensor | None) -> Any:
+        call: _Call = ctx.call
+        gradients, ctx.gradients = ctx.gradients, None
+        if call.inplace and (gradients is None or torch.is_grad_enabled()):
+            raise RuntimeError(
+                "free_energy: with inplace_backward=True the prediction is overwritten by its gradient, so backward"
+                " runs once and cannot be differentiated; use inplace_backward=False"
+            )
+        if torch.is_grad_enabled():
+            return None, None, None, *_differentiable(call, ctx.saved_tensors, (g_free, g_energy, g_kl))
+        of_energy, of_kl = _sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)
+        if gradients is None:
+            operands, data = ctx.saved_tensors[:-DATA], ctx.saved_tensors[-DATA:]
+            upstream = []
+            if call.reduction == NONE:
+                rows = of_energy if of_energy is not None else of_kl
+                assert rows is not None
+                upstream = [
+                    torch.zeros_like(rows) if g is None else g.contiguous() for g in (of_energy, of_kl)
+                ]
+            gradients = call.run(operands, data, upstream, call.needs)[3:]
+        left = iter(gradients)
+        results = [next(left) if call.needs >> i & 1 else None for i in range(len(ctx.needs_input_grad) - 3)]
+        params, latent = results[: call.n_params], results[call.n_params :]
+        if call.reduction != NONE:
+            if of_energy is of_kl:
+                _scale(results, of_energy, call.backend)
+            else:
+                _scale(params, of_energy, call.backend)
+                _scale(latent, of_kl, call.backend)
+        if of_energy is None:
+            params = [None] * len(params)
+        if of_kl is None:
+            latent = [None] * len(latent)
+        return None, None, None, *params, *latent
+
+
+# Function.apply does no more than this but for tensors of functorch's transforms.
+_apply = super(torch.autograd.Function, _Terms).apply
+
+
+def _differentiable(
+    call: _Call, saved: Sequence[Tensor], above: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """The gradients as functions of operands and of ``above``, by plain PyTorch: for create_graph=True."""
+    # Views, so that a path from one operand to another (mean to z to the prediction) is left to the outer graph.
+    operands, data = [operand.view_as(operand) for operand in saved[:-DATA]], saved[-DATA:]
+    values = call.values(operands, data)
+    wanted = [operand for i, operand in enumerate(operands) if call.needs >> i & 1]
+    given = [(value, g) for value, g in zip(values, above, strict=True) if g is not None]
+    gradients = iter(
+        torch.autograd.grad(
+            [value for value, _ in given], wanted, [g for _, g in given], create_graph=True, allow_unused=True
+        )
+    )
+    return [next(gradients) if call.needs >> i & 1 else None for i in range(len(operands))]
+
+
+def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, needs: int) -> FreeEnergyTerms:
+    energy, kl, _ = torch.ops.fekernels.free_energy(
+        operands.params, operands.target, operands.mask, operands.latent, operands.weight, LIKELIHOODS[likelihood].name,
+        REDUCTIONS[reduction], needs, operands.latent_mask,
+    )  # fmt: skip
+    return FreeEnergyTerms(energy + beta * kl, energy, kl)
+
+
+def is_dispatched(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a mode is to see operators, or one of the tensors has no plain memory for a kernel to read."""
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return not all(tensor is None or has_plain_memory(tensor) for tensor in tensors)
+
+
+def _share_memory(tensor: Tensor, others: Sequence[Tensor | None]) -> bool:
+    memory = tensor.untyped_storage().data_ptr()
+    return any(other is not None and other.untyped_storage().data_ptr() == memory for other in others)
+
+
+def belongs_to_leaf(prediction: Tensor) -> bool:
+    """Whether it is, or is a view of, a tensor whose values an optimizer would step from."""
+    base = prediction if prediction._base is None else prediction._base
+    return base.is_leaf and base.requires_grad
+
+
+def compute(
+    operands: Operands, likelihood: int, reduction: int, beta: float, inplace: bool
+) -> FreeEnergyTerms:
+    params = operands.params
+    tensors = [*params, *operands.latent]
+    wide = halves = False
+    needs, bit = 0, 1 if torch.is_grad_enabled() else 0
+    for tensor in tensors:
+        wide |= tensor.dtype is torch.float64
+        if tensor.requires_grad:
+            needs |= bit
+            halves |= tensor.dtype is torch.float16
+        bit <<= 1
+    weight = operands.weight
+    if weight is not None:
+        weight = weight.double() if wide else weight.float()
+    known = operands.target, operands.mask, weight, operands.latent_mask
+    if wide or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        from fekernels.reference.free_energy.free_energy import values
+
+        target, mask, *_ = known
+        return FreeEnergyTerms(
+            *values(
+                params,
+                target,
+                mask,
+                operands.latent,
+                weight,
+                likelihood,
+                reduction,
+                beta,
+                operands.latent_mask,
+            )
+        )
+    if halves and needs and reduction != NONE:
+        # A gradient stored in float16 before a GradScaler's factor is on it would underflow: it is made in backward.
+        rows = compute(operands, likelihood, NONE, beta, False)
+        return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
+    if torch.compiler.is_compiling() or is_dispatched((*tensors, *known)):
+        return _traced(operands, likelihood, reduction, beta, needs)
+    backend = backends.choose(tensors[0].device.type)
+    # Elsewhere than in a plain prediction that nobody else's elements lie between, and from which no other operand is
+    # read, the gradient gets its own memory.
+    inplace = inplace and needs & 1 == 1 and params[0].is_contiguous()
+    inplace = inplace and not _share_memory(params[0], (*tensors[1:], *known))
+    call = _Call(backend, likelihood, len(params), reduction, beta, needs, inplace)
+    if not needs:
+        return FreeEnergyTerms(*call.run(tensors, known, [], 0))
+    return FreeEnergyTerms(*_Terms.apply(call, known, None, *tensors))
+
+
+def compute_plain(
+    prediction: Any,
+    target: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    likelihood: int,
+    reduction: int,
+    beta: float,
+    inplace: bool,
+) -> FreeEnergyTerms | None:
+    """What most calls are, by the shortest way, for their checks and lists took longer than a small problem's kernel.
+
+    None where anything is not as expected, for the long way to take it or to say what is wrong.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    ):
+        return None
+    operands = prediction, mean, logvar
+    for tensor in (*operands, target):
+        if (
+            type(tensor) not in _PLAIN
+            or not tensor.is_cpu
+            or tensor.dtype is not torch.float32
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or tensor.is_neg()
+            or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
+        ):
+            return None
+    if target.requires_grad or forward_ad._current_level >= 0 or backends.choose("cpu") != "cpp":
+        return None
+    needs = 0
+    if torch.is_grad_enabled():
+        needs = prediction.requires_grad | mean.requires_grad << 1 | logvar.requires_grad << 2
+    inplace = inplace and needs & 1 == 1
+    if inplace and belongs_to_leaf(prediction):
+        return None
+    kernel = backends.implementation("free_energy", "cpp", "plain")
+    results = kernel(prediction, target, mean, logvar, likelihood, reduction, beta, needs, inplace)
+    if not results:
+        return None
+    if needs:
+        call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
+        results = _apply(call, (target, None, None, None), results, *operands)
+    return FreeEnergyTerms(*results)

@@ -1,0 +1,1 @@
+"""Stein's method: direction, discrepancy, ranks of distances; schemas, checks, autograd."""

@@ -1,0 +1,1 @@
+"""The free energy, its likelihoods, and reparameterized samples in plain PyTorch."""

@@ -1,0 +1,1 @@
+"""Steps of the optimizers in plain PyTorch."""

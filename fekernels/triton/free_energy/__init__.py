@@ -1,0 +1,1 @@
+"""The free energy and reparameterized samples by Triton."""

@@ -1,0 +1,1 @@
+"""Steps of the optimizers by Triton, over pointer tables."""

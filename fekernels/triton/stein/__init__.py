@@ -1,0 +1,1 @@
+"""Stein's method by Triton."""
