@@ -12,7 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import fekernels as fe
 from fekernels._runtime import backends, host
-from fekernels.optim._cache import TableCache
+from fekernels.optim._table_cache import TableCache
 
 Change = Callable[[fe.LangevinAdam, list[Tensor]], Any]
 CHANGES: dict[str, tuple[bool, Change]] = {}
@@ -337,7 +337,7 @@ def test_without_the_module_python_checks(
     steps: tuple[fe.LangevinAdam, list[Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimizer, params = steps
-    monkeypatch.setattr("fekernels.optim._base.host", lambda: None)
+    monkeypatch.setattr("fekernels.optim._table_optimizer.host", lambda: None)
     optimizer._reset_caches()
     optimizer.step()
     (cache,) = optimizer._caches.values()

@@ -10,7 +10,7 @@ from cases import UNIT
 from posterior_samples_cases import Constant, counting, marks
 from torch import nn
 
-from fekernels.optim.posterior_samples import PosteriorSamples
+from fekernels.posterior.samples import PosteriorSamples
 
 LOG2 = math.log(2)
 

@@ -10,8 +10,8 @@ import torch
 from posterior_samples_cases import Constant, counting, marks
 from torch import nn
 
-from fekernels.optim import _sample_store
-from fekernels.optim.posterior_samples import PosteriorSamples
+from fekernels.posterior import store as _sample_store
+from fekernels.posterior.samples import PosteriorSamples
 
 
 @pytest.mark.parametrize("policy", ["fifo", "reservoir"])
@@ -134,8 +134,8 @@ def test_damage_is_reported(tmp_path):
 HALF_A_SAVE = """
 import sys, time
 import torch
-from fekernels.optim import _sample_store
-from fekernels.optim.posterior_samples import PosteriorSamples
+from fekernels.posterior import store
+from fekernels.posterior.samples import PosteriorSamples
 
 def stop(temporary, path):
     print("writing", flush=True)
@@ -143,10 +143,10 @@ def stop(temporary, path):
 
 samples = PosteriorSamples(torch.nn.Linear(100, 100), directory=sys.argv[1])
 if sys.argv[2] == "index":
-    write = _sample_store._rename_into_place
+    write = store._rename_into_place
     real = stop
     stop = lambda temporary, path: (real if path.name == "index.json" else write)(temporary, path)
-_sample_store._rename_into_place = stop
+store._rename_into_place = stop
 samples.collect()
 """
 

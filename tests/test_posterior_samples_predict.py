@@ -12,7 +12,7 @@ from posterior_samples_cases import Constant
 from torch import nn
 
 import fekernels as fe
-from fekernels.optim.posterior_samples import PosteriorSamples
+from fekernels.posterior.samples import PosteriorSamples
 
 
 def samples_of(model, count=3):

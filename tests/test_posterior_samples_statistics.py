@@ -9,7 +9,7 @@ from posterior_samples_cases import Constant
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from fekernels.optim.posterior_samples import PosteriorSamples
+from fekernels.posterior.samples import PosteriorSamples
 
 
 def network():

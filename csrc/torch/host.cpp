@@ -1,5 +1,5 @@
 // Whether a parameter group's tensors still are what its pointer table says, and where this step's gradients lie: the
-// check of fekernels/optim/_cache.py, in 8 us instead of 200 for 200 parameters with 600 states. It is made at every
+// check of fekernels/optim/_table_cache.py, in 8 us instead of 200 for 200 parameters with 600 states. It is made at every
 // step, because a table holds addresses, and anybody may give a parameter other data, gradients or states.
 //
 // The only file against PyTorch's own C++ headers, whose classes change from release to release: it is compiled for one

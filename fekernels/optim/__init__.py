@@ -1,7 +1,6 @@
 """Optimizers that sample, their temperature schedules, and what collects their samples."""
 
 from fekernels.optim.langevin_adam import LangevinAdam
-from fekernels.optim.posterior_samples import PosteriorSamples
 from fekernels.optim.sgld import SGLD
 from fekernels.optim.temperature import (
     ConstantTemperature,
@@ -12,6 +11,7 @@ from fekernels.optim.temperature import (
     TemperatureScheduler,
 )
 from fekernels.optim.unified import UnifiedOptimizer
+from fekernels.posterior.samples import PosteriorSamples
 
 __all__ = [
     "SGLD",

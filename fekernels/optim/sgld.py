@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fekernels.ops.optimizers.sgld import OPERATION
-from fekernels.optim._base import TableOptimizer
+from fekernels.optim._table_optimizer import TableOptimizer
 
 __all__ = ["SGLD"]
 

@@ -3,7 +3,7 @@
 from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy
 from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein import kernels
-from fekernels.stein._trace import SVGDResult
+from fekernels.stein._result import SVGDResult
 from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
 from fekernels.stein.bandwidth import median_bandwidth, pairwise_sq_dist_median
 from fekernels.stein.ensemble import SVGDEnsemble

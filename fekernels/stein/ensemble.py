@@ -13,8 +13,8 @@ from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import integer, number
 from fekernels._runtime.ranks import draw_seed
-from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick
-from fekernels.optim._prediction import Activation, Average, Prediction
+from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick
+from fekernels.posterior.prediction import Activation, Average, Prediction
 from fekernels.stein._target import State, Target
 from fekernels.stein.svgd import SVGD
 

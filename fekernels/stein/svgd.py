@@ -18,11 +18,11 @@ from fekernels.ops._noise_key import signed_seed
 from fekernels.ops.stein.bandwidths import is_median
 from fekernels.ops.stein.particles import which_kernel
 from fekernels.ops.stein.svgd_direction import svgd_direction
+from fekernels.stein._checks import checked_particles, first_non_finite, make_optimizer, positive
 from fekernels.stein._groups import group_bandwidth, group_direction, random_groups
 from fekernels.stein._noise import make_noise
-from fekernels.stein._settings import checked_particles, first_non_finite, make_optimizer, positive
+from fekernels.stein._result import SVGDResult, discrepancy_kernel, endless, measure
 from fekernels.stein._target import Target, make_target
-from fekernels.stein._trace import SVGDResult, discrepancy_kernel, endless, measure
 from fekernels.stein.annealing import annealing
 from fekernels.stein.bandwidth import median_bandwidth
 

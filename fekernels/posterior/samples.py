@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
-from fekernels.optim._model_calls import Pick, as_inputs, call, check_pick, pick, split
-from fekernels.optim._prediction import Activation, Average, Prediction
-from fekernels.optim._running_statistics import check_loader, measure, tracking_norms
-from fekernels.optim._sample_store import DiskStore, MemoryStore, as_path, read_file, shapes, write_file
+from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick, split
+from fekernels.posterior.prediction import Activation, Average, Prediction
+from fekernels.posterior.running_statistics import check_loader, measure, tracking_norms
+from fekernels.posterior.store import DiskStore, MemoryStore, as_path, read_file, shapes, write_file
 
 __all__ = ["PosteriorSamples", "Prediction"]
 

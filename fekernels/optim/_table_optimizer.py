@@ -16,10 +16,10 @@ from fekernels._runtime.pointer_table import Row, check_dtype, step_numbers
 from fekernels.ops._noise_key import COUNTERS
 from fekernels.ops.optimizers.parameter_rows import check_row, check_unit
 from fekernels.ops.optimizers.step import StepOperation, StepSettings
-from fekernels.optim._cache import KeptSettings, StateSnapshot, TableCache
 from fekernels.optim._checkpoint import LAST_FLOAT32_STEP
 from fekernels.optim._parameter_groups import LAST_SEED, ParameterGroups
 from fekernels.optim._shards import local_tensor, shard_geometry
+from fekernels.optim._table_cache import KeptSettings, StateSnapshot, TableCache
 
 __all__ = ["TableOptimizer", "traced_number"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels.optim._scratch import remove_abandoned, scratch_directory
+from fekernels.posterior.scratch_files import remove_abandoned, scratch_directory
 
 Sample = dict[str, Tensor]
 Counts = dict[str, int]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from fekernels.optim._model_calls import as_inputs, modes_restored
+from fekernels.posterior.model_calls import as_inputs, modes_restored
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
