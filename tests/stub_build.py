@@ -57,8 +57,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     listed = build.Sources.under(Path(__file__).parents[1] / "csrc")
     for name in (*listed.baseline, *listed.per_isa, *listed.cuda):
         path = root / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(REGISTER if name == "register.cpp" else "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(REGISTER if name == "torch/library.cpp" else "")
     return root
 
 

@@ -65,13 +65,14 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = dict(build.build_steps(tools, Path("csrc"), Path("torch")))
     sources = build.Sources.under(Path("csrc"))
     assert len(steps) == len(sources.baseline) + 3 * len(sources.per_isa) + len(sources.cuda) + 1
-    assert "-DFE_ISA=avx2" in steps["cpu_sgld.cpp.avx2.o"] and "-mavx2" in steps["cpu_sgld.cpp.avx2.o"]
+    assert {"-DFE_ISA=avx2", "-mavx2"} <= {*steps["cpu_optimizers_sgld.cpp.avx2.o"]}
     assert not any(
-        word.startswith("-m") for word in steps["register.cpp.o"] + steps["cpu_sgld.cpp.baseline.o"]
+        word.startswith("-m")
+        for word in steps["torch_library.cpp.o"] + steps["cpu_optimizers_sgld.cpp.baseline.o"]
     )
     assert "-DFE_HAVE_CUDA" in steps["cpu_dispatch.cpp.o"]
-    assert "arch=compute_90,code=[sm_90,compute_90]" in steps["cuda_sgld.cu.o"]
-    assert steps["cuda_sgld.cu.o"][:3] == ["nvcc", "-ccbin", "g++"]
+    assert "arch=compute_90,code=[sm_90,compute_90]" in steps["cuda_optimizers_sgld.cu.o"]
+    assert steps["cuda_optimizers_sgld.cu.o"][:3] == ["nvcc", "-ccbin", "g++"]
     assert list(steps)[-1] == "library.so" and set(steps) - {"library.so"} <= set(steps["library.so"])
 
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
@@ -144,7 +145,7 @@ def test_further_flags_come_last_and_name_another_library(monkeypatch: pytest.Mo
         where = command.index("-c") if "-c" in command else 1 + len(flags)
         assert command[where - len(flags) : where] == flags, name
     steps = dict(build.build_steps(cuda, Path("csrc"), Path("torch")))
-    assert ",".join(flags) in steps["library.so"] and "-O1" not in steps["cuda_sgld.cu.o"]
+    assert ",".join(flags) in steps["library.so"] and "-O1" not in steps["cuda_optimizers_sgld.cu.o"]
     monkeypatch.setenv("FEKERNELS_CXXFLAGS", "-DA='b")
     with pytest.raises(build.ExtensionUnavailable, match='FEKERNELS_CXXFLAGS must be flags.*got "-DA=\'b"'):
         build.build_steps(plain, Path("csrc"), Path("torch"))
@@ -176,5 +177,5 @@ def test_a_wheel_without_torch_is_pure_and_carries_the_sources(tmp_path: Path) -
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"fekernels/csrc/register.cpp", "fekernels/_runtime/build.py", "fekernels/py.typed"} <= names
+    assert {"fekernels/csrc/torch/library.cpp", "fekernels/_runtime/build.py", "fekernels/py.typed"} <= names
     assert not any(name.endswith(".so") or name.startswith(("csrc", "tests")) for name in names)

@@ -322,7 +322,7 @@ def test_a_compiler_whose_libraries_do_not_load_is_not_asked_again(
     """As where it is newer than the libstdc++ that Python has loaded."""
     empty = tmp_path / "empty"
     shutil.copytree(sources, empty)
-    (empty / "register.cpp").write_text("")
+    (empty / "torch/library.cpp").write_text("")
     environment["STUB_SOURCES"] = str(empty)
     compiler = Compiler(tmp_path, "true")
     environment["CXX"] = compiler.path

@@ -77,14 +77,14 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MachineC
     flags = [*build.NVCC_FLAGS, "-I", str(CSRC), "-arch=sm_90", "-cubin", "-keep", "-Xptxas", "-v"]
     running = []
     for name in cuda_on_cpu.SOURCES:
-        (directory / name).mkdir()
-        command = [nvcc, *flags, str(CSRC / "cuda" / f"{name}.cu"), "-o", f"{name}.cubin"]
+        (directory / name).mkdir(parents=True)
+        command = [nvcc, *flags, str(CSRC / "cuda" / f"{name}.cu"), "-o", f"{Path(name).name}.cubin"]
         running.append(subprocess.Popen(command, cwd=directory / name, stderr=subprocess.PIPE, text=True))
     code = {}
     for name, process in zip(cuda_on_cpu.SOURCES, running, strict=True):
         report = process.communicate()[1]
         assert process.returncode == 0, report
-        made = directory / name / name
+        made = directory / name / Path(name).name
         ptx = sections(made.with_suffix(".ptx").read_text(), r"(?:\.visible )?\.entry")
         sass = (
             sections(disassemble(cuobjdump, made.with_suffix(".cubin")), r"\s*Function :")

@@ -29,7 +29,7 @@ def test_codes_are_positions():
 
 def test_the_list_of_the_cpp_sources():
     lines = re.findall(
-        r"^FE_(CLASS_)?LIKELIHOOD\((\w+)", (ROOT / "csrc/math/likelihoods.def").read_text(), re.M
+        r"^FE_(CLASS_)?LIKELIHOOD\((\w+)", (ROOT / "csrc/formulas/likelihoods.def").read_text(), re.M
     )
     listed = [(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(), bool(of)) for of, name in lines]
     assert listed == [(row.term, row.classes) for row in LIKELIHOODS]

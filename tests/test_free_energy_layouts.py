@@ -234,7 +234,8 @@ def test_an_order_is_of_a_sample_alone():
 
 def test_sums_over_rows_of_wide_samples():
     # More segments than a block of rows goes through at once, and more than one block: the sums are those of the
-    # elements' gradients, in the order that csrc/cpu/free_energy.h gives, whatever walks through memory there are.
+    # elements' gradients, in the order that csrc/cpu/free_energy/free_energy.h gives, whatever walks through memory
+    # there are.
     if (obstacle := CPP.obstacle()) is not None:
         pytest.skip(obstacle)
     rows, columns = 67, 17 * 4096 + 5

@@ -26,13 +26,13 @@ def enum(path: str, name: str) -> list[tuple[str, int]]:
 
 def test_the_enums_of_the_cpp_sources():
     by_code = sorted(PURPOSES.items(), key=lambda entry: entry[1])
-    assert enum("math/philox.h", "Purpose") == by_code
+    assert enum("core/philox.h", "Purpose") == by_code
     assert len(set(PURPOSES.values())) == len(PURPOSES)
-    assert enum("table.h", "DType") == list(DTYPES.items())
-    noises = enum("math/langevin_adam.h", "Noise")
+    assert enum("core/pointer_table.h", "DType") == list(DTYPES.items())
+    noises = enum("formulas/langevin_adam.h", "Noise")
     assert noises[:-1] == [*optimizers.NOISES.items(), ("none", optimizers.NO_NOISE)]
     for (short, code), (name, flag) in zip(
-        enum("table.h", "StepFlags"), optimizers.FLAGS.items(), strict=True
+        enum("core/pointer_table.h", "StepFlags"), optimizers.FLAGS.items(), strict=True
     ):
         assert name.startswith(short) and code == flag
 
@@ -45,14 +45,14 @@ def numbers(path: str, struct: str) -> tuple[str, ...]:
 
 
 def test_the_operations_and_settings_of_the_cpp_sources():
-    lines = re.findall(r"^FE_OPTIMIZER\((\w+), (\w+)\)", (CSRC / "math/optimizers.def").read_text(), re.M)
+    lines = re.findall(r"^FE_OPTIMIZER\((\w+), (\w+)\)", (CSRC / "formulas/optimizers.def").read_text(), re.M)
     assert tuple(name for _, name in lines) == optimizers.OPERATIONS
-    assert numbers("math/step.h", "StepSettings") == (*HEAD, "flags")
+    assert numbers("formulas/step.h", "StepSettings") == (*HEAD, "flags")
     for struct, name in lines:
         settings = importlib.import_module(f"fekernels.ops.optimizers.{name}").OPERATION.settings
         assert settings.__name__ == f"{struct}Settings"
         own = tuple("noise_code" if number == "noise" else number for number in settings.NUMBERS)
-        assert numbers(f"math/{name}.h", f"{struct}Settings") == own
+        assert numbers(f"formulas/{name}.h", f"{struct}Settings") == own
 
 
 def test_flags_are_bits_of_their_own():

@@ -16,7 +16,7 @@ from fekernels.reference.stein import kernels as formulas
 from fekernels.reference.stein import svgd_direction as direction_reference
 
 ROOT = Path(__file__).parents[1]
-HEADER = (ROOT / "csrc/math/radial_kernels.h").read_text()
+HEADER = (ROOT / "csrc/formulas/radial_kernels.h").read_text()
 RADIAL = [row for row in KERNELS if row.distance is not None]
 NATIVE = [row for row in KERNELS if row.native]
 BETA, C = -0.3, 1.2

@@ -334,7 +334,7 @@ def test_compiled_kernel_rounds_as_written(name):
     assert not code.fuses
     widths = re.findall(r"call [\w ]*?(?:<(\d+) x )?float>? @llvm\.fma", code.llvm)
     assert code.ptx.count("fma.rn.f32") == sum(int(width or 1) for width in widths) > 0
-    if name == "normal":  # two counter blocks a thread, two pairs a block, and the fmas of csrc/math/normal.h
+    if name == "normal":  # two counter blocks a thread, two pairs a block, and the fmas of csrc/core/normal.h
         assert code.ptx.count("fma.rn.f32") == 2 * 2 * 16
     assert "fma.rn.f64" not in code.ptx  # coefficients have none
     assert not re.search(r"\.(?:approx|full|ftz)\b", code.ptx)

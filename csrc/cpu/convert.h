@@ -1,8 +1,8 @@
 // Elements of one of the four dtypes to float32 and back, a run at a time.
 #pragma once
 
-#include "math/bf16.h"
-#include "table.h"
+#include "core/bf16.h"
+#include "core/pointer_table.h"
 
 namespace fe::inline FE_ISA {
 

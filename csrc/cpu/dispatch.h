@@ -1,14 +1,14 @@
 // Which instruction set runs: the best that this processor has, unless FEKERNELS_ISA or set_isa names another.
 #pragma once
 
-#include "cpu/categorical.h"
-#include "cpu/free_energy.h"
-#include "cpu/kernel_stein_discrepancy.h"
-#include "cpu/optimizers.h"
+#include "cpu/free_energy/categorical.h"
+#include "cpu/free_energy/free_energy.h"
+#include "cpu/stein/kernel_stein_discrepancy.h"
+#include "cpu/optimizers/optimizers.h"
 #include "cpu/random.h"
-#include "cpu/reparameterize.h"
-#include "cpu/sq_dist_rank.h"
-#include "cpu/svgd_direction.h"
+#include "cpu/free_energy/reparameterize.h"
+#include "cpu/stein/sq_dist_rank.h"
+#include "cpu/stein/svgd_direction.h"
 
 namespace fe {
 
@@ -16,7 +16,7 @@ struct CpuKernels {
   const char* isa;
   FillPhilox* fill_philox;
 #define FE_OPTIMIZER(Name, name) Name##Kernel* name;
-#include "math/optimizers.def"
+#include "formulas/optimizers.def"
   TermKernel* free_energy;
   CategoricalKernel* categorical;
   ReparameterizeKernel* reparameterize;

@@ -8,7 +8,7 @@ namespace fe::FE_ISA {
 
 FillPhilox fill_philox;
 #define FE_OPTIMIZER(Name, name) Name##Kernel name##_span;
-#include "math/optimizers.def"
+#include "formulas/optimizers.def"
 TermKernel free_energy_units;
 CategoricalKernel categorical_units;
 ReparameterizeKernel reparameterize, reparameterize_backward;
@@ -24,7 +24,7 @@ constexpr CpuKernels kernels{
     FE_NAME(FE_ISA),
     fill_philox,
 #define FE_OPTIMIZER(Name, name) name##_span,
-#include "math/optimizers.def"
+#include "formulas/optimizers.def"
     free_energy_units,
     categorical_units,
     reparameterize,

@@ -1,8 +1,8 @@
 // Philox noise in element order, kGroups * kLanes counter blocks at a time.
 #pragma once
 
-#include "cpu/lanes.h"
-#include "math/normal.h"
+#include "cpu/simd.h"
+#include "core/normal.h"
 
 namespace fe::inline FE_ISA {
 

@@ -1,7 +1,7 @@
 // Fills memory with Philox words, uniforms or normals.
 #pragma once
 
-#include "math/philox.h"
+#include "core/philox.h"
 
 namespace fe {
 

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "math/free_energy_codes.h"
-#include "math/optimizers.def"
-#include "table.h"
+#include "formulas/free_energy_codes.h"
+#include "formulas/optimizers.def"
+#include "core/pointer_table.h"
 
 namespace fe::cuda {
 
@@ -40,7 +40,7 @@ struct OptimizerCall {
   using Name##Call = OptimizerCall<Name##Settings>;            \
   extern "C" bool fe_cuda_##name##_supports(int64_t dtypes);   \
   extern "C" int fe_cuda_##name(const Name##Call* call, void* stream);
-#include "math/optimizers.def"
+#include "formulas/optimizers.def"
 
 // One operand of the free energy: [rows or 1, columns or 1] in elements, inner stride 1.
 struct FreeEnergyOperand {

@@ -1,7 +1,7 @@
 // Philox words, uniforms and normals into a tensor: a thread makes the four elements of one counter at a time.
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
-#include "math/normal.h"
+#include "core/normal.h"
 
 namespace fe::cuda {
 namespace {

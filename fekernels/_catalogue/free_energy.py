@@ -1,7 +1,7 @@
 """The likelihoods and reductions of the free energy: names, parameters, domains; position = code on every backend.
 
 Checks, validation, reference, Triton, means and samples, benchmarks and tests read these; C++ has the same order in
-``csrc/math/likelihoods.def``, and a test holds one against the other.
+``csrc/formulas/likelihoods.def``, and a test holds one against the other.
 """
 
 from __future__ import annotations

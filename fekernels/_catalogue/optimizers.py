@@ -1,7 +1,7 @@
 """The optimizers' operations, and what their steps are told by number: dtypes, where the noise enters, switches.
 
-Checks, settings, pointer tables and Triton read these; C++ has the same in ``csrc/math/optimizers.def``,
-``csrc/table.h`` and ``csrc/math/langevin_adam.h``, and a test holds one against the other.
+Checks, settings, pointer tables and Triton read these; C++ has the same in ``csrc/formulas/optimizers.def``,
+``csrc/core/pointer_table.h`` and ``csrc/formulas/langevin_adam.h``, and a test holds one against the other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What counter-based noise is for: part of the counter, so that two uses of one (seed, stream, step) share no word.
 
-C++ has the same in ``csrc/math/philox.h``, and a test holds one against the other.
+C++ has the same in ``csrc/core/philox.h``, and a test holds one against the other.
 """
 
 from __future__ import annotations

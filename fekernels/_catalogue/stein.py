@@ -2,7 +2,7 @@
 
 A row is the class that users make one of (``fe.kernels``). Checks, reference, Triton, systems, benchmarks and tests
 read these; the formulas are found by name. C++ has the same order at ``RadialKernels`` of
-``csrc/math/radial_kernels.h``, and a test holds one against the other.
+``csrc/formulas/radial_kernels.h``, and a test holds one against the other.
 """
 
 from __future__ import annotations

@@ -24,16 +24,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# Chooses an instruction set, so that it must run on any CPU, like the files of csrc itself.
+# Chooses an instruction set, so that it must run on any CPU, like the files of csrc/torch.
 DISPATCH = "cpu/dispatch.cpp"
 # These take longest, so they begin first.
 SLOWEST = (
-    "cpu/free_energy.cpp",
-    "cpu/langevin_adam.cpp",
-    "cuda/free_energy_gaussian.cu",
-    "cuda/free_energy_counts.cu",
-    "cuda/langevin_adam.cu",
-    "cuda/free_energy_other.cu",
+    "cpu/free_energy/free_energy.cpp",
+    "cpu/optimizers/langevin_adam.cpp",
+    "cuda/free_energy/gaussian.cu",
+    "cuda/free_energy/counts.cu",
+    "cuda/optimizers/langevin_adam.cu",
+    "cuda/free_energy/other.cu",
 )
 # A module of Python against torch's own headers, in a library of its own: neither outlives a release of its side.
 HOST_SOURCE = "torch/host.cpp"
@@ -47,7 +47,12 @@ CXX_FLAGS = (
 )
 # -O3 makes the noise 3% faster in the cache and a Stein direction of two dimensions 20%; to the others it does nothing
 # but take a third more time to compile.
-O3_SOURCES = ("cpu/langevin_adam.cpp", "cpu/sgld.cpp", "cpu/random.cpp", "cpu/pairs.cpp")
+O3_SOURCES = (
+    "cpu/optimizers/langevin_adam.cpp",
+    "cpu/optimizers/sgld.cpp",
+    "cpu/random.cpp",
+    "cpu/stein/tiles.cpp",
+)
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "baseline": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
@@ -275,9 +280,9 @@ class Sources:
             return [name for name in SLOWEST if name in names] + sorted(names - {*SLOWEST})
 
         return cls(
-            baseline=(*found("*.cpp"), DISPATCH),
-            per_isa=tuple(name for name in found("cpu/*.cpp") if name != DISPATCH),
-            cuda=tuple(found("cuda/*.cu")),
+            baseline=(*(name for name in found("torch/*.cpp") if name != HOST_SOURCE), DISPATCH),
+            per_isa=tuple(name for name in found("cpu/**/*.cpp") if name != DISPATCH),
+            cuda=tuple(found("cuda/**/*.cu")),
         )
 
 

@@ -1,7 +1,8 @@
 """The pointer table: what the compiled kernels know of an optimizer's tensors, one row of int64 words a parameter.
 
 Passing a few hundred tensors through an operator's argument lists costs more than stepping them; a table is built once,
-and between steps only the gradients' pointers are written into it. ``csrc/table.h`` is the other side of this file.
+and between steps only the gradients' pointers are written into it. ``csrc/core/pointer_table.h`` is the other side of
+this file.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ __all__ = [
     "supported_dtypes",
 ]
 
-COLUMNS = 16  # words of a row: struct TableRow in csrc/table.h
+COLUMNS = 16  # words of a row: struct TableRow in csrc/core/pointer_table.h
 GRAD = 1  # the column of the gradient's address
-CHUNK = 4096  # elements of a GPU block, kChunk in csrc/table.h
+CHUNK = 4096  # elements of a GPU block, kChunk in csrc/core/pointer_table.h
 
 DTYPE_CODES: dict[torch.dtype, int] = {getattr(torch, name): code for code, name in enumerate(DTYPES)}
 
@@ -92,7 +93,7 @@ def _check_gpu_dtypes(row: Row) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The tensors of one parameter. ``shard`` is (offset, run, pitch), see csrc/table.h; None for a whole parameter.
+    """The tensors of one parameter. ``shard`` is (offset, run, pitch), see pointer_table.h; None for a whole parameter.
 
     ``noise_unit``: one float64, the momentum noise unit of the last step that moved, 0 for none; the kernel keeps it.
     """

@@ -1,4 +1,4 @@
-"""Elementary functions in float32, bit for bit those of csrc/math/functions.h: each operation is rounded once."""
+"""Elementary functions in float32, bit for bit those of csrc/core/functions.h: each operation is rounded once."""
 
 from __future__ import annotations
 

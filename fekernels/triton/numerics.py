@@ -1,4 +1,4 @@
-"""Device functions for noise and rounding: csrc/math/{philox,normal,bf16}.h operation for operation.
+"""Device functions for noise and rounding: csrc/core/{philox,normal,bf16}.h operation for operation.
 
 The bits agree with the C++ and CUDA kernels because every operation is an IEEE +, -, *, fma, division or square root
 with one rounding, or on integers; each fma is written out. Launch with `enable_fp_fusion=False`, or the compiler would

@@ -19,10 +19,10 @@ from fekernels._runtime.pointer_table import CHUNK, DTYPE_CODES, PointerTable
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-STEP_SOURCES = ("random", "langevin_adam", "sgld")
-FREE_ENERGY_SOURCES = (
-    *("free_energy_counts", "free_energy_other", "free_energy_gaussian", "free_energy_categorical"),
-    *("free_energy", "reparameterize", "scale"),
+STEP_SOURCES = ("random", "optimizers/langevin_adam", "optimizers/sgld")
+FREE_ENERGY_SOURCES = tuple(
+    f"free_energy/{name}"
+    for name in ("counts", "other", "gaussian", "categorical", "free_energy", "reparameterize", "scale")
 )
 SOURCES = FREE_ENERGY_SOURCES + STEP_SOURCES  # the slowest first
 
@@ -70,7 +70,7 @@ def compiler() -> list[str] | None:
 def compile_kernels(
     cxx: Sequence[str], directory: Path, csrc: Path = CSRC, sources: Sequence[str] = STEP_SOURCES
 ) -> ctypes.CDLL:
-    """Build these of ``csrc/cuda/*.cu`` in ``directory`` and load the library."""
+    """Build these files of ``csrc/cuda`` in ``directory`` and load the library."""
     extra = build.extra_flags()  # those of a sanitizer, say
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-I", str(csrc), "-I", str(HERE), *extra]
     files = [csrc / "cuda" / f"{name}.cu" for name in sources] + [HERE / "kernels.cpp"]

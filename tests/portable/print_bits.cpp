@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/lanes.h"
+#include "cpu/simd.h"
 
 // The exact sums lie 2^-60 beside the middle of two floats: whoever rounds to double first rounds them the wrong way.
 static void print_hard_fmas() {

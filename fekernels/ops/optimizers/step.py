@@ -26,7 +26,7 @@ from fekernels.ops.optimizers.parameter_rows import (
 
 __all__ = ["StepOperation", "StepSettings"]
 
-# The numbers at the head of every operation's row, before the flags: struct StepSettings in csrc/math/step.h.
+# The numbers at the head of every operation's row, before the flags: struct StepSettings in csrc/formulas/step.h.
 HEAD = ("lr", "temperature", "weight_decay", "prior_precision")
 OPTIONAL = ("max_exp_avg_sq", "noise_unit", "anchor")  # tensors of a row whose list may be empty
 ONLY_READ = ("grad", "anchor")
@@ -56,7 +56,9 @@ class StepSettings:
     grad_scale: Tensor | None
     found_inf: Tensor | None
 
-    NUMBERS: ClassVar[tuple[str, ...]] = ()  # of the operation alone, in the order of its struct in csrc/math
+    NUMBERS: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of the operation alone, in the order of its struct in csrc/formulas
 
     SWITCHES: ClassVar[tuple[tuple[str, int], ...]] = ()  # with their codes; StepOperation fills it
 

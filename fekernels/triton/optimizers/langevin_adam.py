@@ -1,6 +1,6 @@
 """The Langevin-Adam step over a pointer table, by Triton: one launch, whatever the number of parameters.
 
-csrc/math/langevin_adam.h operation for operation, so the bits agree with the C++ and CUDA kernels; the formulas and
+csrc/formulas/langevin_adam.h operation for operation, so the bits agree with the C++ and CUDA kernels; the formulas and
 their sources are in fekernels.reference.optimizers.langevin_adam.
 """
 
@@ -19,7 +19,7 @@ from fekernels.triton.optimizers import table_rows as rows_of
 
 @triton.jit
 def momentum_noise_start(beta1, beta1_power_t):
-    """c_t: see csrc/math/langevin_adam.h."""
+    """c_t: see csrc/formulas/langevin_adam.h."""
     total = tl.full((), 0.0, tl.float64)
     weight = tl.full((), 1.0, tl.float64)
     power = beta1
@@ -76,7 +76,7 @@ def update(
     param, grad, exp_avg, exp_avg_sq, largest, anchor, normal, noisy, grad_scale, shared,
     NOISE: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
-    """`langevin_adam` of csrc/math/langevin_adam.h; `shared`: the coefficients.
+    """`langevin_adam` of csrc/formulas/langevin_adam.h; `shared`: the coefficients.
 
     Where not `noisy` the normal is not even multiplied by 0, as D may be infinite.
     """

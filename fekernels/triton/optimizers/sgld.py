@@ -1,6 +1,6 @@
 """Plain stochastic gradient Langevin dynamics over a pointer table, by Triton.
 
-csrc/math/sgld.h operation for operation; the formula and its source are in fekernels.reference.optimizers.sgld.
+csrc/formulas/sgld.h operation for operation; the formula and its source are in fekernels.reference.optimizers.sgld.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs

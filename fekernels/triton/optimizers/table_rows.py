@@ -1,4 +1,4 @@
-"""A step over the pointer table (csrc/table.h): its launch; and on the device loads, stores, noise, step counters."""
+"""A step over the pointer table of csrc/core: its launch; and on the device loads, stores, noise, step counters."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

@@ -1,0 +1,178 @@
+// The way of every element that a vector loop cannot take straight from memory: 16-bit and float64 tensors, strided
+// tensors, and the ends of a span that do not fill a vector. Elements are gathered into a small buffer that stays in
+// the L1 cache, the same vector loop runs on the buffer, and the results go back. No temporary grows with the tensor.
+#pragma once
+
+#include "cpu/noise.h"
+#include "cpu/optimizers/span.h"
+#include "core/bf16.h"
+
+namespace fe::inline FE_ISA {
+
+inline constexpr int kBlock = 128;    // elements that vector loops count in: a multiple of kNoiseElements on every set
+inline constexpr int kStage = 512;    // elements of a buffer
+inline constexpr int kAligned = 256;  // buffers begin at such an index: a turn of rounding halves (see RoundingNoise)
+
+// Where the elements of one buffer lie in a strided operand, relative to its first element.
+class Offsets {
+ public:
+  // Of elements begin .. begin + count - 1. Operands with the parameter's strides, nearly always all, share one walk.
+  const int64_t* of(const int64_t* layout, Operand operand, int64_t begin, int count) {
+    const int64_t ndim = layout[0];
+    const int64_t *param = layout + 1 + ndim, *strides = param + operand * ndim;
+    if (operand != kParam && __builtin_memcmp(param, strides, ndim * sizeof *strides) == 0) return param_;
+    int64_t* out = operand == kParam ? param_ : other_;
+    walk(layout + 1, strides, ndim, begin, count, out);
+    return out;
+  }
+
+ private:
+  static void walk(const int64_t* sizes, const int64_t* strides, int64_t ndim, int64_t element, int count, int64_t* out) {
+    int64_t position[64], offset = 0;  // torch's tensors have at most 64 dimensions
+    for (int64_t d = ndim - 1; d >= 0; --d) {
+      position[d] = element % sizes[d];
+      element /= sizes[d];
+      offset += position[d] * strides[d];
+    }
+    for (int i = 0; i < count; ++i) {
+      out[i] = offset;
+      for (int64_t d = ndim - 1; d >= 0; --d) {
+        offset += strides[d];
+        if (++position[d] < sizes[d]) break;
+        offset -= position[d] * strides[d];
+        position[d] = 0;
+      }
+    }
+  }
+
+  int64_t param_[kStage], other_[kStage];
+};
+
+template <class S>
+struct Stage {
+  alignas(64) S data[kOperands][kStage];
+  int shift, count;  // elements shift .. shift + count - 1 are real
+  Offsets offsets;
+
+  void load(const Span& span, Operand operand, int64_t begin);
+  void save(const Span& span, Operand operand, int64_t begin, const uint32_t* words, const uint16_t* halves);
+};
+
+template <class S>
+void Stage<S>::load(const Span& span, Operand operand, int64_t begin) {
+  S* to = data[operand] + shift;
+  auto read = [&](const auto* from, auto convert) {
+    if (span.layout) {
+      const int64_t* at = offsets.of(span.layout, operand, begin, count);
+      for (int i = 0; i < count; ++i) to[i] = convert(from[at[i]]);
+    } else {
+      from += begin;
+#pragma GCC ivdep
+      for (int i = 0; i < count; ++i) to[i] = convert(from[i]);
+    }
+  };
+  const void* from = span.data[operand];
+  switch (span.dtypes[operand]) {
+    case kFloat32: return read(static_cast<const float*>(from), [](float x) { return static_cast<S>(x); });
+    case kFloat64: return read(static_cast<const double*>(from), [](double x) { return static_cast<S>(x); });
+    case kBFloat16: return read(static_cast<const uint16_t*>(from), [](uint16_t x) { return S(bf16_to_float(x)); });
+    case kFloat16: return read(static_cast<const uint16_t*>(from), [](uint16_t x) { return S(fp16_to_float(x)); });
+  }
+}
+
+// `words`, 32 bits an element, or `halves`, 16, hold the rounding noise of the whole buffer; both null: to nearest even.
+template <class S>
+void Stage<S>::save(const Span& span, Operand operand, int64_t begin, const uint32_t* words,
+                    const uint16_t* halves) {
+  const S* from = data[operand] + shift;
+  auto write = [&](auto* to, auto convert) {
+    if (span.layout) {
+      const int64_t* at = offsets.of(span.layout, operand, begin, count);
+      for (int i = 0; i < count; ++i) to[at[i]] = convert(from[i], i);
+    } else {
+      to += begin;
+#pragma GCC ivdep
+      for (int i = 0; i < count; ++i) to[i] = convert(from[i], i);
+    }
+  };
+  void* to = span.data[operand];
+  switch (span.dtypes[operand]) {
+    case kFloat32: return write(static_cast<float*>(to), [](S x, int) { return static_cast<float>(x); });
+    case kFloat64: return write(static_cast<double*>(to), [](S x, int) { return static_cast<double>(x); });
+    case kFloat16: return write(static_cast<uint16_t*>(to), [](S x, int) { return float_to_fp16(float(x)); });
+    case kBFloat16: {
+      uint16_t* bf16 = static_cast<uint16_t*>(to);
+      if (words) {
+        words += shift;
+        const int half = operand == kParam ? 0 : 16;
+        return write(bf16, [=](S x, int i) { return float_to_bf16_stochastic(float(x), words[i] >> half & 0xffffu); });
+      }
+      if (halves) {
+        halves += shift;
+        return write(bf16, [=](S x, int i) { return float_to_bf16_stochastic(float(x), halves[i]); });
+      }
+      return write(bf16, [](S x, int) { return float_to_bf16(float(x)); });
+    }
+  }
+}
+
+// Of the rounding noise of exp_avg_sq.
+FE_HD NoiseKey second_stream(NoiseKey key) {
+  key.stream ^= 0x80000000u;
+  return key;
+}
+
+// Rounding noise of the elements of one buffer. The parameter takes the low half of its element's word, exp_avg the
+// high half. exp_avg_sq takes the 16-bit halves, in order, of a second stream (that of the parameter with its top bit
+// turned): half h of it is word[h / 2] >> 16 * (h % 2), and element g takes half g.
+struct RoundingNoise {
+  alignas(64) uint32_t words[kStage];
+  alignas(64) uint32_t pairs[kStage / 2];
+
+  const uint16_t* halves() const { return reinterpret_cast<const uint16_t*>(pairs); }
+
+  void draw(const NoiseKey& key, uint64_t index, int elements, bool second) {
+    const NoiseKey turned = second_stream(key);
+    UnsignedV v[kNoiseVectors];
+    for (int i = 0; i < elements; i += kNoiseElements) {
+      draw_words((index + i) / 4, key, v);
+      __builtin_memcpy(words + i, v, sizeof v);
+    }
+    for (int i = 0; second && i < elements; i += 2 * kNoiseElements) {
+      draw_words((index + i) / 8, turned, v);
+      __builtin_memcpy(pairs + i / 2, v, sizeof v);
+    }
+  }
+};
+static_assert(kStage % kAligned == 0 && kAligned % kBlock == 0 && kAligned % (2 * kNoiseElements) == 0);
+
+// Runs body(stage, index, blocks) over elements [begin, begin + count) of the span; `index` is that of the stage's first
+// slot, and blocks * kBlock slots are to be computed.
+template <class S, class Body>
+void run_staged(const Span& span, int64_t begin, int64_t count, uint32_t loaded, uint32_t saved, Body body) {
+  Stage<S> stage;
+  RoundingNoise rounding;
+  const bool round = span.stochastic;
+  while (count > 0) {
+    const uint64_t index = span.index + (begin - span.begin);
+    stage.shift = index % kAligned;
+    stage.count = kStage - stage.shift < count ? kStage - stage.shift : count;
+    const int slots = (stage.shift + stage.count + kBlock - 1) / kBlock * kBlock;
+    for (int operand = 0; operand < kOperands; ++operand)
+      if (loaded >> operand & 1u) stage.load(span, static_cast<Operand>(operand), begin);
+    body(stage, index - stage.shift, slots / kBlock);
+    if (round) rounding.draw(span.rounding, index - stage.shift, slots, saved >> kExpAvgSq & 1u);
+    for (int operand = 0; operand < kOperands; ++operand) {
+      if (!(saved >> operand & 1u)) continue;
+      const bool by_word = round && (operand == kParam || operand == kExpAvg);
+      // Rounded by the same bits as exp_avg_sq, the maximum stays the maximum of what was stored.
+      const bool by_half = round && (operand == kExpAvgSq || operand == kMaxExpAvgSq);
+      stage.save(span, static_cast<Operand>(operand), begin, by_word ? rounding.words : nullptr,
+                 by_half ? rounding.halves() : nullptr);
+    }
+    begin += stage.count;
+    count -= stage.count;
+  }
+}
+
+}  // namespace fe::inline FE_ISA

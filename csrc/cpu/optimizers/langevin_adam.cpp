@@ -1,0 +1,200 @@
+#include "cpu/optimizers/bf16_pairs.h"
+#include "cpu/optimizers/optimizers.h"
+#include "cpu/optimizers/gathered_span.h"
+
+namespace fe::FE_ISA {
+
+namespace {
+
+// Pointers to the elements of one contiguous run, which `index` numbers; index is a multiple of kBlock.
+template <class T>
+struct Run {
+  T* param;
+  const T* grad;
+  T *exp_avg, *exp_avg_sq, *largest;
+  const T* anchor;
+
+  void touch_operands_ahead(int64_t at) const {
+    if (at % kPage<T> != 0) return;
+    touch_ahead(param + at);
+    touch_ahead(grad + at);
+    touch_ahead(exp_avg + at);
+    touch_ahead(exp_avg_sq + at);
+  }
+};
+
+template <Noise kNoise, bool kExtras>
+void run_blocks(const Run<float>& run, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
+  const LangevinAdamCoefficients<float> c = span.single;
+  const NoiseKey key = span.noise;
+  // The words of the next turn are drawn beside the arithmetic of this one: each fills the other's waiting time.
+  Words<UnsignedV> words[kGroups];
+  if (kNoise != Noise::kNone) words_by_lane(index / 4, key, words);
+  for (int64_t at = 0; at < blocks * kBlock; at += kNoiseElements) {
+    run.touch_operands_ahead(at);
+    FloatV normals[kNoiseVectors] = {};
+    if (kNoise != Noise::kNone) {
+      draw_normals(words, normals);
+      words_by_lane((index + at + kNoiseElements) / 4, key, words);
+    }
+    for (int i = 0; i < kNoiseVectors; ++i) {
+      const int64_t e = at + i * kLanes;
+      FloatV param = load(run.param + e), exp_avg = load(run.exp_avg + e), exp_avg_sq = load(run.exp_avg_sq + e);
+      FloatV largest{}, anchor{};
+      if (kExtras && c.amsgrad) largest = load(run.largest + e);
+      if (kExtras && run.anchor) anchor = load(run.anchor + e);
+      langevin_adam<kNoise, kExtras>(param, load(run.grad + e), exp_avg, exp_avg_sq, largest, anchor, normals[i], c);
+      store(run.param + e, param);
+      store(run.exp_avg + e, exp_avg);
+      store(run.exp_avg_sq + e, exp_avg_sq);
+      if (kExtras && c.amsgrad) store(run.largest + e, largest);
+    }
+  }
+}
+
+// All four operands in bfloat16, without extras. The bits of RoundingNoise are drawn in registers.
+template <Noise kNoise, bool kStochastic>
+void run_bf16_blocks(const Run<uint16_t>& run, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
+  const LangevinAdamCoefficients<float> c = span.single;
+  const NoiseKey key = span.noise, rounding = span.rounding, second = second_stream(rounding);
+  constexpr int kVectors = 8, kTurn = kVectors * kLanes;  // elements that have their halves in one vector of counters
+  for (int64_t at = 0; at < blocks * kBlock; at += kTurn) {
+    run.touch_operands_ahead(at);
+    FloatV normals[kVectors] = {};
+    UnsignedV words[kVectors] = {}, halves[kVectors / 2] = {};
+    const uint64_t first = index + at;
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; i += kNoiseVectors) {
+      if (kNoise != Noise::kNone) draw_normals<InPairs>((first + i * kLanes) / 4, key, normals + i);
+      if (kStochastic) draw_words<InPairs>((first + i * kLanes) / 4, rounding, words + i);
+    }
+    if (kStochastic) draw_words<InOrder, 1>(first / 8, second, halves);
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; i += 2) {
+      const int64_t e = at + i * kLanes;
+      Bf16Pairs param = Bf16Pairs::load(run.param + e), grad = Bf16Pairs::load(run.grad + e);
+      Bf16Pairs exp_avg = Bf16Pairs::load(run.exp_avg + e), exp_avg_sq = Bf16Pairs::load(run.exp_avg_sq + e);
+      FloatV largest{}, anchor{};
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k)
+        langevin_adam<kNoise, false>(param.part[k], grad.part[k], exp_avg.part[k], exp_avg_sq.part[k], largest, anchor,
+                                     normals[i + k], c);
+      if (kStochastic) {
+        const UnsignedV even = words[i], odd = words[i + 1], both = halves[i / 2];
+        param.store(run.param + e, even & 0xffffu, odd & 0xffffu);
+        exp_avg.store(run.exp_avg + e, even >> 16, odd >> 16);
+        exp_avg_sq.store(run.exp_avg_sq + e, both & 0xffffu, both >> 16);
+      } else {
+        param.store_nearest(run.param + e);
+        exp_avg.store_nearest(run.exp_avg + e);
+        exp_avg_sq.store_nearest(run.exp_avg_sq + e);
+      }
+    }
+  }
+}
+
+template <class T>
+using BlockLoop = void (*)(const Run<T>&, int64_t, uint64_t, const LangevinAdamSpan&);
+
+BlockLoop<float> block_loop(const LangevinAdamCoefficients<float>& c) {
+  static constexpr BlockLoop<float> loops[4][2] = {
+      {run_blocks<Noise::kMomentum, false>, run_blocks<Noise::kMomentum, true>},
+      {run_blocks<Noise::kPreconditioned, false>, run_blocks<Noise::kPreconditioned, true>},
+      {run_blocks<Noise::kIsotropic, false>, run_blocks<Noise::kIsotropic, true>},
+      {run_blocks<Noise::kNone, false>, run_blocks<Noise::kNone, true>},
+  };
+  return loops[static_cast<int>(c.noise)][c.extras()];
+}
+
+// Null where the elements go through a buffer.
+BlockLoop<uint16_t> bf16_block_loop(const LangevinAdamSpan& span) {
+  if (span.single.extras()) return nullptr;
+  switch (span.single.noise) {
+    case Noise::kNone: return span.stochastic ? run_bf16_blocks<Noise::kNone, true> : run_bf16_blocks<Noise::kNone, false>;
+    case Noise::kMomentum:
+      return span.stochastic ? run_bf16_blocks<Noise::kMomentum, true> : run_bf16_blocks<Noise::kMomentum, false>;
+    default: return nullptr;
+  }
+}
+
+uint32_t loaded_operands(const LangevinAdamSpan& span) {
+  return 1u << kParam | 1u << kGrad | 1u << kExpAvg | 1u << kExpAvgSq |
+         (span.single.amsgrad ? 1u << kMaxExpAvgSq : 0u) | (span.data[kAnchor] ? 1u << kAnchor : 0u);
+}
+
+uint32_t saved_operands(const LangevinAdamSpan& span) {
+  return 1u << kParam | 1u << kExpAvg | 1u << kExpAvgSq | (span.single.amsgrad ? 1u << kMaxExpAvgSq : 0u);
+}
+
+void run_staged_float(const LangevinAdamSpan& span, BlockLoop<float> loop, int64_t begin, int64_t count) {
+  run_staged<float>(span, begin, count, loaded_operands(span), saved_operands(span),
+                    [&](Stage<float>& s, uint64_t index, int blocks) {
+                      const float* anchor = span.data[kAnchor] ? s.data[kAnchor] : nullptr;
+                      loop({s.data[kParam], s.data[kGrad], s.data[kExpAvg], s.data[kExpAvgSq], s.data[kMaxExpAvgSq], anchor},
+                           blocks, index, span);
+                    });
+}
+
+// float64 parameters take the float32 normal, widened. Rare enough that the compiler's own vectorisation serves.
+template <Noise kNoise>
+void run_staged_double(const LangevinAdamSpan& span) {
+  const LangevinAdamCoefficients<double> c = span.wide;
+  run_staged<double>(span, span.begin, span.count, loaded_operands(span), saved_operands(span),
+                     [&](Stage<double>& s, uint64_t index, int blocks) {
+                       alignas(64) float normals[kStage] = {};
+                       for (int e = 0; kNoise != Noise::kNone && e < blocks * kBlock; e += kNoiseElements) {
+                         FloatV v[kNoiseVectors];
+                         draw_normals((index + e) / 4, span.noise, v);
+                         __builtin_memcpy(normals + e, v, sizeof v);
+                       }
+                       const double* anchor = s.data[kAnchor];
+                       for (int e = s.shift; e < s.shift + s.count; ++e)
+                         langevin_adam<kNoise, true>(s.data[kParam][e], s.data[kGrad][e], s.data[kExpAvg][e],
+                                                     s.data[kExpAvgSq][e], s.data[kMaxExpAvgSq][e],
+                                                     span.data[kAnchor] ? anchor[e] : 0.0,
+                                                     static_cast<double>(normals[e]), c);
+                     });
+}
+
+bool straight_from_memory(const LangevinAdamSpan& span, DType dtype) {
+  if (span.layout) return false;
+  const uint32_t used = loaded_operands(span);
+  for (int operand = 0; operand < kOperands; ++operand)
+    if ((used >> operand & 1u) && span.dtypes[operand] != dtype) return false;
+  return true;
+}
+
+// Whole blocks by `loop`, the ends that do not fill one through a buffer.
+template <class T>
+void run_straight(const LangevinAdamSpan& span, BlockLoop<T> loop, BlockLoop<float> staged) {
+  const int64_t until_block = (kBlock - span.index % kBlock) % kBlock;
+  const int64_t head = until_block < span.count ? until_block : span.count;
+  const int64_t blocks = (span.count - head) / kBlock, first = span.begin + head;
+  auto at = [&](Operand operand) {
+    T* base = static_cast<T*>(span.data[operand]);
+    return base ? base + first : nullptr;
+  };
+  run_staged_float(span, staged, span.begin, head);
+  loop({at(kParam), at(kGrad), at(kExpAvg), at(kExpAvgSq), at(kMaxExpAvgSq), at(kAnchor)}, blocks, span.index + head, span);
+  run_staged_float(span, staged, first + blocks * kBlock, span.count - head - blocks * kBlock);
+}
+
+}  // namespace
+
+void langevin_adam_span(const LangevinAdamSpan& span) {
+  if (span.dtypes[kParam] == kFloat64) {
+    switch (span.wide.noise) {
+      case Noise::kMomentum: return run_staged_double<Noise::kMomentum>(span);
+      case Noise::kPreconditioned: return run_staged_double<Noise::kPreconditioned>(span);
+      case Noise::kIsotropic: return run_staged_double<Noise::kIsotropic>(span);
+      case Noise::kNone: return run_staged_double<Noise::kNone>(span);
+    }
+  }
+  const BlockLoop<float> loop = block_loop(span.single);
+  if (straight_from_memory(span, kFloat32)) return run_straight(span, loop, loop);
+  const BlockLoop<uint16_t> bf16_loop = bf16_block_loop(span);
+  if (bf16_loop && straight_from_memory(span, kBFloat16)) return run_straight(span, bf16_loop, loop);
+  run_staged_float(span, loop, span.begin, span.count);
+}
+
+}  // namespace fe::FE_ISA

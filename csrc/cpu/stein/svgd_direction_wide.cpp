@@ -1,0 +1,119 @@
+// The direction of few particles with very many coordinates, such as the networks of an ensemble: the n x n weights are kept
+// whole, and the coordinates pass twice, a block of columns at a time that stays in the L2 cache: once for the inner
+// products, once for the sums. Nothing of the size of the particles is written but the result.
+#include "cpu/stein/svgd_weights.h"
+#include "cpu/stein/wide_products.h"
+
+namespace fe::FE_ISA {
+
+namespace {
+
+template <class Kernel>
+class Wide {
+ public:
+  explicit Wide(const SvgdCall& call)
+      : call_(call), kernel_(call.params), shape_{call.n, call.d}, means_(call.workspace + shape_.floats()),
+        weights_(shape_.tiles()) {}
+
+  void run() {
+    const int64_t n = call_.n, d = call_.d, rows = shape_.blocks() * kTile;
+    wide_products<Kernel::kNeedsDifferences>(particles(0, d), shape_, means_, call_.workspace, call_.parallel_for);
+    const Buffer<float> row_units(rows * kUnit), column_sums(rows), norms(rows);
+    if (!Kernel::kNeedsDifferences) gather_norms(norms);
+    if constexpr (!Kernel::kNeedsDifferences)
+      if (is_sharp(norms, n, call_.bandwidth)) return Wide<Sharp<Kernel>>(call_).run();
+    __builtin_memset(row_units, 0, rows * kUnit * sizeof(float));
+    __builtin_memset(column_sums, 0, rows * sizeof(float));
+    weigh_all(norms, row_units, column_sums);
+    for (int64_t row = 0; row < n; ++row) column_sums[row] += unit_total(row_units + row * kUnit);
+    const int64_t turns = (d + kDepth - 1) / kDepth;
+    in_parallel(call_.parallel_for, turns, (1 << 19) / (n * n * kDepth) + 1, [&](int64_t begin, int64_t end) {
+      const int64_t size = rows * kDepth;
+      const Buffer<float> memory(Points::floats(n, kDepth) + 3 * size);
+      for (int64_t turn = begin; turn < end; ++turn) add(turn * kDepth, column_sums, memory, size);
+    });
+  }
+
+ private:
+  static constexpr bool kJoined = Kernel::kFirstIsValue && !Kernel::kNeedsDifferences;
+
+  Columns particles(int64_t begin, int64_t count) const {
+    return {call_.particles, call_.particles_dtype, call_.d, begin, count};
+  }
+
+  void gather_norms(float* norms) const {
+    const Points points(call_.n, 0, nullptr);
+    for (int64_t b = 0; b < shape_.blocks(); ++b) {
+      const float* diagonal = call_.workspace + shape_.tile(b, b) * kTile * kTile;
+      for (int i = 0; i < kTile; ++i) norms[b * kTile + i] = i < points.count(b) ? diagonal[i * kTile + i] : 0.0f;
+    }
+  }
+
+  void weigh_all(const float* norms, float* row_units, float* column_sums) const {
+    const Points points(call_.n, 0, nullptr);
+    for (int64_t b = 0; b < shape_.blocks(); ++b)
+      for (int64_t a = 0; a <= b; ++a) {
+        Weights& weights = weights_[shape_.tile(a, b)];
+        __builtin_memcpy(weights.value, call_.workspace + shape_.tile(a, b) * kTile * kTile, sizeof weights.value);
+        const Place place{points.count(a), points.count(b), norms + a * kTile, norms + b * kTile, a == b};
+        weigh<Kernel::kNeedsDifferences>(kernel_, Kernel::kScale / call_.bandwidth, place, weights,
+                                         row_units + a * kTile * kUnit, a == b ? nullptr : column_sums + b * kTile);
+      }
+  }
+
+  void add(int64_t begin, const float* repelling, float* memory, int64_t size) const {
+    const int64_t count = call_.d - begin < kDepth ? call_.d - begin : kDepth;
+    const float scale = repulsion_scale<Kernel>(call_);
+    const Columns scores{call_.scores, call_.scores_dtype, call_.d, begin, count};
+    const Points points(call_.n, count, memory);
+    const int64_t stride = points.stride;
+    float *values = memory + Points::floats(call_.n, kDepth), *sums = values + size, *pulls = sums + size;
+    __builtin_memset(sums, 0, 2 * size * sizeof(float));
+    const float* means = Kernel::kNeedsDifferences ? nullptr : means_ + begin;
+    for (int64_t block = 0; block < shape_.blocks(); ++block) pack_rows(particles(begin, count), means, block, points);
+    for (int64_t row = 0; row < call_.n; ++row) {
+      scores.row(row, values + row * stride);
+      for (int64_t k = count; k < stride; ++k) values[row * stride + k] = 0.0f;
+      if (kJoined) join_values(count, scale, points.rows + row * stride, values + row * stride);
+    }
+    const auto at = [&](auto* matrix, int64_t block) { return matrix + block * kTile * stride; };
+    const auto add = [&]<bool kTransposed>(int64_t a, int64_t b, const Weights& weights) {
+      const int rows = points.count(a), terms = points.count(b);
+      const float* push = Kernel::kFirstIsValue ? weights.value : weights.first;
+      weighted_sums<kTransposed>(weights.value, rows, terms, at(values, b), stride, stride, at(sums, a));
+      if (Kernel::kNeedsDifferences)
+        difference_sums<kTransposed>(push, rows, terms, at(points.rows, a), at(points.rows, b), stride, stride, at(pulls, a));
+      else if (!kJoined)
+        weighted_sums<kTransposed>(push, rows, terms, at(points.rows, b), stride, stride, at(pulls, a));
+    };
+    for (int64_t b = 0; b < shape_.blocks(); ++b)
+      for (int64_t a = 0; a <= b; ++a) {
+        const Weights& weights = weights_[shape_.tile(a, b)];
+        add.template operator()<false>(a, b, weights);
+        if (a != b) add.template operator()<true>(b, a, weights);
+      }
+    for (int64_t row = 0; row < call_.n; ++row) {
+      float* sum = sums + row * stride;
+      scores.row(row, values + row * stride);
+      finish_row(kernel_, call_.n, count, scale, repelling[row], points.rows + row * stride, values + row * stride,
+                 pulls + row * stride, sum);
+      from_float(sum, static_cast<int>(count), call_.direction, call_.particles_dtype, row * call_.d + begin);
+    }
+  }
+
+  const SvgdCall& call_;
+  Kernel kernel_;
+  WideShape shape_;
+  float* means_;
+  Buffer<Weights> weights_;
+};
+
+}  // namespace
+
+int64_t svgd_direction_wide_workspace(int64_t n, int64_t d) { return WideShape{n, d}.floats() + d; }
+
+void svgd_direction_wide(const SvgdCall& call) {
+  with_kernel<FloatV>(call.kernel, [&]<class Kernel>() { Wide<Kernel>(call).run(); });
+}
+
+}  // namespace fe::FE_ISA
