@@ -11,7 +11,6 @@ from cases import Place
 import fekernels as fe
 from fekernels._catalogue.free_energy import CATEGORICAL, CODES, LIKELIHOODS, NAMES, REDUCTIONS
 from fekernels._runtime import extension
-from fekernels.losses.likelihoods import FORMS
 from fekernels.reference.free_energy import free_energy as reference
 from fekernels.reference.free_energy import likelihoods as formulas
 
@@ -28,11 +27,17 @@ def test_codes_are_positions():
 
 
 def test_the_list_of_the_cpp_sources():
-    lines = re.findall(
-        r"^FE_(CLASS_)?LIKELIHOOD\((\w+)", (ROOT / "csrc/formulas/likelihoods.def").read_text(), re.M
-    )
-    listed = [(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(), bool(of)) for of, name in lines]
-    assert listed == [(row.term, row.classes) for row in LIKELIHOODS]
+    text = "".join((ROOT / f"csrc/formulas/{name}likelihoods.h").read_text() for name in ("count_", ""))
+    (listed,) = re.findall(r"using Likelihoods = LikelihoodList<([^>]+)>;", text)
+    names = re.split(r",\s+", listed)
+    assert [re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in names] == [
+        row.term for row in LIKELIHOODS
+    ]
+    structs = dict(re.findall(r"struct (\w+) : LikelihoodTraits \{(.*?)\n\};", text, re.S))
+    assert set(structs) == set(names), "a formula without a code, or a code without a formula"
+    for name, row in zip(names, LIKELIHOODS, strict=True):
+        assert f"kParams = {len(row.parameters)};" in structs[name], name
+        assert ("kClasses = true" in structs[name]) == row.classes, name
 
 
 def call(run, code: int, count: int) -> list[torch.Tensor]:
@@ -99,7 +104,11 @@ def test_the_terms_of_triton():
 
 
 def test_means_and_samples_of_all_names():
-    assert tuple(FORMS) == NAMES == fe.likelihoods.NAMES == tuple(fe.likelihoods.PARAMETERS)
+    assert NAMES == fe.likelihoods.NAMES == tuple(fe.likelihoods.PARAMETERS) == tuple(formulas.MEANS)
+    for name in NAMES:
+        given = fe.likelihoods.PARAMETERS[name]
+        inspect.signature(formulas.MEANS[name]).bind(*given)
+        inspect.signature(formulas.SAMPLES[name]).bind(None, *given)
     assert fe.likelihoods.OPTIONAL == {"gaussian": ("log_variance",)}
 
 

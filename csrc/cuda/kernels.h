@@ -65,7 +65,7 @@ struct FreeEnergyCall {
   int64_t rows, columns, latents, classes;  // [rows, latents]: the shape of latent[0]
   double beta;
   int32_t n_params, n_latent;
-  Likelihood likelihood;
+  int32_t likelihood;
   Reduction reduction;
 };
 

@@ -6,8 +6,15 @@
 
 namespace fe::inline FE_ISA {
 
+// What a likelihood is where it does not say otherwise.
+struct LikelihoodTraits {
+  static constexpr bool kSparse = false;       // most elements are 0: `zero` and `counts` for `terms`
+  static constexpr bool kMemoryBound = false;  // on a GPU, so that its commonest dtypes have kernels of their own
+  static constexpr bool kClasses = false;      // over a last dimension of classes; others are elementwise
+};
+
 template <class F>
-struct Poisson {  // a (log rate)
+struct Poisson : LikelihoodTraits {  // a (log rate)
   static constexpr int kParams = 1;
   static constexpr bool kSparse = true;
   static FE_HD void zero(const F* p, F& e, F* g) {
@@ -42,7 +49,7 @@ struct Poisson {  // a (log rate)
 };
 
 template <class F>
-struct NegativeBinomial {  // mu, th
+struct NegativeBinomial : LikelihoodTraits {  // mu, th
   static constexpr int kParams = 2;
   static constexpr bool kSparse = true;
   static FE_HD void zero(const F* p, F& e, F* g) {
@@ -169,7 +176,7 @@ struct NegativeBinomial {  // mu, th
 };
 
 template <class F>
-struct ZeroInflatedNegativeBinomial {  // mu, th, pi (gate logit)
+struct ZeroInflatedNegativeBinomial : LikelihoodTraits {  // mu, th, pi (gate logit)
   static constexpr int kParams = 3;
   static constexpr bool kSparse = true;
   // P(0) = 1 - s (1 - e^q) with s = sigmoid(-pi), e^q the plain P(0). Below 1/2 it is written as

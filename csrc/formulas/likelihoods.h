@@ -1,9 +1,11 @@
 // The likelihoods: e = -log p(x | p) an element, with its gradients in the parameters p. Formulas in docs/likelihoods.md; s and v
-// are log-variances (Laplace: a log scale). What is listed in formulas/likelihoods.def has its formula here, in
-// formulas/count_likelihoods.h (where kSparse: most elements are 0), or, over classes, in a kernel of its own.
+// are log-variances (Laplace: a log scale). What `Likelihoods` lists has its formula here, in formulas/count_likelihoods.h (where
+// most elements are 0), or, over classes, in a kernel of its own.
 //
 // Squares of a difference are taken after scaling: (r - x)^2 e^-s = ((r - x) e^(-s/2))^2 overflows only with its value.
 #pragma once
+
+#include <type_traits>
 
 #include "formulas/count_likelihoods.h"
 #include "formulas/free_energy_codes.h"
@@ -18,9 +20,9 @@ FE_HD F beside(F s, F u) {
 }
 
 template <class F>
-struct Mse {  // r
+struct Mse : LikelihoodTraits {  // r
   static constexpr int kParams = 1;
-  static constexpr bool kSparse = false;
+  static constexpr bool kMemoryBound = true;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     const F difference = p[0] - x;
     e = difference * difference;
@@ -29,9 +31,9 @@ struct Mse {  // r
 };
 
 template <class F>
-struct Gaussian {  // r; s = 0
+struct Gaussian : LikelihoodTraits {  // r; s = 0
   static constexpr int kParams = 1;
-  static constexpr bool kSparse = false;
+  static constexpr bool kMemoryBound = true;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     const F difference = p[0] - x;
     e = difference * 0.5f * difference + kHalfLog2Pi;
@@ -40,9 +42,9 @@ struct Gaussian {  // r; s = 0
 };
 
 template <class F>
-struct GaussianLearned {  // r, s
+struct GaussianLearned : LikelihoodTraits {  // r, s
   static constexpr int kParams = 2;
-  static constexpr bool kSparse = false;
+  static constexpr bool kMemoryBound = true;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
     const Exponential<F> root = exponential<F>(p[1] * -0.5f);
@@ -55,9 +57,9 @@ struct GaussianLearned {  // r, s
 };
 
 template <class F>
-struct Bernoulli {  // l
+struct Bernoulli : LikelihoodTraits {  // l
   static constexpr int kParams = 1;
-  static constexpr bool kSparse = false;
+  static constexpr bool kMemoryBound = true;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
     const F l = p[0];
@@ -71,9 +73,8 @@ struct Bernoulli {  // l
 };
 
 template <class F>
-struct ContinuousBernoulli {  // l
+struct ContinuousBernoulli : LikelihoodTraits {  // l
   static constexpr int kParams = 1;
-  static constexpr bool kSparse = false;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
     const F l = p[0];
@@ -103,9 +104,8 @@ struct ContinuousBernoulli {  // l
 };
 
 template <class F>
-struct Laplace {  // r, s (log scale)
+struct Laplace : LikelihoodTraits {  // r, s (log scale)
   static constexpr int kParams = 2;
-  static constexpr bool kSparse = false;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     const Exponential<F> rate = exponential<F>(-p[1]);
     const F difference = p[0] - x;
@@ -122,9 +122,8 @@ struct Laplace {  // r, s (log scale)
 // a (Gamma(a) / Gamma(a + 1/2))^2 = (1 + 1 / a) V, V to 2.6e-8, and
 // 1 / nu + digamma(a) - digamma(a + 1/2) = -W / (a (1 + a)), W to 1.2e-7, of the order of 1 / nu^2 when nu is large.
 template <class F>
-struct StudentT {  // r, s, nu
+struct StudentT : LikelihoodTraits {  // r, s, nu
   static constexpr int kParams = 3;
-  static constexpr bool kSparse = false;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
     const F one = L::splat(1.0f);
@@ -181,6 +180,43 @@ struct StudentT {  // r, s, nu
   }
 };
 
+// Logits of a last dimension of classes: kernels of its own have the formula.
+template <class F>
+struct Categorical : LikelihoodTraits {
+  static constexpr int kParams = 1;
+  static constexpr bool kClasses = true;
+};
+
+template <template <class> class... Terms>
+struct LikelihoodList {
+  // run.operator()<Term>() for the likelihood with this code; whether there is one.
+  template <class Run>
+  static constexpr bool visit(int64_t code, const Run& run) {
+    int64_t at = 0;
+    return ((at++ == code && (run.template operator()<Terms>(), true)) || ...);
+  }
+  template <template <class> class Term>
+  static constexpr int64_t code_of() {
+    int64_t at = -1;
+    ((++at, std::is_same_v<Terms<float>, Term<float>>) || ...);
+    return at;
+  }
+};
+
+// In the order of their codes, which is that of fekernels/_catalogue/free_energy.py: every pass and every check takes them from
+// here.
+using Likelihoods = LikelihoodList<Mse, Gaussian, GaussianLearned, Bernoulli, ContinuousBernoulli, Categorical, Laplace, StudentT,
+                                   Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial>;
+
+inline constexpr int64_t kCategorical = Likelihoods::code_of<Categorical>();
+
+// How many parameters the likelihood of this code has; 0 where there is no such code.
+constexpr int64_t parameters_of(int64_t likelihood) {
+  int64_t count = 0;
+  Likelihoods::visit(likelihood, [&]<template <class> class Term>() { count = Term<float>::kParams; });
+  return count;
+}
+
 // Its own row sum: what is left to do when the energies of a row are there.
 template <class F>
 struct Value {
@@ -191,17 +227,5 @@ struct Value {
     g[0] = F{};
   }
 };
-
-// How many parameters the likelihood of this code has; 0 where there is no such code.
-constexpr int64_t parameters_of(int64_t likelihood) {
-  switch (static_cast<Likelihood>(likelihood)) {
-#define FE_LIKELIHOOD(Name, file) \
-  case Likelihood::k##Name: return Name<float>::kParams;
-#define FE_CLASS_LIKELIHOOD(Name) \
-  case Likelihood::k##Name: return 1;
-#include "formulas/likelihoods.def"
-  }
-  return 0;
-}
 
 }  // namespace fe::inline FE_ISA

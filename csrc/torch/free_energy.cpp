@@ -17,8 +17,6 @@ using torch::stable::Tensor;
 
 namespace {
 
-constexpr auto kCategorical = static_cast<int64_t>(fe::Likelihood::kCategorical);
-
 // Units of several calls on torch's threads, in one go. Each thread takes the same share of every call: an element of a KL
 // costs three of an energy's, and a thread that had all of them was waited for.
 void run(const std::vector<const fe::TermCall*>& calls) {
@@ -118,7 +116,7 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
   std::vector<const fe::TermCall*> calls;
   std::vector<float> energies;
   std::optional<fe::Terms> energy, kl;
-  if (likelihood == kCategorical && n_params) {
+  if (likelihood == fe::kCategorical && n_params) {
     STD_TORCH_CHECK(params[0].dim() == 3 && params[0].is_contiguous() && params[0].size(0) == rows &&
                         params[0].size(1) == target->size(1) && target->scalar_type() == ScalarType::Long &&
                         target->is_contiguous() && (!mask || mask->is_contiguous()),
@@ -183,7 +181,7 @@ std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tens
   if (!plain(prediction) || !plain(target) || !plain(mean) || !plain(logvar)) return {};
   const int64_t rows = prediction.size(0);
   const auto how = static_cast<fe::Reduction>(reduction);
-  const bool expected = likelihood != kCategorical && fe::parameters_of(likelihood) == 1 && rows > 0 && mean.size(0) == rows &&
+  const bool expected = likelihood != fe::kCategorical && fe::parameters_of(likelihood) == 1 && rows > 0 && mean.size(0) == rows &&
                         fe::same_layout(prediction, target) && fe::same_layout(mean, logvar);
   if (!expected) return {};
   if (inplace && (overlap(prediction, target) || overlap(prediction, mean) || overlap(prediction, logvar))) return {};

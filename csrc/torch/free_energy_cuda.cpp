@@ -16,8 +16,6 @@ using torch::stable::Tensor;
 
 namespace {
 
-constexpr auto kCategorical = static_cast<int64_t>(fe::Likelihood::kCategorical);
-
 fe::cuda::FreeEnergyOperand operand(const Tensor& tensor, int64_t rows, int64_t columns, const Tensor* gradient) {
   STD_TORCH_CHECK(tensor.dim() == 2, "an operand must have two dimensions; got ", tensor.dim());
   STD_TORCH_CHECK((tensor.size(0) == rows || tensor.size(0) == 1) && (tensor.size(1) == columns || tensor.size(1) == 1) &&
@@ -40,7 +38,7 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
   for (const Tensor& tensor : upstream) fe::check_free_energy_rows(tensor, widest.size(0));
   const int32_t device = widest.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  const bool categorical = likelihood == kCategorical && !params.empty();
+  const bool categorical = likelihood == fe::kCategorical && !params.empty();
 
   fe::cuda::FreeEnergyCall call{};
   call.rows = widest.size(0);
@@ -48,7 +46,7 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
   call.latents = latent.empty() ? 0 : latent[0].size(1);
   call.n_params = static_cast<int32_t>(params.size());
   call.n_latent = static_cast<int32_t>(latent.size());
-  call.likelihood = static_cast<fe::Likelihood>(likelihood);
+  call.likelihood = static_cast<int32_t>(likelihood);
   call.reduction = static_cast<fe::Reduction>(reduction);
   call.beta = beta;
 

@@ -1,11 +1,12 @@
 """The likelihoods and reductions of the free energy: names, parameters, domains; position = code on every backend.
 
-Checks, validation, reference, Triton, means and samples, benchmarks and tests read these; C++ has the same order in
-``csrc/formulas/likelihoods.def``, and a test holds one against the other.
+Checks, validation, reference, Triton, means and samples, benchmarks and tests read these; C++ has the same order at
+``Likelihoods`` of ``csrc/formulas/likelihoods.h``, and a test holds one against the other.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,6 +21,7 @@ __all__ = [
     "SUM",
     "Likelihood",
     "Parameter",
+    "Support",
     "Target",
     "longest",
 ]
@@ -28,13 +30,29 @@ REDUCTIONS = ("none", "mean", "sum")
 NONE, MEAN, SUM = range(3)
 
 
-class Target(Enum):
-    """The values that a target may have; the value is how a message names them."""
+@dataclass(frozen=True)
+class Support:
+    """Numbers from ``lowest`` to ``highest``, with these where they are finite; infinity is none of them.
 
-    REAL = "real numbers"
-    UNIT = "values in [0, 1]"
-    COUNTS = "whole counts >= 0"
-    CLASSES = "classes"
+    ``text`` is how a message names them. ``above``: without ``lowest``; ``whole``: without fractions; ``safe``: what
+    stands in for a target that was not observed.
+    """
+
+    text: str
+    lowest: float = -math.inf
+    highest: float = math.inf
+    above: bool = False
+    whole: bool = False
+    safe: int = 0
+
+
+class Target(Enum):
+    """The values that a target may have."""
+
+    REAL = Support("real numbers")  # not looked at: an energy has a value, or a limit, at all of them
+    UNIT = Support("values in [0, 1]", 0.0, 1.0)
+    COUNTS = Support("whole counts >= 0", 0.0, whole=True)
+    CLASSES = Support("classes", 0.0, whole=True)  # as many as the parameter's last axis has
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """The likelihoods of ``fe.free_energy``: names, parameters and their order, means, and samples.
 
 ``NAMES`` lists them; ``PARAMETERS[name]`` the parameters in the order that every function takes them in. Log-variances,
-log-scales, log-rates and logits are unbounded; ``mean`` and ``inverse_dispersion`` of counts, and
-``degrees_of_freedom``, must be positive.
+log-scales, log-rates and logits are unbounded; ``mean``, ``inverse_dispersion``, ``shape`` and ``degrees_of_freedom``
+must be positive.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from fekernels._catalogue.free_energy import CODES, NAMES, longest
 from fekernels._checks import integer, same_device
 from fekernels.losses._checks import floating_tensor
-from fekernels.ops.free_energy.means import continuous_bernoulli_mean
+from fekernels.ops.free_energy.distributions import MEANS, SAMPLES
 
 __all__ = ["NAMES", "OPTIONAL", "PARAMETERS", "mean", "sample"]
 
@@ -67,11 +66,11 @@ def mean(name: str, params: Tensor | Sequence[Tensor]) -> Tensor:
 
     Returns:
         float32 (float64 for float64 parameters), of the shape of x; for ``categorical`` the probabilities [..., K];
-        for ``student_t`` NaN where degrees_of_freedom <= 1, which have no mean. NaN where a mean, an inverse
-        dispersion or degrees of freedom are negative or NaN: there is no such distribution.
+        for ``student_t`` NaN where degrees_of_freedom <= 1, which have no mean. NaN where a parameter that must be
+        positive is negative or NaN: there is no such distribution.
     """
     values = _parameters("likelihoods.mean", name, params)
-    return _in_domain(name, values, FORMS[name].mean(*values))
+    return _in_domain(name, values, MEANS[name](*values))
 
 
 def _in_domain(name: str, values: Sequence[Tensor], result: Tensor) -> Tensor:
@@ -80,95 +79,6 @@ def _in_domain(name: str, values: Sequence[Tensor], result: Tensor) -> Tensor:
         if parameter.not_negative:
             result = torch.where(value >= 0, result, math.nan)
     return result
-
-
-def _first(first: Tensor, *_: Tensor) -> Tensor:
-    return first
-
-
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """In [0, 1)."""
-    return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def _exponential(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.empty_like(like).exponential_(generator=generator)
-
-
-def _gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch._standard_gamma(shape, generator=generator)
-
-
-def _poisson(rate: Tensor, generator: torch.Generator | None) -> Tensor:
-    """NaN at rates for which PyTorch's sampler has no int64: of those it makes any number."""
-    possible = (rate >= 0) & (rate < 2.0**62)
-    return torch.where(
-        possible, torch.poisson(torch.where(possible, rate, 0.0), generator=generator), math.nan
-    )
-
-
-def _sample_gaussian(generator: torch.Generator | None, r: Tensor, s: Tensor | None = None) -> Tensor:
-    noise = _normal(r, generator)
-    return r + (noise if s is None else torch.exp(s / 2) * noise)
-
-
-def _sample_continuous_bernoulli(generator: torch.Generator | None, logit: Tensor) -> Tensor:
-    """By the inverse of its distribution function at -|l|, where nothing overflows; mirrored for l > 0."""
-    a = logit.abs()
-    u = _uniform(logit, generator)
-    flat = a < 1e-30
-    a = torch.where(flat, 1.0, a)
-    x = torch.where(flat, u, -torch.log1p(u * torch.expm1(-a)) / a)
-    return torch.where(logit > 0, 1 - x, x)
-
-
-def _sample_categorical(generator: torch.Generator | None, logits: Tensor) -> Tensor:
-    return (logits - _exponential(logits, generator).log()).argmax(-1)  # Gumbel's maximum
-
-
-def _sample_laplace(generator: torch.Generator | None, r: Tensor, s: Tensor) -> Tensor:
-    return r + torch.exp(s) * (_exponential(r, generator) - _exponential(r, generator))
-
-
-def _sample_student_t(generator: torch.Generator | None, r: Tensor, s: Tensor, nu: Tensor) -> Tensor:
-    return r + torch.exp(s / 2) * _normal(r, generator) * torch.rsqrt(_gamma(nu / 2, generator) * 2 / nu)
-
-
-def _sample_negative_binomial(generator: torch.Generator | None, mu: Tensor, th: Tensor) -> Tensor:
-    return _poisson(_gamma(th, generator) * mu / th, generator)
-
-
-def _sample_zero_inflated(generator: torch.Generator | None, mu: Tensor, th: Tensor, pi: Tensor) -> Tensor:
-    dropped = _uniform(pi, generator) < torch.sigmoid(pi)
-    return torch.where(dropped, 0.0, _sample_negative_binomial(generator, mu, th))
-
-
-class Form(NamedTuple):
-    """The expectation of x by its parameters, and a draw by a generator and them."""
-
-    mean: Callable[..., Tensor]
-    sample: Callable[..., Tensor]
-
-
-FORMS = {
-    "mse": Form(_first, lambda generator, r: r + math.sqrt(0.5) * _normal(r, generator)),
-    "gaussian": Form(_first, _sample_gaussian),
-    "bernoulli": Form(
-        torch.sigmoid,
-        lambda generator, logit: (_uniform(logit, generator) < torch.sigmoid(logit)).to(logit.dtype),
-    ),
-    "continuous_bernoulli": Form(continuous_bernoulli_mean, _sample_continuous_bernoulli),
-    "categorical": Form(lambda logits: torch.softmax(logits, -1), _sample_categorical),
-    "laplace": Form(_first, _sample_laplace),
-    "student_t": Form(lambda r, _, nu: torch.where(nu > 1, r, math.nan), _sample_student_t),
-    "poisson": Form(torch.exp, lambda generator, a: _poisson(torch.exp(a), generator)),
-    "negative_binomial": Form(_first, _sample_negative_binomial),
-    "zero_inflated_negative_binomial": Form(lambda mu, _, pi: mu * torch.sigmoid(-pi), _sample_zero_inflated),
-}
 
 
 @torch.no_grad()
@@ -219,4 +129,4 @@ def sample(
         )
     shape = (*sizes, *values[0].shape)
     values = tuple(value.expand(shape) for value in values)
-    return _in_domain(name, values, FORMS[name].sample(generator, *values))
+    return _in_domain(name, values, SAMPLES[name](generator, *values))

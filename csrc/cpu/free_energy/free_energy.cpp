@@ -282,13 +282,9 @@ void free_energy_units(const TermCall& call, int64_t begin, int64_t end) {
     case kNormalKl: return run_units<NormalPriorKl>(call, begin, end);
     case kValue: return run_units<Value>(call, begin, end);
   }
-  switch (static_cast<Likelihood>(call.term)) {
-#define FE_LIKELIHOOD(Name, file) \
-  case Likelihood::k##Name: return run_units<Name>(call, begin, end);
-#define FE_CLASS_LIKELIHOOD(Name) \
-  case Likelihood::k##Name: return;
-#include "formulas/likelihoods.def"
-  }
+  Likelihoods::visit(call.term, [&]<template <class> class Term>() {
+    if constexpr (!Term<float>::kClasses) run_units<Term>(call, begin, end);
+  });
 }
 
 }  // namespace fe::FE_ISA

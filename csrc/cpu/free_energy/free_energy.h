@@ -32,7 +32,7 @@ struct TermGrad {
 };
 
 struct TermCall {
-  int32_t term;  // a Likelihood or a Term
+  int32_t term;  // a likelihood's code or a Term
   int64_t rows, columns;
   TermInput inputs[kMaxParams + 1];  // [kTarget] is the target
   TermGrad grads[kMaxParams];

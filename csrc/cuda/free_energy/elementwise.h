@@ -333,12 +333,9 @@ int launch_plain_or_any(const TermPass& pass, void* stream) {
   return launch_any<Term, kSlots>(pass, stream);
 }
 
-// The files in which formulas/likelihoods.def has likelihoods compiled.
-enum class TermFile { gaussian, other, counts };
-
-template <TermFile kFile, template <class> class Term>
+template <template <class> class Term>
 int launch_of(const TermPass& pass, void* stream) {
-  if constexpr (kFile == TermFile::gaussian) {
+  if constexpr (Term<float>::kMemoryBound) {
     return launch_plain_or_any<Term, Term<float>::kParams == 1 ? 4 : 2>(pass, stream);
   } else {
     return launch_any<Term>(pass, stream);
@@ -348,15 +345,11 @@ int launch_of(const TermPass& pass, void* stream) {
 // One of the likelihoods of this file; the others' kernels are not made here.
 template <TermFile kFile>
 int launch_likelihood(int32_t term, const TermPass& pass, void* stream) {
-  switch (static_cast<Likelihood>(term)) {
-#define FE_LIKELIHOOD(Name, file)                                                        \
-  case Likelihood::k##Name:                                                              \
-    if constexpr (kFile == TermFile::file) return launch_of<kFile, Name>(pass, stream);  \
-    break;
-#include "formulas/likelihoods.def"
-    default: break;
-  }
-  return static_cast<int>(cudaErrorInvalidValue);
+  int error = static_cast<int>(cudaErrorInvalidValue);
+  Likelihoods::visit(term, [&]<template <class> class Term>() {
+    if constexpr (!Term<float>::kClasses && file_of<Term>() == kFile) error = launch_of<Term>(pass, stream);
+  });
+  return error;
 }
 
 }  // namespace fe::cuda

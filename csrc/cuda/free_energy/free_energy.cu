@@ -2,6 +2,7 @@
 #include "cuda/free_energy/free_energy.h"
 
 #include "cuda/kernels.h"
+#include "formulas/likelihoods.h"
 
 namespace fe::cuda {
 namespace {
@@ -73,7 +74,7 @@ class Planner {
     return plan_;
   }
 
-  bool categorical() const { return call_.likelihood == Likelihood::kCategorical; }
+  bool categorical() const { return call_.likelihood == kCategorical; }
 
  private:
   template <class T>
@@ -270,10 +271,11 @@ __global__ void __launch_bounds__(kFoldThreads) fold_columns_kernel(const FoldCo
 }
 
 int launch_terms(int32_t term, const TermPass& pass, void* stream) {
-  switch (static_cast<Likelihood>(term)) {
-#define FE_LIKELIHOOD(Name, file) \
-  case Likelihood::k##Name: return launch_##file##_terms(term, pass, stream);
-#include "formulas/likelihoods.def"
+  TermFile file = TermFile::gaussian;
+  Likelihoods::visit(term, [&]<template <class> class Term>() { file = file_of<Term>(); });
+  switch (file) {
+    case TermFile::counts: return launch_counts_terms(term, pass, stream);
+    case TermFile::other: return launch_other_terms(term, pass, stream);
     default: return launch_gaussian_terms(term, pass, stream);
   }
 }
@@ -286,7 +288,7 @@ int run(const FreeEnergyCall& call, void* stream) {
   int error = 0;
   if (any_energy && planner.categorical()) error = launch_categorical(plan.categorical, stream);
   if (any_energy && error == 0) {
-    const int32_t term = planner.categorical() ? kValue : static_cast<int32_t>(call.likelihood);
+    const int32_t term = planner.categorical() ? kValue : call.likelihood;
     error = launch_terms(term, plan.energy, stream);
   }
   if (any_kl && error == 0) {

@@ -62,8 +62,16 @@ struct CategoricalPass {
   bool vectors;  // four classes in one access
 };
 
-// Each is in a file of its own, whose name ends so. All but one return cudaErrorInvalidValue for a code that is not theirs;
-// "gaussian" has the terms too that are no likelihoods.
+// The file that compiles a likelihood's kernels; "gaussian" has the terms too that are no likelihoods.
+enum class TermFile { gaussian, other, counts };
+
+template <template <class> class Term>
+constexpr TermFile file_of() {
+  if (Term<float>::kMemoryBound) return TermFile::gaussian;
+  return Term<float>::kSparse ? TermFile::counts : TermFile::other;
+}
+
+// Each is in a file of its own, of that name. All but one return cudaErrorInvalidValue for a code that is not theirs.
 int launch_gaussian_terms(int32_t term, const TermPass& pass, void* stream);
 int launch_other_terms(int32_t term, const TermPass& pass, void* stream);
 int launch_counts_terms(int32_t term, const TermPass& pass, void* stream);

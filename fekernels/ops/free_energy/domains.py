@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,17 +24,20 @@ def validate_target(
         target: What was observed, and nothing that was not.
         params: Parameters of the likelihood; the last dimension of ``categorical``'s is the number of classes.
     """
-    support = longest(likelihood).target
-    expected = support.value
-    if support is Target.COUNTS:
-        good = (target >= 0) & (target == torch.floor(target)) & ~target.isinf()
-    elif support is Target.UNIT:
-        good = (target >= 0) & (target <= 1)
-    elif support is Target.CLASSES:
-        classes = (params if isinstance(params, Tensor) else params[0]).shape[-1]
-        good, expected = (target >= 0) & (target < classes), f"{expected} in [0, {classes})"
-    else:
+    row = longest(likelihood)
+    if row.target is Target.REAL:
         return
+    support, expected = row.target.value, row.target.value.text
+    good = target > support.lowest if support.above else target >= support.lowest
+    if row.classes:
+        classes = (params if isinstance(params, Tensor) else params[0]).shape[-1]
+        good, expected = good & (target < classes), f"{expected} in [0, {classes})"
+    elif math.isfinite(support.highest):
+        good = good & (target <= support.highest)
+    else:
+        good = good & ~target.isinf()
+    if support.whole:
+        good = good & (target == torch.floor(target))
     if not bool(good.all()):
         raise ValueError(
             f"{function}: target must hold {expected} for likelihood {likelihood!r}; got {target[~good][0].item()}"

@@ -72,10 +72,9 @@ def observed(
     if mask is None:
         return params, target
     where = mask.unsqueeze(-1) if likelihood == CATEGORICAL else mask
-    safe = LIKELIHOODS[likelihood].safe
-    return [torch.where(where, p, value) for p, value in zip(params, safe, strict=True)], torch.where(
-        mask, target, 0
-    )
+    row = LIKELIHOODS[likelihood]
+    safe = [torch.where(where, p, value) for p, value in zip(params, row.safe, strict=True)]
+    return safe, torch.where(mask, target, row.target.value.safe)
 
 
 def present(latent: list[Tensor], mask: Tensor | None) -> list[Tensor]:

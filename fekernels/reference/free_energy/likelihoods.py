@@ -1,37 +1,38 @@
-"""Energies e = -log p(x | params) of one element and their gradients, constants kept.
+"""Energies e = -log p(x | params) of one element and their gradients, constants kept; means of x, and draws of it.
 
 Names as in the formulas: r location, s log-variance (log-scale of ``laplace``), nu degrees of freedom, a log rate,
-mu mean, th inverse dispersion, pi gate logit. All take and give float64. At an infinite parameter they give the limit;
-outside a likelihood's domain NaN.
+mu mean, th inverse dispersion, pi gate logit. Energies and gradients take and give float64: the limit at an infinite
+parameter, NaN outside a likelihood's domain. ``name_mean`` and ``name_sample`` keep the parameters' dtype, and whoever
+calls them looks at the domain. The likelihoods of counts are in ``count_likelihoods.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fekernels._catalogue.free_energy import LIKELIHOODS
+from fekernels._catalogue.free_energy import LIKELIHOODS, NAMES
+from fekernels.reference.free_energy import count_likelihoods
+from fekernels.reference.free_energy.draws import exponential_draw, gamma_draw, normal_draw, uniform_draw
 from fekernels.reference.free_energy.special_functions import (
-    LARGE,
     beside,
-    excess,
+    first_parameter,
     growth,
     langevin,
     log_sinhc,
     log_student_constant,
     magnitude,
+    or_nan,
     scaled_log1p,
     scaled_log1p_slope,
-    softplus,
-    stirling,
-    stirling_slope,
     student_constant_slope,
 )
 
-__all__ = ["ENERGIES", "GRADIENTS"]
+__all__ = ["ENERGIES", "GRADIENTS", "MEANS", "SAMPLES"]
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -42,6 +43,14 @@ def mse(x: Tensor, r: Tensor) -> Tensor:
 
 def mse_gradient(x: Tensor, r: Tensor) -> tuple[Tensor, ...]:
     return (2 * (r - x),)
+
+
+mse_mean = first_parameter
+
+
+def mse_sample(generator: torch.Generator | None, r: Tensor) -> Tensor:
+    """As of a Gaussian of variance 1/2."""
+    return r + math.sqrt(0.5) * normal_draw(r, generator)
 
 
 def gaussian(x: Tensor, r: Tensor, s: Tensor | None = None) -> Tensor:
@@ -59,6 +68,14 @@ def gaussian_gradient(x: Tensor, r: Tensor, s: Tensor | None = None) -> tuple[Te
     return z * root, (1 - z * z) / 2
 
 
+gaussian_mean = first_parameter
+
+
+def gaussian_sample(generator: torch.Generator | None, r: Tensor, s: Tensor | None = None) -> Tensor:
+    noise = normal_draw(r, generator)
+    return r + (noise if s is None else torch.exp(s / 2) * noise)
+
+
 def bernoulli(x: Tensor, logit: Tensor) -> Tensor:
     """max(l, 0) - x l + log1p(exp(-|l|))."""
     linear = torch.where(logit >= 0, logit * (1 - x), -logit * x)
@@ -67,6 +84,14 @@ def bernoulli(x: Tensor, logit: Tensor) -> Tensor:
 
 def bernoulli_gradient(x: Tensor, logit: Tensor) -> tuple[Tensor, ...]:
     return (torch.where(logit >= 0, (1 - x) - torch.sigmoid(-logit), torch.sigmoid(logit) - x),)
+
+
+def bernoulli_mean(logit: Tensor) -> Tensor:
+    return torch.sigmoid(logit)
+
+
+def bernoulli_sample(generator: torch.Generator | None, logit: Tensor) -> Tensor:
+    return (uniform_draw(logit, generator) < torch.sigmoid(logit)).to(logit.dtype)
 
 
 def continuous_bernoulli(x: Tensor, logit: Tensor) -> Tensor:
@@ -83,6 +108,21 @@ def continuous_bernoulli(x: Tensor, logit: Tensor) -> Tensor:
 
 def continuous_bernoulli_gradient(x: Tensor, logit: Tensor) -> tuple[Tensor, ...]:
     return (langevin(logit / 2) / 2 + (0.5 - x),)
+
+
+def continuous_bernoulli_mean(logit: Tensor) -> Tensor:
+    """1/2 + L(l / 2) / 2 with Langevin's L(y) = coth y - 1/y."""
+    return 0.5 + langevin(logit / 2) / 2
+
+
+def continuous_bernoulli_sample(generator: torch.Generator | None, logit: Tensor) -> Tensor:
+    """By the inverse of its distribution function at -|l|, where nothing overflows; mirrored for l > 0."""
+    a = logit.abs()
+    u = uniform_draw(logit, generator)
+    flat = a < 1e-30
+    a = torch.where(flat, 1.0, a)
+    x = torch.where(flat, u, -torch.log1p(u * torch.expm1(-a)) / a)
+    return torch.where(logit > 0, 1 - x, x)
 
 
 def existing(x: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -104,6 +144,14 @@ def categorical_gradient(x: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
     return (onehot_less * factor,)
 
 
+def categorical_mean(logits: Tensor) -> Tensor:
+    return torch.softmax(logits, -1)
+
+
+def categorical_sample(generator: torch.Generator | None, logits: Tensor) -> Tensor:
+    return (logits - exponential_draw(logits, generator).log()).argmax(-1)  # Gumbel's maximum
+
+
 def laplace(x: Tensor, r: Tensor, s: Tensor) -> Tensor:
     distance = (x - r).abs() * growth(s)
     return distance + beside(s, distance) + math.log(2)
@@ -115,10 +163,11 @@ def laplace_gradient(x: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, ...]:
     return sign * rate, 1 - (x - r).abs() * rate
 
 
-def or_nan(inside: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """The values, NaN where they are not inside: as a factor, which a derivative keeps."""
-    factor = torch.where(inside, 1.0, math.nan).double()
-    return tuple(value * factor for value in values)
+laplace_mean = first_parameter
+
+
+def laplace_sample(generator: torch.Generator | None, r: Tensor, s: Tensor) -> Tensor:
+    return r + torch.exp(s) * (exponential_draw(r, generator) - exponential_draw(r, generator))
 
 
 def student(x: Tensor, r: Tensor, s: Tensor, nu: Tensor) -> tuple[Tensor, ...]:
@@ -154,120 +203,26 @@ def student_t_gradient(x: Tensor, r: Tensor, s: Tensor, nu: Tensor) -> tuple[Ten
     )
 
 
-def is_count(x: Tensor) -> Tensor:
-    """Fractions are as good as whole numbers."""
-    return (x >= 0) & (x < math.inf)
+def student_t_mean(r: Tensor, _: Tensor, nu: Tensor) -> Tensor:
+    return torch.where(nu > 1, r, math.nan)
 
 
-def poisson(x: Tensor, a: Tensor) -> Tensor:
-    (a,) = or_nan(is_count(x), a)
-    linear = torch.where(x == 0, 0.0, x * a.clamp(max=1e3))  # where exp(a) is infinite, x a is not
-    return torch.exp(a) - linear + torch.lgamma(x + 1)
-
-
-def poisson_gradient(x: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-    (a,) = or_nan(is_count(x), a)
-    return (torch.exp(a) - x,)
-
-
-def counted(x: Tensor, mu: Tensor, th: Tensor) -> tuple[Tensor, Tensor]:
-    """mu and th, NaN outside the domain; th finite, where the limit is reached."""
-    mu, th = or_nan(is_count(x) & (mu >= 0) & (th >= 0), mu, th)
-    return mu, th.clamp(max=1e300)
-
-
-def negative_binomial(x: Tensor, mu: Tensor, th: Tensor) -> Tensor:
-    """th log1p(mu/th), and for x > 0 also lgamma(x+1) + x log1p(th/mu) - [lgamma(x+th) - lgamma(th)].
-
-    For large th both of the last two hold x log(th), which is left out:
-    lgamma(x+th) - lgamma(th) - x log(th) = (x - 1/2) log1p(x/th) - th (x/th - log1p(x/th)) + the rest of Stirling's.
-    """
-    mu, th = counted(x, mu, th)
-    zero, large = x == 0, th >= LARGE
-    y, m = torch.where(zero, 1.0, x), torch.where(zero, 1.0, mu)
-
-    t = torch.where(large, 1.0, th)
-    small_th = torch.lgamma(t) - torch.lgamma(y + t) + y * torch.log1p(t / m)
-
-    t = torch.where(large, th, LARGE)
-    rising = (y - 0.5) * torch.log1p(y / t) - t * excess(y / t) + (stirling(t + y) - stirling(t))
-    less, more = torch.where(m < t, m, t), torch.where(m < t, t, m)
-    large_th = y * (torch.log1p(less / more) - torch.log(less)) - rising  # log(1/mu + 1/th), of the smaller
-
-    counts = torch.lgamma(y + 1) + torch.where(large, large_th, small_th)
-    counts = torch.where((m == 0) | (th == 0), math.inf, counts)
-    return at_zero(mu, th) + torch.where(zero, 0.0, counts)
-
-
-def at_zero(mu: Tensor, th: Tensor) -> Tensor:
-    """th log1p(mu/th), 0 at th = 0."""
-    return torch.where(th == 0, 0 * mu, scaled_log1p(torch.where(th == 0, 1.0, th), mu))
-
-
-def at_zero_gradient(mu: Tensor, th: Tensor) -> tuple[Tensor, Tensor]:
-    share, infinite = th / (th + mu), (mu == math.inf) & (th >= 0)
-    slope = scaled_log1p_slope(th, torch.where(infinite, 1.0, mu))
-    slope = torch.where(infinite | ((th == 0) & (mu > 0)), math.inf, slope)
-    return share, slope
-
-
-def negative_binomial_gradient(x: Tensor, mu: Tensor, th: Tensor) -> tuple[Tensor, ...]:
-    mu, th = counted(x, mu, th)
-    zero, large = x == 0, th >= LARGE
-    share, slope_at_zero = at_zero_gradient(mu, th)
-    m = torch.where(zero, 1.0, mu)
-
-    t = torch.where(large, 1.0, th)
-    small_th = torch.digamma(t) - torch.digamma(x + t) + x / (t + mu)
-
-    t = torch.where(large, th, LARGE)
-    w = torch.where(zero, 0.0, x) / t
-    slope = x / (2 * t * (t + x)) - excess(w) + (stirling_slope(t + x) - stirling_slope(t))
-    large_th = -slope - w * mu / (t + mu)
-
-    counts = torch.where(zero, 0.0, torch.where(large, large_th, small_th))
-    infinite = (mu == math.inf) & (th >= 0)
-    of_mu = share * torch.where(zero, 1.0, (mu - x) / m)
-    of_th = torch.where((th == 0) & ~zero, -math.inf, slope_at_zero + counts)
-    return torch.where(infinite, 0.0, of_mu), torch.where(infinite, math.inf, of_th)
-
-
-def zero_inflated_negative_binomial(x: Tensor, mu: Tensor, th: Tensor, pi: Tensor) -> Tensor:
-    """x = 0: softplus(-pi) - softplus(q - pi), q = -th log1p(mu/th); x > 0: softplus(pi) + NB."""
-    zero = x == 0
-    mu, th = counted(x, mu, th)
-    q = -at_zero(mu, th)
-    near = (
-        q > -1
-    )  # there the difference of softplus is -log1p(sigmoid(-pi) (e^q - 1)), which keeps small digits
-    close = -torch.log1p(torch.sigmoid(-pi) * torch.expm1(torch.where(near, q, 0.0)))
-    far = torch.where(pi == -math.inf, -q, softplus(-pi) - softplus(q - pi))
-    at = torch.where(near, close, far)
-    counts = softplus(pi) + negative_binomial(torch.where(zero, 1.0, x), torch.where(zero, 1.0, mu), th)
-    return torch.where(zero, at, counts)
-
-
-def zero_inflated_negative_binomial_gradient(
-    x: Tensor, mu: Tensor, th: Tensor, pi: Tensor
-) -> tuple[Tensor, ...]:
-    zero = x == 0
-    nb_mu, nb_th = negative_binomial_gradient(x, mu, th)
-    mu, th = counted(x, mu, th)
-    q = -at_zero(mu, th)
-    w = torch.sigmoid(q - pi)
-    gate = (
-        torch.sigmoid(-pi) * torch.sigmoid(pi - q) * torch.expm1(q)
-    )  # w - sigmoid(-pi), without the difference
-    share, slope = at_zero_gradient(mu, th)
-    return (
-        torch.where(zero, w * share, nb_mu),
-        torch.where(zero, torch.where(w == 0, w, w * slope), nb_th),
-        torch.where(zero, gate, torch.where(mu.isnan(), mu, torch.sigmoid(pi))),
+def student_t_sample(generator: torch.Generator | None, r: Tensor, s: Tensor, nu: Tensor) -> Tensor:
+    return r + torch.exp(s / 2) * normal_draw(r, generator) * torch.rsqrt(
+        gamma_draw(nu / 2, generator) * 2 / nu
     )
 
 
-# By their names, in the order of the codes.
-ENERGIES: tuple[Callable[..., Tensor], ...] = tuple(globals()[row.name] for row in LIKELIHOODS)
-GRADIENTS: tuple[Callable[..., tuple[Tensor, ...]], ...] = tuple(
-    globals()[f"{row.name}_gradient"] for row in LIKELIHOODS
+def by_name(suffix: str, names: Iterable[str]) -> tuple[Callable[..., Any], ...]:
+    """The functions of these names with this suffix, here or among the counts."""
+    formulas = vars(count_likelihoods) | globals()
+    return tuple(formulas[name + suffix] for name in names)
+
+
+# By their names: of a code, as its position; of a likelihood's name.
+ENERGIES: tuple[Callable[..., Tensor], ...] = by_name("", (row.name for row in LIKELIHOODS))
+GRADIENTS: tuple[Callable[..., tuple[Tensor, ...]], ...] = by_name(
+    "_gradient", (row.name for row in LIKELIHOODS)
 )
+MEANS: dict[str, Callable[..., Tensor]] = dict(zip(NAMES, by_name("_mean", NAMES), strict=True))
+SAMPLES: dict[str, Callable[..., Tensor]] = dict(zip(NAMES, by_name("_sample", NAMES), strict=True))

@@ -16,10 +16,12 @@ __all__ = [
     "beside",
     "excess",
     "expm1_excess",
+    "first_parameter",
     "growth",
     "langevin",
     "log_sinhc",
     "log_student_constant",
+    "or_nan",
     "scaled_log1p",
     "scaled_log1p_slope",
     "softplus",
@@ -40,6 +42,11 @@ def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return total
 
 
+def first_parameter(first: Tensor, *_: Tensor) -> Tensor:
+    """The mean of whatever is parameterised by it."""
+    return first
+
+
 def magnitude(x: Tensor) -> Tensor:
     """|x| whose derivative at 0 is 1, so that even functions written with it keep theirs."""
     return torch.where(x >= 0, x, -x)
@@ -58,6 +65,12 @@ def beside(s: Tensor, u: Tensor) -> Tensor:
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x)."""
     return torch.where(x >= 0, x, 0.0) + torch.log1p(torch.exp(-magnitude(x)))
+
+
+def or_nan(inside: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """The values, NaN where they are not inside: as a factor, which a derivative keeps."""
+    factor = torch.where(inside, 1.0, math.nan).double()
+    return tuple(value * factor for value in values)
 
 
 def expm1_excess(d: Tensor) -> Tensor:
