@@ -118,6 +118,8 @@ def make_call(
         target = uniform(rows, columns)
         if row.target is Target.COUNTS:
             target = torch.poisson(torch.where(uniform(rows, columns) < 0.7, 0.0, 6.0), generator=generator)
+        elif row.target is Target.POSITIVE:
+            target = target + 0.01
         target = target.to(dtype)
     mask = uniform(rows, columns) < 0.7 if masked else None
     if mask is not None:

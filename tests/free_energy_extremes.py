@@ -164,6 +164,49 @@ ZERO_INFLATED: list[Row] = [
     *((x, params, nan(3)) for x in (0.0, 2.0) for params in ((-0.5, 1.0, 0.5), (1.0, -0.5, 0.5))),
     *((x, (1.0, 1.0, 0.5), nan(3)) for x in (-1.0, INF)),
 ]
+GAMMA: list[Row] = [
+    (3.0, (0.0, 2.0), (INF, -INF, INF)),
+    (3.0, (-0.0, 2.0), (INF, -INF, INF)),
+    (3.0, (INF, 2.0), (INF, 0.0, INF)),
+    (1e-40, (INF, 0.5), (INF, 0.0, INF)),
+    (3.0, (2.0, 0.0), (INF, 0.0, -INF)),
+    (3.0, (2.0, -0.0), (INF, 0.0, -INF)),
+    (2.0, (2.0, INF), (-INF, 0.0, 0.0)),
+    (3.0, (2.0, INF), (INF, -INF, 0.5 - math.log(1.5))),
+    (1.0, (2.0, INF), (INF, INF, math.log(2.0) - 0.5)),
+    (3.0, (2.0, 1e38), None),
+    (3.0, (3.0, 3e38), None),
+    (2.0, (INF, INF), (INF, 0.0, INF)),
+    # The limits for a target that tends to 0: of the exponential's density 1 / mu, of others 0 or infinity.
+    (0.0, (2.0, 1.0), (math.log(2.0), 0.5, INF)),
+    (0.0, (2.0, 3.0), (INF, 1.5, INF)),
+    (0.0, (2.0, 0.5), (-INF, 0.25, INF)),
+    (0.0, (2.0, INF), (INF, INF, INF)),
+    (0.0, (0.0, 1.0), (NAN, None, None)),
+    *(
+        (x, params, None)
+        for x in (1e-44, 1e-38, 1e-20, 1e-3, 1.0, 70000.0, 1e20, 3e38)
+        for params in (
+            (1.0, 1.0), (1.0, 1.5), (1.0, 0.5), (TINY, 1.0), (1e-38, 2.0), (1e-20, 1e-10), (1e-3, 1e4), (1e20, 1e-20),
+            (1e20, 1.0), (3e38, 1.0), (3e38, 1e-3), (1.0, 1e-38), (1.0, 1e10), (70000.0, 1e20), (1e-38, 1e38),
+        )
+        if x < 3e38 * min(1.0, params[0])  # x / mu in float32's range
+    ),
+    (1.0, (1.0, TINY), None),
+    *(
+        (x, params, nan(2))
+        for x in (0.0, 1e-40, 2.0)
+        for params in (
+            (-1e-3, 1.0), (1.0, -0.5), (-1.0, -1.0), (-1e-40, 1.0), (1.0, -1e-40), (0.0, -1.0), (-1.0, 0.0),
+            (-1.0, INF), (INF, -1.0), (-INF, 1.0), (1.0, -INF), (INF, NAN), (NAN, INF), (NAN, 0.0), (0.0, NAN),
+        )
+    ),
+    *(
+        (x, params, nan(2))
+        for x in (-1.0, -1e-40, INF, -INF, NAN)
+        for params in ((1.0, 1.0), (INF, 1.0), (1.0, INF), (1.0, 0.0))
+    ),
+]  # fmt: skip
 NORMAL_KL: list[Row] = [
     (0.0, (0.0, -INF), (INF, 0.0, -0.5)),
     (0.0, (0.0, INF), (INF, 0.0, INF)),
@@ -191,6 +234,7 @@ EXTREMES: dict[str, list[Row]] = {
     "poisson": POISSON,
     "negative_binomial": NEGATIVE_BINOMIAL,
     "zero_inflated_negative_binomial": ZERO_INFLATED,
+    "gamma": GAMMA,
     "normal_kl": NORMAL_KL,
     "normal_prior_kl": NORMAL_PRIOR_KL,
 }

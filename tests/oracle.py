@@ -144,6 +144,24 @@ def zero_inflated_negative_binomial(x: mpf, mu: mpf, th: mpf, pi: mpf) -> Exact:
     return Exact(value, (*slopes, gate), value, (plain.scales[0], plain.scales[1], mpf(1)))
 
 
+def gamma(x: mpf, mu: mpf, k: mpf) -> Exact:
+    v, log_ratio = (x - mu) / mu, mp.log(x / mu)
+    deviance = v - log_ratio
+    value = mp.loggamma(k) - k * mp.log(k) + k * (mp.log(mu) + x / mu) - (k - 1) * mp.log(x)
+    of_k = mp.digamma(k) - mp.log(k)
+    # Of a large shape log(2 pi / k) / 2 is left, of a small one -log k.
+    constant = (mp.log(2 * mp.pi) + abs(mp.log(k))) / 2 if k >= 1 else abs(mp.loggamma(k) - k * mp.log(k) + k)
+    by_x = k * deviance + abs(mp.log(x))
+    by_mean = k * abs(v) + abs(k - 1) * abs(log_ratio) + abs(mp.log(mu))
+    gradient = k * (mu - x) / mu**2
+    return Exact(
+        value,
+        (gradient, of_k + deviance),
+        min(by_x, by_mean) + constant,
+        (abs(gradient), abs(of_k) + deviance),
+    )
+
+
 def normal_kl(_: mpf, m: mpf, v: mpf) -> Exact:
     value = (m * m + mp.expm1(v) - v) / 2
     return Exact(value, (m, mp.expm1(v) / 2), value, (abs(m), abs(mp.expm1(v)) / 2))
@@ -173,6 +191,7 @@ EXACT: dict[str, Callable[..., Exact]] = {
     "poisson": poisson,
     "negative_binomial": negative_binomial,
     "zero_inflated_negative_binomial": zero_inflated_negative_binomial,
+    "gamma": gamma,
     "normal_kl": normal_kl,
     "normal_prior_kl": normal_prior_kl,
 }

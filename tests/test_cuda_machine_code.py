@@ -103,7 +103,7 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MachineC
 
 def test_no_kernel_spills(machine_code):
     # Langevin-Adam, SGLD, random; free energy: the fast kernels, those for everything, and the others; scale, z.
-    assert len(machine_code) == len(DTYPES) + 4 + 3 + len(PLAIN_TERMS) + 7 + 3 + 3 + 3 + 1 + 2
+    assert len(machine_code) == len(DTYPES) + 4 + 3 + len(PLAIN_TERMS) + 7 + 4 + 3 + 3 + 1 + 2
     for kernel, code in machine_code.items():
         assert (code.stack, code.spilled) == (0, 0), kernel
         assert ".local" not in code.ptx, kernel
@@ -154,6 +154,6 @@ def test_the_free_energy_loads_a_batch_before_it_computes(machine_code, term, pa
 def test_columns_meet_in_shared_memory(machine_code):
     """In 16 bytes at a time, and not through an access to global memory, which the shim could take for one."""
     names = [name for name in machine_code if "any_terms_kernel" in name]
-    assert len(names) == 7 + 3 + 3
+    assert len(names) == 7 + 4 + 3
     for name in names:
         assert re.search(r"\bst\.shared\.v4\.(?:u32|b32|f32)", machine_code[name].ptx), name

@@ -52,6 +52,11 @@ EDGES = {
         (1e-6, 0.1, 2, 1e4, 1e8),
         (0, 1, -3, 30, -30, 80, 100, -100),
     ],
+    "gamma": [
+        (1e-30, 1e-6, 0.1, 0.2499, 0.25, 1, 10, 1e4, 1e6),
+        (1e-6, 0.1, 1, 10, 1e4, 1e6),
+        (1e-6, 1e-3, 0.5, 0.999, 1, 1.001, 2, 6.2832, 100, 1e4, 1e8),
+    ],
     "normal_kl": [(0,), (0, 1e-6, 1, 100), (0, 1e-10, -1e-7, 1e-3, -0.3, 0.999, 1, -1.001, 5, -100, 80, 88)],
     "normal_prior_kl": [(0,), (0, 1), (0, 1e-7, -100, 3, 1.5), (0, 0.999), (0, 1e-7, 1.5, -20, 20, 80, -80)],
 }
@@ -89,6 +94,10 @@ def drawn(name: str, n: int = 600) -> list[np.ndarray]:
         x = either(0.3 if name == "negative_binomial" else 0.6, np.zeros(n), x)
         pi = either(0.6, 3 * normal(n), uniform(-100, 100, n))
         return [x, mu, th] if name == "negative_binomial" else [x, mu, th, pi]
+    if name == "gamma":
+        mu = magnitude(-6, 6)
+        x = either(0.6, mu * np.exp(normal(n) * magnitude(-4, 1)), magnitude(-6, 6))
+        return [np.clip(x, 1e-12, 1e12), mu, either(0.3, magnitude(-1, 1), magnitude(-6, 8))]
     v = either(0.4, normal(n) * magnitude(-7, 0), either(0.5, uniform(-5, 5, n), uniform(-100, 80, n)))
     m = either(0.7, normal(n) * magnitude(-4, 2), np.zeros(n))
     if name == "normal_kl":

@@ -13,6 +13,7 @@ INSIDE = {
     "student_t": (0.5, 0.0, 3.0),
     "negative_binomial": (2.0, 1.5),
     "zero_inflated_negative_binomial": (2.0, 1.5, 0.0),
+    "gamma": (2.0, 1.5),
 }
 
 

@@ -26,6 +26,7 @@ PARAMS = {
     "poisson": ([-2.0, 0.0, 3.0],),
     "negative_binomial": ([0.2, 5.0, 40.0], [0.5, 3.0, 100.0]),
     "zero_inflated_negative_binomial": ([0.2, 5.0, 40.0], [0.5, 3.0, 100.0], [-1.0, 0.0, 2.0]),
+    "gamma": ([0.2, 5.0, 40.0], [0.5, 3.0, 100.0]),
 }
 
 
@@ -55,6 +56,7 @@ def variance(name, params):
         "laplace": lambda: 2 * (2 * params[1]).exp(),
         "student_t": lambda: params[1].exp() * params[2] / (params[2] - 2),
         "poisson": lambda: first.exp(),
+        "gamma": lambda: first**2 / params[1],
     }[name]()
 
 
@@ -86,7 +88,7 @@ def test_categorical_samples():
 
 
 @pytest.mark.parametrize(
-    "name", ["mse", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial"]
+    "name", ["mse", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial", "gamma"]
 )
 def test_the_mean_is_where_the_energy_is_flat(name):
     """E[gradient] = 0 for any density; an exponential family's is linear in x, so it is 0 at the mean."""
@@ -146,6 +148,10 @@ def test_names_reach_their_formulas(name):
         ("bernoulli", [0.0, 1.01], r"values in \[0, 1\] for likelihood 'bernoulli'; got 1.0099"),
         ("continuous_bernoulli", [-0.1, 1.0], r"got -0.1"),
         ("bernoulli", [math.nan, 1.0], r"got nan"),
+        ("gamma", [1.0, 0.0], r"positive numbers for likelihood 'gamma'; got 0.0"),
+        ("gamma", [-1e-40, 1.0], r"got -9.9999\d*e-41"),
+        ("gamma", [1.0, math.inf], r"got inf"),
+        ("gamma", [1.0, math.nan], r"got nan"),
         ("categorical", [0, 3], r"classes in \[0, 3\) for likelihood 'categorical'; got 3"),
         ("categorical", [-1, 2], r"got -1"),
     ],
@@ -154,7 +160,7 @@ def test_validation_of_targets(name, bad, message):
     params = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="^energy: target must hold .*" + message):
         validate_target("energy", name, torch.tensor(bad), params)
-    validate_target("energy", name, torch.tensor([0, 1]), params)
+    validate_target("energy", name, torch.tensor([1, 1] if name == "gamma" else [0, 1]), params)
     validate_target("energy", "gaussian", torch.tensor(bad), params)
     validate_target("energy", name, torch.tensor([]), params)
 
@@ -167,6 +173,8 @@ def test_validation_of_targets(name, bad, message):
         ("negative_binomial", 1, "inverse_dispersion"),
         ("zero_inflated_negative_binomial", 0, "mean"),
         ("zero_inflated_negative_binomial", 1, "inverse_dispersion"),
+        ("gamma", 0, "mean"),
+        ("gamma", 1, "shape"),
     ],
 )
 def test_validation_of_parameters(likelihood, at, name):
@@ -192,7 +200,7 @@ def test_validation_of_parameters(likelihood, at, name):
 
 
 def test_unbounded_parameters_are_not_validated():
-    known = {"mean", "inverse_dispersion", "degrees_of_freedom"}
+    known = {"mean", "inverse_dispersion", "degrees_of_freedom", "shape"}
     for likelihood in fe.likelihoods.NAMES:
         for parameter in longest(likelihood).parameters:
             assert parameter.not_negative == (parameter.name in known)

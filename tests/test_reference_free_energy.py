@@ -4,6 +4,7 @@ import math
 
 import mpmath
 import numpy as np
+import oracle
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from fekernels.reference.functions import exp
 CODES = range(len(LIKELIHOODS))
 IDS = [f"{row.name}{len(row.parameters)}" for row in LIKELIHOODS]
 COUNTS = [code for code, row in enumerate(LIKELIHOODS) if row.target is Target.COUNTS]
+GAMMA = CODES_BY_NAME["gamma"][2]
 B, D, Z = 5, 4, 3
 
 
@@ -39,6 +41,9 @@ def draw(likelihood, dtype=torch.float64):
     if likelihood in COUNTS[1:]:
         params[0] = params[0].exp()
         params[1] = 0.1 + 30 * torch.rand(1, D, dtype=dtype)
+    if likelihood == GAMMA:
+        params = [params[0].exp(), 0.1 + 30 * torch.rand(1, D, dtype=dtype)]
+        return params, params[0] * torch.randn(B, D, dtype=dtype).exp()
     counts = torch.poisson(torch.full((B, D), 2.0, dtype=dtype))
     return params, counts if likelihood in COUNTS else torch.rand(B, D, dtype=dtype)
 
@@ -64,6 +69,35 @@ def test_densities_integrate_to_one(name):
     e = energy_elements(double(*GRID[name]), GRID[name][0] + torch.tan(t), IDS.index(name))
     total = (torch.exp(-e) / torch.cos(t) ** 2).sum() * (t[1] - t[0])
     assert abs(total.item() - 1) < (t[1] - t[0]) ** 2  # the trapezoidal rule's order
+
+
+@pytest.mark.parametrize(("mu", "k"), [(2.0, 0.7), (2.0, 1.0), (0.3, 15.9), (5.0, 16.1), (1.0, 1e4)])
+def test_gamma_integrates_to_one(mu, k):
+    """Over t = log x, in which the density is smooth and falls off at both ends: trapezoids are exact then."""
+    t = math.log(mu) + torch.linspace(-50.0, 10.0, 200_001, dtype=torch.float64)
+    e = energy_elements(double(mu, k), torch.exp(t), GAMMA)
+    assert abs((torch.exp(t - e).sum() * (t[1] - t[0])).item() - 1) < 1e-11
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-300, 1e-3, 0.9, 1.0, 3.0])
+@pytest.mark.parametrize("k", [1.0, 15.9, 16.1, 1e8, 1e-3])
+def test_gamma_to_fifty_digits(x, k):
+    """Values against mpmath; gradients of both kinds at a shape of exactly 1, at a tie and at a target of 0 too."""
+    mu = 1.0
+    leaves = [leaf.requires_grad_() for leaf in double(mu, k)]
+    e = energy_elements(leaves, *double(x), GAMMA)
+    autograd = torch.autograd.grad(e.sum(), leaves)
+    written = reference.energy_gradients(double(mu, k), *double(x), GAMMA)
+    if x == 0:
+        assert e.item() == (0.0 if k == 1 else math.copysign(math.inf, k - 1)) and written[0].item() == k
+        assert written[1].item() == math.inf
+        return
+    with mpmath.workdps(50):
+        exact = oracle.gamma(mpmath.mpf(x), mpmath.mpf(mu), mpmath.mpf(k))
+        assert abs(e.item() - exact.value) <= 1e-14 * exact.scale
+        for slopes in (autograd, written):
+            for got, wanted, scale in zip(slopes, exact.gradients, exact.scales, strict=True):
+                assert abs(got.item() - wanted) <= 1e-12 * scale
 
 
 @pytest.mark.parametrize("logit", [0.0, 1e-5, 0.9, -1.9, 2.1, 30.0])
@@ -264,6 +298,8 @@ def test_at_ties_and_zeros(likelihood):
     if likelihood in COUNTS[1:]:
         params[1] = torch.full((1, D), 16.0, dtype=torch.float64)
     x = torch.zeros_like(x)
+    if likelihood == GAMMA:  # of positive numbers: x = mu
+        params, x = [torch.ones_like(params[0]), torch.full((1, D), 16.0, dtype=torch.float64)], x + 1
     leaves = [p.requires_grad_() for p in params]
     autograd = torch.autograd.grad(energy_elements(leaves, x, likelihood).sum(), leaves)
     results = free_energy(params, x, None, [], None, [], likelihood, 2, 1.0, (1 << len(params)) - 1, False)

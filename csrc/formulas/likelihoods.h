@@ -180,6 +180,55 @@ struct StudentT : LikelihoodTraits {  // r, s, nu
   }
 };
 
+// With v = (x - mu) / mu, D = v - log1p(v), the deviance x / mu - 1 - log(x / mu), and lgamma(k) - k log k + k = A(k), which is
+// (log 2 pi - log k) / 2 + d(1 / k) for k >= 1, d being Stirling's correction, and lgamma(1 + k) - (1 + k) log k + k below:
+//   e = k D + log x + A(k).
+// No error of v counts near v = 0. Where x < mu / 4 it is also k v + (k - 1) L + log mu + A(k), L = log(mu / x): that form is
+// taken where log mu is the smaller logarithm, and for k >= 1, where k L and log x would cancel.
+template <class F>
+struct Gamma : LikelihoodTraits {  // mu, k (shape)
+  static constexpr int kParams = 2;
+  static FE_HD void terms(const F* p, F x, F& e, F* g) {
+    using L = Lane<F>;
+    const F one = L::splat(1.0f), nothing = L::splat(0.0f);
+    const auto outside = (p[0] < 0.0f) | (p[1] < 0.0f) | (x < 0.0f) | (x > kLargest);
+    const F mu = outside ? L::splat(kNaN) : absolute<F>(p[0]), k = absolute<F>(p[1]);  // of -0 too
+    const F v = L::divide(x - mu, mu);
+    // x / mu without underflow, times a power of 2^100.
+    const auto small_x = x < 0x1p-40f, large_mu = mu > 0x1p60f;
+    const F ratio = L::divide(small_x ? x * 0x1p100f : x, large_mu ? mu * 0x1p-100f : mu);
+    LogParts<F> parts = log1p_parts<F>(v, ratio);
+    const auto far = v < -0.75f;
+    const F lifts = (small_x ? L::splat(100.0f) : nothing) + (large_mu ? L::splat(100.0f) : nothing);
+    parts.n = far ? parts.n - lifts : parts.n;
+    const F finite = v > kLargest ? nothing : -parts.value();  // beside an infinite v nothing counts
+    const F minus_log = x == 0.0f ? L::splat(kInf) : finite;
+    // |v - 5/8| < 11/8 is -3/4 < v < 2.
+    const F deviance = absolute<F>(v - 0.625f) < 1.375f ? parts.below(v) : v + minus_log;
+
+    const auto large = k >= 1.0f, none = k == 0.0f, certain = k == kInf;
+    const auto boundless = (mu == kInf) & (k >= 0.0f) & (x >= 0.0f);
+    const F inverse_k = L::divide(one, k);
+    const F t = large ? inverse_k : one;
+    const F unit = large ? one : k;
+    const F log_k = log<F>(none ? one : k);
+    const F of_large = L::fma(log_k, L::splat(-0.5f), stirling_lgamma<F>(t) + kHalfLog2Pi);
+    const F of_small = L::fma(-(unit + 1.0f), log_k, lgamma1p_unit<F>(unit) + unit);
+    const auto by_mu = far & (large | (x * mu <= 1.0f));
+    const F of_x = k == 1.0f ? nothing : minus_log;  // which may be infinite
+    const F pull = by_mu ? L::fma(k - 1.0f, of_x, k * v) : k * deviance;
+    const F value = (pull + log<F>(by_mu ? mu : x)) + (large ? of_large : of_small);
+    // A shape of 0 leaves no density anywhere, one of infinity none but at the mean.
+    const F at_zero = (x + mu) * 0.0f + kInf;
+    const F at_infinity = v == 0.0f ? L::splat(-kInf) : k * deviance;
+    e = boundless ? mu : (none ? at_zero : (certain ? at_infinity : value));
+    g[0] = boundless ? nothing : L::divide(v == 0.0f ? v : -(k * v), mu);
+    const F psi_large = L::fma(t, L::splat(-0.5f), -stirling_digamma<F>(t));  // digamma(k) - log k
+    const F psi_small = (digamma1p_unit<F>(unit) - log_k) - inverse_k;
+    g[1] = boundless ? mu : deviance + (large ? psi_large : psi_small);
+  }
+};
+
 // Logits of a last dimension of classes: kernels of its own have the formula.
 template <class F>
 struct Categorical : LikelihoodTraits {
@@ -206,7 +255,7 @@ struct LikelihoodList {
 // In the order of their codes, which is that of fekernels/_catalogue/free_energy.py: every pass and every check takes them from
 // here.
 using Likelihoods = LikelihoodList<Mse, Gaussian, GaussianLearned, Bernoulli, ContinuousBernoulli, Categorical, Laplace, StudentT,
-                                   Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial>;
+                                   Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial, Gamma>;
 
 inline constexpr int64_t kCategorical = Likelihoods::code_of<Categorical>();
 

@@ -51,6 +51,7 @@ class Target(Enum):
 
     REAL = Support("real numbers")  # not looked at: an energy has a value, or a limit, at all of them
     UNIT = Support("values in [0, 1]", 0.0, 1.0)
+    POSITIVE = Support("positive numbers", 0.0, above=True, safe=1)
     COUNTS = Support("whole counts >= 0", 0.0, whole=True)
     CLASSES = Support("classes", 0.0, whole=True)  # as many as the parameter's last axis has
 
@@ -97,7 +98,7 @@ class Likelihood:
 
 LOCATION = Parameter("location")
 LOGIT = Parameter("logit")
-COUNT_MEAN = Parameter("mean", not_negative=True, safe=1.0)
+POSITIVE_MEAN = Parameter("mean", not_negative=True, safe=1.0)
 INVERSE_DISPERSION = Parameter("inverse_dispersion", not_negative=True, safe=1.0)
 
 LIKELIHOODS = (
@@ -117,12 +118,13 @@ LIKELIHOODS = (
         ),
     ),
     Likelihood("poisson", (Parameter("log_rate"),), Target.COUNTS),
-    Likelihood("negative_binomial", (COUNT_MEAN, INVERSE_DISPERSION), Target.COUNTS),
+    Likelihood("negative_binomial", (POSITIVE_MEAN, INVERSE_DISPERSION), Target.COUNTS),
     Likelihood(
         "zero_inflated_negative_binomial",
-        (COUNT_MEAN, INVERSE_DISPERSION, Parameter("gate_logit")),
+        (POSITIVE_MEAN, INVERSE_DISPERSION, Parameter("gate_logit")),
         Target.COUNTS,
     ),
+    Likelihood("gamma", (POSITIVE_MEAN, Parameter("shape", not_negative=True, safe=1.0)), Target.POSITIVE),
 )
 NAMES = tuple(dict.fromkeys(row.name for row in LIKELIHOODS))
 # name -> {number of parameters: code}

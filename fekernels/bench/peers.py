@@ -172,6 +172,11 @@ def zero_inflated_negative_binomial(
     return -(zero + (x > eps).to(x.dtype) * counts).sum(1).mean() + kl(mean, logvar)
 
 
+def gamma(mu: Tensor, shape: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    density = torch.distributions.Gamma(shape, shape / mu, validate_args=False)
+    return -density.log_prob(x).sum(1).mean() + kl(mean, logvar)
+
+
 ENERGIES: dict[str, Loss] = {
     "mse": mse,
     "bernoulli": bernoulli,
@@ -183,6 +188,7 @@ ENERGIES: dict[str, Loss] = {
     "student_t": student_t,
     "poisson": poisson,
     "zero_inflated_negative_binomial": zero_inflated_negative_binomial,
+    "gamma": gamma,
 }
 
 # Stein: (x, s, h) -> result, of particles and scores [..., n, d] and a bandwidth. ``plain`` is the fastest that we

@@ -53,12 +53,13 @@ def make_params(
 
 
 def make_target(name: str, rows: int, columns: int, dtype: torch.dtype = F32) -> Tensor:
-    target = CATALOGUE[LIKELIHOODS[name][0]].target
-    if target is Target.UNIT:
+    of = CATALOGUE[LIKELIHOODS[name][0]].target
+    if of is Target.UNIT:
         return torch.rand(rows, columns).to(dtype)
-    if target is Target.COUNTS:
+    if of is Target.COUNTS:
         return (torch.randn(rows, columns) * 3.0).exp().sub(1.0).clamp_(0.0, 90.0).floor().to(dtype)
-    return torch.randn(rows, columns).to(dtype)
+    target = torch.randn(rows, columns)
+    return (target.exp() if of is Target.POSITIVE else target).to(dtype)
 
 
 def make_latent(rows: int, latents: int, prior: Sequence[str] = ()) -> list[Tensor]:

@@ -141,6 +141,22 @@ def zero_inflated_negative_binomial(x: Tensor, mu: Tensor, th: Tensor, pi: Tenso
     )
 
 
+def gamma(x: Tensor, mu: Tensor, k: Tensor) -> Term:
+    v = (x - mu) / mu
+    deviance, constant = v - torch.log(x / mu), torch.lgamma(k) - k * k.log() + k
+    value = k * deviance + x.log() + constant
+    slope, of_k = k * (mu - x) / mu**2, torch.digamma(k) - k.log()
+    # Below 1e-3 series of v - log1p(v): the difference has no digits left.
+    small = v.abs() < 1e-3
+    deviance = torch.where(small, v * v * (1 / 2 - v * (1 / 3 - v * (1 / 4 - v / 5))), deviance)
+    return Term(
+        value,
+        (slope, of_k + deviance),
+        k * deviance + x.log().abs() + (constant.abs() + k.log().abs() / 2 + 1),
+        (slope.abs(), of_k.abs() + deviance),
+    )
+
+
 def categorical(x: Tensor, logits: Tensor) -> Term:
     """Logits [..., K] and classes [...]."""
     largest = logits.abs().amax(-1)
@@ -178,4 +194,5 @@ TERMS: dict[str, Callable[..., Term]] = {
     "poisson": poisson,
     "negative_binomial": negative_binomial,
     "zero_inflated_negative_binomial": zero_inflated_negative_binomial,
+    "gamma": gamma,
 }

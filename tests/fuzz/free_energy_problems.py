@@ -23,6 +23,7 @@ KINDS = {
     "poisson": ("logvar",),
     "negative_binomial": ("positive", "positive"),
     "zero_inflated_negative_binomial": ("positive", "positive", "logit"),
+    "gamma": ("positive", "positive"),
 }
 VARIANTS = (*((name, len(kinds)) for name, kinds in KINDS.items()), ("gaussian", 1))
 SPREADS = {
@@ -132,7 +133,7 @@ def problems(draw: st.DrawFn) -> Problem:
         target = torch.rand(full, generator=by.generator, dtype=torch.float64).to(dtype)
         target = target.round() if draw(st.booleans()) else target
     else:
-        target = by.values("real", full, dtype)
+        target = by.values("positive" if likelihood == "gamma" else "real", full, dtype)
     return Problem(
         likelihood,
         params,

@@ -1,9 +1,9 @@
 """Energies e = -log p(x | params) of one element and their gradients, constants kept; means of x, and draws of it.
 
 Names as in the formulas: r location, s log-variance (log-scale of ``laplace``), nu degrees of freedom, a log rate,
-mu mean, th inverse dispersion, pi gate logit. Energies and gradients take and give float64: the limit at an infinite
-parameter, NaN outside a likelihood's domain. ``name_mean`` and ``name_sample`` keep the parameters' dtype, and whoever
-calls them looks at the domain. The likelihoods of counts are in ``count_likelihoods.py``.
+mu mean, k shape, th inverse dispersion, pi gate logit. Energies and gradients take and give float64: the limit at an
+infinite parameter, NaN outside a likelihood's domain. ``name_mean`` and ``name_sample`` keep the parameters' dtype, and
+whoever calls them looks at the domain. The likelihoods of counts are in ``count_likelihoods.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from fekernels._catalogue.free_energy import LIKELIHOODS, NAMES
 from fekernels.reference.free_energy import count_likelihoods
 from fekernels.reference.free_energy.draws import exponential_draw, gamma_draw, normal_draw, uniform_draw
 from fekernels.reference.free_energy.special_functions import (
+    LARGE,
     beside,
+    excess,
     first_parameter,
     growth,
     langevin,
@@ -29,6 +31,8 @@ from fekernels.reference.free_energy.special_functions import (
     or_nan,
     scaled_log1p,
     scaled_log1p_slope,
+    stirling,
+    stirling_slope,
     student_constant_slope,
 )
 
@@ -211,6 +215,65 @@ def student_t_sample(generator: torch.Generator | None, r: Tensor, s: Tensor, nu
     return r + torch.exp(s / 2) * normal_draw(r, generator) * torch.rsqrt(
         gamma_draw(nu / 2, generator) * 2 / nu
     )
+
+
+def gamma_deviance(x: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """v = (x - mu) / mu, log(mu / x), and v - log1p(v); the logarithm where x < mu / 2 alone, elsewhere 0."""
+    v = (x - mu) / mu
+    far = v < -0.5
+    minus_log = torch.log(torch.where(far, mu, 1.0)) - torch.log(torch.where(far, x, 1.0))
+    near = excess(torch.where(far | (v == math.inf), 0.0, v))
+    return v, minus_log, torch.where(far, v + minus_log, torch.where(v == math.inf, math.inf, near))
+
+
+def gamma(x: Tensor, mu: Tensor, k: Tensor) -> Tensor:
+    """k (v - log1p(v)) + log x + [lgamma(k) - k log k + k], v = (x - mu) / mu, whose terms do not cancel for large k.
+
+    Where x is far below mu: k v + (k - 1) log(mu / x) + log mu and that bracket.
+    """
+    mu, k = or_nan((x >= 0) & (x < math.inf) & (mu >= 0) & (k >= 0), mu.abs(), k.abs())
+    v, minus_log, deviance = gamma_deviance(x, mu)
+    far = v < -0.5
+    log_level = torch.log(torch.where(far, mu, x))
+    pull = (k - 1) * torch.where((k == 1) & (x == 0), 0.0, minus_log)
+    e = torch.where(far, k * v + pull, k * deviance) + log_level + log_gamma_excess(k)
+    e = torch.where(k == math.inf, torch.where(v == 0, -math.inf, v.abs() * k), e)
+    unlikely = (mu == math.inf) | (k == 0) | ((mu == 0) & (x > 0))
+    return torch.where(unlikely & ~(mu.isnan() | k.isnan()), math.inf, e)
+
+
+def gamma_gradient(x: Tensor, mu: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    mu, k = or_nan((x >= 0) & (x < math.inf) & (mu >= 0) & (k >= 0), mu.abs(), k.abs())
+    v, _, deviance = gamma_deviance(x, mu)
+    boundless = (mu == math.inf) & ~k.isnan()
+    of_mu = torch.where(v == 0, v, -k * v) / mu
+    return (
+        torch.where(boundless, 0.0, of_mu),
+        torch.where(boundless, math.inf, deviance + log_gamma_excess_slope(k)),
+    )
+
+
+gamma_mean = first_parameter
+
+
+def gamma_sample(generator: torch.Generator | None, mu: Tensor, k: Tensor) -> Tensor:
+    return mu * (gamma_draw(k, generator) / k)
+
+
+def log_gamma_excess(k: Tensor) -> Tensor:
+    """lgamma(k) - k log k + k, which tends to (log(2 pi) - log k) / 2 for large k."""
+    large = k >= LARGE
+    t, s = torch.where(large, k, LARGE), torch.where(large, 1.0, k)
+    series = (LOG_2PI - torch.log(t)) / 2 + stirling(t)
+    return torch.where(large, series, torch.lgamma(s) - torch.xlogy(s, s) + s)
+
+
+def log_gamma_excess_slope(k: Tensor) -> Tensor:
+    """Its derivative, digamma(k) - log k."""
+    large = k >= LARGE
+    t, s = torch.where(large, k, LARGE), torch.where(large | (k == 0), 1.0, k)
+    near = torch.where(k == 0, -math.inf, torch.digamma(s) - torch.log(s))
+    return torch.where(large, stirling_slope(t) - 0.5 / t, near)
 
 
 def by_name(suffix: str, names: Iterable[str]) -> tuple[Callable[..., Any], ...]:

@@ -336,6 +336,46 @@ def zero_inflated_negative_binomial(mu, th, pi, x):
 
 
 @triton.jit
+def gamma(mu, k, x):
+    outside = (mu < 0.0) | (k < 0.0) | (x < 0.0) | (x > f.LARGEST)
+    mu = tl.where(outside, float("nan"), f.absolute(mu))
+    k = f.absolute(k)
+    v = tl.div_rn(x - mu, mu)
+    # 2^-40, 2^60, 2^100, 2^-100
+    small_x = x < 9.094947017729282e-13
+    large_mu = mu > 1152921504606846976.0
+    lifted_x = tl.where(small_x, x * 1267650600228229401496703205376.0, x)
+    ratio = tl.div_rn(lifted_x, tl.where(large_mu, mu * 7.888609052210118e-31, mu))
+    n, log_f, tail, lost = f.log1p_parts(v, ratio)
+    far = v < -0.75
+    lifts = tl.where(small_x, 100.0, 0.0) + tl.where(large_mu, 100.0, 0.0)
+    parts = (tl.where(far, n - lifts, n), log_f, tail, lost)
+    minus_log = tl.where(x == 0.0, f.INF, tl.where(v > f.LARGEST, 0.0, f.log_value(parts) * -1.0))
+    deviance = tl.where(f.absolute(v - 0.625) < 1.375, f.below(v, parts), v + minus_log)
+
+    large = k >= 1.0
+    none = k == 0.0
+    inverse_k = f.inverse(k)
+    t = tl.where(large, inverse_k, 1.0)
+    unit = tl.where(large, 1.0, k)
+    log_k = f.log(tl.where(none, 1.0, k))
+    of_large = tl.fma(log_k, -0.5, f.stirling_lgamma(t) + f.HALF_LOG_2PI)
+    of_small = tl.fma((unit + 1.0) * -1.0, log_k, f.lgamma1p_unit(unit) + unit)
+    by_mu = far & (large | (x * mu <= 1.0))
+    of_x = tl.where(k == 1.0, 0.0, minus_log)
+    pull = tl.where(by_mu, tl.fma(k - 1.0, of_x, k * v), k * deviance)
+    value = (pull + f.log(tl.where(by_mu, mu, x))) + tl.where(large, of_large, of_small)
+    at_zero = (x + mu) * 0.0 + f.INF
+    at_infinity = tl.where(v == 0.0, -f.INF, k * deviance)
+    boundless = (mu == f.INF) & (k >= 0.0) & (x >= 0.0)
+    e = tl.where(boundless, mu, tl.where(none, at_zero, tl.where(k == f.INF, at_infinity, value)))
+    g_mu = tl.where(boundless, 0.0, tl.div_rn(tl.where(v == 0.0, v, k * v * -1.0), mu))
+    psi_large = tl.fma(t, -0.5, f.stirling_digamma(t) * -1.0)
+    psi_small = (f.digamma1p_unit(unit) - log_k) - inverse_k
+    return e, g_mu, tl.where(boundless, mu, deviance + tl.where(large, psi_large, psi_small))
+
+
+@triton.jit
 def normal_kl(m, v):
     """KL(N(m, e^v) || N(0, 1))."""
     value, remainder = f.half_expm1(v)
@@ -395,6 +435,9 @@ def terms(TERM: tl.constexpr, p, x):
     elif TERM == "zero_inflated_negative_binomial":
         e, g0, g1, g2 = zero_inflated_negative_binomial(p[0], p[1], p[2], x)
         return e, g0, g1, g2, g0
+    elif TERM == "gamma":
+        e, g0, g1 = gamma(p[0], p[1], x)
+        return e, g0, g1, g0, g0
     elif TERM == "normal_kl":
         e, g0, g1 = normal_kl(p[0], p[1])
         return e, g0, g1, g0, g0
