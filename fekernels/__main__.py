@@ -27,10 +27,10 @@ def _told(call: Callable[[], object]) -> object:
 
 def _check_environment(parser: argparse.ArgumentParser) -> None:
     """End with a usage error where a variable holds a value that every op refuses."""
-    from fekernels._runtime import backends, extension
+    from fekernels._runtime import backends, locations
 
     try:
-        extension.build_mode()
+        locations.build_mode()
         backends.requested()
     except ValueError as error:
         parser.error(str(error))

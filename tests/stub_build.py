@@ -43,9 +43,9 @@ import logging, os, pathlib, sys
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 import torch
 import fekernels
-from fekernels._runtime import extension
-extension.SOURCE_ROOT = pathlib.Path(os.environ["STUB_SOURCES"])
-extension.PREBUILT = pathlib.Path(os.environ["STUB_PREBUILT"])
+from fekernels._runtime import extension, locations
+locations.SOURCE_ROOT = pathlib.Path(os.environ["STUB_SOURCES"])
+locations.PREBUILT = pathlib.Path(os.environ["STUB_PREBUILT"])
 """
 LOAD = "extension.load(); print(torch.ops.fekernels_native.isa(), extension.library_path())"
 REASON = "print(extension.unavailable_reason()); extension.unavailable_reason()"

@@ -17,7 +17,7 @@ import torch
 
 from fekernels import bench
 from fekernels._catalogue.free_energy import NAMES
-from fekernels._runtime import backends, extension, host
+from fekernels._runtime import backends, extension, host, locations
 from fekernels.bench import case, floors, memory, once, optimizers, packages, registry, report, runner
 from fekernels.bench.case import Case, Cost, Group, Row
 from fekernels.bench.registry import CASES, FAMILIES
@@ -301,7 +301,7 @@ def test_import_is_timed_in_a_process() -> None:
 @pytest.mark.usefixtures("compiled")
 def test_the_build_is_that_of_the_first_use() -> None:
     """In the cache directory of these tests, which holds what they compiled; the benchmark gives it an empty one."""
-    if extension.library_path() == extension.PREBUILT:
+    if extension.library_path() == locations.PREBUILT:
         pytest.skip("the kernels were compiled ahead of time")
     if (reason := host.unavailable_reason()) is not None:
         pytest.skip(f"no compiled gradient check: {reason}")

@@ -155,7 +155,7 @@ def test_a_prebuilt_library_comes_first(cached: Path, environment: dict[str, str
     cached.rename(prebuilt)
     environment |= {"STUB_PREBUILT": str(prebuilt), "CXX": str(tmp_path / "no")}
     done = run(
-        LOAD + "; print(extension.has_cuda_kernels(), extension.build() == extension.PREBUILT)", environment
+        LOAD + "; print(extension.has_cuda_kernels(), extension.build() == locations.PREBUILT)", environment
     )
     assert done.stdout == f"baseline {prebuilt}\nFalse True\n", done.stderr
 

@@ -38,11 +38,11 @@ VALUES = """
 import hashlib, json, pathlib, sys
 import torch
 import fekernels as fe
-from fekernels._runtime import extension
+from fekernels._runtime import extension, locations
 
-expected = extension.PREBUILT
+expected = locations.PREBUILT
 if sys.argv[1] == "compiled":
-    extension.PREBUILT = expected.with_name("none")
+    locations.PREBUILT = expected.with_name("none")
     expected = fe.build()
 extension.load()
 assert extension.library_path() == expected, extension.library_path()

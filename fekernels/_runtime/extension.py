@@ -14,13 +14,14 @@ import shutil
 import threading
 from pathlib import Path
 
+from fekernels._runtime import locations
 from fekernels._runtime.build import ExtensionUnavailable, find_nvcc
 from fekernels._runtime.build_cache import CachedLibrary, cache_directory
+from fekernels._runtime.host import build_beside
 
 __all__ = [
     "ExtensionUnavailable",
     "build",
-    "build_mode",
     "cache_directory",
     "check_torch_version",
     "has_cuda_kernels",
@@ -30,14 +31,7 @@ __all__ = [
 ]
 
 MINIMUM_TORCH = (2, 10)
-MODES = ("auto", "none", "cpu", "cuda")
 DEVICES = ("cpu", "cuda")
-
-PACKAGE = Path(__file__).parents[1]
-PREBUILT = PACKAGE / "_C.so"
-SOURCE_ROOT = next(
-    (path for path in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if path.is_dir()), PACKAGE / "csrc"
-)
 
 SLOW = "fekernels runs its reference implementation, about 10x slower than the compiled kernels"
 
@@ -55,14 +49,6 @@ def check_torch_version(version: str) -> None:
         raise ImportError(
             f"fekernels needs torch >= {needed}; found torch {version}. Run: pip install 'torch>={needed}'"
         )
-
-
-def build_mode() -> str:
-    """FEKERNELS_BUILD, checked: "auto" (default), "none", "cpu" or "cuda"."""
-    mode = os.environ.get("FEKERNELS_BUILD") or "auto"
-    if mode not in MODES:
-        raise ValueError(f"FEKERNELS_BUILD must be one of {', '.join(MODES)}; got {mode!r}")
-    return mode
 
 
 def build(device: str = "cpu", verbose: bool = False) -> Path:
@@ -89,9 +75,9 @@ def build(device: str = "cpu", verbose: bool = False) -> Path:
         raise ValueError(f"build: device must be one of {', '.join(DEVICES)}; got {device!r}")
     if not isinstance(verbose, bool):
         raise TypeError(f"build: verbose must be a bool; got {type(verbose).__name__}")
-    library = PREBUILT
+    library = locations.PREBUILT
     if not _prebuilt_serves(device):
-        cached = CachedLibrary(device, SOURCE_ROOT)
+        cached = CachedLibrary(device, locations.SOURCE_ROOT)
         found = cached.find() if cached.failure() is None else None
         library = found or _build(cached, verbose=verbose, again=True)
     with _lock:
@@ -101,20 +87,20 @@ def build(device: str = "cpu", verbose: bool = False) -> Path:
 
 def _cached_library(device: str) -> Path:
     """The library for ``device`` in the cache directory, built now when it is not there or is damaged."""
-    cached = CachedLibrary(device, SOURCE_ROOT)
+    cached = CachedLibrary(device, locations.SOURCE_ROOT)
     return cached.find() or _build(cached)
 
 
 def _build(cached: CachedLibrary, verbose: bool = False, again: bool = False) -> Path:
-    from fekernels._runtime.host import build_beside  # which asks this file for its sources
-
     with build_beside():
         return cached.build(verbose=verbose, again=again)
 
 
 def _prebuilt_serves(device: str) -> bool:
     # nvcc puts device code into a section of this name; asking the library itself would mean loading it.
-    return PREBUILT.is_file() and (device == "cpu" or b".nv_fatbin" in PREBUILT.read_bytes())
+    return locations.PREBUILT.is_file() and (
+        device == "cpu" or b".nv_fatbin" in locations.PREBUILT.read_bytes()
+    )
 
 
 def _open(library: Path) -> Path:
@@ -134,7 +120,7 @@ def _open(library: Path) -> Path:
 
 def _open_cached(device: str) -> Path:
     """Load the library for ``device`` from the cache directory; compile another where that does not load."""
-    cached = CachedLibrary(device, SOURCE_ROOT)
+    cached = CachedLibrary(device, locations.SOURCE_ROOT)
     library = cached.find() or _build(cached)
     before = library.stat()
     try:
@@ -165,18 +151,20 @@ def _under_another_name(library: Path) -> Path:
 
 def _find() -> Path:
     """Load the library that FEKERNELS_BUILD asks for and return its path, or raise with all causes."""
-    mode = build_mode()
+    mode = locations.build_mode()
     if mode == "none":
         raise ExtensionUnavailable("FEKERNELS_BUILD=none")
     causes = []
     if _prebuilt_serves("cuda" if mode == "cuda" else "cpu"):
         try:
-            return _open(PREBUILT)
+            return _open(locations.PREBUILT)
         except OSError as error:
             causes.append(f"prebuilt: {error}")
             _log.warning("the prebuilt library does not load, trying to compile one here: %s", error)
     else:
-        causes.append(f"prebuilt: {'no CUDA kernels in it' if PREBUILT.is_file() else 'none installed'}")
+        causes.append(
+            f"prebuilt: {'no CUDA kernels in it' if locations.PREBUILT.is_file() else 'none installed'}"
+        )
     devices = [mode] if mode in DEVICES else [*["cuda"] * _wants_cuda(), "cpu"]
     for device in devices:
         try:
@@ -222,7 +210,7 @@ def load() -> None:
                 _library = _find()
             except ExtensionUnavailable as error:
                 _failure = str(error)
-                if build_mode() == "auto":
+                if locations.build_mode() == "auto":
                     _log.warning(f"{SLOW}: %s", _failure)
     if _failure is not None:
         raise ExtensionUnavailable(_failure)
@@ -240,7 +228,7 @@ def unavailable_reason() -> str | None:
     try:
         load()
     except ExtensionUnavailable as error:
-        if build_mode() in DEVICES:
+        if locations.build_mode() in DEVICES:
             raise
         return str(error)
     return None

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from fekernels._runtime import extension
+from fekernels._runtime import locations
 from fekernels._runtime.build import HOST_SOURCE, ExtensionUnavailable, host_file
 from fekernels._runtime.build_cache import CachedLibrary
 
@@ -37,7 +37,7 @@ def build_beside() -> Iterator[None]:
             _ = cached.find() or cached.build()
 
     thread = threading.Thread(target=build)
-    if not _prebuilt().is_file() and (extension.SOURCE_ROOT / HOST_SOURCE).is_file():
+    if not _prebuilt().is_file() and (locations.SOURCE_ROOT / HOST_SOURCE).is_file():
         thread.start()
     yield
     if thread.ident is not None:
@@ -56,7 +56,7 @@ def unavailable_reason() -> str | None:
 
 @functools.cache
 def _loaded() -> tuple[ModuleType | None, str | None]:
-    if extension.build_mode() == "none":
+    if locations.build_mode() == "none":
         return None, "FEKERNELS_BUILD=none"
     try:
         if _prebuilt().is_file():
@@ -71,13 +71,13 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
 def _prebuilt() -> Path:
     import torch
 
-    return extension.PREBUILT.with_name(host_file(torch.__version__))
+    return locations.PREBUILT.with_name(host_file(torch.__version__))
 
 
 def _cached() -> CachedLibrary:
-    if not (extension.SOURCE_ROOT / HOST_SOURCE).is_file():
-        raise ExtensionUnavailable(f"{extension.SOURCE_ROOT} has no {HOST_SOURCE}")
-    return CachedLibrary("host", extension.SOURCE_ROOT)
+    if not (locations.SOURCE_ROOT / HOST_SOURCE).is_file():
+        raise ExtensionUnavailable(f"{locations.SOURCE_ROOT} has no {HOST_SOURCE}")
+    return CachedLibrary("host", locations.SOURCE_ROOT)
 
 
 def _open(path: Path) -> ModuleType:
