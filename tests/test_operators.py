@@ -151,7 +151,7 @@ BAD_CALLS = {
     "meta_step": (dict(steps=[zeros(device="meta")]), "steps must be on cpu like the others; got meta"),
     "meta_state": (dict(exp_avg_sqs=[zeros(5, device="meta")]), "exp_avg_sqs must be on cpu .* got meta"),
     "meta_lr": (dict(lr_tensor=zeros(device="meta")), "lr_tensor must be on cpu like the others; got meta"),
-    "no_maximum": (dict(amsgrad=True), "max_exp_avg_sqs must hold a tensor a parameter"),
+    "no_maximum": (dict(amsgrad=True), "max_exp_avg_sqs must hold one tensor per parameter"),
     "unit_dtype": (
         dict(noise_units=[zeros()]),
         r"noise_unit of params\[0\] must be one float64; got torch.float32",

@@ -146,7 +146,7 @@ class LambdaTemperature(TemperatureScheduler):
         functions, groups = len(self.temperature_lambdas), len(self.optimizer.param_groups)
         if not self._one_for_all and functions != groups:
             raise ValueError(
-                "LambdaTemperature: temperature_lambda must have one function a parameter group "
+                "LambdaTemperature: temperature_lambda must have one function per parameter group "
                 f"({groups}); got {functions}"
             )
 

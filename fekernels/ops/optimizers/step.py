@@ -153,7 +153,7 @@ class StepOperation:
         )
         if getattr(settings, "amsgrad", False) and not given["max_exp_avg_sqs"]:
             raise ValueError(
-                f"{self.name}: max_exp_avg_sqs must hold a tensor a parameter with amsgrad=True; got none"
+                f"{self.name}: max_exp_avg_sqs must hold one tensor per parameter with amsgrad=True; got none"
             )
         rows = [
             Row(
