@@ -123,6 +123,7 @@ def compute(python: str, scratch: Path, home: Path | None = None, compiled: bool
         compiled: with a library that is compiled now, in place of the wheel's.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FEKERNELS_") and k != "PYTHONPATH"}
+    kept["FEKERNELS_ISA"] = "all"  # as the wheel has them
     kept |= {"FEKERNELS_BUILD": "cpu", "FEKERNELS_CACHE_DIR": str(scratch / "cache")}
     if not compiled:
         kept["CXX"] = str(scratch / "none")
