@@ -180,7 +180,7 @@ def test_one_function_a_group():
     schedule.step()
     assert [g["temperature"] for g in optimizer.param_groups] == [1.0, 2.0]
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "temperature": 1.0})
-    with pytest.raises(ValueError, match=r"one function a parameter group \(3\); got 2"):
+    with pytest.raises(ValueError, match=r"one function per parameter group \(3\); got 2"):
         schedule.step()
     assert schedule.last_epoch == 1
 
