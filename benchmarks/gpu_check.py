@@ -26,18 +26,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.gpu import stein_times, step_times
+from benchmarks.gpu.environment import backends_of, build, environment
+from benchmarks.gpu.worker import MARK, chosen_checks, run_part
+from fekernels._runtime import backends as _backends
+from tests.gpu.checks import NotPossible
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-
-from benchmarks import gpu_svgd_times, gpu_times  # noqa: E402
-from benchmarks.gpu_checks import NotPossible  # noqa: E402
-from benchmarks.gpu_environment import backends_of, build, environment  # noqa: E402
-from benchmarks.gpu_worker import MARK, chosen_checks, run_part  # noqa: E402
-from fekernels._runtime import backends as _backends  # noqa: E402
-
-WORKER = ["-m", "benchmarks.gpu_worker"]
+WORKER = ["-m", "benchmarks.gpu.worker"]
 PYTEST_SECONDS = 240
 SILENCE_SECONDS = 180  # after which a worker that reports nothing is taken to hang
 
@@ -152,7 +150,7 @@ def run_pytest() -> str:
     """The tests that need a GPU, but for those that are this program's own checks."""
     if importlib.util.find_spec("pytest") is None:
         raise NotPossible("pytest is not installed")
-    options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--ignore=tests/test_gpu.py"]
+    options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--ignore=tests/gpu"]
     if importlib.util.find_spec("xdist") is not None:  # most of the time goes into compiling Triton's kernels
         options += ["-n", str(max(1, min(6, (os.cpu_count() or 1) // 2)))]
     try:
@@ -270,11 +268,11 @@ def _print_end(report: Report) -> None:
     parts = report.data["parts"]
     times = parts[-1]["result"] if parts[-1]["name"] == "times" else None
     if times:
-        print(f"\n{gpu_times.table(times['rows'])}\n\n{gpu_svgd_times.table(times['svgd_rows'])}")
+        print(f"\n{step_times.table(times['rows'])}\n\n{stein_times.table(times['svgd_rows'])}")
         print(f"\n{verdict_table(times['verdicts'])}")
         if report.path is not None and importlib.util.find_spec("matplotlib") is not None:
             picture = report.path.with_suffix(".svgd.png")
-            gpu_svgd_times.plot(times["svgd_rows"], picture)
+            stein_times.plot(times["svgd_rows"], picture)
             print(f"\ncurve: {picture}")
     counts: dict[str, int] = {}
     for part in parts:

@@ -5,18 +5,18 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 
-import cuda_on_cpu
-import fuzz_budget
 import pytest
 import torch
-from cases import ISAS, PLACES, FreeEnergyKernel, Place, instruction_set
-from cuda_on_cpu.free_energy import FreeEnergyKernels
-from stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)
 from torch import Tensor
 
 import fekernels as fe
 from fekernels._runtime import backends, extension
 from fekernels.reference.free_energy.free_energy import free_energy as reference_free_energy
+from tests.fuzz import budget as fuzz_budget
+from tests.support import cuda_on_cpu
+from tests.support.cuda_on_cpu.free_energy import FreeEnergyKernels
+from tests.support.places import ISAS, PLACES, FreeEnergyKernel, Place, instruction_set
+from tests.support.stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -100,7 +100,7 @@ def interpreted() -> Iterator[Callable[..., list[Tensor]]]:
     """`free_energy` of the Triton kernels in their interpreter."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    from triton_worker import interpreter
+    from tests.support.triton.worker import interpreter
 
     with interpreter() as run:
         yield lambda *arguments: run("free_energy", [arguments])[0]

@@ -26,6 +26,6 @@ int launch(void (*kernel)(Argument), int64_t blocks, int threads, const Argument
 
 #else
 
-#include "cuda_on_cpu.h"  // tests/cuda_on_cpu
+#include "cuda_on_cpu.h"  // tests/support/cuda_on_cpu
 
 #endif

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
-from cases import ISAS, Place, instruction_set, lay_out
 from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor
 
 import fekernels as fe
+from tests.support.places import ISAS, Place, instruction_set
+from tests.support.tensors import lay_out
 
 Result = TypeVar("Result")
 

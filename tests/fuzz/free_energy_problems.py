@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import energies
 import torch
-from drawn import LAYOUTS, laid_out
 from hypothesis import strategies as st
 from torch import Tensor
+
+from tests.fuzz import energies
+from tests.fuzz.drawn import LAYOUTS, laid_out
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # What the parameters of each likelihood may be.
@@ -33,7 +34,7 @@ SPREADS = {
     "positive": (0.5, 2.0),
 }
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
-# Of the scales of energies.py. test_free_energy_numerics.py allows an element 1e-6; factors and sums get as much.
+# Of the scales of energies.py. free_energy/test_numerics.py allows an element 1e-6; factors and sums get as much.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-9}
 
 

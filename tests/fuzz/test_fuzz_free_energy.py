@@ -7,8 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from drawn import BACKENDS, on
-from free_energy_problems import (
+from hypothesis import assume, event, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fekernels as fe
+from tests.fuzz.budget import examples
+from tests.fuzz.drawn import BACKENDS, on
+from tests.fuzz.free_energy_problems import (
     COUNTS,
     KINDS,
     TOLERANCE,
@@ -20,12 +26,6 @@ from free_energy_problems import (
     problems,
     reduced,
 )
-from fuzz_budget import examples
-from hypothesis import assume, event, given
-from hypothesis import strategies as st
-from torch import Tensor
-
-import fekernels as fe
 
 REDUCTIONS = st.sampled_from(("mean", "sum", "none"))
 FACTORS = {"number": float, "NumPy's": np.float32, "tensor": lambda beta: torch.tensor(beta)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from drawn import BACKENDS, LAYOUTS, laid_out, on
-from fuzz_budget import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
 import fekernels as fe
+from tests.fuzz.budget import examples
+from tests.fuzz.drawn import BACKENDS, LAYOUTS, laid_out, on
 
 WORD = 0xFFFFFFFF
 

@@ -6,14 +6,14 @@ import math
 from typing import Any
 
 import torch
-from drawn import BACKENDS, LAYOUTS, laid_out, on
-from formulas import noise_start
-from fuzz_budget import examples
 from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import fekernels as fe
+from tests.fuzz.budget import examples
+from tests.fuzz.drawn import BACKENDS, LAYOUTS, laid_out, on
+from tests.support.formulas import noise_start
 
 # Eager float32 of the same formula errs by less than 4e-7 of the largest value a step; a wrong term by 1e-2 and more.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-7}

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 
 import torch
-from drawn import BACKENDS, on
-from fuzz_budget import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from stein_cases import KERNELS, ROWS, Case, Problem, direction_scale, exact_direction, exact_discrepancy
 from torch import Tensor
 
 import fekernels as fe
+from tests.fuzz.budget import examples
+from tests.fuzz.drawn import BACKENDS, on
+from tests.support.stein import (
+    KERNELS,
+    ROWS,
+    Case,
+    Problem,
+    direction_scale,
+    exact_direction,
+    exact_discrepancy,
+)
 
 FINITE = tuple(name for name, row in ROWS.items() if row.discrepancy)
 

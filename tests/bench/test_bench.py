@@ -1,0 +1,343 @@
+"""`python -m fekernels bench`: that every case of the registry is measured and reported, whatever the times are."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import harness
+from fekernels import bench
+from fekernels._catalogue.free_energy import NAMES
+from fekernels._runtime import backends, extension, host, locations
+from fekernels.bench import case, floors, memory, once, optimizers, packages, registry, report, runner
+from fekernels.bench.case import Case, Cost, Group, Row
+from fekernels.bench.registry import CASES, FAMILIES
+from fekernels.bench.timing import Contestant, Timing, interleave
+from tests.support import ROOT
+
+
+@pytest.fixture
+def compiled() -> None:
+    if (reason := extension.unavailable_reason()) is not None:
+        pytest.skip(f"no compiled kernels: {reason}")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No peer but eager PyTorch: what compiles its function first is tested elsewhere, and takes seconds."""
+    monkeypatch.setattr(packages.Package, "missing", lambda self: f"pip install {self.install}")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+
+
+@pytest.fixture
+def little_garbage() -> Iterator[None]:
+    """Every case collects garbage twice, which among all that a test process holds takes longer than the case."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("compiled", "alone", "little_garbage")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_of_the_registry_is_measured_and_told(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command, in its table, its JSON and README's Markdown of that; the figure is the free energy's."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "QUICK", "tiny")
+    monkeypatch.setattr(once, "import_seconds", lambda times: 0.01)
+    monkeypatch.setattr(memory, "in_process", lambda *_: 10**12)
+    threads, isa = torch.get_num_threads(), backends.native_op("isa")()
+    path, figure, again = (tmp_path / "new" / name for name in ("bench.json", "a.png", "b.png"))
+    only = "svgd" if family == "stein" else family  # its old name, which --only still takes
+    drawn = family == "free_energy"
+    options = ["--quick", "--json", str(path), "--threads", "1", "--only", only]
+    assert bench.main([*options, *(["--plot", str(figure)] if drawn else [])]) == 0
+    assert (torch.get_num_threads(), backends.native_op("isa")()) == (threads, isa)
+    printed = capsys.readouterr().out
+    written = json.loads(path.read_text())
+    keys = ("date", "cpu", "cores", "isa", "load", "compiled", "fekernels", "torch", "python", "system")
+    assert set(written.pop("machine")) == {*keys, "threads"} and written.pop("quick") is True
+    key, peaks = report.KEYS[family]
+    beside = {"optimizers": {"once"}, "free_energy": {"free_energy_widths"}}
+    assert set(written) == {key} | beside.get(family, set()) | ({peaks} if peaks else set())
+    rows = written[key]
+    assert [(row["name"], row["contestant"], row["peer"], row["reach"]) for row in rows] == [
+        (case.name, row.ours, row.peer, row.aim) for case in FAMILIES[family] for row in case.rows
+    ]
+    for row in rows:
+        assert f"{row['case']:51}{row['peer']}" in printed
+        if "missing" in row:
+            assert row["missing"].startswith("pip install") or "avx2" in row["case"]
+        else:
+            check(row, family)
+
+    assert bench.main(["--markdown", str(path), *(["--plot", str(again)] if drawn else [])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    tables = [rows, *([written[peaks]] if peaks else []), *([written["once"]] if "once" in written else [])]
+    assert len([line for line in lines if line.startswith("| ")]) == sum(len(each) + 1 for each in tables)
+    for row in rows:
+        start = f"| {row['case'].removeprefix('direction, ')} | {row['peer']} |"
+        found = [line for line in lines if line.startswith(start)]
+        assert found and ("missing" not in row or any(row["missing"] in line for line in found))
+    if drawn:
+        assert figure.read_bytes()[:4] == again.read_bytes()[:4] == b"\x89PNG"
+
+
+def check(row: dict[str, Any], family: str) -> None:
+    assert row["peer_ms"] > 0 and row["ours_ms"] > 0 and row["rounds"] == 2
+    assert row["ratio"] == pytest.approx(row["ours_ms"] / row["peer_ms"])
+    assert row["met"] == (None if row["reach"] is None else row["ratio"] <= row["reach"])
+    per_second = row["elements"] / row["ours_ms"] / 1e6
+    if family == "stein":
+        assert row["pairs_per_ns"] == pytest.approx(per_second) and "gb_per_s" not in row
+    else:
+        assert row["gb_per_s"] == pytest.approx(per_second * row["bytes_per_element"])
+    if "floor" in row:
+        assert row["of_floor"] == pytest.approx(row["ours_ms"] / row["floor_ms"])
+    else:
+        assert row["name"] == "stein/backward"  # what a backward pass cannot avoid is not known
+
+
+def test_every_case_has_a_name_of_its_family_and_another_size_in_each_set() -> None:
+    assert len(CASES) == sum(len(cases) for cases in FAMILIES.values())
+    for name, found in CASES.items():
+        assert registry.find(name) is found and found.family in FAMILIES
+        assert found.shape("tiny") != found.shape("full") and len(found.shapes) == len(case.SIZES)
+    with pytest.raises(KeyError, match="find: name must be one of random/normals, .*got 'pears'"):
+        registry.find("pears")
+
+
+def test_every_likelihood_has_a_case() -> None:
+    """One without lines of its own among the peers too, as a new one has none."""
+    labels = [found.label(found.shape("tiny")) for found in FAMILIES["free_energy"]]
+    assert all(any(label.startswith(name) for label in labels) for name in NAMES)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_contestants_do_what_their_names_say() -> None:
+    """Ours with T > 0 is not T = 0, and the peers move their parameters."""
+    large = registry.find("optimizers/large")
+    contestants = {each.name: each for each in large.build(large.shape("tiny")).contestants}
+    optimizer = contestants["T = 0"].run.__self__  # type: ignore[attr-defined]
+    states = []
+    for name in ("T = 0", *(f"T > 0, {noise}" for noise in optimizers.NOISES)):
+        contestants[name].prepare()  # type: ignore[misc]
+        states.append((optimizer.param_groups[0]["temperature"], optimizer.param_groups[0]["noise"]))
+    assert states == [(0.0, "momentum"), *((1e-4, noise) for noise in optimizers.NOISES)]
+    if "avx2, T = 0" in contestants:
+        before = backends.native_op("isa")()
+        contestants["avx2, T = 0"].prepare()  # type: ignore[misc]
+        assert backends.native_op("isa")() == "avx2"
+        contestants["avx2, T = 0"].restore()  # type: ignore[misc]
+        assert backends.native_op("isa")() == before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: optimizers.peers.adam(params)[0],
+        lambda params: optimizers.peers.adam(params)[1],
+        optimizers.peers.adam_foreach,
+        optimizers.peers.plain_sgld,
+        optimizers.peers.psgld,
+    ],
+)
+def test_the_optimizers_peers_move_their_parameters(make: Callable[..., Contestant]) -> None:
+    start, grads = optimizers.values(2, 5, 0), optimizers.values(2, 5, 1)
+    params = optimizers.parameters(start, grads)
+    make(params).run()
+    for param, before in zip(params, start, strict=True):
+        assert (param != before).all()
+
+
+def timings(**milliseconds: float) -> dict[str, Timing]:
+    return {name.replace("_", " "): Timing((each * 1e-3,), 1) for name, each in milliseconds.items()}
+
+
+def made(aim: float | None, cost: Cost, peer: str = "peer") -> runner.Made:
+    one = Case(
+        "optimizers/one", lambda shape: "one", ((4,), (2,), (1,)), lambda shape: Group([]),
+        (Row("ours", peer, aim),), case.product,
+    )  # fmt: skip
+    return runner.Made(one, "full", [], {}, {"ours": cost})
+
+
+def test_the_floor_is_the_larger_of_the_copy_and_the_arithmetic() -> None:
+    times = timings(ours=9.0, peer=10.0, copy=6.0, sum_in_place=99.0, normal=1e-6, root=2e-6)
+    found = {}
+    for normals in (1e6, 6e6):
+        given = made(0.5, Cost(80, {"normal": normals, "root": 1e6}))
+        found[normals] = runner.result(given, given.case.rows[0], times)
+    # 1e6 normals take 1 ms and 1e6 roots 2 ms, less than the copy's 6; 6e6 normals bring that to 8.
+    assert (found[1e6]["floor"], found[1e6]["floor_ms"]) == ("memory", pytest.approx(6.0))
+    assert (found[6e6]["floor"], found[6e6]["floor_ms"]) == ("arithmetic", pytest.approx(8.0))
+    assert found[6e6]["of_floor"] == pytest.approx(9 / 8)
+    # 0.5 of the peer is 5 ms.
+    assert found[1e6]["met"] is False and found[1e6]["aim_below_floor"]
+    reachable = made(0.7, Cost(80))
+    assert not runner.result(reachable, reachable.case.rows[0], times)["aim_below_floor"]
+    # What ours went below is no floor.
+    faster = times | timings(ours=5.9)
+    tight = made(0.5, Cost(80))
+    assert runner.result(tight, tight.case.rows[0], times)["aim_below_floor"]
+    assert not runner.result(tight, tight.case.rows[0], faster)["aim_below_floor"]
+    # 80 bytes are 7 sums, of 84.
+    in_place = runner.result(reachable, reachable.case.rows[0], times | timings(sum_in_place=4.2))
+    assert in_place["floor_ms"] == pytest.approx(4.0)
+
+
+def test_a_copy_as_the_peer_moves_as_many_bytes_as_ours() -> None:
+    """Of more bytes than are copied, too."""
+    cost = Cost(4.0 * floors.LARGEST_COPY)
+    given = made(None, cost, floors.COPY)
+    found = runner.result(given, given.case.rows[0], timings(ours=30.0, copy=5.0, sum_in_place=9.0))
+    assert found["peer_ms"] == pytest.approx(20.0) and found["ratio"] == pytest.approx(1.5)
+    assert found["of_floor"] == pytest.approx(1.5) and found["peer_quartiles_ms"] == pytest.approx(
+        [20.0, 20.0]
+    )
+
+
+def test_the_copy_has_the_footprint_of_the_data() -> None:
+    copy, added, normal = floors.contestants([Cost(800, {"normal": 3}), Cost(400)])
+    assert (copy.name, added.name, normal.name) == (*floors.MOVERS, "normal")
+    assert copy.run.args[0].numel() == 100  # type: ignore[attr-defined]
+    assert added.run.args[0].numel() == 67  # type: ignore[attr-defined]
+    assert floors.contestants([Cost()]) == []
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("unit", floors.UNITS)
+def test_bare_arithmetic_is_timed_by_the_operation(unit: str) -> None:
+    (contestant,) = floors.contestants([Cost(operations={unit: 1})])
+    seconds = interleave([contestant], rounds=3)[unit].median
+    assert 1e-13 < seconds < 1e-6
+
+
+def test_what_is_won_lost_missing_and_below_the_floor_is_told() -> None:
+    row = {"peer": "a peer", "peer_ms": 1.0, "reach": 0.5, "gb_per_s": 1.0}
+    lost = row | {"case": "lost", "ours_ms": 2.0, "ratio": 2.0, "met": False}
+    won = row | {"case": "won", "ours_ms": 0.04, "ratio": 0.04, "met": True}
+    floor = {"floor": "memory", "floor_ms": 1.6, "of_floor": 1.25, "aim_below_floor": True}
+    below = lost | floor | {"case": "below"}
+    missing = {"case": "missing", "peer": "a peer", "reach": 0.5, "missing": "no such thing"}
+    aimless = won | {"case": "aimless", "reach": None, "met": None}
+    rows = [lost, won, below, missing, aimless]
+    lines = bench.table(rows).splitlines()[2:]
+    assert " NO " in lines[0] and " 2.00 " in lines[0]
+    assert " yes " in lines[1] and " NO " not in lines[1]
+    assert " floor " in lines[2] and lines[2].split()[-3:] == ["1.600", "memory", "1.25"]
+    assert lines[3].endswith("not measured: no such thing")
+    assert " NO " not in lines[4] and " yes " not in lines[4]
+    marked = report.markdown({"svgd": rows}).splitlines()[2:]
+    assert marked == [
+        "| lost | a peer | 1 | 2 | **2.00** | 0.5 |  |  |",
+        "| won | a peer | 1 | 0.04 | 0.04 | 0.5 |  |  |",
+        "| below | a peer | 1 | 2 | 2.00 | 0.5, below the floor | memory | 1.25 |",
+        "| missing | a peer | no such thing |  |  | 0.5 |  |  |",
+        "| aimless | a peer | 1 | 0.04 | 0.04 |  |  |  |",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*_cpu_*.json")))
+def test_results_that_are_kept_make_tables(path: Path) -> None:
+    written = json.loads(path.read_text())
+    rows = [row for key, _ in report.KEYS.values() for row in written.get(key, [])]
+    assert rows and report.markdown(written).count("\n| ") >= len(rows)
+
+
+class Benchmark:
+    """What pytest-benchmark hands to a test, of a few rounds and its own clock."""
+
+    def __init__(self, disabled: bool) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.stats = None if disabled else SimpleNamespace(stats=SimpleNamespace(data=[2.0, 3.0, 4.0]))
+
+    def pedantic(self, run: Callable[[], object], setup: Callable[[], object], rounds: int, **_: int) -> None:
+        for _ in range(rounds + 1):
+            setup()
+            run()
+
+
+@pytest.mark.filterwarnings("ignore:.*temperature > 0 with prior_precision = 0")
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("disabled", [False, True])
+def test_the_suite_times_the_registrys_rows(disabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SIZE", "tiny")
+    monkeypatch.setattr(harness, "THREADS", 1)
+    monkeypatch.setattr(harness, "_made", {})
+    test = harness.rows("optimizers")
+    (parametrized,) = [mark for mark in test.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
+    chosen = [each for each in parametrized.args[1] if each[0].name == "optimizers/in_cache"]
+    assert [row for _, row in chosen] == list(registry.find("optimizers/in_cache").rows)
+    for one, row in chosen:
+        benchmark = Benchmark(disabled)
+        test(benchmark, one, row)
+        assert bool(benchmark.extra_info) is not disabled
+        if not disabled:
+            assert benchmark.extra_info["ours_ms"] == 3000.0 and benchmark.extra_info["peer_ms"] > 0
+            assert benchmark.extra_info["floor"] in ("memory", "arithmetic")
+
+
+def test_import_is_timed_in_a_process() -> None:
+    assert 0 < once.import_seconds(1) < 60
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_build_is_that_of_the_first_use() -> None:
+    """In the cache directory of these tests, which holds what they compiled; the benchmark gives it an empty one."""
+    if extension.library_path() == locations.PREBUILT:
+        pytest.skip("the kernels were compiled ahead of time")
+    if (reason := host.unavailable_reason()) is not None:
+        pytest.skip(f"no compiled gradient check: {reason}")
+    assert 0 < float(once.run_python(["-c", once.BUILD_PROGRAM], 600)) < 60
+
+
+def test_a_process_that_fails_is_a_row_without_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(once, "IMPORT_PROGRAM", "raise RuntimeError('no such package')")
+    build, imported = once.measure("quick")
+    assert build["missing"] == "left out by --quick"
+    assert imported == {
+        "case": "import fekernels, after torch",
+        "reach_s": 0.05,
+        "missing": "RuntimeError: no such package",
+    }
+    assert once.table([build, imported]).count("not measured: ") == 2
+
+
+def test_without_compiled_kernels_nothing_is_timed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fekernels", "bench", "--quick"],
+        env={**os.environ, "FEKERNELS_BUILD": "none"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "no compiled kernels to time: FEKERNELS_BUILD=none" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--threads", "0"],
+        ["--only", "pears"],
+        ["--only", "optimizers", "--plot", "a.png"],
+        ["--markdown", "no/such/file.json"],
+    ],
+)
+def test_bad_arguments(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench.main(arguments)
+    assert ended.value.code == 2

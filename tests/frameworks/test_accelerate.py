@@ -1,0 +1,151 @@
+"""Inside Accelerate and Hugging Face's Trainer: accumulation, schedules, and runs that are stopped and resumed."""
+
+import pytest
+import torch
+
+import fekernels as fe
+from tests.support.tensors import bits_equal
+
+MAKERS = {
+    "LangevinAdam": lambda p: fe.LangevinAdam(p, lr=0.02, temperature=1e-4, prior_precision=0.1, anchor="init", seed=3),
+    "SGLD": lambda p: fe.SGLD(p, lr=0.02, temperature=1e-4, seed=3),
+}  # fmt: skip
+ROWS, EPOCHS = 32, 2
+
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(ROWS, 6, generator=generator)
+        self.y = self.x[:, :2] - 0.5 * self.x[:, 2:4]
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "labels": self.y[i]}
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+
+    def forward(self, x, labels):
+        return {"loss": torch.nn.functional.mse_loss(self.net(x), labels)}
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(a, b):
+    return all(bits_equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def accelerator():
+    accelerate = pytest.importorskip(
+        "accelerate", reason="needs the package accelerate, which is not installed"
+    )
+
+    def make():
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerate.state.GradientState._reset_state()
+        return accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+
+    yield make
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
+def prepared(make, accelerator, scheduled=True):
+    model = Model()
+    optimizer = make(model.parameters())
+    schedules = []
+    if scheduled:
+        schedules = [
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40),
+            fe.optim.CosineTemperature(optimizer, 40),
+        ]
+    loader = torch.utils.data.DataLoader(Data(), batch_size=4)
+    return accelerator.prepare(model, optimizer, loader, *schedules)
+
+
+def train(accelerator, model, optimizer, loader, *schedules, epochs):
+    seen = []
+    for _ in range(epochs):
+        for batch in loader:
+            with accelerator.accumulate(model):
+                group = optimizer.param_groups[0]
+                seen.append((group["lr"], group.get("temperature")))
+                accelerator.backward(model(**batch)["loss"])
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 0.5)
+                optimizer.step()
+                for schedule in schedules:
+                    schedule.step()
+                optimizer.zero_grad()
+    return seen
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_state_that_accelerate_saved_goes_on_bit_for_bit(name, accelerator, tmp_path):
+    whole = accelerator()
+    run = prepared(MAKERS[name], whole)
+    seen = train(whole, *run, epochs=EPOCHS)
+    steps = ROWS // 4 // 2 * EPOCHS
+    assert all(int(state["step"]) == steps for state in run[1].optimizer.state.values())
+    assert all(len(set(values)) == steps for values in zip(*seen, strict=True))
+
+    half = accelerator()
+    first = prepared(MAKERS[name], half)
+    seen_first = train(half, *first, epochs=1)
+    half.save_state(str(tmp_path))
+    stopped = weights(first[0])
+
+    resumed = accelerator()
+    second = prepared(MAKERS[name], resumed)
+    resumed.load_state(str(tmp_path))
+    assert seen == seen_first + train(resumed, *second, epochs=1)
+    assert same(weights(run[0]), weights(second[0])) and not same(weights(run[0]), stopped)
+
+
+def test_accelerate_trains_as_with_adam(accelerator):
+    ends = []
+    for make in (torch.optim.Adam, fe.LangevinAdam):
+        here = accelerator()
+        run = prepared(lambda p, make=make: make(p, lr=0.02), here, scheduled=False)
+        train(here, *run, epochs=1)
+        ends.append(weights(run[0]))
+    for p, q in zip(*ends, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_trainer_resumes_bit_for_bit(name, accelerator, tmp_path):
+    transformers = pytest.importorskip(
+        "transformers", reason="needs the package transformers, which is not installed"
+    )
+
+    def trainer(folder, **options):
+        model = Model()
+        optimizer = MAKERS[name](model.parameters())
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+        arguments = transformers.TrainingArguments(
+            output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+            use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no", seed=0, **options,
+        )  # fmt: skip
+        return transformers.Trainer(
+            model=model, args=arguments, train_dataset=Data(), optimizers=(optimizer, schedule)
+        )
+
+    whole = trainer(tmp_path / "whole", save_strategy="steps", save_steps=2)
+    assert whole.train().global_step == ROWS // 8
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    assert checkpoint.is_dir()
+    resumed = trainer(tmp_path / "resumed", save_strategy="no")
+    assert resumed.train(resume_from_checkpoint=str(checkpoint)).global_step == ROWS // 8
+    assert same(weights(whole.model), weights(resumed.model))
+    assert not same(weights(whole.model), weights(Model()))

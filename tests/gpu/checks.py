@@ -1,0 +1,179 @@
+"""Checks of a backend on a device against the CPU, bit for bit: noise here, steps and the free energy beside it.
+
+`python -m benchmarks.gpu_check` runs them one after another and `tests/test_gpu.py` as tests; both take `all_checks()`.
+A check returns the numbers that belong in a report, or raises AssertionError with what differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fekernels as fe
+
+Numbers = dict[str, Any]
+
+BITS_OF = {
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
+
+
+class NotPossible(Exception):
+    """A check that this machine cannot make; the message says why."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is checked: ``backend`` on ``device``, against ``truth`` (a backend) on the CPU."""
+
+    backend: str
+    device: torch.device
+    truth: str = "cpp"
+
+    @property
+    def exact(self) -> bool:
+        """The reference is excused from the kernels' last bits (not from those of the noise)."""
+        return "reference" not in (self.backend, self.truth)
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    run: Callable[[Target], Numbers]
+    needs_gpu: bool = False
+    slow: bool = False  # left out by a quick run
+
+
+# Comparisons.
+
+
+def ordered(tensor: Tensor) -> Tensor:
+    """Bits as integers in the order of the values, so that neighbours differ by one; a float32 step is one ulp."""
+    bits = tensor.contiguous().view(BITS_OF[tensor.dtype]).long().flatten()
+    low = torch.iinfo(BITS_OF[tensor.dtype]).max
+    return torch.where(bits < 0, -(bits & low), bits)
+
+
+@dataclass
+class Comparison:
+    """Compares tensors one pair after another, and says all that differ at the end."""
+
+    exact: bool
+    tensors: int = 0
+    unequal: int = 0
+    max_ulp: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    def add(self, name: str, got: Tensor, want: Tensor) -> None:
+        got, want = got.detach().cpu().contiguous(), want.detach().cpu().contiguous()
+        assert got.dtype == want.dtype and got.shape == want.shape, f"{name}: {got.dtype} {tuple(got.shape)}"
+        self.tensors += 1
+        if got.numel() == 0:
+            return
+        kind = BITS_OF.get(got.dtype, got.dtype)
+        differs = (got.view(kind) != want.view(kind)).flatten()
+        count = int(differs.sum())
+        if count == 0:
+            return
+        self.unequal += count
+        ulp = (ordered(got) - ordered(want)).abs() if got.is_floating_point() else differs.long()
+        self.max_ulp = max(self.max_ulp, int(ulp.max()))
+        if self.exact or not close(got, want):
+            first = int(differs.nonzero()[0])
+            self.differences.append(
+                f"{name}: {count} of {got.numel()} differ, at most {int(ulp.max())} ulp; element {first} is "
+                f"{got.flatten()[first].item()!r}, not {want.flatten()[first].item()!r}"
+            )
+
+    def result(self) -> Numbers:
+        assert not self.differences, "; ".join(self.differences[:6])
+        return {"tensors": self.tensors, "unequal": self.unequal, "max_ulp": self.max_ulp}
+
+
+def close(got: Tensor, want: Tensor) -> bool:
+    """Whether the reference's own rounding explains the difference."""
+    if not got.is_floating_point():
+        return False
+    unit = max(8 * torch.finfo(got.dtype).eps, 1e-5)
+    a, b = got.double().flatten(), want.double().flatten()
+    scale = max(1e-3, float(b.abs().max()))
+    far = ~((a - b).abs() <= unit * (b.abs() + scale))
+    # Where the denominator nearly cancels, one bit of it is many of the result.
+    return int(far.sum()) <= got.numel() // 200
+
+
+# Noise.
+
+SIZES = (1, 2, 3, 4, 5, 7, 8, 63, 1000, 1023, 1024, 1025, 4099, 100_003)
+OFFSETS = (0, 1, 2, 3, 4, 5, 7, 1_000_003, (1 << 34) - 5, (1 << 34) + 1, (1 << 49) + 3)
+KEYS = (
+    {"seed": 0, "stream": 0, "step": 0, "purpose": 0},
+    {"seed": (1 << 64) - 1, "stream": (1 << 32) - 1, "step": (1 << 32) - 1, "purpose": (1 << 16) - 1},
+    {"seed": 0x299F31D0_A4093822, "stream": 1 << 31, "step": 1, "purpose": 1},
+    {"seed": 1 << 63, "stream": 1, "step": 1 << 31, "purpose": 4},
+)
+DRAWS = {"bits": fe.random.bits, "uniform": fe.random.uniform, "normal": fe.random.normal}
+
+
+def check_noise(kind: str, target: Target) -> Numbers:
+    """Words, uniforms or normals of every size, offset and key equal the CPU's, also where they start unaligned."""
+    comparison = Comparison(exact=True)
+    for key in KEYS:
+        for count, offset in [(size, 0) for size in SIZES] + [(1000, offset) for offset in OFFSETS]:
+            arguments: dict[str, Any] = {**key, "offset": offset}
+            with fe.use_backend(target.backend):
+                got = DRAWS[kind](count, **arguments, device=target.device)
+            with fe.use_backend(target.truth):
+                want = DRAWS[kind](count, **arguments)
+            comparison.add(f"{kind} {count} {arguments}", got, want)
+    return comparison.result()
+
+
+def check_noise_into_unaligned(target: Target) -> Numbers:
+    """An output that does not begin at 16 bytes gets the same normals, and nothing around it is touched."""
+    comparison = Comparison(exact=True)
+    for start in (1, 2, 3):
+        for offset in (0, 1, 4):
+            whole = torch.full((5000,), math.nan, device=target.device)
+            with fe.use_backend(target.backend):
+                torch.ops.fekernels.philox_normal(whole[start : start + 4097], 5, 6, 7, offset, 0)
+            with fe.use_backend(target.truth):
+                want = fe.random.normal(4097, seed=5, stream=6, step=7, offset=offset, purpose=0)
+            comparison.add(
+                f"normals from element {start}, offset {offset}", whole[start : start + 4097], want
+            )
+            around = torch.cat((whole[:start], whole[start + 4097 :]))
+            assert bool(around.isnan().all()), f"normals from element {start}: wrote outside of the output"
+    return comparison.result()
+
+
+def check_noise_large(target: Target) -> Numbers:
+    """Ten million normals."""
+    comparison = Comparison(exact=True)
+    with fe.use_backend(target.backend):
+        got = fe.random.normal(10_000_000, seed=11, stream=12, step=13, device=target.device)
+    with fe.use_backend(target.truth):
+        comparison.add("normals", got, fe.random.normal(10_000_000, seed=11, stream=12, step=13))
+    return comparison.result()
+
+
+def all_checks() -> list[Check]:
+    """Every check there is, those of noise and steps first."""
+    from tests.gpu.free_energy import free_energy_checks
+    from tests.gpu.stein import svgd_checks
+    from tests.gpu.steps import step_checks
+    from tests.gpu.systems import system_checks
+
+    checks = [Check(f"noise: {kind}", partial(check_noise, kind)) for kind in DRAWS]
+    checks.append(Check("noise: unaligned output", check_noise_into_unaligned))
+    checks.append(Check("noise: ten million", check_noise_large, slow=True))
+    return checks + step_checks() + free_energy_checks() + svgd_checks() + system_checks()

@@ -1,0 +1,300 @@
+"""Which noise a parameter gets, and what its bits may depend on; stochastic rounding to bfloat16."""
+
+import math
+
+import pytest
+import torch
+
+import fekernels as fe
+from tests.support.optimizers import NOISES, Case, Options, make_row
+from tests.support.places import instruction_set, threads
+from tests.support.tensors import DTYPES, UNIT, bits_equal, lay_out
+
+HOT = dict(lr=0.1, temperature=1.0, eps=0.1, seed=3)
+
+
+def train(params, steps=3, optimizer=None, **keywords):
+    """Steps with gradients that depend on the step and the element alone."""
+    optimizer = optimizer or fe.LangevinAdam(params, **{**HOT, **keywords})
+    for i in range(steps):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                wave = torch.arange(p.numel(), dtype=torch.float64).view(p.shape).sin() + i
+                p.grad = wave.to(p.device, p.dtype)
+        optimizer.step()
+    return optimizer
+
+
+def leaf(values, place=None):
+    return values.detach().clone().to(place.device if place else "cpu").requires_grad_()
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_is_the_named_draw(noise, place):
+    p = leaf(torch.zeros(33, 7), place)
+    optimizer = fe.LangevinAdam(
+        [leaf(torch.zeros(2), place), p], 0.5, betas=(0.0, 0.9), temperature=2.0, noise=noise, eps=1.0, seed=2**63 + 5,
+        backend=place.backend,
+    )  # fmt: skip
+    for t in (1, 2, 3):
+        before = p.detach().clone()
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+        xi = fe.random.normal((33, 7), seed=2**63 + 5, stream=1, step=t, purpose=0)
+        # D = 1, no drift: each rule moves by sqrt(2 T h) xi, "momentum" against the gradient's direction
+        sign = -1 if noise == "momentum" else 1
+        moved, wanted = (p.detach() - before).cpu(), sign * math.sqrt(2.0) * xi.double()
+        # The sum is rounded once, what is added has come through at most six roundings.
+        assert ((moved - wanted).abs() <= UNIT * (p.detach().cpu().abs() + 6 * wanted.abs())).all()
+
+
+def test_streams_count_over_all_groups_and_go_on_in_new_ones(place):
+    values = [torch.randn(n) for n in (5, 70, 9, 130)]
+    together = [leaf(v, place) for v in values]
+    train([{"params": together[:2]}, {"params": together[2:], "lr": 0.05}], backend=place.backend)
+    grown = [leaf(v, place) for v in values]
+    optimizer = fe.LangevinAdam(grown[:2], **HOT, backend=place.backend)
+    optimizer.add_param_group({"params": grown[2:], "lr": 0.05})
+    assert [group["streams"] for group in optimizer.param_groups] == [[0, 1], [2, 3]]
+    train(grown, optimizer=optimizer)
+    assert all(bits_equal(a, b) for a, b in zip(together, grown, strict=True))
+
+
+def test_a_group_added_later_leaves_the_others_alone(place):
+    values = [torch.randn(5), torch.randn(70)]
+    a, b = (train([leaf(values[0], place)], steps=2, backend=place.backend) for _ in range(2))
+    late = leaf(values[1], place)
+    b.add_param_group({"params": [late], "temperature": 0.5})
+    for optimizer in (a, b):
+        train(None, steps=2, optimizer=optimizer)
+    assert bits_equal(a.param_groups[0]["params"][0], b.param_groups[0]["params"][0])
+    assert b.state[late]["step"].item() == 2
+
+
+def test_named_parameters_carry_their_streams_with_them(place):
+    values = {"head.weight": torch.randn(6, 4), "body.weight": torch.randn(70), "body.bias": torch.randn(3)}
+    results = []
+    for names in (list(values), list(reversed(values)), [["body.bias"], ["body.weight", "head.weight"]]):
+        params = {name: leaf(value, place) for name, value in values.items()}
+        if isinstance(names[0], list):
+            groups = [{"params": [(name, params[name]) for name in part]} for part in names]
+        else:
+            groups = [(name, params[name]) for name in names]
+        optimizer = train(groups, backend=place.backend)
+        streams = [stream for group in optimizer.param_groups for stream in group["streams"]]
+        assert len(set(streams)) == 3 and all(0 <= stream < 2**31 for stream in streams)
+        results.append(params)
+    for other in results[1:]:
+        assert all(bits_equal(results[0][name], other[name]) for name in values)
+
+
+def test_names_that_hash_alike_raise(monkeypatch):
+    monkeypatch.setattr("fekernels.optim._parameter_groups.stream_of_name", len)
+    a, b, c = leaf(torch.zeros(2)), leaf(torch.zeros(2)), leaf(torch.zeros(2))
+    with pytest.raises(
+        ValueError, match="parameters 'aa' and 'bb' hash to the same noise stream; rename one"
+    ):
+        fe.LangevinAdam([("aa", a), ("bb", b)])
+    optimizer = fe.LangevinAdam([("aa", a), ("b", b)])
+    with pytest.raises(ValueError, match="'aa' and 'cc' hash to the same noise stream"):
+        optimizer.add_param_group({"params": [("cc", c)]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_mixed_dtypes_in_one_group_are_each_alone(place):
+    values = {f"{dtype}": torch.randn(97).to(dtype) for dtype in DTYPES}
+    together = {name: leaf(value, place) for name, value in values.items()}
+    train(list(together.items()), backend=place.backend, stochastic_rounding=True)
+    for name, value in values.items():
+        alone = leaf(value, place)
+        train([(name, alone)], backend=place.backend, stochastic_rounding=True)
+        assert bits_equal(alone, together[name]), name
+
+
+@pytest.mark.parametrize("states", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_state_dtype(dtype, states, place):
+    p = leaf(torch.randn(97).to(dtype), place)
+    optimizer = train([p], steps=1, backend=place.backend, state_dtype=states, amsgrad=True)
+    kept = {name: tensor.clone() for name, tensor in optimizer.state[p].items()}
+    assert {name: tensor.dtype for name, tensor in kept.items()} == {
+        "step": torch.float32, "exp_avg": states, "exp_avg_sq": states, "max_exp_avg_sq": states,
+        "noise_unit": torch.float64,
+    }  # fmt: skip
+    copy = optimizer.state_dict()
+    optimizer.load_state_dict(copy)
+    assert all(bits_equal(optimizer.state[p][name], tensor) for name, tensor in kept.items())
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "misaligned", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layout_of_a_parameter_does_not_change_its_bits(dtype, layout, place):
+    values = torch.randn(3, 5, 8, 9).to(dtype)
+    plain = leaf(values, place)
+    train([plain], backend=place.backend, stochastic_rounding=True)
+    p = lay_out(values, layout).to(place.device).requires_grad_()
+    train([p], backend=place.backend, stochastic_rounding=True)
+    assert layout == "misaligned" or not p.is_contiguous()
+    assert bits_equal(p, plain)
+
+
+@pytest.mark.parametrize("noise", [*NOISES, "cold"])
+def test_optimizer_bits_do_not_depend_on_threads_or_instruction_set(noise, isa):
+    temperature = 0.0 if noise == "cold" else 1.0
+    keywords = dict(noise="momentum" if noise == "cold" else noise, temperature=temperature, backend="cpp")
+    values = [torch.randn(50_001), torch.randn(33, 7), torch.randn(2000).bfloat16()]
+    runs = []
+    for name, count in (("baseline", 1), (isa, 1), (isa, 2)):
+        params = [leaf(v) for v in values]
+        with instruction_set(name), threads(count):
+            optimizer = train(params, steps=2, **keywords)
+        runs.append(
+            [*params, *(optimizer.state[p][key] for p in params for key in ("exp_avg", "exp_avg_sq"))]
+        )
+    for other in runs[1:]:
+        assert all(bits_equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["cold", "hot"])
+def test_bfloat16_straight_from_memory_or_through_a_buffer_has_the_same_bits(temperature, stochastic, isa):
+    values = torch.randn(50_001).bfloat16()
+    values[::97] = math.nan
+    values[1::97] = math.inf
+    values[2::97] = 1e-39
+    values[3::97] = 3.3e38
+    keywords = dict(temperature=temperature, stochastic_rounding=stochastic, backend="cpp")
+    runs = []
+    for name, count, layout in (
+        ("baseline", 1, "sliced"),
+        (isa, 1, "sliced"),
+        (isa, 1, None),
+        (isa, 2, None),
+    ):
+        p = lay_out(values, layout).requires_grad_() if layout else leaf(values)
+        with instruction_set(name), threads(count):
+            optimizer = train([p], steps=2, **keywords)
+        assert p.is_contiguous() != (layout == "sliced")
+        runs.append([p, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]])
+    assert runs[0][0].isnan().sum() == values.isnan().sum() and runs[0][0].isfinite().sum() > 45_000
+    for other in runs[1:]:
+        assert all(bits_equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+def test_seeds(place):
+    def run(seed):
+        p = leaf(torch.zeros(100), place)
+        optimizer = train([p], seed=seed, backend=place.backend)
+        return p.detach().cpu(), optimizer.param_groups[0]["seed"]
+
+    assert not bits_equal(run(1)[0], run(2)[0]) and not bits_equal(run(1)[0], run(1 + 2**32)[0])
+    assert bits_equal(run(2**64 - 1)[0], run(-1)[0])
+    drawn = []
+    for torch_seed in (1, 1, 2):
+        torch.manual_seed(torch_seed)
+        drawn.append(run(None))
+    assert drawn[0][1] == drawn[1][1] != drawn[2][1]
+    assert isinstance(drawn[0][1], int) and bits_equal(drawn[0][0], drawn[1][0])
+
+
+# Stochastic rounding.
+
+
+def round_once(value, of, place, seed=0, stream=0, n=200_000):
+    """A step that leaves ``value`` (float32) in a bfloat16 tensor: ``of`` is the tensor that is looked at."""
+    zeros = torch.zeros(n, dtype=torch.bfloat16, device=place.device)
+    p, m, v, g = (zeros.clone() for _ in range(4))
+    lr, beta1, beta2 = 0.0, 0.0, 0.0
+    if of == "param":
+        p += 1.0
+        decay = 1 - value
+        lr = 1.0
+        weight_decay = decay
+    else:
+        weight_decay = 0.0
+        (m if of == "exp_avg" else v).add_(1.0)
+        beta1, beta2 = (value, 0.0) if of == "exp_avg" else (0.0, value)
+    step = torch.zeros((), device=place.device)
+    torch.ops.fekernels.langevin_adam_(
+        [p], [g], [m], [v], [], [step], [], [], [stream], [], lr, None, 0.0, None, beta1, beta2, 1.0,
+        weight_decay, 0.0, "momentum", False, False, True, True, True, seed, None, None, place.backend,
+    )  # fmt: skip
+    return {"param": p, "exp_avg": m, "exp_avg_sq": v}[of].float().cpu()
+
+
+@pytest.mark.parametrize("of", ["param", "exp_avg", "exp_avg_sq"])
+def test_stochastic_rounding_is_unbiased(of, place):
+    # Between 1 - 2^-8 and 1, the fraction of the way up is the probability of 1.
+    for k, up in enumerate((0.03125, 0.5, 0.75)):
+        results = [round_once(1 - (1 - up) * 2.0**-8, of, place, seed=k, stream=s) for s in (0, 1)]
+        for rounded in results:
+            assert set(rounded.unique().tolist()) <= {1 - 2.0**-8, 1.0}
+            frequency = (rounded == 1).double().mean().item()
+            assert abs(frequency - up) < 5 * math.sqrt(up * (1 - up) / rounded.numel())
+        agreement = ((results[0] == 1) == (results[1] == 1)).double().mean().item()
+        expected = up**2 + (1 - up) ** 2
+        assert abs(agreement - expected) < 5 * math.sqrt(expected * (1 - expected) / results[0].numel())
+
+
+def test_the_three_tensors_round_by_different_bits(place):
+    half = 1 - 2.0**-9
+    rounded = [round_once(half, of, place) == 1 for of in ("param", "exp_avg", "exp_avg_sq")]
+    for i, a in enumerate(rounded):
+        for b in rounded[i + 1 :]:
+            agreement = (a == b).double().mean().item()
+            assert abs(agreement - 0.5) < 5 * 0.5 / math.sqrt(a.numel())
+
+
+def test_stochastic_rounding_takes_the_named_bits(place):
+    # purpose 1: the parameter the low half of its word, exp_avg the high half; exp_avg_sq halves of the turned stream.
+    words = fe.random.bits(1000, seed=9, stream=5, step=1, purpose=1).long() & 0xFFFFFFFF
+    turned = fe.random.bits(500, seed=9, stream=5 + 2**31, step=1, purpose=1).long() & 0xFFFFFFFF
+    halves = {
+        "param": words & 0xFFFF,
+        "exp_avg": words >> 16,
+        "exp_avg_sq": torch.stack((turned & 0xFFFF, turned >> 16), 1).flatten(),
+    }
+    for of, bits in halves.items():
+        rounded = round_once(1 - 2.0**-10, of, place, seed=9, stream=5, n=1000)
+        # 1 - 2^-10 is 3/4 of the way up: it gets there when the 16 bits added carry.
+        assert torch.equal(rounded == 1, bits + 0xC000 >= 0x10000), of
+
+
+def test_a_bfloat16_second_moment_decays_only_with_stochastic_rounding(place):
+    means = {}
+    for stochastic in (False, True):
+        p = leaf(torch.zeros(20_000, dtype=torch.bfloat16), place)
+        optimizer = fe.LangevinAdam([p], 1e-3, stochastic_rounding=stochastic, seed=1, backend=place.backend)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.state[p]["exp_avg_sq"].fill_(1.0)
+        p.grad = torch.zeros_like(p)
+        for _ in range(100):
+            optimizer.step()
+        means[stochastic] = optimizer.state[p]["exp_avg_sq"].double().mean().item()
+    assert means[False] == 1.0
+    # One step moves by less than 2^-8 in the mean, and the steps' roundings are independent.
+    assert abs(means[True] - 0.999**100) < 5 * math.sqrt(100) * 2.0**-9 / math.sqrt(20_000)
+
+
+def test_small_steps_are_not_lost_with_stochastic_rounding(place):
+    moved = {}
+    for stochastic in (False, True):
+        p = leaf(torch.ones(20_000, dtype=torch.bfloat16), place)
+        optimizer = fe.LangevinAdam([p], 1e-4, stochastic_rounding=stochastic, seed=1, backend=place.backend)
+        for _ in range(50):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        moved[stochastic] = 1 - p.detach().double().mean().item()
+    assert moved[False] == 0.0 and abs(moved[True] - 50 * 1e-4) < 5 * math.sqrt(50) * 2.0**-9 / math.sqrt(
+        20_000
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_stochastic_rounding_concerns_bfloat16_only(dtype, place):
+    rows = [make_row(Case((65,)), Options(), dtype).clone(place.device) for _ in range(2)]
+    for row, stochastic in zip(rows, (False, True), strict=True):
+        row.param.requires_grad_().grad = row.grad
+        fe.LangevinAdam([row.param], **HOT, stochastic_rounding=stochastic, backend=place.backend).step()
+    assert bits_equal(rows[0].param, rows[1].param)

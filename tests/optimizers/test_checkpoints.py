@@ -1,0 +1,340 @@
+"""Checkpoints of fe.LangevinAdam: resumed with the identical noise, copied, pickled, exchanged with torch's Adam."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+
+import fekernels as fe
+from tests.support.optimizers import NOISES, noise_unit
+from tests.support.parameters import HOT, step
+from tests.support.tensors import DTYPES, Frozen, bits_equal
+
+SHAPES = ((33, 7), (130,), (0,))
+
+
+def parameters(dtype=torch.float32, place=None):
+    torch.manual_seed(1)
+    values = [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in SHAPES]
+    return [v.to(place.device if place else "cpu").requires_grad_() for v in values]
+
+
+def through_a_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def same(optimizer, other):
+    """Parameters, states and group values, bit for bit."""
+    for a, b in zip(optimizer.param_groups, other.param_groups, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"params"}:
+            assert bits_equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key], key
+        for p, q in zip(a["params"], b["params"], strict=True):
+            assert bits_equal(p, q)
+            assert optimizer.state[p].keys() == other.state[q].keys()
+            assert all(bits_equal(optimizer.state[p][key], other.state[q][key]) for key in optimizer.state[p])
+    return True
+
+
+def cyclical(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=4, eta_min=1e-4)
+
+
+VARIANTS = {
+    **{noise: dict(noise=noise) for noise in NOISES},
+    "cold": dict(temperature=0.0),
+    "amsgrad": dict(amsgrad=True),
+    "anchored": dict(prior_precision=0.3, anchor="init"),
+    "float32_states": dict(state_dtype=torch.float32),
+    "bfloat16_states": dict(state_dtype=torch.bfloat16, stochastic_rounding=True),
+    "tensor_lr": dict(lr=torch.tensor(0.1), temperature=torch.tensor([0.5])),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_resumed_run_is_the_uninterrupted_run(dtype, variant, place):
+    keywords = {**HOT, **VARIANTS[variant], "backend": place.backend}
+    params = parameters(dtype, place)
+    uninterrupted = fe.LangevinAdam(params, **copy.deepcopy(keywords))
+    schedule = cyclical(uninterrupted)
+    saved = None
+    for i in range(13):
+        if i == 6:  # in the middle of a cycle
+            weights = [p.detach().clone() for p in params]
+            saved = through_a_file([uninterrupted.state_dict(), schedule.state_dict()])
+        step(uninterrupted, i)
+        schedule.step()
+
+    # Constructed as a restarted script would, but for what the checkpoint holds.
+    resumed = fe.LangevinAdam(
+        [w.requires_grad_() for w in weights], **{**copy.deepcopy(keywords), "seed": None}
+    )
+    schedule = cyclical(resumed)
+    resumed.load_state_dict(saved[0])
+    schedule.load_state_dict(saved[1])
+    for i in range(6, 13):
+        step(resumed, i)
+        schedule.step()
+    assert same(uninterrupted, resumed)
+
+
+def test_rescaling_of_the_momentum_survives_a_restart(place):
+    results, unit = {}, noise_unit(0.1, 0.9)
+    for how in ("uninterrupted", "restarted", "forgetful"):
+        params = parameters(place=place)
+        optimizer = fe.LangevinAdam(params, **HOT, backend=place.backend)
+        step(optimizer, 0)
+        if how != "uninterrupted":
+            saved = through_a_file(optimizer.state_dict())
+            assert [state["noise_unit"].item() for state in saved["state"].values()] == [unit] * len(params)
+            optimizer = fe.LangevinAdam(params, **HOT, backend=place.backend)
+            optimizer.load_state_dict(saved)
+        if how == "forgetful":
+            optimizer.state[params[0]]["noise_unit"].zero_()
+        optimizer.param_groups[0]["lr"] = 1e-4
+        step(optimizer, 1)
+        results[how] = optimizer.state[params[0]]["exp_avg"].clone()
+    assert bits_equal(results["restarted"], results["uninterrupted"])
+    assert not torch.allclose(results["forgetful"], results["uninterrupted"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+def test_copies_go_on_alike(how, variant, place):
+    optimizer = fe.LangevinAdam(
+        parameters(place=place), **{**HOT, **VARIANTS[variant]}, backend=place.backend
+    )
+    for i in range(3):
+        step(optimizer, i)
+    other = how(optimizer)
+    assert other.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
+    frozen = Frozen(optimizer.param_groups[0]["params"])
+    for i in range(3, 6):
+        step(other, i)
+    assert frozen.unchanged()
+    for i in range(3, 6):
+        step(optimizer, i)
+    assert same(optimizer, other)
+
+
+def test_a_model_and_its_optimizer_copied_together_stay_together(place):
+    net = torch.nn.Linear(3, 2).to(place.device)
+    optimizer = fe.LangevinAdam(net.parameters(), **HOT, backend=place.backend)
+    step(optimizer, 0)
+    net_copy, optimizer_copy = copy.deepcopy((net, optimizer))
+    step(optimizer, 1)
+    step(optimizer_copy, 1)
+    assert optimizer_copy.param_groups[0]["params"][0] is net_copy.weight
+    assert bits_equal(net.weight, net_copy.weight)
+
+
+def test_state_dict_is_plain():
+    optimizer = fe.LangevinAdam(parameters(), **HOT, amsgrad=True, anchor="init", prior_precision=1.0)
+    step(optimizer, 0)
+    saved = optimizer.state_dict()
+    states = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "noise_unit", "anchor"}
+    assert set(saved["state"][0]) == states
+    group = saved["param_groups"][0]
+    assert group["seed"] == 77 and group["noise"] == "momentum" and group["temperature"] == 0.5
+    allowed = (int, float, str, bool, list, tuple, type(None), torch.Tensor, torch.dtype)
+    assert all(isinstance(value, allowed) for value in group.values())
+    through_a_file(saved)
+
+
+# torch.optim.Adam and AdamW.
+
+
+def ulps(got, want, floor):
+    got, want = got.detach().cpu(), want.detach().cpu()
+    magnitude = torch.maximum(want.abs(), torch.tensor(floor))
+    unit = torch.nextafter(magnitude, torch.tensor(math.inf)) - magnitude
+    return ((got.double() - want.double()).abs() / unit.double()).amax().item() if got.numel() else 0.0
+
+
+LR = 2e-2
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("peer", [torch.optim.Adam, torch.optim.AdamW], ids=lambda peer: peer.__name__)
+def test_adams_checkpoint_goes_on_as_adam(peer, amsgrad, place):
+    theirs = parameters()
+    adam = peer(theirs, lr=LR, betas=(0.8, 0.99), weight_decay=0.05, amsgrad=amsgrad, fused=True)
+    for i in range(5):
+        step(adam, i)
+    ours = [p.detach().clone().to(place.device).requires_grad_() for p in theirs]
+    optimizer = fe.LangevinAdam(
+        ours, decoupled_weight_decay=peer is torch.optim.AdamW, seed=5, temperature=0.0, noise="isotropic",
+        backend=place.backend,
+    )  # fmt: skip
+    optimizer.load_state_dict(through_a_file(adam.state_dict()))
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (LR, (0.8, 0.99), 0.05)
+    assert group["amsgrad"] is amsgrad and group["noise"] == "isotropic" and group["seed"] == 5
+    for i in range(5, 10):
+        step(adam, i)
+        step(optimizer, i)
+        for p, q in zip(theirs, ours, strict=True):
+            assert ulps(q, p, LR) <= 4
+            with torch.no_grad():  # each step on its own
+                q.copy_(p)
+    optimizer.param_groups[0]["temperature"] = 1e-3
+    frozen = Frozen(ours)
+    with pytest.warns(UserWarning, match="eps = 1e-08"):
+        step(optimizer, 10)
+    assert not frozen.unchanged()
+
+
+def test_what_a_checkpoint_lacks_stays_as_constructed(place):
+    theirs = parameters()
+    adam = torch.optim.Adam(theirs)
+    step(adam, 0)
+    saved = adam.state_dict()
+    for key in (
+        "decoupled_weight_decay",
+        "differentiable",
+        "fused",
+        "capturable",
+    ):  # as an older torch wrote it
+        saved["param_groups"][0].pop(key, None)
+    keywords = dict(
+        temperature=0.25, noise="preconditioned", seed=9, prior_precision=0.5, anchor="init", eps=0.1
+    )
+    ours = [p.detach().to(place.device).requires_grad_() for p in parameters()]
+    optimizer = fe.LangevinAdam(ours, **keywords, decoupled_weight_decay=True, backend=place.backend)
+    anchors = [p.detach().clone() for p in ours]
+    optimizer.load_state_dict(saved)
+    group = optimizer.param_groups[0]
+    assert {key: group[key] for key in ("temperature", "noise", "seed", "prior_precision", "anchor")} == {
+        key: keywords[key] for key in ("temperature", "noise", "seed", "prior_precision", "anchor")
+    }
+    assert group["decoupled_weight_decay"] is True and group["streams"] == [0, 1, 2]
+    assert group["eps"] == 1e-8  # this it has
+    assert all(
+        "noise_unit" not in optimizer.state[p] for p in ours
+    )  # Adam's momentum holds no noise to rescale
+    step(optimizer, 1)  # prior_precision keeps it from warning
+    assert all(bits_equal(optimizer.state[p]["anchor"], a) for p, a in zip(ours, anchors, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_adams_low_precision_checkpoint(dtype, place):
+    theirs = parameters(dtype)
+    adam = torch.optim.Adam(theirs, lr=LR, fused=True)
+    for i in range(3):
+        step(adam, i)
+    ours = [p.detach().clone().to(place.device).requires_grad_() for p in theirs]
+    optimizer = fe.LangevinAdam(ours, state_dtype=torch.float32, backend=place.backend)
+    optimizer.load_state_dict(adam.state_dict())
+    for p, q in zip(theirs, ours, strict=True):
+        assert optimizer.state[q]["exp_avg"].dtype == torch.float32
+        assert torch.equal(optimizer.state[q]["exp_avg_sq"].cpu(), adam.state[p]["exp_avg_sq"].float())
+        assert optimizer.state[q]["step"].item() == 3 and optimizer.state[q]["step"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("peer", [torch.optim.Adam, torch.optim.AdamW], ids=lambda peer: peer.__name__)
+def test_adam_goes_on_from_our_checkpoint(peer, amsgrad, place):
+    ours = parameters(place=place)
+    decoupled = peer is torch.optim.AdamW
+    optimizer = fe.LangevinAdam(
+        ours, LR, weight_decay=0.05, amsgrad=amsgrad, decoupled_weight_decay=decoupled, backend=place.backend
+    )
+    for i in range(5):
+        step(optimizer, i)
+    theirs = [p.detach().cpu().clone().requires_grad_() for p in ours]
+    adam = peer(theirs, fused=True)
+    adam.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert adam.param_groups[0]["lr"] == LR
+    for i in range(5, 8):
+        step(adam, i)
+        step(optimizer, i)
+        for p, q in zip(theirs, ours, strict=True):
+            assert ulps(q, p, LR) <= 4
+            with torch.no_grad():
+                q.copy_(p)
+
+
+def test_amsgrad_may_be_switched_on_after_a_load(place):
+    ours = parameters(place=place)
+    optimizer = fe.LangevinAdam(ours, LR, backend=place.backend)
+    step(optimizer, 0)
+    optimizer.param_groups[0]["amsgrad"] = True
+    step(optimizer, 1)
+    state = optimizer.state[ours[0]]
+    assert (state["max_exp_avg_sq"] >= state["exp_avg_sq"]).all()
+
+
+# Loading into a run that is under way.
+
+
+def test_a_load_in_mid_run_is_heeded_at_the_next_step(place):
+    params = parameters(place=place)
+    optimizer = fe.LangevinAdam(params, **HOT, backend=place.backend)
+    step(optimizer, 0)
+    saved, weights = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
+    ends = []
+    for _ in range(2):
+        optimizer.load_state_dict(saved)
+        with torch.no_grad():
+            for p, w in zip(params, weights, strict=True):
+                p.copy_(w)
+        for i in range(1, 4):
+            step(optimizer, i)
+        ends.append([p.detach().clone() for p in params])
+    assert all(bits_equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_load_does_not_share_memory_with_the_checkpoint(place):
+    optimizer = fe.LangevinAdam(parameters(place=place), **HOT, backend=place.backend)
+    step(optimizer, 0)
+    saved = optimizer.state_dict()
+    tensors = [t for state in saved["state"].values() for t in state.values()]
+    other = fe.LangevinAdam(parameters(place=place), **HOT, backend=place.backend)
+    other.load_state_dict(saved)
+    frozen = Frozen(tensors)
+    other.param_groups[0]["lr"] = 0.05
+    step(other, 1)
+    assert frozen.unchanged()
+
+
+def test_a_bad_checkpoint_raises_and_changes_nothing():
+    params = parameters()
+    optimizer = fe.LangevinAdam(params, **HOT)
+    step(optimizer, 0)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["params"] = [0, 1]
+    frozen = Frozen([t for p in params for t in (p, *optimizer.state[p].values())])
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        optimizer.load_state_dict(saved)
+    assert frozen.unchanged()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_distributed_checkpoint_state_dicts(dtype, place):
+    # torch.distributed.checkpoint names states after parameters, and takes a step at lr = 0 to make them.
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    nets, optimizers = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(torch.nn.Linear(5, 3).to(place.device, dtype))
+        optimizers.append(fe.LangevinAdam(nets[-1].parameters(), **HOT, backend=place.backend))
+    for i in range(3):
+        step(optimizers[0], i)
+    saved = get_optimizer_state_dict(nets[0], optimizers[0])
+    nets[1].load_state_dict(nets[0].state_dict())
+    frozen = Frozen(list(nets[1].parameters()))
+    set_optimizer_state_dict(nets[1], optimizers[1], saved)
+    assert frozen.unchanged()
+    for optimizer in optimizers:
+        step(optimizer, 3)
+    assert same(*optimizers)

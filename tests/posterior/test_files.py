@@ -1,0 +1,190 @@
+"""PosteriorSamples in files: resumed, interrupted, saved and loaded, damaged."""
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from fekernels.posterior import store as _sample_store
+from fekernels.posterior.samples import PosteriorSamples
+from tests.support.posterior_samples import Constant, counting, marks
+
+
+@pytest.mark.parametrize("policy", ["fifo", "reservoir"])
+def test_disk_resumes_as_if_it_had_not_stopped(tmp_path, policy):
+    model, settings = Constant(0.0), {"burn_in": 2, "thinning": 2, "max_samples": 4, "policy": policy}
+    counting(PosteriorSamples(model, directory=tmp_path / "a", **settings), model, 14)
+    # The count of calls is as of the last sample, so stop at one.
+    again = PosteriorSamples(model, directory=str(tmp_path / "a"), **settings)
+    assert again.calls == 14 and len(again) == 4
+    counting(again, model, 16, start=14)
+    straight = counting(PosteriorSamples(model, **settings), model, 30)
+    assert marks(again) == marks(straight)
+    assert len(list((tmp_path / "a").iterdir())) == 4 + 1
+
+
+@pytest.mark.parametrize("crash_at", ["sample", "index", "remove"])
+def test_a_crash_leaves_a_consistent_set(tmp_path, monkeypatch, crash_at):
+    model = Constant(0.0)
+    samples = counting(PosteriorSamples(model, directory=tmp_path, max_samples=2), model, 3)
+    real, store = _sample_store._rename_into_place, _sample_store.DiskStore
+
+    def rename(temporary, path):
+        if path.name.startswith("sample") == (crash_at == "sample"):
+            raise KeyboardInterrupt
+        real(temporary, path)
+
+    if crash_at == "remove":
+        monkeypatch.setattr(store, "_remove", lambda self, names: 1 / 0)
+    else:
+        monkeypatch.setattr(_sample_store, "_rename_into_place", rename)
+    with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+        counting(samples, model, 1, start=3)
+    monkeypatch.undo()
+    again = PosteriorSamples(model, directory=tmp_path, max_samples=2)
+    assert marks(again) == ([3, 4] if crash_at == "remove" else [2, 3])
+    counting(again, model, 2, start=10)
+    assert marks(again) == marks(PosteriorSamples(model, directory=tmp_path, max_samples=2)) == [11, 12]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+def test_save_and_load(tmp_path):
+    model, other = Constant(0.0, 0.0), Constant(0.0, 0.0)
+    samples = counting(PosteriorSamples(model, thinning=2), model, 25)
+    samples.save(tmp_path / "all.safetensors")
+    for target in (PosteriorSamples(other), PosteriorSamples(other, directory=tmp_path / "d")):
+        counting(target, other, 2)
+        assert target.load(tmp_path / "all.safetensors") is target
+        assert marks(target) == list(range(2, 25, 2)) and target.calls == 25
+    assert marks(PosteriorSamples(other, directory=tmp_path / "d")) == list(range(2, 25, 2))
+    assert other.value[0].item() == 2.0
+    PosteriorSamples(model).save(tmp_path / "none.safetensors")
+    assert len(samples.load(tmp_path / "none.safetensors")) == 0
+
+
+@pytest.mark.parametrize("path", [None, 3, torch.zeros(1)])
+def test_a_path_is_a_path(path):
+    samples = PosteriorSamples(Constant(0.0))
+    for method in ("save", "load"):
+        kind = type(path).__name__
+        with pytest.raises(TypeError, match=f"^PosteriorSamples.{method}: path must be a path; got {kind}"):
+            getattr(samples, method)(path)
+
+
+def test_a_file_is_saved_where_one_can_be(tmp_path):
+    samples = PosteriorSamples(Constant(0.0))
+    missing = tmp_path / "nowhere" / "x"
+    with pytest.raises(
+        ValueError, match="^PosteriorSamples.save: path must .* directory does not exist"
+    ) as error:
+        samples.save(missing)
+    assert str(missing) in str(error.value) and not missing.parent.exists()
+    with pytest.raises(ValueError, match="^PosteriorSamples.save: path must be a file's .*; got a directory"):
+        samples.save(tmp_path)
+
+
+def test_low_precision_and_strides_survive_the_disk(tmp_path):
+    model = nn.Conv2d(2, 3, 3).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    samples = PosteriorSamples(model, directory=tmp_path)
+    samples.collect()
+    assert samples[0]["weight"].dtype == torch.bfloat16
+    assert torch.equal(samples[0]["weight"], model.weight)
+
+
+def test_another_model_is_refused(tmp_path):
+    samples = PosteriorSamples(nn.Linear(2, 3), directory=tmp_path / "d")
+    samples.collect()
+    samples.save(tmp_path / "file")
+    message = r"names and shapes of .*'weight' of \[3, 2\]; got \[3, 4\]"
+    with pytest.raises(ValueError, match=message):
+        PosteriorSamples(nn.Linear(4, 3), directory=tmp_path / "d")
+    with pytest.raises(ValueError, match=message):
+        PosteriorSamples(nn.Linear(4, 3)).load(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"'bias' of \[3\]; got None"):
+        PosteriorSamples(nn.Linear(2, 3, bias=False)).load(tmp_path / "file")
+
+
+def test_damage_is_reported(tmp_path):
+    model = Constant(0.0)
+    counting(PosteriorSamples(model, directory=tmp_path), model, 3)
+    with pytest.raises(ValueError, match="max_samples must be at least 3.*got 2"):
+        PosteriorSamples(model, directory=tmp_path, max_samples=2)
+    victim = random.Random(0).choice(sorted(tmp_path.glob("*.safetensors")))
+    victim.unlink()
+    with pytest.raises(ValueError, match=f"all files of its index; got no {victim.name}"):
+        PosteriorSamples(model, directory=tmp_path)
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(ValueError, match="must be an index of samples"):
+        PosteriorSamples(model, directory=tmp_path)
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(ValueError, match="must have an index.json beside its samples; got none"):
+        PosteriorSamples(model, directory=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(ValueError, match="must be a file of PosteriorSamples.save"):
+        PosteriorSamples(model).load(next(tmp_path.iterdir()))
+    with pytest.raises(ValueError, match="path must be a file; got"):
+        PosteriorSamples(model).load(tmp_path)
+
+
+# Stops where a snapshot is complete but not yet in its place.
+HALF_A_SAVE = """
+import sys, time
+import torch
+from fekernels.posterior import store
+from fekernels.posterior.samples import PosteriorSamples
+
+def stop(temporary, path):
+    print("writing", flush=True)
+    time.sleep(600)
+
+samples = PosteriorSamples(torch.nn.Linear(100, 100), directory=sys.argv[1])
+if sys.argv[2] == "index":
+    write = store._rename_into_place
+    real = stop
+    stop = lambda temporary, path: (real if path.name == "index.json" else write)(temporary, path)
+store._rename_into_place = stop
+samples.collect()
+"""
+
+
+@pytest.mark.parametrize("at", ["sample", "index"])
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, at):
+    command = [sys.executable, "-c", HALF_A_SAVE, str(tmp_path), at]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout.readline() == "writing\n"
+            written = sorted(tmp_path.rglob("*"))
+            assert any(path.is_file() and path.parent != tmp_path for path in written)
+            PosteriorSamples(nn.Linear(100, 100), directory=tmp_path)
+            PosteriorSamples(Constant(0.0)).save(tmp_path / "other")
+            assert sorted(tmp_path.rglob("*")) == sorted([*written, tmp_path / "other"])
+        finally:
+            writer.kill()
+    (tmp_path / "other").unlink()
+    PosteriorSamples(nn.Linear(100, 100), directory=tmp_path).collect()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["index.json", "sample-00000000.safetensors"]
+
+
+def test_temporary_files_of_earlier_releases_go_once_nobody_writes_them(tmp_path):
+    names = [".tmpCouJ0k", ".sample-00000003.safetensors.tmp", ".index.json.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / ".kept").touch()
+    PosteriorSamples(Constant(0.0), directory=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    PosteriorSamples(Constant(0.0), directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".kept"]
+
+
+def test_an_abandoned_file_of_save_goes_with_the_next_save(tmp_path):
+    left = tmp_path / ".fekernels-writing-abandoned"
+    left.mkdir()
+    (left / "all.safetensors").touch()
+    PosteriorSamples(Constant(0.0)).save(tmp_path / "all.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["all.safetensors"]

@@ -1,0 +1,207 @@
+"""The CUDA kernels compiled for the CPU (see ``cuda_on_cpu.h``) and called with CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fekernels._catalogue.optimizers import FLAGS, NOISES
+from fekernels._runtime import build
+from fekernels._runtime.pointer_table import CHUNK, DTYPE_CODES, PointerTable
+from tests.support import ROOT
+
+HERE = Path(__file__).parent
+CSRC = ROOT / "csrc"
+STEP_SOURCES = ("random", "optimizers/langevin_adam", "optimizers/sgld")
+FREE_ENERGY_SOURCES = tuple(
+    f"free_energy/{name}"
+    for name in ("counts", "other", "gaussian", "categorical", "free_energy", "reparameterize", "scale")
+)
+SOURCES = FREE_ENERGY_SOURCES + STEP_SOURCES  # the slowest first
+
+SUCCESS, INVALID_VALUE = 0, 1
+
+
+class StepCall(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("rows", "layouts", "chunks", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("lr_tensor", "temperature_tensor", "grad_scale", "found_inf")),
+        *((name, ctypes.c_int64) for name in ("n_rows", "n_chunks", "dtypes", "flags", "seed")),
+        *((name, ctypes.c_int32) for name in ("lr_dtype", "temperature_dtype")),
+    ]
+
+
+class LangevinAdamCall(ctypes.Structure):
+    _fields_ = [
+        ("step", StepCall),
+        *(
+            (name, ctypes.c_double)
+            for name in ("lr", "temperature", "weight_decay", "prior_precision", "flags")
+        ),
+        *((name, ctypes.c_double) for name in ("beta1", "beta2", "eps", "noise")),
+    ]
+
+
+class SgldCall(ctypes.Structure):
+    _fields_ = [
+        ("step", StepCall),
+        *(
+            (name, ctypes.c_double)
+            for name in ("lr", "temperature", "weight_decay", "prior_precision", "flags")
+        ),
+    ]
+
+
+def compiler() -> list[str] | None:
+    """The host's C++ compiler, or None."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    found = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    return [found] if found else None
+
+
+def compile_kernels(
+    cxx: Sequence[str], directory: Path, csrc: Path = CSRC, sources: Sequence[str] = STEP_SOURCES
+) -> ctypes.CDLL:
+    """Build these files of ``csrc/cuda`` in ``directory`` and load the library."""
+    extra = build.extra_flags()  # those of a sanitizer, say
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-I", str(csrc), "-I", str(HERE), *extra]
+    files = [csrc / "cuda" / f"{name}.cu" for name in sources] + [HERE / "kernels.cpp"]
+    objects = [directory / f"{file.stem}.o" for file in files]
+    running = []
+    for file, made in zip(files, objects, strict=True):
+        command = [*cxx, *flags, "-x", "c++", "-c", str(file), "-o", str(made)]
+        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate()[1] for process in running]
+    assert not any(process.returncode for process in running), "\n".join(errors)
+    library = directory / "cuda_on_cpu.so"
+    subprocess.run([*cxx, *extra, "-shared", *map(str, objects), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def chunks_of(table: PointerTable) -> Tensor:
+    """The blocks that a ``PointerTable`` on a GPU would list: int32 [blocks, 2]."""
+    numels = table.table[:, 7].tolist()
+    rows = [(row, chunk) for row, numel in enumerate(numels) for chunk in range(-(-numel // CHUNK))]
+    return torch.tensor(rows, dtype=torch.int32).view(-1, 2)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Kernels:
+    """The entry points, with the arguments of ``torch.ops.fekernels_native``. Each returns the error code."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        for name in ("langevin_adam", "sgld"):
+            supports = getattr(library, f"fe_cuda_{name}_supports")
+            supports.argtypes, supports.restype = [ctypes.c_int64], ctypes.c_bool
+
+    def run_backwards(self, backwards: bool) -> None:
+        """Whether threads and blocks take their turns in descending order."""
+        self._library.cuda_on_cpu_backwards(ctypes.c_bool(backwards))
+
+    def supports(self, name: str, *dtypes: torch.dtype) -> bool:
+        """Whether there is a kernel for these dtypes of parameter, gradient and states."""
+        code = sum(DTYPE_CODES[dtype] << 8 * place for place, dtype in enumerate(dtypes))
+        return bool(getattr(self._library, f"fe_cuda_{name}_supports")(code))
+
+    def philox(
+        self, draw: str, out: Tensor, count: int, seed: int, stream: int, step: int, offset: int, purpose: int
+    ) -> int:
+        """Fill the first ``count`` elements of ``out``."""
+        return int(
+            getattr(self._library, f"fe_cuda_philox_{draw}")(
+                ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(count), ctypes.c_int64(seed), ctypes.c_uint32(stream),
+                ctypes.c_uint32(step), ctypes.c_int64(offset), ctypes.c_uint32(purpose), None,
+            )
+        )  # fmt: skip
+
+    @staticmethod
+    def _step_call(
+        table: PointerTable,
+        chunks: Tensor,
+        lr_tensor: Tensor | None,
+        temperature_tensor: Tensor | None,
+        flags: int,
+        seed: int,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> StepCall:
+        return StepCall(
+            rows=table.table.data_ptr(),
+            layouts=table.layouts.data_ptr(),
+            chunks=chunks.data_ptr(),
+            scratch=table.scratch.data_ptr(),
+            lr_tensor=_address(lr_tensor),
+            temperature_tensor=_address(temperature_tensor),
+            grad_scale=_address(grad_scale),
+            found_inf=_address(found_inf),
+            n_rows=len(table.table),
+            n_chunks=len(chunks),
+            dtypes=table.dtypes,
+            flags=flags,
+            seed=seed,
+            lr_dtype=0 if lr_tensor is None else DTYPE_CODES[lr_tensor.dtype],
+            temperature_dtype=0 if temperature_tensor is None else DTYPE_CODES[temperature_tensor.dtype],
+        )
+
+    def langevin_adam(
+        self,
+        table: PointerTable,
+        *,
+        noise: str,
+        lr: float,
+        temperature: float,
+        weight_decay: float,
+        prior_precision: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        **rest: object,
+    ) -> int:
+        chunks = chunks_of(table)
+        step = self._step_call(table, chunks, **rest)  # type: ignore[arg-type]
+        call = LangevinAdamCall(
+            step, lr, temperature, weight_decay, prior_precision, step.flags, beta1, beta2, eps, NOISES[noise]
+        )
+        return int(self._library.fe_cuda_langevin_adam(ctypes.byref(call), None))
+
+    def sgld(
+        self,
+        table: PointerTable,
+        *,
+        lr: float,
+        temperature: float,
+        weight_decay: float,
+        prior_precision: float,
+        **rest: object,
+    ) -> int:
+        chunks = chunks_of(table)
+        step = self._step_call(table, chunks, **rest)  # type: ignore[arg-type]
+        call = SgldCall(step, lr, temperature, weight_decay, prior_precision, step.flags)
+        return int(self._library.fe_cuda_sgld(ctypes.byref(call), None))
+
+
+__all__ = [
+    "CSRC",
+    "FLAGS",
+    "FREE_ENERGY_SOURCES",
+    "INVALID_VALUE",
+    "SOURCES",
+    "STEP_SOURCES",
+    "SUCCESS",
+    "Kernels",
+    "compile_kernels",
+    "compiler",
+]

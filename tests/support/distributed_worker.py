@@ -1,0 +1,169 @@
+"""What each gloo process does in frameworks/test_distributed.py: trains sharded, and gathers the results."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import fekernels as fe
+
+WORLD = 2
+STEPS = 4
+# The first dimension of none is even, one is shorter than the processes are many, and one has length 1 only in part.
+SHAPES = {"a.weight": (5, 7), "a.bias": (5,), "b.weight": (1, 5), "b.bias": (1,), "c.weight": (3, 4, 6)}
+SWITCHES = dict(lr=0.05, temperature=0.5, eps=0.1, seed=11, prior_precision=0.2, anchor="init")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(12, 7, generator=generator), torch.randn(12, 1, generator=generator)
+
+
+def train(net: nn.Module, rows: slice) -> fe.LangevinAdam:
+    """Real gradients of these rows of the batch."""
+    optimizer = fe.LangevinAdam(net.parameters(), **SWITCHES)
+    x, y = (t[rows] for t in batch())
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        (net(x) - y).square().mean().backward()
+        optimizer.step()
+    return optimizer
+
+
+def parameters() -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    return {name: torch.randn(shape) for name, shape in SHAPES.items()}
+
+
+def gradient(shape: tuple[int, ...], i: int) -> Tensor:
+    return (torch.arange(torch.Size(shape).numel(), dtype=torch.float32) * 0.7 + i).sin().view(shape)
+
+
+def step_through(params: dict[str, Tensor], distribute: Any, **switches: Any) -> fe.LangevinAdam:
+    """Steps with given gradients: what is left to differ between shardings is the optimizer itself."""
+    optimizer = fe.LangevinAdam(list(params.items()), **{**SWITCHES, **switches})
+    for i in range(STEPS):
+        for p in params.values():
+            p.grad = distribute(gradient(tuple(p.shape), i), p)
+        optimizer.step()
+    return optimizer
+
+
+def drifts(rank: int, mesh: Any) -> dict[str, Any]:
+    """Optimizers that draw their own seed, on ranks that are seeded apart: do the replicas stay one?"""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    results: dict[str, Any] = {}
+    for name, temperature in (("ddp", 0.5), ("ddp, hot later", 0.0), ("fsdp", 0.5), ("one rank alone", 0.0)):
+        net = network()
+        if name == "fsdp":
+            fully_shard(net, mesh=mesh)
+        torch.manual_seed(100 + rank)
+        if name == "one rank alone" and rank:  # what trains cold is no collective
+            continue
+        wrapped = DistributedDataParallel(net) if name.startswith("ddp") else net
+        optimizer = fe.LangevinAdam(
+            [{"params": net[0].parameters()}, {"params": net[2].parameters(), "seed": 3}],
+            **{**SWITCHES, "seed": None, "temperature": temperature},
+        )
+        x, y = batch()
+        for i in range(3):
+            if name == "ddp, hot later" and i == 1:
+                for group in optimizer.param_groups:
+                    group["temperature"] = 0.5
+            optimizer.zero_grad()
+            (wrapped(x) - y).square().mean().backward()
+            optimizer.step()
+        own = [p.full_tensor() if name == "fsdp" else p for p in net.parameters()]  # type: ignore[operator]
+        flat = torch.cat([p.detach().flatten() for p in own])
+        seeds = torch.tensor([group["seed"] for group in optimizer.param_groups])
+        if name != "one rank alone":
+            both, all_seeds = ([torch.empty_like(t) for _ in range(WORLD)] for t in (flat, seeds))
+            dist.all_gather(both, flat)
+            dist.all_gather(all_seeds, seeds)
+            results[name] = (both, all_seeds)
+    for name, options in (("svgd", {"noise": "independent"}), ("svgd, groups", {"kernel_batch": 4})):
+        torch.manual_seed(100 + rank)
+        particles = torch.arange(12.0).sin().view(6, 2)
+        sampler = fe.SVGD(None, particles, scores=torch.neg, optimizer="sgd", lr=0.1, **options)  # type: ignore[arg-type]
+        for _ in range(2):
+            sampler.step()
+        seeds = torch.tensor(sampler.seed)
+        both, all_seeds = ([torch.empty_like(t) for _ in range(WORLD)] for t in (sampler.particles, seeds))
+        dist.all_gather(both, sampler.particles)
+        dist.all_gather(all_seeds, seeds)
+        results[name] = (both, all_seeds)
+    torch.manual_seed(100)
+    results["rank 0's"] = int(torch.randint(0, (1 << 63) - 1, ()))
+    return results
+
+
+def main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    try:
+        results = run(rank)
+        if rank == 0:
+            torch.save(results, Path(folder) / "results.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def run(rank: int) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.nn.parallel import DistributedDataParallel
+
+    results: dict[str, Any] = {}
+    rows = slice(rank * 6, rank * 6 + 6)
+    mesh = init_device_mesh("cpu", (WORLD,))
+
+    net = network()
+    train(DistributedDataParallel(net), rows)
+    results["ddp"] = [p.detach() for p in net.parameters()]
+
+    net = network()
+    for layer in (net[0], net[2]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    optimizer = train(net, rows)
+    results["fsdp"] = [p.full_tensor().detach() for p in net.parameters()]
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    results["fsdp_states"] = get_optimizer_state_dict(net, optimizer, options=options).get(
+        "state"
+    )  # rank 0's
+
+    results["seeds"] = drifts(rank, mesh)
+
+    for name, placement in (("shard0", Shard(0)), ("shard1", Shard(1)), ("replicate", Replicate())):
+        for backend in ("auto", "reference"):
+            chosen = {k: v for k, v in parameters().items() if name != "shard1" or v.dim() > 1}
+            params = {
+                key: nn.Parameter(
+                    distribute_tensor(value.bfloat16() if key == "c.weight" else value, mesh, [placement])
+                )
+                for key, value in chosen.items()
+            }
+
+            def distribute(g: Tensor, p: Tensor) -> Tensor:
+                return distribute_tensor(g.to(p.dtype), mesh, p.placements)  # type: ignore[attr-defined]
+
+            optimizer = step_through(params, distribute, stochastic_rounding=True, backend=backend)
+            gathered = {}
+            for key, p in params.items():
+                state = optimizer.state[p]
+                tensors = [p, state["exp_avg"], state["exp_avg_sq"]]
+                gathered[key] = [t.full_tensor().detach() for t in tensors]
+            results[f"{name}-{backend}"] = copy.deepcopy(gathered)
+    return results

@@ -1,0 +1,119 @@
+"""The optimizers' steps transcribed line by line, in whatever precision, and how close to them a kernel must come."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import fekernels as fe
+from tests.support.optimizers import (
+    OPTIONS,
+    SGLD_OPTIONS,
+    Options,
+    Row,
+    call_langevin_adam,
+    call_sgld,
+    noise_unit,
+)
+
+
+def langevin_noise(shape: tuple[int, ...], options: Options, stream: int) -> Tensor:
+    """xi as the contract names it: purpose 0, the parameter's stream, the step after its increment."""
+    with fe.use_backend("reference"):
+        return fe.random.normal(shape, seed=options.seed, stream=stream, step=options.t, purpose=0)
+
+
+def langevin_adam_formula(
+    row: Row, options: Options, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """The step, transcribed line by line in ``dtype``; nothing is rounded to what the tensors are stored in."""
+    o, t = options, options.t
+    theta, g, m, v, largest, anchor = (
+        getattr(row, name).detach().cpu().to(dtype)
+        for name in ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "anchor")
+    )
+    xi = langevin_noise(tuple(row.param.shape), o, row.stream).to(dtype)
+    temperature = o.temperature if o.lr > 0 else 0.0
+
+    g = g / (o.grad_scale or 1.0)
+    if o.maximize:
+        g = -g
+    if o.decoupled_weight_decay:
+        theta = theta * (1 - o.lr * o.weight_decay)
+    else:
+        g = g + o.weight_decay * theta
+    v = o.beta2 * v + (1 - o.beta2) * g * g
+    g_hat = g + o.prior_precision * (theta - (anchor if o.anchor else 0.0))
+    bc1, bc2 = (1 - o.beta1**t, 1 - o.beta2**t) if o.bias_correction else (1.0, 1.0)
+    largest = torch.maximum(largest, v) if o.amsgrad else largest
+    second = largest if o.amsgrad else v
+    bound = torch.full((), o.lr * o.prior_precision, dtype=dtype)
+    D = torch.maximum((second / bc2).sqrt() + o.eps, bound)
+
+    if o.noise == "momentum":
+        if o.lr > 0 and o.noise_unit > 0:
+            m = m * math.sqrt(o.noise_unit / noise_unit(o.lr, o.beta1))
+        if temperature > 0:
+            g_hat = (
+                g_hat + noise_start(o.beta1, t, o.bias_correction) * (2 * temperature * D / o.lr).sqrt() * xi
+            )
+    m = o.beta1 * m + (1 - o.beta1) * g_hat
+    theta = theta - o.lr * (m / bc1) / D
+    if o.noise == "preconditioned":
+        theta = theta + (2 * temperature * o.lr / D).sqrt() * xi
+    if o.noise == "isotropic":
+        theta = theta + math.sqrt(2 * temperature * o.lr) * xi
+    return {"param": theta, "exp_avg": m, "exp_avg_sq": v, "max_exp_avg_sq": largest}
+
+
+def noise_start(beta1: float, t: int, bias_correction: bool = True) -> float:
+    """c_t of MATH: 1/c_t = sum_j beta1^(t j) (1 - beta1) / (1 - beta1^(j+1))."""
+    if not bias_correction or beta1 == 0:
+        return 1.0
+    return 1 / math.fsum(beta1 ** (t * j) * (1 - beta1) / (1 - beta1 ** (j + 1)) for j in range(2000))
+
+
+def sgld_formula(row: Row, options: Options, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """theta <- theta - h g_hat + sqrt(2 T h) xi, in ``dtype``."""
+    o = options
+    theta, g, anchor = (getattr(row, name).cpu().to(dtype) for name in ("param", "grad", "anchor"))
+    xi = langevin_noise(tuple(row.param.shape), o, row.stream).to(dtype)
+    g = g / (o.grad_scale or 1.0)
+    g = (-g if o.maximize else g) + o.weight_decay * theta
+    g_hat = g + o.prior_precision * (theta - (anchor if o.anchor else 0.0))
+    return {"param": theta - o.lr * g_hat + math.sqrt(2 * o.temperature * o.lr) * xi}
+
+
+def assert_close_to_formula(got: Tensor, exact: Tensor, eager: Tensor, what: str) -> None:
+    """Within a rounding to the stored dtype and four times the error that eager float32 makes of the same formula.
+
+    Where ``eager`` is float64, 1e-10: no better reference is at hand, and the kernels end c_t's series there.
+    """
+    if not got.numel():
+        return
+    got, unit = got.detach().cpu(), torch.finfo(got.dtype).eps / 2
+    scale = exact.abs().max()
+    computed = 1e-10 * scale
+    if eager.dtype == torch.float32:
+        computed = 4 * (eager.double() - exact).abs().max() + 2 * 2.0**-24 * scale
+    smallest = torch.finfo(got.dtype).smallest_normal * 2 * unit  # half the distance of subnormals, or so
+    bound = unit * exact.abs() + computed + smallest
+    error = (got.double() - exact).abs()
+    worst = int((error / bound).flatten().argmax())
+    assert bool((error <= bound).all()), (
+        f"{what}: element {worst} is {got.flatten()[worst]:.9g}, exact {exact.flatten()[worst]:.9g}, "
+        f"error {error.flatten()[worst]:.3g} > {bound.flatten()[worst]:.3g}"
+    )
+
+
+# Operator -> its call, what that must give, and the options to try.
+STEPS = {
+    "langevin_adam_": (call_langevin_adam, langevin_adam_formula, OPTIONS),
+    "sgld_": (call_sgld, sgld_formula, SGLD_OPTIONS),
+}
+BY_OPTIONS = [
+    pytest.param(op, name, id=f"{op}-{name}") for op, (_, _, table) in STEPS.items() for name in table
+]

@@ -1,0 +1,72 @@
+"""Where an operator can run on this machine: backends, devices, instruction sets, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from fekernels._runtime import backends
+
+ISAS = ("avx512", "avx2", "baseline")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A backend and the device its tensors are on."""
+
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return self.backend if self.device == "cpu" else f"{self.backend}-{self.device}"
+
+    def obstacle(self) -> str | None:
+        return backends._obstacle(self.backend, self.device)
+
+
+class FreeEnergyKernel(NamedTuple):
+    """`run` has the arguments of `free_energy` in fekernels/reference/free_energy/free_energy.py."""
+
+    name: str
+    run: Callable[..., list[Tensor]]
+
+
+CPU_PLACES = (Place("reference", "cpu"), Place("cpp", "cpu"))
+GPU_PLACES = (Place("reference", "cuda"), Place("triton", "cuda"), Place("cuda", "cuda"))
+ON_GPU = [
+    pytest.param(place, id=str(place), marks=pytest.mark.gpu)
+    for place in GPU_PLACES
+    if torch.cuda.is_available()
+]
+PLACES = [*(pytest.param(place, id=str(place)) for place in CPU_PLACES), *ON_GPU]
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Run the C++ kernels in this build of them; skips where the processor lacks it."""
+    current = backends.native_op("isa")()
+    try:
+        backends.native_op("set_isa")(name)
+    except (RuntimeError, ValueError) as error:  # which of the two depends on the torch
+        pytest.skip(str(error).splitlines()[0])
+    try:
+        yield
+    finally:
+        backends.native_op("set_isa")(current)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with this many of torch's threads."""
+    current = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(current)

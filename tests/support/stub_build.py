@@ -1,0 +1,132 @@
+"""Builds of a library that does next to nothing, each in a process of its own, for tests of finding and building."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fekernels._runtime import build, extension
+from tests.support import ROOT
+
+WARNING = extension.SLOW
+
+REGISTER = """
+#include <torch/csrc/stable/library.h>
+#include <string>
+namespace {
+std::string isa() { return "baseline"; }
+std::string build_info() {
+#ifdef FE_HAVE_CUDA
+  return "stub, cuda";
+#else
+  return "stub";
+#endif
+}
+}
+STABLE_TORCH_LIBRARY(fekernels_native, m) {
+  m.def("isa() -> str");
+  m.def("build_info() -> str");
+}
+STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa));
+  m.impl("build_info", TORCH_BOX(&build_info));
+}
+"""
+PRELUDE = """
+import logging, os, pathlib, sys
+logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+import torch
+import fekernels
+from fekernels._runtime import extension, locations
+locations.SOURCE_ROOT = pathlib.Path(os.environ["STUB_SOURCES"])
+locations.PREBUILT = pathlib.Path(os.environ["STUB_PREBUILT"])
+"""
+LOAD = "extension.load(); print(torch.ops.fekernels_native.isa(), extension.library_path())"
+REASON = "print(extension.unavailable_reason()); extension.unavailable_reason()"
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("csrc")
+    listed = build.Sources.under(ROOT / "csrc")
+    for name in (*listed.baseline, *listed.per_isa, *listed.cuda):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(REGISTER if name == "torch/library.cpp" else "")
+    return root
+
+
+def inherited() -> dict[str, str]:
+    """The variables of this process, less those that choose how kernels are built."""
+    return {
+        k: v for k, v in os.environ.items() if not k.startswith("FEKERNELS_") and k not in ("CXX", "MAX_JOBS")
+    }
+
+
+@pytest.fixture
+def environment(sources: Path, tmp_path: Path) -> dict[str, str]:
+    """The variables of a child process: an empty cache, no prebuilt library, the stub sources, no nvcc."""
+    return inherited() | {
+        "TMPDIR": str(tmp_path),
+        "FEKERNELS_CACHE_DIR": str(tmp_path / "cache"),
+        "STUB_SOURCES": str(sources),
+        "STUB_PREBUILT": str(tmp_path / "no" / "_C.so"),
+        "NVCC": str(tmp_path / "no" / "nvcc"),
+    }
+
+
+@pytest.fixture(scope="session")
+def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory that holds the stub library."""
+    cache = tmp_path_factory.mktemp("built")
+    variables = {
+        "FEKERNELS_CACHE_DIR": str(cache),
+        "STUB_SOURCES": str(sources),
+        "STUB_PREBUILT": str(cache / "no"),
+    }
+    done = run(LOAD, inherited() | variables)
+    assert done.returncode == 0, done.stderr
+    return cache
+
+
+@pytest.fixture
+def cached(built: Path, environment: dict[str, str]) -> Path:
+    """The stub library, in this test's own cache."""
+    shutil.copytree(built, environment["FEKERNELS_CACHE_DIR"])
+    (library,) = Path(environment["FEKERNELS_CACHE_DIR"]).rglob("*.so")
+    return library
+
+
+def start(code: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + code],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    process = start(code, environment)
+    try:
+        stdout, stderr = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def compiler_script(path: Path, line: str) -> str:
+    """A command for CXX that does `line` and then what the real compiler does."""
+    real = shlex.join(build.find_compiler()[0])
+    path.write_text(f'#!/bin/sh\n{line}\nexec {real} "$@"\n')
+    path.chmod(0o755)
+    return str(path)

@@ -1,0 +1,60 @@
+"""Tensors in every layout, and what two of them have in common to the bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+UNIT = 2.0**-24  # the largest relative error of one rounding to float32
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def lay_out(values: Tensor, layout: str) -> Tensor:
+    """The same logical elements in another memory layout."""
+    if layout == "transposed":
+        return values.mT.contiguous().mT
+    if layout == "sliced":
+        return torch.stack((values, torch.full_like(values, math.nan)), dim=-1).flatten(-2)[..., ::2]
+    if layout == "misaligned":  # starts in the middle of a vector, and of a 16-byte word
+        return torch.cat((values.new_full((1,), math.nan), values.flatten()))[1:].view(values.shape)
+    if layout == "channels_last":
+        return values.contiguous(memory_format=torch.channels_last)
+    if layout == "expanded":  # every row the same memory
+        return values[:1].expand(values.shape)
+    return values.contiguous()
+
+
+def clone(tensor: Tensor) -> Tensor:
+    size = (
+        1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel()
+        else 0
+    )
+    storage = torch.as_strided(tensor.detach(), (size,), (1,), tensor.storage_offset()).clone()
+    return torch.as_strided(storage, tensor.shape, tensor.stride())
+
+
+def bits_equal(a: Tensor, b: Tensor) -> bool:
+    """The same bits, NaNs included (torch.equal calls NaNs unequal and zeros of either sign equal)."""
+    words = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
+    same = a.shape == b.shape and a.dtype == b.dtype
+    return same and torch.equal(
+        a.detach().cpu().contiguous().view(words), b.detach().cpu().contiguous().view(words)
+    )
+
+
+@dataclass
+class Frozen:
+    """What a list of tensors held, to prove later that nothing has changed."""
+
+    tensors: list[Tensor]
+    before: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = [t.detach().clone() for t in self.tensors]
+
+    def unchanged(self) -> bool:
+        return all(bits_equal(now, then) for now, then in zip(self.tensors, self.before, strict=True))

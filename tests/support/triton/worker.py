@@ -1,0 +1,190 @@
+"""Runs the Triton kernels interpreted, on CPU tensors, in a process of its own.
+
+The choice between compiling and interpreting is made when a kernel is defined, so TRITON_INTERPRET=1 must be set before
+anything imports triton: `interpreter()` starts a process where it is. Tensors travel as bytes of `torch.save`, which
+keeps their strides and their distance from an aligned address.
+"""
+
+import io
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+from unittest import mock
+
+import torch
+
+from fekernels._runtime.pointer_table import PointerTable, Row
+from fekernels.ops.optimizers import langevin_adam, sgld
+from tests.support import optimizers as cases
+from tests.support.triton.free_energy_worker import (  # noqa: F401
+    free_energy,
+    free_energy_and_arguments,
+    reparameterize,
+    reparameterize_backward,
+    scale_,
+)
+from tests.support.triton.stein_worker import (  # noqa: F401
+    kernel_stein_discrepancy,
+    patched,
+    sq_dist_rank,
+    svgd_direction,
+    svgd_direction_backward,
+)
+
+
+def _pack(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), weights_only=False)
+
+
+def _call(name: str, arguments: bytes) -> bytes:
+    return _pack(globals()[name](*_unpack(arguments)))
+
+
+@contextmanager
+def interpreter() -> Iterator[Callable[..., Any]]:
+    """Yields `run(name, *arguments)`, which calls the function of this module in the interpreting process."""
+    pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):  # only while the process starts
+            assert _unpack(pool.submit(_call, "interpreting", _pack(())).result())
+        yield lambda name, *arguments: _unpack(pool.submit(_call, name, _pack(arguments)).result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def interpreting() -> bool:
+    """Whether kernels run interpreted. Called first: it also repairs what is to run them, and makes it stricter."""
+    from triton import knobs
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, *scope: Any) -> None:
+        original(tensor, *scope)
+        # Triton 3.6 converts an array of one element by int(), which NumPy 2.4 refuses. Later ones do as here.
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    def promise(handle: Any, key: str, values: Any) -> None:
+        assert key != "tt.divisibility" or not (handle.data % values[0]).any(), (
+            "a kernel promised an alignment in vain"
+        )
+
+    def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        return interpreter.TensorHandle(_fma(x.data, y.data, z.data), z.dtype.scalar)
+
+    interpreter._patch_lang_tensor = patch
+    if not fuses():  # before 3.9 a product and a sum, each rounded, which no GPU does
+        interpreter.InterpreterBuilder.create_fma = fma
+    interpreter.TensorHandle.set_attr = promise
+    return bool(knobs.runtime.interpret)
+
+
+def _fma(x: Any, y: Any, z: Any) -> Any:
+    """x y + z of NumPy arrays, rounded once.
+
+    A product of float32 is exact in float64; the sum is made round-to-odd by the error of its TwoSum, after which the
+    rounding to float32 is the only one that counts.
+    """
+    import numpy as np
+
+    if z.dtype == np.float64:
+        return np.vectorize(_fma_of_one, otypes=[np.float64])(x, y, z)
+    if z.dtype != np.float32:
+        return x * y + z
+    with np.errstate(all="ignore"):
+        product, addend = x.astype(np.float64) * y, z.astype(np.float64)
+        total = np.asarray(product + addend)
+        part = total - product
+        error = (product - (total - part)) + (addend - part)
+        bits = total.view(np.int64)
+        odd = ((bits + ((error.view(np.int64) ^ bits) < 0) * np.int64(-1)) | 1).view(np.float64)
+        return np.where((error < 0) | (error > 0), odd, total).astype(np.float32)
+
+
+def _fma_of_one(x: float, y: float, z: float) -> float:
+    """In float64, whose products have no wider type to be exact in."""
+    plain = x * y + z
+    if not math.isfinite(plain):
+        return plain
+    exact = Fraction(x) * Fraction(y) + Fraction(z)
+    return float(exact) if exact else plain
+
+
+def fuses() -> bool:
+    """Whether the interpreter rounds an fma once, so that its bits are those of a GPU."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle, interpreter_builder
+
+    x, y, z = (
+        TensorHandle(torch.tensor([v]).numpy(), tl.float32)
+        for v in (1 + 2.0**-12, 1 + 2.0**-12, -1 - 2.0**-11)
+    )
+    return bool(interpreter_builder.create_fma(x, y, z).data == 2.0**-24)
+
+
+def draw(kind: str, count: int, *key: int) -> torch.Tensor:
+    """`count` numbers of fekernels.triton.random, misaligned, with a guard on either side."""
+    from fekernels.triton import random
+
+    out = torch.full((count + 2,), -7, dtype=torch.int32 if kind == "bits" else torch.float32)
+    getattr(random, f"philox_{kind}")(out[1:-1], *key)
+    assert out[0] == -7 and out[-1] == -7, "written beside the output"
+    aligned = torch.empty_like(out)[:-2]
+    getattr(random, f"philox_{kind}")(aligned, *key)
+    assert torch.equal(aligned, out[1:-1])
+    return aligned
+
+
+def step(
+    op: str, rows: list[cases.Row], options: cases.Options, changes: dict[str, Any], part: bool = True
+) -> list[cases.Row]:
+    """One step of `op` on pointer tables, one a set of dtypes unless not `part`. Returns the rows."""
+    o = options
+    tables: dict[int, list[Row]] = {}
+    for r in rows:
+        row = Row(r.param, r.grad, r.step, r.stream, anchor=r.anchor if o.anchor else None, shard=r.shard)
+        if op == "langevin_adam_":
+            largest = r.max_exp_avg_sq if o.amsgrad else None
+            row = Row(
+                r.param,
+                r.grad,
+                r.step,
+                r.stream,
+                r.exp_avg,
+                r.exp_avg_sq,
+                largest,
+                row.anchor,
+                r.shard,
+                r.noise_unit,
+            )
+        tables.setdefault(row.dtypes() & 0xFFFFFFFF if part else 0, []).append(row)
+    pointers = [PointerTable(part) for part in tables.values()]
+    names = dict(lr=o.lr, lr_tensor=None, temperature=o.temperature, temperature_tensor=None)
+    names |= dict(
+        weight_decay=o.weight_decay, prior_precision=o.prior_precision, maximize=o.maximize, seed=o.seed
+    )
+    names |= dict(stochastic_rounding=o.stochastic_rounding)
+    names |= {
+        n: None if getattr(o, n) is None else torch.tensor(getattr(o, n)) for n in ("grad_scale", "found_inf")
+    }
+    if op == "sgld_":
+        sgld.OPERATION.step_tables(pointers, sgld.SgldSettings(**{**names, **changes}), "triton")
+    else:
+        more = ("beta1", "beta2", "eps", "noise", "amsgrad", "decoupled_weight_decay", "bias_correction")
+        names |= {name: getattr(o, name) for name in more}
+        langevin_adam.OPERATION.step_tables(
+            pointers, langevin_adam.LangevinAdamSettings(**{**names, **changes}), "triton"
+        )
+    assert not any(int(table.scratch) for table in pointers), "the count of finished programs was not reset"
+    return rows
