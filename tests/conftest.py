@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -96,14 +97,32 @@ def cuda_free_energy(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="session")
-def interpreted() -> Iterator[Callable[..., list[Tensor]]]:
-    """`free_energy` of the Triton kernels in their interpreter."""
+def cuda_steps(tmp_path_factory: pytest.TempPathFactory) -> cuda_on_cpu.Kernels:
+    """The CUDA sources of noise and of the optimizers compiled for the CPU."""
+    cxx = cuda_on_cpu.compiler()
+    if cxx is None:
+        pytest.skip("no C++ compiler")
+    return cuda_on_cpu.Kernels(cuda_on_cpu.compile_kernels(cxx, tmp_path_factory.mktemp("cuda_steps")))
+
+
+@pytest.fixture(scope="session")
+def interpret() -> Iterator[Callable[..., Any]]:
+    """interpret(name, *arguments) calls a function of tests.support.triton.worker where Triton's kernels run interpreted.
+
+    One process for all tests: it takes seconds to import torch and triton once more.
+    """
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     from tests.support.triton.worker import interpreter
 
     with interpreter() as run:
-        yield lambda *arguments: run("free_energy", [arguments])[0]
+        yield run
+
+
+@pytest.fixture(scope="session")
+def interpreted(interpret: Callable[..., Any]) -> Callable[..., list[Tensor]]:
+    """`free_energy` of the Triton kernels in their interpreter."""
+    return lambda *arguments: interpret("free_energy", [arguments])[0]
 
 
 @pytest.fixture(params=["reference", *(f"cpp-{isa}" for isa in ISAS), "cuda_on_cpu", "triton"])

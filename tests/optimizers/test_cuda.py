@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fekernels._catalogue.optimizers import NOISES
 from fekernels._runtime.pointer_table import PointerTable
-from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu import FLAGS, INVALID_VALUE, SUCCESS, Kernels
 from tests.support.cuda_on_cpu.rows import (
     BF16,
@@ -32,11 +31,8 @@ SEED = -0x123456789ABCDEF
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    cxx = cuda_on_cpu.compiler()
-    if cxx is None:
-        pytest.skip("no C++ compiler")
-    return Kernels(cuda_on_cpu.compile_kernels(cxx, tmp_path_factory.mktemp("cuda_on_cpu")))
+def kernels(cuda_steps: Kernels) -> Kernels:
+    return cuda_steps
 
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])

@@ -31,15 +31,13 @@ from tests.support.tensors import DTYPES, UNIT, bits_equal, lay_out
 pytest.importorskip("triton", reason="triton is not installed")
 
 from tests.support.triton import machine_code as triton_aot  # noqa: E402
-from tests.support.triton.worker import interpreter  # noqa: E402
 
 CAPABILITIES = (80, 90, 100)
 
 
 @pytest.fixture(scope="module")
-def run():
-    with interpreter() as call:
-        yield call
+def run(interpret):
+    return interpret
 
 
 @pytest.fixture(scope="module")
