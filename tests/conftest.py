@@ -107,7 +107,7 @@ def cuda_steps(tmp_path_factory: pytest.TempPathFactory) -> cuda_on_cpu.Kernels:
 
 @pytest.fixture(scope="session")
 def interpret() -> Iterator[Callable[..., Any]]:
-    """interpret(name, *arguments) calls a function of tests.support.triton.worker where Triton's kernels run interpreted.
+    """interpret(name, *arguments) calls a function of tests.support.triton.worker, where Triton interprets its kernels.
 
     One process for all tests: it takes seconds to import torch and triton once more.
     """
