@@ -1,9 +1,10 @@
 """Few rows instead of a full product: every pair of values of two factors meets in one of them."""
 
-import heapq
-from collections import namedtuple
+from __future__ import annotations
+
+from collections import Counter, namedtuple
 from collections.abc import Callable, Sequence
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any
 
 
@@ -14,7 +15,8 @@ def pairwise(
 
     A mistake that takes two options to show is found as by the full product, in about as many rows as the two longest
     factors have pairs. One that takes three is not: rows that broke once are named in `kept`, whole, and come first.
-    Greedy, by the most pairs not yet met, the first of equals: the same arguments always give the same rows.
+    Greedy, and no full product is made: a pair that is missing begins a row, and each further factor takes the value
+    that adds most pairs to it. The same arguments always give the same rows.
 
     Args:
         kept: rows that must be there, values in the order of `factors`.
@@ -27,27 +29,36 @@ def pairwise(
     """
     row_type = namedtuple("row_type", list(factors))  # type: ignore[misc]
     values = [list(each) for each in factors.values()]
+    longest_first = sorted(range(len(values)), key=lambda k: -len(values[k]))
+    cells = [[(k, v) for v in range(len(each))] for k, each in enumerate(values)]
+    pairs = [(a, b) for left, right in combinations(cells, 2) for a in left for b in right]
+    missing, partners = set(pairs), Counter(cell for pair in pairs for cell in pair)
+    rows = []
 
-    def decoded(row: tuple[int, ...]) -> Any:
-        return row_type(*(each[i] for each, i in zip(values, row, strict=True)))
+    def decoded(row: dict[int, int]) -> Any:
+        return row_type(*(each[row[k]] for k, each in enumerate(values)))
 
-    candidates = [tuple(each.index(value) for each, value in zip(values, row, strict=True)) for row in kept]
-    candidates += [
-        row
-        for row in product(*(range(len(each)) for each in values))
-        if allowed is None or allowed(**decoded(row)._asdict())
-    ]
-    pairs = [set(combinations(enumerate(row), 2)) for row in candidates]
-    chosen = list(range(len(kept)))
-    missing = set().union(*pairs).difference(*(pairs[i] for i in chosen))
-    # What a row would add only shrinks, so a stale count is an upper bound and few are counted again.
-    heap = [(-len(pairs[i]), i) for i in range(len(kept), len(candidates))]
-    while missing:
-        bound, i = heapq.heappop(heap)
-        gain = len(pairs[i] & missing)
-        if gain == -bound:
-            chosen.append(i)
-            missing -= pairs[i]
-        else:
-            heapq.heappush(heap, (-gain, i))
-    return [decoded(candidates[i]) for i in chosen]
+    def completed(row: dict[int, int]) -> dict[int, int] | None:
+        """`row` with values for the factors that it lacks, the best ones that are allowed."""
+        k = next((k for k in longest_first if k not in row), None)
+        if k is None:
+            return row if allowed is None or allowed(**decoded(row)._asdict()) else None
+
+        def worth(cell: tuple[int, int]) -> tuple[int, int]:
+            return sum((min(cell, x), max(cell, x)) in missing for x in row.items()), partners[cell]
+
+        choices = sorted(cells[k], key=worth, reverse=True)
+        return next((full for k, v in choices if (full := completed({**row, k: v})) is not None), None)
+
+    def take(row: dict[int, int]) -> None:
+        for pair in missing.intersection(combinations(sorted(row.items()), 2)):
+            missing.remove(pair)
+            partners.subtract(pair)
+        rows.append(decoded(row))
+
+    for row in kept:
+        take({k: each.index(value) for k, (each, value) in enumerate(zip(values, row, strict=True))})
+    for pair in pairs:
+        if pair in missing and (full := completed(dict(pair))) is not None:
+            take(full)
+    return rows
