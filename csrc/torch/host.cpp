@@ -3,19 +3,63 @@
 // step, because a table holds addresses, and anybody may give a parameter other data, gradients or states.
 //
 // The only file against PyTorch's own C++ headers, whose classes change from release to release: it is compiled for one
-// PyTorch and one Python, and without it the Python check serves.
-#include <pybind11/pybind11.h>
+// PyTorch and one Python, and without it the Python check serves. Of headers it has the few that it reads: pybind11 and
+// python_variable.h, which has all of ATen and autograd, were a fifth of what the first use compiles.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 
 #include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
 #include <vector>
 
+#include <ATen/core/TensorBase.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/TensorImpl.h>
-#include <torch/csrc/autograd/python_variable.h>
-
-namespace py = pybind11;
 
 namespace {
+
+// Where in a tensor's object its TensorImpl is, in bytes: what python_variable.h would say. Found by `_cdata`, which is its
+// address, and held against that of every tensor that a GroupCheck is made of.
+Py_ssize_t impl_offset = 0;
+
+// Raised already in Python.
+struct PythonError {};
+
+uintptr_t cdata_of(PyObject* tensor) {
+  PyObject* attribute = PyObject_GetAttrString(tensor, "_cdata");
+  if (!attribute) throw PythonError();
+  const auto address = reinterpret_cast<uintptr_t>(PyLong_AsVoidPtr(attribute));
+  Py_DECREF(attribute);
+  if (PyErr_Occurred()) throw PythonError();
+  return address;
+}
+
+uintptr_t word_at(PyObject* object, Py_ssize_t offset) {
+  uintptr_t word;
+  std::memcpy(&word, reinterpret_cast<const char*>(object) + offset, sizeof word);
+  return word;
+}
+
+const c10::TensorImpl& tensor_of(PyObject* object) {
+  return *reinterpret_cast<const c10::TensorImpl*>(word_at(object, impl_offset));
+}
+
+// The same of an object that may be none, or laid out otherwise.
+const c10::TensorImpl& checked_tensor(PyObject* object) {
+  const uintptr_t address = cdata_of(object);
+  if (!impl_offset) {
+    const Py_ssize_t size = Py_TYPE(object)->tp_basicsize, word = sizeof(uintptr_t);
+    for (Py_ssize_t at = sizeof(PyObject); at + word <= size && !impl_offset; at += word)
+      if (word_at(object, at) == address) impl_offset = at;
+  }
+  if (!impl_offset || word_at(object, impl_offset) != address) {
+    PyErr_SetString(PyExc_TypeError, "GroupCheck: tensors must be laid out as in the PyTorch it was compiled for");
+    throw PythonError();
+  }
+  return tensor_of(object);
+}
 
 // All that a kernel takes for granted of a tensor. The dispatch keys say that its memory is plain: device, layout,
 // subclasses with a dispatch of their own, lazy negation and conjugation, transforms are keys. Autograd's are not looked
@@ -44,41 +88,54 @@ struct Facts {
   bool hold_of(const c10::TensorImpl& tensor) const { return tensor.data() == address && laid_out(tensor); }
 };
 
-const c10::TensorImpl& tensor_of(PyObject* object) { return *THPVariable_Unpack(object).unsafeGetTensorImpl(); }
+// A list that is kept alive.
+class List {
+ public:
+  explicit List(PyObject* list) : list_(Py_NewRef(list)) {}
+  ~List() { Py_DECREF(list_); }
+  List(const List&) = delete;
+  List& operator=(const List&) = delete;
+
+  size_t size() const { return static_cast<size_t>(PyList_GET_SIZE(list_)); }
+  PyObject* operator[](size_t i) const { return PyList_GET_ITEM(list_, static_cast<Py_ssize_t>(i)); }
+
+ private:
+  PyObject* list_;
+};
 
 class GroupCheck {
  public:
   // params: the group's; live: those with a gradient, whose rows are params_of_rows and grads; states: their states,
   // with all values in order, of which tensors are those with memory of their own.
-  GroupCheck(py::list params, py::list live, py::list grads, py::list states, py::list values, py::list tensors)
+  GroupCheck(PyObject* params, PyObject* live, PyObject* grads, PyObject* states, PyObject* values, PyObject* tensors)
       : params_(params), states_(states), values_(values), tensors_(tensors) {
+    const List with_gradient(live), gradients(grads);
     size_t next = 0;
-    for (const py::handle param : params) {
-      const bool has = next < live.size() && py::object(live[next]).ptr() == param.ptr();
+    for (size_t i = 0; i < params_.size(); ++i) {
+      const bool has = next < with_gradient.size() && next < gradients.size() && with_gradient[next] == params_[i];
       missing_.push_back(!has);
       if (!has) continue;
-      rows_.push_back(Facts::of(tensor_of(param.ptr())));
-      gradients_.push_back(Facts::of(tensor_of(py::object(grads[next]).ptr())));
+      rows_.push_back(Facts::of(checked_tensor(params_[i])));
+      gradients_.push_back(Facts::of(checked_tensor(gradients[next])));
       ++next;
     }
-    if (next != live.size()) throw py::value_error("GroupCheck: live must be some of params, in their order");
-    for (const py::handle tensor : tensors) state_facts_.push_back(Facts::of(tensor_of(tensor.ptr())));
+    if (next != with_gradient.size()) {
+      PyErr_SetString(PyExc_ValueError, "GroupCheck: live must be some of params, in their order");
+      throw PythonError();
+    }
+    for (size_t i = 0; i < tensors_.size(); ++i) state_facts_.push_back(Facts::of(checked_tensor(tensors_[i])));
     addresses_.resize(rows_.size());
   }
 
-  bool holds(const py::list& params) {
+  bool holds(PyObject* params) {
     try {
-      return same_params(params) && same_states() && point(params);
+      return same_params(params) && same_states() && point();
     } catch (const std::exception&) {  // of tensors without sizes, strides or memory
       return false;
     }
   }
 
-  py::list addresses() const {
-    py::list result(addresses_.size());
-    for (size_t i = 0; i < addresses_.size(); ++i) result[i] = py::int_(addresses_[i]);
-    return result;
-  }
+  const std::vector<uintptr_t>& addresses() const { return addresses_; }
 
   // Into one column of a table of 64-bit words.
   void write(uintptr_t column, size_t pitch) const {
@@ -87,36 +144,37 @@ class GroupCheck {
   }
 
  private:
-  bool same_params(const py::list& params) const {
+  bool same_params(PyObject* params) const {
     const size_t count = missing_.size();
-    if (params.size() != count || params_.size() != count) return false;
+    if (static_cast<size_t>(PyList_GET_SIZE(params)) != count || params_.size() != count) return false;
     for (size_t i = 0; i < count; ++i) {
-      if (PyList_GET_ITEM(params.ptr(), i) != PyList_GET_ITEM(params_.ptr(), i)) return false;
+      if (PyList_GET_ITEM(params, static_cast<Py_ssize_t>(i)) != params_[i]) return false;
     }
     return true;
   }
 
   bool same_states() const {
     size_t at = 0;
-    for (const py::handle state : states_) {
-      if (!PyDict_Check(state.ptr())) return false;
+    for (size_t i = 0; i < states_.size(); ++i) {
+      if (!PyDict_Check(states_[i])) return false;
       PyObject *key, *value;
-      for (Py_ssize_t position = 0; PyDict_Next(state.ptr(), &position, &key, &value); ++at) {
-        if (at >= values_.size() || PyList_GET_ITEM(values_.ptr(), at) != value) return false;
+      for (Py_ssize_t position = 0; PyDict_Next(states_[i], &position, &key, &value); ++at) {
+        if (at >= values_.size() || values_[at] != value) return false;
       }
     }
     if (at != values_.size()) return false;
     for (size_t i = 0; i < state_facts_.size(); ++i) {
-      if (!state_facts_[i].hold_of(tensor_of(PyList_GET_ITEM(tensors_.ptr(), i)))) return false;
+      if (!state_facts_[i].hold_of(tensor_of(tensors_[i]))) return false;
     }
     return true;
   }
 
-  bool point(const py::list& params) {
+  bool point() {
     size_t row = 0;
     for (size_t i = 0; i < missing_.size(); ++i) {
-      const c10::TensorImpl& param = tensor_of(PyList_GET_ITEM(params.ptr(), i));
-      const at::TensorBase& gradient = param.grad();
+      const c10::TensorImpl& param = tensor_of(params_[i]);
+      // An at::Tensor, of which the headers above have no more than its only base.
+      const auto& gradient = reinterpret_cast<const at::TensorBase&>(param.grad());
       if (gradient.defined() == missing_[i]) return false;
       if (missing_[i]) continue;
       const c10::TensorImpl& grad = *gradient.unsafeGetTensorImpl();
@@ -128,18 +186,95 @@ class GroupCheck {
     return true;
   }
 
-  py::list params_, states_, values_, tensors_;
+  const List params_, states_, values_, tensors_;
   std::vector<bool> missing_;
   std::vector<Facts> rows_, gradients_, state_facts_;
   std::vector<uintptr_t> addresses_;
 };
 
+// The class in Python.
+
+struct Object {
+  PyObject_HEAD
+  GroupCheck* check;
+};
+
+GroupCheck& check_of(PyObject* self) { return *reinterpret_cast<Object*>(self)->check; }
+
+PyObject* create(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
+  PyObject* lists[6];
+  static const char* names[] = {"params", "live", "grads", "states", "values", "tensors", nullptr};
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!O!O!O!O!", const_cast<char**>(names), &PyList_Type, &lists[0],
+                                   &PyList_Type, &lists[1], &PyList_Type, &lists[2], &PyList_Type, &lists[3], &PyList_Type,
+                                   &lists[4], &PyList_Type, &lists[5]))
+    return nullptr;
+  std::unique_ptr<GroupCheck> check;
+  try {
+    check = std::make_unique<GroupCheck>(lists[0], lists[1], lists[2], lists[3], lists[4], lists[5]);
+  } catch (const PythonError&) {
+    return nullptr;
+  } catch (const std::exception& error) {  // of tensors without sizes, strides or memory
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self) reinterpret_cast<Object*>(self)->check = check.release();
+  return self;
+}
+
+void destroy(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  delete reinterpret_cast<Object*>(self)->check;
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* holds(PyObject* self, PyObject* params) {
+  if (!PyList_Check(params)) return PyErr_Format(PyExc_TypeError, "GroupCheck: params must be a list; got %R", params);
+  return PyBool_FromLong(check_of(self).holds(params));
+}
+
+PyObject* addresses(PyObject* self, PyObject*) {
+  const std::vector<uintptr_t>& found = check_of(self).addresses();
+  PyObject* result = PyList_New(static_cast<Py_ssize_t>(found.size()));
+  for (size_t i = 0; result && i < found.size(); ++i) {
+    PyObject* address = PyLong_FromSize_t(found[i]);
+    if (!address) Py_CLEAR(result);
+    else PyList_SET_ITEM(result, static_cast<Py_ssize_t>(i), address);
+  }
+  return result;
+}
+
+PyObject* write(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "GroupCheck: write takes column and pitch; got %zd", count);
+  const size_t column = PyLong_AsSize_t(arguments[0]), pitch = PyLong_AsSize_t(arguments[1]);
+  if (PyErr_Occurred()) return nullptr;
+  check_of(self).write(column, pitch);
+  Py_RETURN_NONE;
+}
+
+PyMethodDef methods[] = {
+    {"holds", holds, METH_O, nullptr},
+    {"addresses", addresses, METH_NOARGS, nullptr},
+    {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(write)), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyType_Slot slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(create)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
+    {Py_tp_methods, methods},
+    {0, nullptr},
+};
+PyType_Spec group_check = {"host.GroupCheck", sizeof(Object), 0, Py_TPFLAGS_DEFAULT, slots};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "host", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+
 }  // namespace
 
-PYBIND11_MODULE(host, module) {
-  py::class_<GroupCheck>(module, "GroupCheck")
-      .def(py::init<py::list, py::list, py::list, py::list, py::list, py::list>())
-      .def("holds", &GroupCheck::holds)
-      .def("addresses", &GroupCheck::addresses)
-      .def("write", &GroupCheck::write);
+PyMODINIT_FUNC PyInit_host() {
+  PyObject* module = PyModule_Create(&definition);
+  PyObject* type = module ? PyType_FromSpec(&group_check) : nullptr;
+  if (type && PyModule_AddObjectRef(module, "GroupCheck", type) < 0) Py_CLEAR(type);
+  if (!type) Py_CLEAR(module);
+  Py_XDECREF(type);
+  return module;
 }

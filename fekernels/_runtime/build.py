@@ -344,10 +344,9 @@ def host_file(torch_version: str) -> str:
 def host_steps(tools: Toolchain, root: Path, torch_root: Path, python: Path) -> list[tuple[str, list[str]]]:
     """As :func:`build_steps`, of the host module; ``python`` has Python's headers."""
     extra = extra_flags()
-    headers = [torch_root / "include", torch_root / "include/torch/csrc/api/include", python]
-    includes = [word for path in headers for word in ("-isystem", str(path))]
+    includes = ["-isystem", str(torch_root / "include"), "-isystem", str(python)]
     flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"]
-    libraries = ["-L", str(torch_root / "lib"), "-ltorch_python", "-ltorch_cpu", "-lc10"]
+    libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu", "-lc10"]
     source = str(root / HOST_SOURCE)
     return [
         ("host.o", [*tools.cxx, *flags, *includes, *extra, "-c", source, "-o", "host.o"]),
@@ -396,7 +395,7 @@ def compile_library(
         BuildFailed: with the compiler's output.
     """
     jobs = _jobs(len(steps) - 1)
-    work = sum(8 if ".cu." in name else 16 if name == "host.o" else 1.5 for name, _ in steps)
+    work = sum(8 if ".cu." in name else 4 if name == "host.o" else 1.5 for name, _ in steps)
     files = "a file" if len(steps) == 2 else f"{len(steps) - 1} files"
     announce(f"compiling {files} with {tools.name} (once, about {work / jobs:.0f} s)")
     with tempfile.TemporaryDirectory(prefix=f"{output.name}.build-", dir=output.parent) as scratch:
