@@ -1,7 +1,7 @@
 """Finding, building and loading the compiled kernels, and everything that can go wrong with it.
 
-Each case is a process of its own with a real compiler, on a source tree with the real file names and next to
-nothing in the files. Only that tree and the place of the prebuilt library are put in by the test.
+Each case is a process of its own with a real compiler, on a source tree of a few files with next to nothing in
+them. Only that tree and the place of the prebuilt library are put in by the test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from fekernels._runtime import extension
 from tests.support import ROOT
-from tests.support.stub_build import LOAD, REASON, WARNING, compiler_script, run, start
+from tests.support.stub_build import LOAD, REASON, WARNING, Child, compiler_script, run, start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux only")
 
@@ -84,7 +84,7 @@ def test_a_compiler_error_is_in_the_reason(
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(sources, broken)
-    (broken / "cpu" / "sgld.cpp").write_text("#error this file is broken\n")
+    (broken / "cpu/optimizers/sgld.cpp").write_text("#error this file is broken\n")
     done = run(REASON, environment | {"STUB_SOURCES": str(broken)})
     assert "this file is broken" in done.stdout
     assert done.stderr.count(WARNING) == 1
@@ -111,7 +111,7 @@ def test_a_corrupt_cached_library_is_compiled_again_once(
 
 
 @pytest.fixture
-def stalled_builder(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def stalled_builder(environment: dict[str, str], tmp_path: Path) -> Iterator[Child]:
     """A process that is compiling, and holds the lock, until the test ends."""
     compiling, hold = tmp_path / "compiling", tmp_path / "hold"
     hold.touch()
@@ -128,13 +128,11 @@ def stalled_builder(environment: dict[str, str], tmp_path: Path) -> Iterator[sub
     builder.communicate()
 
 
-def test_a_killed_builder_blocks_nobody(
-    stalled_builder: subprocess.Popen[str], environment: dict[str, str]
-) -> None:
+def test_a_killed_builder_blocks_nobody(stalled_builder: Child, environment: dict[str, str]) -> None:
     cache = Path(environment["FEKERNELS_CACHE_DIR"])
     assert stalled_builder.poll() is None and list(cache.rglob("*.lock")) and list(cache.rglob("*.build-*"))
     stalled_builder.kill()
-    stalled_builder.wait()
+    stalled_builder.communicate()
     done = run(LOAD, environment)
     assert done.returncode == 0 and "waiting" not in done.stderr, done.stderr
     assert not list(cache.rglob("*.build-*"))
