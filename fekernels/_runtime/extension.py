@@ -106,7 +106,7 @@ def _prebuilt_serves(device: str) -> bool:
 def _open(library: Path) -> Path:
     import torch
 
-    if any(name.startswith("fekernels_native::") for name in torch._C._dispatch_get_all_op_names()):
+    if hasattr(torch.ops.fekernels_native, "build_info"):
         # A namespace that is defined twice ends the process.
         raise OSError(f"{library}: this process has loaded another library of fekernels already")
     try:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fekernels._catalogue.free_energy import NAMES, Parameter, Target, longest
 from fekernels._runtime.backends import use_backend
+from fekernels._runtime.torch_internals import view_as_result
 from fekernels.bench.case import Case, Cost, Group, Row, Shape, product
 from fekernels.bench.floors import COPY
 from fekernels.bench.peers import ENERGIES, Loss
@@ -110,7 +111,7 @@ def step(given: Problem, loss: Loss | None = None, inplace: bool = False) -> Cal
             first, *others = given.params
             # As from a layer, whose matrix product ends so. Neither a leaf that wants a gradient nor its views may be
             # overwritten.
-            prediction = torch.ops.aten._unsafe_view(first, first.shape) if inplace else first
+            prediction = view_as_result(first) if inplace else first
             terms = free_energy(
                 (prediction, *others),
                 given.target,

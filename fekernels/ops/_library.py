@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels._runtime.torch_internals import argument_names
+
 LIBRARY = torch.library.Library("fekernels", "DEF")
 
 
@@ -21,7 +23,7 @@ def _register_fake(name: str, fake: Callable[..., Any]) -> None:
     def checked(*args: Any, **kwargs: Any) -> Any:
         made = fake(*args, **kwargs)  # first: what it checks itself it knows better names for
         # Looked up here, since the import of the package would pay for it.
-        names = [argument.name for argument in getattr(torch.ops.fekernels, name).default._schema.arguments]
+        names = argument_names(getattr(torch.ops.fekernels, name).default)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         device = None
         for argument, value in given.items():

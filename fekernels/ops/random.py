@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime import backends
+from fekernels._runtime.torch_internals import CHUNKED_VMAP, transforms_active
 from fekernels.ops._library import LIBRARY, define_functional, define_in_place
 from fekernels.ops._noise_key import LAST_INDEX, check_key
 
@@ -59,7 +60,7 @@ def refuse_chunks() -> None:
     """
     frame = None if torch.compiler.is_compiling() else sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "_chunked_vmap":
+        if frame.f_code.co_name == CHUNKED_VMAP:
             raise RuntimeError(
                 "vmap: counter-based noise with randomness='different' cannot be made in chunks, of which each would"
                 " repeat the noise of the first; leave chunk_size out, or map over chunks with an offset for each"
@@ -91,7 +92,7 @@ def draw(
     Under ``torch.vmap`` with randomness="different" the instances continue each other: instance i begins at
     ``offset + i * numel``, and an outer level's instances hold an inner's.
     """
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         return torch.ops.fekernels.draw(instances(device), kind, shape, seed, stream, step, offset, purpose)
     out = torch.empty(shape, dtype=DTYPES[kind], device=device)
     return fill(kind, out, seed, stream, step, offset, purpose)

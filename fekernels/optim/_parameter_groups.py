@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo  # torch.compiler.disable imports all of torch._dynamo: a second
 from torch.optim import Optimizer
 
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import check_dtype
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
+from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops._noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_step
@@ -172,7 +172,7 @@ class ParameterGroups(Optimizer):
 
     # Groups.
 
-    @_disable_dynamo
+    @never_traced
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as ``torch.optim.Optimizer.add_param_group``; its parameters take the next streams.
 

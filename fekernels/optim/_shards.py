@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
+
+from fekernels._runtime.torch_internals import local_shape_and_offset
 
 __all__ = ["is_sharded", "local_tensor", "shard_geometry"]
 
@@ -32,7 +33,6 @@ def shard_geometry(function: str, param: Tensor) -> tuple[int, int, int] | None:
     if not is_sharded(param):
         return None
     from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     for placement in param.placements:  # type: ignore[attr-defined]
         if type(placement) not in (Shard, Replicate):
@@ -40,11 +40,7 @@ def shard_geometry(function: str, param: Tensor) -> tuple[int, int, int] | None:
                 f"{function}: a DTensor parameter must be placed by Shard or Replicate; got {placement}"
             )
     shape = tuple(param.shape)
-    local, start = compute_local_shape_and_global_offset(
-        torch.Size(shape),
-        param.device_mesh,  # type: ignore[attr-defined]
-        param.placements,  # type: ignore[attr-defined]
-    )
+    local, start = local_shape_and_offset(param)
     numel = math.prod(local)
     split = [d for d in range(len(shape)) if local[d] != shape[d]]
     if not split or numel == 0:

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from fekernels._runtime.torch_internals import AnyBatchNorm, AnyNorm
 from fekernels.posterior.model_calls import as_inputs, modes_restored
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def tracking_norms(model: nn.Module) -> dict[str, _NormBase]:
+def tracking_norms(model: nn.Module) -> dict[str, AnyNorm]:
     """Every norm that predicts with statistics of its past batches, by its name."""
-    found = ((name, module) for name, module in model.named_modules() if isinstance(module, _NormBase))
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, AnyNorm))
     return {name: norm for name, norm in found if norm.running_mean is not None}
 
 
@@ -50,7 +50,7 @@ def measure(
                 for norm in norms.values():
                     # A plain average of all batches instead of a decaying one. A batch norm counts its calls for
                     # that; an instance norm takes None for 0.
-                    norm.momentum = None if isinstance(norm, _BatchNorm) else 1 / (batches + 1)
+                    norm.momentum = None if isinstance(norm, AnyBatchNorm) else 1 / (batches + 1)
                 args, kwargs = _inputs_of(batch, device)
                 torch.func.functional_call(model, weights, args, kwargs)
                 batches += 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
+from fekernels._runtime.torch_internals import uncompiled
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick, split
 from fekernels.posterior.prediction import Activation, Average, Prediction
 from fekernels.posterior.running_statistics import check_loader, measure, tracking_norms
@@ -103,7 +104,7 @@ class PosteriorSamples:
                 f"PosteriorSamples: directory must be a path or None; got {type(directory).__name__}"
             )
         place = None if device is None else as_device("PosteriorSamples", "device", device)
-        self._model = getattr(model, "_orig_mod", model)
+        self._model = uncompiled(model)
         self._aliases = _tied_names(self._model)
         self._store: MemoryStore | DiskStore
         self._store = MemoryStore(place) if directory is None else DiskStore(Path(directory))

@@ -12,11 +12,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 import fekernels.ops.free_energy.operators  # noqa: F401 (defines the operators)
 from fekernels._catalogue.free_energy import LIKELIHOODS, MEAN, NONE, REDUCTIONS
 from fekernels._runtime import backends
+from fekernels._runtime.torch_internals import (
+    apply_directly,
+    differentiates_forward,
+    dispatch_modes,
+    is_of_transform,
+    transforms_active,
+    viewed_tensor,
+)
 from fekernels.ops._memory import has_plain_memory
 from fekernels.ops.free_energy.broadcasting import Operands, whole
 from fekernels.ops.free_energy.memory_order import arranged, memory_order, restored
@@ -204,8 +211,7 @@ class _Terms(torch.autograd.Function):
         return None, None, None, *params, *latent
 
 
-# Function.apply does no more than this but for tensors of functorch's transforms.
-_apply = super(torch.autograd.Function, _Terms).apply
+_apply = apply_directly(_Terms)
 
 
 def _differentiable(
@@ -235,7 +241,7 @@ def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, ne
 
 def is_dispatched(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a mode is to see operators, or one of the tensors has no plain memory for a kernel to read."""
-    if torch._C._len_torch_dispatch_stack():
+    if dispatch_modes():
         return True
     return not all(tensor is None or has_plain_memory(tensor) for tensor in tensors)
 
@@ -247,7 +253,8 @@ def _share_memory(tensor: Tensor, others: Sequence[Tensor | None]) -> bool:
 
 def belongs_to_leaf(prediction: Tensor) -> bool:
     """Whether it is, or is a view of, a tensor whose values an optimizer would step from."""
-    base = prediction if prediction._base is None else prediction._base
+    base = viewed_tensor(prediction)
+    base = prediction if base is None else base
     return base.is_leaf and base.requires_grad
 
 
@@ -268,7 +275,7 @@ def compute(
     if weight is not None:
         weight = weight.double() if wide else weight.float()
     known = operands.target, operands.mask, weight, operands.latent_mask
-    if wide or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if wide or transforms_active() or differentiates_forward():
         from fekernels.reference.free_energy.free_energy import values
 
         target, mask, *_ = known
@@ -316,11 +323,7 @@ def compute_plain(
 
     None where anything is not as expected, for the long way to take it or to say what is wrong.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-    ):
+    if torch.compiler.is_compiling() or transforms_active() or dispatch_modes():
         return None
     operands = prediction, mean, logvar
     for tensor in (*operands, target):
@@ -331,10 +334,10 @@ def compute_plain(
             or tensor.layout is not torch.strided
             or tensor.is_nested
             or tensor.is_neg()
-            or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
+            or is_of_transform(tensor)  # one that outlived its transform
         ):
             return None
-    if target.requires_grad or forward_ad._current_level >= 0 or backends.choose("cpu") != "cpp":
+    if target.requires_grad or differentiates_forward() or backends.choose("cpu") != "cpp":
         return None
     needs = 0
     if torch.is_grad_enabled():

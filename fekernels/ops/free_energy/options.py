@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fekernels._catalogue.free_energy import CODES, NONE, REDUCTIONS
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, integer, number, one_of
+from fekernels._runtime.torch_internals import transforms_active
 from fekernels.ops.free_energy.autograd import is_dispatched
 
 __all__ = ["Options", "check_batch_dims", "check_options", "check_reduction"]
@@ -96,7 +97,7 @@ def _check_beta(function: str, beta: Tensor) -> Tensor:
     if (
         beta.is_cpu
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not transforms_active()
         and not is_dispatched([beta])
     ):
         number(function, "beta", beta.item())

@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import floating, integer, same_device
 from fekernels._runtime import backends
+from fekernels._runtime.torch_internals import (
+    differentiates_forward,
+    is_legacy_batched,
+    is_of_transform,
+    transforms_active,
+)
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._memory import in_plain_memory
 from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, check_key, signed_seed
@@ -102,8 +107,7 @@ def _differentiable_backward(grad: Tensor, logvar: Tensor, key: Key) -> tuple[Te
 
 
 def _is_batched(tensor: Tensor) -> bool:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return wrapped or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return is_of_transform(tensor) or is_legacy_batched(tensor)
 
 
 class _Reparameterize(torch.autograd.Function):
@@ -177,7 +181,7 @@ def reparameterize(
         integer(function, "offset", offset, 0, last + 1),
     )
     flat_mean, flat_logvar = mean.reshape(rows, latents), logvar.reshape(rows, latents)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active() or differentiates_forward():
         wide = flat_mean if flat_mean.dtype == torch.float64 else flat_mean.float()
         deviation = torch.exp(0.5 * flat_logvar.to(wide.dtype))
         eps = _noise(count, flat_mean, key, again=False)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fekernels._checks import number
 from fekernels._runtime.pointer_table import Row, check_like
+from fekernels._runtime.torch_internals import is_unwritten_zeros
 from fekernels.ops._memory import (
     SharedElements,
     has_plain_memory,
@@ -127,7 +128,7 @@ def _check_values(function: str, name: str, where: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise ValueError(f"{function}: {name} of {where} must hold values; got a tensor on the meta device")
     if not has_plain_memory(tensor):
-        if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and not tensor._is_zerotensor():
+        if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and not is_unwritten_zeros(tensor):
             _check_storage(function, name, where, tensor)
         return
     if name not in ("grad", "anchor") and not tensor.is_contiguous() and overlaps_itself(tensor):

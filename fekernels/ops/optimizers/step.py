@@ -14,6 +14,7 @@ from torch import Tensor
 from fekernels._catalogue.optimizers import FLAGS, NOISES
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import PointerTable, Row, step_numbers
+from fekernels._runtime.torch_internals import dispatch_modes
 from fekernels.ops._library import define_in_place
 from fekernels.ops.optimizers.parameter_rows import (
     check_lists,
@@ -203,4 +204,4 @@ class StepOperation:
 
     def seen(self) -> bool:
         """Whether somebody is to see the operator: torch.compile, or a mode such as FakeTensorMode."""
-        return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        return torch.compiler.is_compiling() or dispatch_modes() > 0

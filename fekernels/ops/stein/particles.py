@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fekernels._catalogue.stein import IMQ, KERNELS, NAMES
 from fekernels._checks import floating, same_device
+from fekernels._runtime.torch_internals import differentiates_forward, transforms_active
 from fekernels.ops._memory import in_plain_memory
 from fekernels.ops.free_energy.autograd import is_dispatched
 
@@ -132,4 +132,4 @@ def wide(*tensors: Tensor) -> torch.dtype:
 
 def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: those take the plain formula."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transforms_active() or differentiates_forward()

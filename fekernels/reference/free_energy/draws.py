@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fekernels._runtime.torch_internals import standard_gamma
+
 __all__ = ["exponential_draw", "gamma_draw", "normal_draw", "poisson_draw", "uniform_draw"]
 
 
@@ -24,7 +26,7 @@ def exponential_draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def gamma_draw(shape: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch._standard_gamma(shape, generator=generator)
+    return standard_gamma(shape, generator=generator)
 
 
 def poisson_draw(rate: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,0 +1,101 @@
+"""What fekernels takes from torch beyond its public API, in this file alone, and what the public one lacks.
+
+Every name was seen in torch 2.10, 2.11, 2.13 and 2.14. Torch's functions are bound here once: a caller pays no more for
+one than for a name of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# torch.compile goes around what this decorates; torch.compiler.disable imports torch._dynamo, a second of import time.
+from torch._compile import _disable_dynamo as never_traced
+from torch.autograd import forward_ad
+
+# The bases of every batch norm, and of every batch or instance norm, users' own included: torch.nn lists only classes.
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+from torch.nn.modules.batchnorm import _NormBase as AnyNorm
+
+__all__ = [
+    "CHUNKED_VMAP",
+    "AnyBatchNorm",
+    "AnyNorm",
+    "apply_directly",
+    "argument_names",
+    "differentiates_forward",
+    "dispatch_modes",
+    "is_legacy_batched",
+    "is_of_transform",
+    "is_unwritten_zeros",
+    "local_shape_and_offset",
+    "never_traced",
+    "standard_gamma",
+    "transforms_active",
+    "uncompiled",
+    "view_as_result",
+    "viewed_tensor",
+]
+
+# The function that loops over the chunks of torch.vmap(chunk_size=...), which tells nobody inside.
+CHUNKED_VMAP = "_chunked_vmap"
+# Whether a transform of torch.func surrounds the call: torch.func tells it to no one.
+transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+# How many modes (FakeTensorMode, make_fx) are to see operators; no public module says so.
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+# Whether a tensor belongs to a transform of torch.func, which may have ended; torch.func has no question of this kind.
+is_of_transform: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+# Whether a gradient is a batch of them, as under torch.autograd.grad(is_grads_batched=True): nothing public says so.
+is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+# Whether autograd left a tensor of zeros without memory; its data_ptr(), 0, says that of freed storage too.
+is_unwritten_zeros: Callable[[Tensor], bool] = Tensor._is_zerotensor
+# Gamma(shape, 1) from a generator, which torch.distributions.Gamma does not take.
+standard_gamma: Callable[..., Tensor] = torch._standard_gamma
+
+
+def differentiates_forward() -> bool:
+    """Whether a level of forward-mode differentiation is open; ``torch.autograd.forward_ad`` shows only a tensor's."""
+    return forward_ad._current_level >= 0
+
+
+def viewed_tensor(tensor: Tensor) -> Tensor | None:
+    """What ``tensor`` is a view of, or None; the public API leads from no view to its base."""
+    return tensor._base
+
+
+def apply_directly(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` for tensors of no transform: the public one asks for transforms on every call, once more."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
+
+
+def view_as_result(tensor: Tensor) -> Tensor:
+    """A view that autograd takes for no view, as it does a linear layer's output; ``Tensor.view`` makes none."""
+    result: Tensor = torch.ops.aten._unsafe_view(tensor, tensor.shape)
+    return result
+
+
+def argument_names(overload: Any) -> list[str]:
+    """Of an operator such as ``torch.ops.fekernels.draw.default``; torch.library shows no schema."""
+    return [argument.name for argument in overload._schema.arguments]
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` made ``model`` from, or ``model``; no public attribute leads back to it."""
+    original: nn.Module = getattr(model, "_orig_mod", model)
+    return original
+
+
+def local_shape_and_offset(param: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a DTensor's local part in the whole; DTensor itself has only the local tensor, without its position."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(
+        torch.Size(param.shape),
+        param.device_mesh,  # type: ignore[attr-defined]
+        param.placements,  # type: ignore[attr-defined]
+    )
+    return tuple(shape), tuple(offset)
