@@ -38,7 +38,7 @@ FLUSH_BYTES = 1 << 30  # more than any cache
 
 @dataclass(frozen=True)
 class DeviceTiming:
-    """Seconds a step, one value a round: of the device, of the host that hands the work over, and of both together."""
+    """Seconds per step, one value per round: of the device, of the host that hands the work over, and of both."""
 
     device: tuple[float, ...]
     host: tuple[float, ...]

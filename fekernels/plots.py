@@ -68,7 +68,7 @@ def training(
     """Loss (smoothed) and learning rate of a sampler over its steps.
 
     Args:
-        loss, lr, sampling: a value a step; where ``sampling`` is true, T > 0, the background says so.
+        loss, lr, sampling: a value per step; where ``sampling`` is true, T > 0, the background says so.
         collected: the steps at which a sample was kept.
     """
     losses = torch.tensor(loss, dtype=torch.float64)
@@ -97,7 +97,7 @@ def trajectory(ax: Axes, weights: Sequence[Tensor], steps: Sequence[int], sampli
     """A run's weights in their two principal directions, coloured by the step where the run samples.
 
     Args:
-        weights: vectors of equal length, one a recorded step.
+        weights: vectors of equal length, one per recorded step.
         steps, sampling: of each vector, when it was recorded and whether T > 0 then.
     """
     stacked = torch.stack(list(weights)).double()

@@ -43,7 +43,7 @@ def measure(
     rounds: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Times:
-    """One dict a contestant, as ``step_times.measure``; ``of_compiled`` is the ratio to torch.compile."""
+    """One dict per contestant, as ``step_times.measure``; ``of_compiled`` is the ratio to torch.compile."""
     rows: Times = []
     elements = shape[0] * shape[1]
     for likelihood in ("mse", "bernoulli"):

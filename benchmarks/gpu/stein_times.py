@@ -38,7 +38,7 @@ def plain(x: Tensor, s: Tensor, h: Tensor) -> Tensor:
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device, rounds: int) -> list[float]:
-    """Of the device, one value a round, after one run that compiles what is compiled at first use."""
+    """Of the device, one value per round, after one run that compiles what is compiled at first use."""
     run()
     times = []
     for _ in range(rounds):
@@ -86,7 +86,7 @@ def measure(
     largest_plain: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Rows:
-    """One dict a contestant of each (n, d): milliseconds, and the part of the arithmetic's floor in them.
+    """One dict per contestant of each (n, d): milliseconds, and the part of the arithmetic's floor in them.
 
     largest_plain: particles up to which there is memory for the peers' matrices.
     """

@@ -57,7 +57,7 @@ def make_params(
 def one_tensor(
     numel: int, backends: Sequence[str], device: torch.device
 ) -> tuple[list[Contestant], dict[str, int]]:
-    """Contestants over one large tensor, and the bytes an element that each cannot avoid to move."""
+    """Contestants over one large tensor, and the bytes per element that each cannot avoid to move."""
     grads = random_values(1, numel, 1, device, torch.float32)
     half_grads = [grad.bfloat16() for grad in grads]
     adam = torch.optim.Adam(make_params(1, numel, device, torch.float32, grads), lr=LR, fused=True)
@@ -129,7 +129,7 @@ def measure(
     free_bytes: int | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Times:
-    """Time the cases; one dict a contestant, in milliseconds, with ratios to Adam and to the copy of its own size."""
+    """Time the cases; one dict per contestant, in milliseconds, with ratios to Adam and to the copy of its own size."""
     rows: Times = []
     for numel in sizes:
         case = f"{short(numel)} in one tensor"

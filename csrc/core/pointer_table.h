@@ -1,4 +1,4 @@
-// The pointer table: one row a parameter, the same sixteen words on a CPU and on a GPU. fekernels/_runtime/pointer_table.py writes it.
+// The pointer table: one row per parameter, the same sixteen words on a CPU and on a GPU. fekernels/_runtime/pointer_table.py writes it.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,7 @@ struct InPairs {
   static FE_HD void arrange(FloatV w0, FloatV w1, FloatV w2, FloatV w3, FloatV out[4]) { in_pairs(w0, w1, w2, w3, out); }
 };
 
-// The words of counters counter .. counter + kVectors * kLanes - 1, in the lanes that Order says, kLanes counters a vector;
+// The words of counters counter .. counter + kVectors * kLanes - 1, in the lanes that Order says, kLanes counters per vector;
 // counter is a multiple of their number.
 template <class Order = InOrder, int kVectors = kGroups>
 FE_HD void words_by_lane(uint64_t counter, const NoiseKey& key, Words<UnsignedV> out[kVectors]) {

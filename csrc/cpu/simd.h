@@ -65,7 +65,7 @@ struct Lane<FloatV> {
     return r;
   }
 #else
-  // No fma instruction, and libm's is a call a lane (30 times slower). The product is exact in double; the sum is made
+  // No fma instruction, and libm's is a call per lane (30 times slower). The product is exact in double; the sum is made
   // round-to-odd from its TwoSum error, after which the rounding to float is the only one that counts. Forty
   // instructions: not inlined, as hundreds of copies would take the compiler longer than all else.
   static __attribute__((noinline)) FloatV fma(FloatV a, FloatV b, FloatV c) {
@@ -104,7 +104,7 @@ struct Word<WideV> {
 };
 
 // kGroups vectors of Philox words: lanes 2i and 2i + 1 of group k in lane i of parts 2k and 2k + 1. A chain of ten rounds
-// is all waiting (8 cycles a round on Zen 4, 3 of them busy). Chains written side by side fill each other's gaps, which
+// is all waiting (8 cycles per round on Zen 4, 3 of them busy). Chains written side by side fill each other's gaps, which
 // out-of-order execution does not do for chains one after the other; four is what 32 registers hold, and two what 16 do.
 #if defined(__AVX512F__)
 inline constexpr int kGroups = 2;
@@ -170,7 +170,7 @@ inline constexpr int kPageBytes = 4096;
 template <class T>
 inline constexpr int kPage = kPageBytes / sizeof(T);  // elements
 
-// Called once a page of a walk through memory. A processor's own prefetching ends at each page, and the first access behind
+// Called once per page of a walk through memory. A processor's own prefetching ends at each page, and the first access behind
 // it waits for the page tables, unless an earlier one has had them looked up: a walk bound by memory is 6 to 17% shorter.
 // Measured 1 to 256 pages ahead: best from 32 to 128 on large data; from 4 on nothing is lost on data that is in a cache.
 template <class T>

@@ -96,7 +96,7 @@ struct ScaledTensor {
   int32_t dtype;
 };
 
-// Up to this many tensors a call; more make it return cudaErrorInvalidValue with nothing launched.
+// Up to this many tensors per call; more make it return cudaErrorInvalidValue with nothing launched.
 inline constexpr int kMaxScaled = 8;
 
 struct ScaleCall {

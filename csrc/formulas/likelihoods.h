@@ -1,4 +1,4 @@
-// The likelihoods: e = -log p(x | p) an element, with its gradients in the parameters p. Formulas in docs/likelihoods.md; s and v
+// The likelihoods: e = -log p(x | p) per element, with its gradients in the parameters p. Formulas in docs/likelihoods.md; s and v
 // are log-variances (Laplace: a log scale). What `Likelihoods` lists has its formula here, in formulas/count_likelihoods.h (where
 // most elements are 0), or, over classes, in a kernel of its own.
 //

@@ -61,7 +61,7 @@ def binarise(grey: Tensor, step: int) -> Tensor:
 
 
 def train(model: VAE, grey: Tensor, settings: Settings, progress: bool = True) -> list[float]:
-    """The free energy of each step's batch, in nats a digit."""
+    """The free energy of each step's batch, in nats per digit."""
     count = len(grey)
     optimizer = fe.LangevinAdam(
         model.parameters(),
@@ -133,7 +133,7 @@ def picture(model: VAE, grey: Tensor, x: Tensor, settings: Settings, losses: lis
     smooth = max(1, len(losses) // 200)
     means = torch.tensor(losses[: len(losses) // smooth * smooth]).view(-1, smooth).mean(1)
     ax.plot(torch.arange(len(means)) * smooth, means, color="#1f5a93", lw=1)
-    ax.set(xlabel="step", ylabel="free energy, nats a digit", ylim=(None, float(means[len(means) // 20])))
+    ax.set(xlabel="step", ylabel="free energy, nats per digit", ylim=(None, float(means[len(means) // 20])))
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     terms, iwae = evaluate(model, x, settings.samples)
     print(f"{len(training)} digits to train, {len(test)} to test, {settings.steps} steps")
     print(
-        f"test free energy {terms.free_energy:.2f} nats a digit = energy {terms.energy:.2f} + KL {terms.kl:.2f}"
+        f"test free energy {terms.free_energy:.2f} nats per digit = energy {terms.energy:.2f} + KL {terms.kl:.2f}"
     )
     print(
         f"(untrained {before:.2f}; -log p(x) by {settings.samples} importance-weighted samples: {iwae:.2f})"

@@ -355,7 +355,7 @@ def host_steps(tools: Toolchain, root: Path, torch_root: Path, python: Path) -> 
 
 
 def _jobs(tasks: int) -> int:
-    """How many compilers run at once: MAX_JOBS, else one a CPU, but no more than GiB of free memory."""
+    """How many compilers run at once: MAX_JOBS, else one per CPU, but no more than GiB of free memory."""
     chosen = os.environ.get("MAX_JOBS", "")
     if chosen.isdigit() and int(chosen) > 0:
         return min(tasks, int(chosen))

@@ -22,7 +22,7 @@ from fekernels._runtime.build_cache import CachedLibrary
 
 __all__ = ["build_beside", "host", "unavailable_reason"]
 
-SLOW = "the optimizers check gradients in Python, 0.2 ms a step of 200 parameters"
+SLOW = "the optimizers check gradients in Python, 0.2 ms per step of 200 parameters"
 
 _log = logging.getLogger("fekernels")
 

@@ -1,4 +1,4 @@
-"""The pointer table: what the compiled kernels know of an optimizer's tensors, one row of int64 words a parameter.
+"""The pointer table: what the compiled kernels know of an optimizer's tensors, one row of int64 words per parameter.
 
 Passing a few hundred tensors through an operator's argument lists costs more than stepping them; a table is built once,
 and between steps only the gradients' pointers are written into it. ``csrc/core/pointer_table.h`` is the other side of

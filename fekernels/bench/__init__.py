@@ -72,7 +72,7 @@ def _stein(size: str, progress: bool) -> dict[str, Any]:
     """Times, and peak memory where no n x n matrix could be kept."""
     rows = measure(FAMILIES["stein"], size, progress)
     print(table(rows))
-    print("\nfloat32, the bandwidth given. Pairs: n^2 a problem, over the time of ours.\n")
+    print("\nfloat32, the bandwidth given. Pairs: n^2 per problem, over the time of ours.\n")
     peaks = memory.measure("stein", size, torch.get_num_threads())
     print(memory.table(peaks))
     return {"svgd": rows, "svgd_memory": peaks}

@@ -22,7 +22,7 @@ from fekernels.bench.timing import Contestant, Timing
 __all__ = ["COPY", "MOVERS", "UNITS", "Floor", "contestants", "moved_bytes", "copy", "floor"]
 
 COPY, SUM = "copy", "sum in place"
-MOVERS = {COPY: 8, SUM: 12}  # bytes an element
+MOVERS = {COPY: 8, SUM: 12}  # bytes per element
 
 LARGEST_COPY = 1 << 28  # bytes; more than any cache, and what is larger takes its time in proportion
 CACHED = 1 << 17  # floats, half a megabyte: in the cache of one core, and enough for every thread

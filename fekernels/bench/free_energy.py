@@ -37,7 +37,7 @@ __all__ = [
 EAGER, COMPILED, REFERENCE = "eager PyTorch", "torch.compile", "reference backend"
 OURS, INPLACE = "free_energy", "free_energy, inplace_backward"
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
-ONE, CHANNELS, GENES = "one value", "one a channel", "one a gene"
+ONE, CHANNELS, GENES = "one value", "one per channel", "one per gene"
 
 CLASSES = 16  # of a categorical element
 
@@ -62,7 +62,7 @@ class Problem:
 
 
 def _full(at: int, given: Parameter) -> bool:
-    """Whether a parameter of a problem has a value an element; else one a column, as dispersions do."""
+    """Whether a parameter of a problem has a value per element; else one per column, as dispersions do."""
     return at == 0 or not given.not_negative
 
 
@@ -293,7 +293,7 @@ def _layout(
 ) -> Case:
     """Our own call in another layout: the ratio is what the layout costs."""
     elements = _data if counts else product
-    # A scale of one value or one a channel is nothing to read.
+    # A scale of one value or one per channel is nothing to read.
     each = Cost(12, OPERATIONS[likelihood])
     return Case(
         f"free_energy/{name}",

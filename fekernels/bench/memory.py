@@ -155,7 +155,7 @@ def peak(run: Run) -> int:
 
 
 def growth(name: str, shape: Shape) -> int:
-    """The peak of a pass. Call it once a process: a second one finds the buffers of the first."""
+    """The peak of a pass. Call it once per process: a second one finds the buffers of the first."""
     measured = PASSES[name]
     measured.make(measured.small(shape))()
     return peak(measured.make(shape))
@@ -174,7 +174,7 @@ def in_process(name: str, shape: Shape, threads: int) -> int:
 
 
 def measure(family: str, size: str, threads: int) -> list[dict[str, Any]]:
-    """A row a pass of the family."""
+    """A row per pass of the family."""
     rows = []
     for measured in PASSES.values():
         if not measured.name.startswith(f"{family}/"):

@@ -77,7 +77,7 @@ def build_seconds() -> float:
 
 
 def measure(size: str) -> list[dict[str, Any]]:
-    """A row a wait; the build is left out but at full size."""
+    """A row per wait; the build is left out but at full size."""
     rows: list[dict[str, Any]] = []
     for case, reach, program in (
         ("cold build, gradient check included", BUILD_SECONDS, build_seconds if size == "full" else None),

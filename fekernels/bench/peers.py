@@ -115,7 +115,7 @@ def gaussian(r: Tensor, s: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> T
 
 
 def negative_binomial(mu: Tensor, theta: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """As scvi-tools computes it: logarithms kept from 0 by 1e-8, three lgamma an element."""
+    """As scvi-tools computes it: logarithms kept from 0 by 1e-8, three lgamma per element."""
     eps = 1e-8
     log_sum = torch.log(theta + mu + eps)
     log_p = (

@@ -1,4 +1,4 @@
-"""Times the cases of the registry: one dict a row, with the peer, the ratio, the aim and the floor of the same run."""
+"""Times the cases of the registry: one dict per row, with peer, ratio, aim and floor of the same run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def measure(cases: Iterable[Case], size: str = "full", progress: bool = False) -
         progress: show a bar.
 
     Returns:
-        A dict a row: see ``result``.
+        A dict per row: see ``result``.
     """
     rows: list[dict[str, Any]] = []
     with warnings.catch_warnings():

@@ -32,7 +32,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a step, one value a round."""
+    """Seconds per step, one value per round."""
 
     rounds: tuple[float, ...]
     steps_per_round: int
@@ -68,7 +68,7 @@ def interleave(
         rounds: the fewest; 15 make a median that one disturbance in seven leaves alone.
         seconds: go on with more rounds until so much time has passed.
         turn_seconds: a turn repeats a short step until it lasts about this long, after one untimed step that brings its
-            data back into the cache from which the others drove it. 0: one step a turn, for data larger than the cache.
+            data back into the cache from which the others drove it. 0: one step per turn, for data larger than that.
 
     Returns:
         The times by name.

@@ -22,7 +22,7 @@ LIKELIHOODS = {"mse": "#1f5a93", "bernoulli": "#b5523b"}  # and their colours
 
 
 def measure(size: str) -> list[dict[str, Any]]:
-    """A row a width and likelihood, all timed in the same rounds."""
+    """A row per width and likelihood, all timed in the same rounds."""
     elements, widths = ELEMENTS[size], WIDTHS[size]
     contestants = [copy(elements * 3 // 2)]
     for likelihood in LIKELIHOODS:

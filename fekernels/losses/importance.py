@@ -1,4 +1,4 @@
-"""Bounds of the evidence from several samples a data point: IWAE, its doubly reparameterised gradient, Renyi's.
+"""Bounds of the evidence from several samples per data point: IWAE, its doubly reparameterised gradient, Renyi's.
 
 Sources: Burda, Grosse & Salakhutdinov 2016 (arXiv:1509.00519); Tucker, Lawson, Gu & Maddison 2019 (arXiv:1810.04152);
 Li & Turner 2016 (arXiv:1602.02311).
@@ -28,7 +28,7 @@ def importance_weighted_bound(
     z: Tensor | None = None,
     alpha: float | None = None,
 ) -> Tensor:
-    """Bound of log p(x) from K importance weights a data point, reduced over ``dim``: a lower one but for alpha < 0.
+    """Bound of log p(x) from K importance weights per data point, reduced over ``dim``: a lower one but for alpha < 0.
 
     ``log_w[k] = log p(x, z_k) - log q(z_k | x)`` for z_k ~ q. Train on the negative mean of the result.
 

@@ -42,7 +42,7 @@ def monte_carlo_kl(
     prior: Prior | None = None,
     sticking_the_landing: bool = False,
 ) -> Tensor:
-    """log q(z) - log p(z) at samples z of q = N(mean, exp(logvar)): unbiased for KL(q || p), one value a sample.
+    """log q(z) - log p(z) at samples z of q = N(mean, exp(logvar)): unbiased for KL(q || p), one value per sample.
 
     With z = mean + exp(logvar/2) eps and the prior N(0, I) it is the sum over latents of (z^2 - logvar - eps^2)/2. Its
     gradient comes through z (draw it with ``fe.reparameterize``) and through log q; ``sticking_the_landing`` leaves the

@@ -41,7 +41,7 @@ def check_anchors(function: str, anchors: list[Tensor], params: list[Tensor]) ->
 
 
 class Anchors:
-    """One anchor a parameter, outside of ``optimizer.state``, which users clear and replace.
+    """One anchor per parameter, outside of ``optimizer.state``, which users clear and replace.
 
     A parameter's state gets its anchor when it is made, and is saved with it. Before the first step there is no state,
     because torch's distributed checkpoints take an optimizer that has any for one that has all of it.

@@ -28,8 +28,8 @@ class CyclicalTemperature(TemperatureScheduler):
     A cycle's noise starts from an optimum, where there is none of the posterior's variance, and a weight takes up
     1 - exp(-2 sum_k lr_k / sigma) of it in the steps k since (sigma: its posterior standard deviation). So the
     first part of the sampling phase is a burn-in: hot, but `.sampling` says not to collect yet. At lr = sigma / 10 and
-    800 steps a cycle the defaults collect all of the variance; proportion_exploration=0.8, lr_min=0 and no burn-in, as
-    in the paper, half of it. The constructor warns below .9.
+    800 steps per cycle the defaults collect all of the variance; proportion_exploration=0.8, lr_min=0 and no burn-in,
+    as in the paper, half of it. The constructor warns below .9.
 
         schedule = CyclicalTemperature(optimizer, cycle_length=1000)
         for x, y in batches:

@@ -30,8 +30,8 @@ def may_make_noise(group: dict[str, Any]) -> bool:
 def warn_of_shared_noise(optimizer: Optimizer, name: str) -> None:
     """Warn where another optimizer makes its noise from the same seed and stream: it is the same numbers.
 
-    That is how one optimizer a parameter ends, each with the same seed. Optimizers of the same shapes are taken for two
-    runs that somebody compares.
+    That is how one optimizer per parameter ends, each with the same seed. Optimizers of the same shapes are taken for
+    two runs that somebody compares.
     """
     used = _streams(optimizer)
     shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]

@@ -1,4 +1,4 @@
-"""The step of LangevinAdam and SGLD: rows of tensors, cached pointer tables, and one kernel call a group."""
+"""The step of LangevinAdam and SGLD: rows of tensors, cached pointer tables, and one kernel call per group."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def traced_number(value: float, device: torch.device | str = "cpu") -> Tensor:
 
 
 class TableOptimizer(ParameterGroups):
-    """An optimizer whose step is one kernel call a parameter group, over a cached table of pointers."""
+    """An optimizer whose step is one kernel call per parameter group, over a cached table of pointers."""
 
     _operation: ClassVar[StepOperation]
     _caches: dict[int, TableCache]

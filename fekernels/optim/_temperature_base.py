@@ -24,7 +24,7 @@ def copied(value: Value) -> Value:
 
 
 def _values(function: str, name: str, given: Any) -> list[Value]:
-    """Numbers or tensors of one element, one a group."""
+    """Numbers or tensors of one element, one per group."""
     if not isinstance(given, (list, tuple)):
         raise TypeError(f"{function}: {name} must be a list; got {type(given).__name__}")
     for value in given:
@@ -135,7 +135,7 @@ class TemperatureScheduler(LRScheduler):
         return [self.temperature_at(at - self.burn_in, base, index) for index, base in enumerate(bases)]
 
     def get_last_temperature(self) -> list[Value]:
-        """The temperatures last applied, one a group; tensors come as copies."""
+        """The temperatures last applied, one per group; tensors come as copies."""
         return [copied(value) for value in self._last_temperature]
 
     def get_lr(self) -> list[Value]:

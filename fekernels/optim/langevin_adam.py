@@ -36,7 +36,7 @@ class LangevinAdam(TableOptimizer):
 
     Args:
         params: parameters, dicts of parameter groups, or (name, parameter) pairs, as for every torch
-            optimizer. float32, float64, bfloat16 or float16; one device a group. Named parameters get their
+            optimizer. float32, float64, bfloat16 or float16; one device per group. Named parameters get their
             noise stream from the name, others from their position over all groups.
         lr: step size h, a float or a one-element tensor. At 0 nothing moves.
         betas: decay of the gradient's and of the squared gradient's averages, floats or one-element tensors (one on a
@@ -207,7 +207,7 @@ class LangevinAdam(TableOptimizer):
         if group["prior_precision"] == 0 and group["eps"] < 1e-6:
             self._warn_once(
                 f"temperature > 0 with prior_precision = 0 and eps = {group['eps']:g}: a weight that never gets a "
-                "gradient (a dead pixel, a dead unit) walks by sqrt(2 * temperature * lr / eps) a step. Set "
+                "gradient (a dead pixel, a dead unit) walks by sqrt(2 * temperature * lr / eps) per step. Set "
                 "prior_precision, or a larger eps."
             )
         if group["decoupled_weight_decay"] and group["weight_decay"] > 0:

@@ -18,10 +18,10 @@ class SGLD(TableOptimizer):
     """Gradient descent with the noise that makes it sample: theta <- theta - h g_hat + sqrt(2 T h) xi.
 
     g_hat = grad + weight_decay theta + prior_precision (theta - anchor), h = ``lr``, T = ``temperature``, xi standard
-    normal from ``fe.random``'s counters. The only state is the step's number: 12 bytes of traffic a float32 parameter.
+    normal from ``fe.random``'s counters. The only state is the step's number: 12 bytes of traffic per float32 element.
 
     Args:
-        params: as for every torch optimizer; float32, float64, bfloat16 or float16, one device a group.
+        params: as for every torch optimizer; float32, float64, bfloat16 or float16, one device per group.
         lr: step size h, a float or a one-element tensor. The stationary variance under U = k theta^2 / 2 is
             (T / k) / (1 - h k / 2): keep h k small.
         temperature: T. 1, the default, samples exp(-loss) and suits a loss that is a sum over the data; with

@@ -108,7 +108,7 @@ class LambdaTemperature(TemperatureScheduler):
     Args:
         optimizer, last_epoch, burn_in: as for `TemperatureScheduler`.
         temperature_lambda: f, from the schedule's step (an int, from 0) to a factor >= 0; or a list of them,
-            one a group.
+            one per group.
 
     Functions are not saved by `state_dict`; of a callable object its `__dict__` is, as torch's LambdaLR does.
     """

@@ -106,12 +106,12 @@ class Average:
         if count < 2 or not -count < dim < count or dim == 0:
             raise ValueError(
                 f"{self._owner}: dim must be a dimension of {what} behind the batch; got dim={dim} for "
-                f"{what} of shape {tuple(value.shape)}. One logit a row is for activation='sigmoid'"
+                f"{what} of shape {tuple(value.shape)}. One logit per row is for activation='sigmoid'"
             )
         if value.shape[dim] == 1:
             raise ValueError(
                 f"{self._owner}: {what} must have more than one class in dim; got dim={dim} of size 1 in "
-                f"shape {tuple(value.shape)}, where every probability is 1. One logit a row is for "
+                f"shape {tuple(value.shape)}, where every probability is 1. One logit per row is for "
                 "activation='sigmoid'"
             )
         if count > 3 and dim == -1 and self._count == 0:

@@ -282,7 +282,7 @@ class PosteriorSamples:
             output: which part of a model's answer that is a dict, tuple or object: a key or the name of an
                 attribute, an index, or a callable that is given the answer. None: the answer is the tensor.
             batch_size: rows of x at a time (of a tuple, of every tensor with as many rows as the first); None
-                is all at once. A sample on disk is read once a call, whatever it is.
+                is all at once. A sample on disk is read once per call, whatever it is.
             progress: a tqdm bar over the samples.
 
         Averages are in float64 (float32 on MPS, which has none), and of "softmax" and "sigmoid" in the log

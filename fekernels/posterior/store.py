@@ -116,7 +116,7 @@ class MemoryStore:
 
 
 class DiskStore:
-    """One safetensors file a sample; `index.json` says which files count, in order.
+    """One safetensors file per sample; `index.json` says which files count, in order.
 
     A change writes the new file, then the index, then removes what the index no longer names. A crash between
     two of these leaves a file that the index does not name; it is ignored, and removed by the next change. What a

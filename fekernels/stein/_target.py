@@ -45,7 +45,7 @@ class Target:
 
 
 class ScoreFunction(Target):
-    """The user's function, called once a step with all particles."""
+    """The user's function, called once per step with all particles."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
@@ -130,7 +130,7 @@ class LogDensity(Target):
         return values
 
     def _is_batched(self, x: Tensor, batch: tuple[Any, ...]) -> bool:
-        """Where n = d [n] numbers may be one a coordinate; of fewer particles they are then not as many as those."""
+        """Where n = d [n] numbers may be one per coordinate; of fewer particles they are then not as many as those."""
         try:
             self._all(x, batch)
         except Exception:  # as in _first

@@ -43,8 +43,8 @@ class SVGD:
 
     Args:
         log_prob: unnormalised log-density by which autograd makes the scores: batched, [n, d] -> [n], or of one
-            particle, [d] -> scalar, then vmapped. Called once a step, as log_prob(particles, *batch) with the arguments
-            of `step`, so it may draw minibatches or keep state. Finite at every particle. None with `scores`.
+            particle, [d] -> scalar, then vmapped. Called once per step, as log_prob(particles, *batch) with the
+            arguments of `step`, so it may draw minibatches or keep state. Finite at every particle. None with `scores`.
         particles: [n, d], n >= 1, of float32, float64, bfloat16 or float16. Copied.
         scores: in place of log_prob: its gradient as a function, [n, d] -> [n, d].
         batched: whether log_prob is batched. None finds out at the first step: three more backward passes, and for a
@@ -214,8 +214,8 @@ class SVGD:
 
         Args:
             steps: how many, >= 0.
-            batches: one item a step for `step` (of a tuple or list its items), begun again when they end: a DataLoader,
-                say. None: nothing.
+            batches: one item per step for `step` (of a tuple or list its items), begun again when they end: say,
+                a DataLoader. None: nothing.
             progress: a tqdm bar with the last discrepancy.
             every: steps between measurements. What enters a step is measured, with that step's scores and
                 bandwidth; always what enters the last. None is a fiftieth of the steps, 0 is never. A measurement

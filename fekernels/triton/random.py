@@ -13,7 +13,7 @@ from fekernels.triton.launch import EXACT, on_device_of
 
 BITS, UNIFORM, NORMAL = 0, 1, 2
 
-# Two counter blocks a thread: enough independent chains to hide the latency of ten rounds of multiplications.
+# Two counter blocks per thread: enough independent chains to hide the latency of ten rounds of multiplications.
 BLOCK, WARPS = 1024, 4
 
 

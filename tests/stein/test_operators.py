@@ -82,7 +82,7 @@ def test_operands_that_do_not_fit(operator, what):
             "grad must have shape (2, 6, 3) like particles; got (2, 5, 3)",
         ),
         (lambda: backward(g=X.int()), TypeError, "grad must be float32"),
-        (lambda: backward(needs=8), ValueError, "needs must be in [0, 8), a bit an operand; got 8"),
+        (lambda: backward(needs=8), ValueError, "needs must be in [0, 8), a bit per operand; got 8"),
         (lambda: backward(needs=-1), ValueError, "needs must be in [0, 8)"),
         (lambda: direction(call=(0, -0.5, 1.0, 1.0, 3)), ValueError, "precision must be one of 0 (fp32)"),
         (

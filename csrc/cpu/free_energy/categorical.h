@@ -1,4 +1,4 @@
-// The categorical energy of logits, one class index a position, and its gradient.
+// The categorical energy of logits, one class index per position, and its gradient.
 #pragma once
 
 #include <cstdint>

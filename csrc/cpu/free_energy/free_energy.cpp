@@ -252,7 +252,7 @@ template <template <class> class Term>
 void run_units(const TermCall& call, int64_t begin, int64_t end) {
   Rows<Term> rows(call);
   const int64_t segments = call.segments(), unit_rows = call.unit_rows();
-  if (call.columns <= kFold) {  // one segment a row
+  if (call.columns <= kFold) {  // one segment per row
     const int64_t last = end * unit_rows < call.rows ? end * unit_rows : call.rows;
     for (int64_t row = begin * unit_rows; row < last; row += Rows<Term>::kPack) {
       const int count = last - row < Rows<Term>::kPack ? static_cast<int>(last - row) : Rows<Term>::kPack;

@@ -17,7 +17,7 @@ inline constexpr int64_t kRowBlock = 64;   // rows whose column gradients add up
 struct TermInput {
   const void* data;
   int64_t row_stride;  // in elements; 0: one row for all
-  bool per_column;     // false: one value a row
+  bool per_column;     // false: one value per row
   DType dtype;
 };
 

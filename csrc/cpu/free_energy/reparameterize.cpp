@@ -43,7 +43,7 @@ void standard_deviations(const ReparameterizeCall& call, const Turn& turn, float
   for (int i = 0; i < turn.slots(); i += kLanes) store(out + i, exp<FloatV>(load(out + i) * 0.5f));
 }
 
-// Runs body(slot, normals) a vector at a time.
+// Runs body(slot, normals) per vector at a time.
 template <class Body>
 FE_HD void each_normal(const Turn& turn, const NoiseKey& key, Body body) {
   for (int i = 0; i < turn.slots(); i += kNoiseElements) {

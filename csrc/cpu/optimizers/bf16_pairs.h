@@ -1,4 +1,4 @@
-// bfloat16 numbers straight from memory, two to a 32-bit lane: widening takes one operation a number and no shuffle, and
+// bfloat16 numbers straight from memory, two to a 32-bit lane: widening takes one operation per number and no shuffle, and
 // the arithmetic does not care in which order the elements lie in its vectors.
 #pragma once
 

@@ -80,7 +80,7 @@ void Stage<S>::load(const Span& span, Operand operand, int64_t begin) {
   }
 }
 
-// `words`, 32 bits an element, or `halves`, 16, hold the rounding noise of the whole buffer; both null: to nearest even.
+// `words`, 32 bits per element, or `halves`, 16, hold the rounding noise of the whole buffer; both null: to nearest even.
 template <class S>
 void Stage<S>::save(const Span& span, Operand operand, int64_t begin, const uint32_t* words,
                     const uint16_t* halves) {

@@ -17,7 +17,7 @@ SvgdKernel svgd_direction_wide;
 SvgdWorkspace svgd_direction_wide_workspace;
 
 // The third, for few particles with few coordinates; it takes no workspace and no threads. It does without the packing of
-// whole tiles, but takes five operations a pair and coordinate where those take two: from 64 particles of 48 coordinates
+// whole tiles, but takes five operations per pair and coordinate where those take two: from 64 particles of 48 coordinates
 // on (rbf) they are as fast, at 16 of 6 four times slower.
 inline constexpr int kSmallDimensions = 48;
 inline bool is_small(int64_t n, int64_t d) { return n <= kTile && d <= kSmallDimensions; }
@@ -69,7 +69,7 @@ FE_HD void weigh_row(const Kernel& kernel, float scale, const Place& place, int 
 }
 
 // From `products` in `value`: the weights, and (without differences) the sums of those that repel (`first`, or `value` where it serves for both)
-// over columns into row_units, 16 floats a row, and over rows into column_sums (null: not wanted).
+// over columns into row_units, 16 floats per row, and over rows into column_sums (null: not wanted).
 template <bool kDifferences, class Kernel>
 void weigh(const Kernel& kernel, float scale, const Place& place, Weights& weights, float* row_units,
            float* column_sums) {

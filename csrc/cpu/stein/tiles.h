@@ -1,5 +1,5 @@
 // Tiles of pairs of points: inner products, squared distances, and sums weighted by a tile. Every sum has one order, that
-// of the index with one fma a term, whatever the width of a vector: the bits are those of every instruction set.
+// of the index with one fma per term, whatever the width of a vector: the bits are those of every instruction set.
 //
 // A tile is 64 x 64 floats, 16 KB: it and the 64 columns that it meets stay in the L1 cache between the inner products,
 // the kernel function and the weighted sums. Points lie twice: as rows, padded to whole vectors, from which single values
@@ -68,7 +68,7 @@ void difference_sums(const float* tile, int rows, int terms, const float* own, c
                      int64_t width, float* out);
 
 // `weighted_sums` for at most kUnit coordinates, into out[coordinate][row]: rows fill the vectors, which so few coordinates would
-// leave empty (d = 2) or starve of loads (d = 16: 80 of 116 GFLOP/s a core). The weight of (row r, term j) is tile[j][r]:
+// leave empty (d = 2) or starve of loads (d = 16: 80 of 116 GFLOP/s per core). The weight of (row r, term j) is tile[j][r]:
 // the transposed tile's, or that of row j and column r.
 void narrow_sums(const float* tile, int rows, int terms, const float* values, int64_t stride, int64_t d, float* out);
 

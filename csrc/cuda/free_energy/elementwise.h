@@ -1,4 +1,4 @@
-// The elementwise kernels, one (or two) a term.
+// The elementwise kernels, one (or two) per term.
 #pragma once
 
 #include "cuda/free_energy/free_energy.h"
@@ -36,7 +36,7 @@ FE_DEVICE Place place_in_row_block(const TermPass& pass, int half) {
   return {row, blockIdx.x - row_block * pass.blocks, row < pass.rows};
 }
 
-// Most of the traffic, with the least latency: kBatch loads an operand are on their way before the first is used.
+// Most of the traffic, with the least latency: kBatch loads per operand are on their way before the first is used.
 template <template <class> class Term, int kBatch, DType kParamType, DType kTargetType>
 __global__ void __launch_bounds__(kTermThreads, 6) plain_terms_kernel(const TermPass pass) {
   constexpr int kParams = Term<float>::kParams;
@@ -247,7 +247,7 @@ struct AnyTerms {
     }
   }
 
-  // One bit an element; 0 too where there is none.
+  // One bit per element; 0 too where there is none.
   static FE_DEVICE uint32_t load_mask(const TermPass& pass, int64_t row, int64_t column, int64_t left) {
     uint32_t bits = 0;
     if (dropped(pass.weight, row)) return bits;

@@ -19,7 +19,7 @@ inline constexpr int kGroups = kTermThreads / 4;
 struct TermInput {
   int64_t data;
   int64_t row_stride;  // in elements; 0: one row for all
-  bool per_column;     // false: one value a row
+  bool per_column;     // false: one value per row
   int32_t dtype;
 };
 

@@ -217,7 +217,7 @@ struct Kernel {
   }
 };
 
-// Resident blocks a multiprocessor, as many as the registers allow without spills: more of them hide more latency.
+// Resident blocks per multiprocessor, as many as the registers allow without spills: more of them hide more latency.
 template <DType kParamType, DType kStateType>
 inline constexpr int kBlocks = kParamType == kFloat64 ? 3 : 5;
 

@@ -57,7 +57,7 @@ def rows(
     """An operand that broadcasts to ``full`` = (*batch, ...) as [B or 1, D or 1].
 
     Whatever varies along some of the event's dimensions only, or of the batch's, is expanded, which costs a copy; a
-    value an element of the event, a value a sample, and a single value are taken as they are.
+    value per element of the event, a value per sample, and a single value are taken as they are.
     """
     shape = tensor.shape
     if shape == full:

@@ -157,7 +157,7 @@ def energy(
 ) -> Tensor:
     """-log p(target | params), summed over the event: [B], or its sum or mean. Arguments as ``free_energy``.
 
-    Of K samples a data point, [K, B, *event], ``batch_dims=2`` gives [K, B], which is what
+    Of K samples per data point, [K, B, *event], ``batch_dims=2`` gives [K, B], which is what
     ``fe.importance_weighted_bound`` takes; without it K counts as the batch and B is summed.
     """
     function = "energy"

@@ -37,7 +37,7 @@ def shard_of(shards: Sequence[int], i: int) -> tuple[int, int, int] | None:
 
 
 def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
-    """One list a kernel call: everything on a CPU, where dtypes may be mixed; by dtypes on a GPU."""
+    """One list per kernel call: everything on a CPU, where dtypes may be mixed; by dtypes on a GPU."""
     if rows[0].param.device.type == "cpu":
         return [list(rows)]
     parts: dict[int, list[Row]] = {}

@@ -193,7 +193,7 @@ class StepOperation:
             self.step_tables([PointerTable(part) for part in group_rows(plain)], settings, backend)
 
     def step_tables(self, tables: Sequence[PointerTable], settings: StepSettings, backend: str) -> None:
-        """One kernel call a table: one table a group, or on a GPU one for each set of dtypes in it."""
+        """One kernel call per table: one table per group, or on a GPU one for each set of dtypes in it."""
         kernel = backends.implementation(self.name, backend)
         row = settings.row
         for table in tables:

@@ -268,7 +268,7 @@ def _backward(
     if grad.shape != expected:
         raise ValueError(f"{function}: grad must have shape {expected}; got {tuple(grad.shape)}")
     if not 0 <= needs < 8:
-        raise ValueError(f"{function}: needs must be in [0, 8), a bit an operand; got {needs}")
+        raise ValueError(f"{function}: needs must be in [0, 8), a bit per operand; got {needs}")
     return reference.kernel_stein_discrepancy_backward(
         grad, particles, scores, bandwidth, weights, kernel, beta, c, needs
     )

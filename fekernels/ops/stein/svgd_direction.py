@@ -94,7 +94,7 @@ def _backward(
     check_problems(function, particles, bandwidth, scores=scores, grad=grad)
     _check_call(function, kernel, beta, c, temperature, precision)
     if not 0 <= needs < 8:
-        raise ValueError(f"{function}: needs must be in [0, 8), a bit an operand; got {needs}")
+        raise ValueError(f"{function}: needs must be in [0, 8), a bit per operand; got {needs}")
     if not particles.numel():
         operands = (particles, scores, bandwidth)
         return [torch.zeros_like(o) if needs >> i & 1 else o.new_empty(0) for i, o in enumerate(operands)]

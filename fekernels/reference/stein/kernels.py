@@ -24,7 +24,7 @@ __all__ = [
     "square_distances",
 ]
 
-PAIRS = 1 << 19  # of a block: 4 MB a float64 temporary, whatever n is
+PAIRS = 1 << 19  # of a block: 4 MB per float64 temporary, whatever n is
 ROWS = 16  # of a block at least: fewer make matrix products slow
 DIRECT = 16  # dimensions up to which distances by differences are as fast as by inner products
 APART = 8  # up to which what particles push each other by is summed from differences: `repulsion`

@@ -16,7 +16,7 @@ from fekernels.reference.stein.kernels import PAIRS, centred, problems, row_bloc
 
 __all__ = ["sq_dist_rank"]
 
-DIGIT = 16  # bits a pass
+DIGIT = 16  # bits per pass
 BINS = 1 << DIGIT
 
 

@@ -1,7 +1,7 @@
 """Operands of the free energy on a tile of [ROWS, COLUMNS] elements: loads, stores and sums.
 
 An operand is full, one row for all ("column": it varies over columns), one column for all ("row"), or a scalar. Kernels
-take all of that as one constexpr, a byte an operand: its shape, whether its gradient is wanted, and then the region of
+take all of that as one constexpr, a byte per operand: its shape, whether its gradient is wanted, and then the region of
 the partial sums that is this gradient's (of its kind: sums over columns, sums over rows).
 """
 

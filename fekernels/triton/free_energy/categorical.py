@@ -61,7 +61,7 @@ def categorical_kernel(
 ):  # fmt: skip
     """Positions ROWS * b .. of `positions` (of all rows together) by program b; a row has `rows_positions`.
 
-    PER_ROW: `sums` takes every position's energy; else one a program, weighted.
+    PER_ROW: `sums` takes every position's energy; else one per program, weighted.
     """
     program = tl.program_id(0)
     position = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)

@@ -24,7 +24,7 @@ from fekernels.triton.launch import EXACT, on_device_of
 
 TERMS = tuple(row.term for row in LIKELIHOODS)
 
-# Elements of a tile, four or eight a thread: as many as fit in registers with enough programs to hide the latency.
+# Elements of a tile, four or eight per thread: as many as fit in registers with enough programs to hide the latency.
 TILE = dict.fromkeys((*TERMS, "normal_kl", "normal_prior_kl"), 512) | dict.fromkeys(
     ("mse", "gaussian", "gaussian_learned", "bernoulli", "laplace"), 1024
 )

@@ -80,9 +80,10 @@ def terms_kernel(
 ):  # fmt: skip
     """Rows ROWS * row_steps * (b // segments) .. of segment b % segments of `columns`, by program b.
 
-    Writes full gradients; into region 0 of `sums` the segment's energies (PER_ROW: one a row, at [row, segment]; else
-    one a program, weighted); into others the sums over columns of gradients of "row" operands (at [row, segment]) and
-    of scalars (one a program, with the row's scale); into `column_sums` the sums over rows, at [region, block, column].
+    Writes full gradients; into region 0 of `sums` the segment's energies (PER_ROW: one per row, at [row, segment]; else
+    one per program, weighted); into others the sums over columns of gradients of "row" operands (at [row, segment])
+    and of scalars (one per program, with the row's scale); into `column_sums` the sums over rows, at
+    [region, block, column].
     """
     program = tl.program_id(0)
     segment = program % segments

@@ -1,4 +1,4 @@
-"""The terms of a free energy an element, operation for operation as in csrc/formulas, so with the same bits.
+"""The terms of a free energy per element, operation for operation as in csrc/formulas, so with the same bits.
 
 Each returns the energy and its gradients in the parameters. What holds in `_functions` holds here.
 """

@@ -1,4 +1,4 @@
-"""A byte an operand: its shape, whether its gradient is wanted, and its region of partial sums (see broadcasting)."""
+"""A byte per operand: its shape, whether its gradient is wanted, and its region of partial sums (see broadcasting)."""
 
 import triton.language as tl
 

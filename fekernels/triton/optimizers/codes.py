@@ -1,7 +1,7 @@
 """The numbers that kernels and launchers share: the catalogue's, and the columns of csrc/core/pointer_table.h.
 
 Kernels reach them through this module's name (`codes.AMSGRAD`). Global names would be compared, one after another, at
-every launch: 23 us a launch of 36 on the machine where that was noticed. Triton does not see them change either, so
+every launch: 23 us per launch of 36 on the machine where that was noticed. Triton does not see them change either, so
 kernels take VERSION as an argument: with other numbers they are other kernels, also in the cache on disk.
 """
 

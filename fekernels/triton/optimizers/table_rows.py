@@ -130,7 +130,7 @@ def read(address, begin, place, mask, CODE: tl.constexpr, VECTOR: tl.constexpr):
 def write(
     address, begin, place, value, rounding, mask, CODE: tl.constexpr, VECTOR: tl.constexpr, ROUND: tl.constexpr
 ):  # fmt: skip
-    """The counterpart of `read`. rounding: 16 random bits an element (uint32), used if ROUND and bfloat16."""
+    """The counterpart of `read`. rounding: 16 random bits per element (uint32), used if ROUND and bfloat16."""
     if CODE == codes.FLOAT32:
         start = address.to(tl.pointer_type(tl.float32))
         stored = value.to(tl.float32)
@@ -221,7 +221,7 @@ def normals(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP:
 
 @triton.jit
 def rounding_words(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr):
-    """One word an element for stochastic rounding: the low half for the parameter, the high half for exp_avg."""
+    """One word per element for stochastic rounding: the low half for the parameter, the high half for exp_avg."""
     offset, run, pitch, in_order = order
     seed, t, stream = key
     if VECTOR:
@@ -238,7 +238,7 @@ def rounding_words(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 
 @triton.jit
 def rounding_halves(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
-    """Sixteen bits an element for exp_avg_sq: the halves, in order, of a stream of their own."""
+    """Sixteen bits per element for exp_avg_sq: the halves, in order, of a stream of their own."""
     offset, run, pitch, in_order = order
     seed, t, stream = key
     stream = stream ^ 0x80000000

@@ -1,7 +1,7 @@
-"""The Stein direction of particles in few dimensions: squared differences, a thread a pair, no tensor cores.
+"""The Stein direction of particles in few dimensions: squared differences, a thread per pair, no tensor cores.
 
 Operands come by columns, [B, d, n], so that neighbouring threads read neighbouring particles. A tile's sums stay apart,
-one a thread, until a stretch of particles is done: then they are added up, which also keeps float32 sums over a
+one per thread, until a stretch of particles is done: then they are added up, which also keeps float32 sums over a
 million particles to their last digits.
 """
 

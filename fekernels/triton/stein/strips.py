@@ -1,6 +1,6 @@
 """Stein sums by strips of pair matrices: some rows at a time, as many as leave the memory O(n d).
 
-For many dimensions, and for what needs several matrices of the same pairs. Three kernels a strip: inner products over
+For many dimensions, and for what needs several matrices of the same pairs. Three kernels per strip: inner products over
 parts of the dimensions; from them, elementwise, the pairs' weights; products of these with the particles.
 """
 
@@ -18,7 +18,7 @@ from fekernels.triton.stein import strip_kernels as kernels
 ROWS = 64  # of a block; strips are a multiple
 PAIRS = {"M": 16, "N": 128}
 LEAST = 1 << 24  # pairs of all strips at once, though n d be less
-PROGRAMS = 512  # about four a multiprocessor of the largest GPUs
+PROGRAMS = 512  # about four per multiprocessor of the largest GPUs
 LONGEST = 512  # dimensions at least, of a part
 
 

@@ -24,11 +24,11 @@ from fekernels.triton.stein.strips import Strips, find_sharp, total
 
 TILES = 128  # up to which the halves of a block's particles and of the next ones fit in shared memory
 PROGRAMS = (
-    512  # about four a multiprocessor of the largest GPUs; with fewer blocks of rows sums go into parts
+    512  # about four per multiprocessor of the largest GPUs; with fewer blocks of rows sums go into parts
 )
 PADDING = 128  # rows, a multiple of every M and N
 
-# M, N by d: as many pairs a thread as the sums of all columns leave registers for.
+# M, N by d: as many pairs per thread as the sums of all columns leave registers for.
 DIRECT_TILE = {d: (32, 32) if d <= 3 else (16, 32) for d in range(1, stein.DIRECT + 1)}
 DIRECT_WARPS = 4
 STRETCH = 4096  # particles that a thread's sums go over, one in N each
