@@ -67,10 +67,7 @@ def test_the_steps_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {*sources.baseline} == {word.removeprefix("csrc/") for word in once if word.endswith(".cpp")}
     assert len(steps) == 1 + 3 * len(sources.per_isa) + len(sources.cuda) + 1
     assert {"-DFE_ISA=avx2", "-mavx2"} <= {*steps["cpu_optimizers_sgld.cpp.avx2.o"]}
-    assert not any(
-        word.startswith("-m")
-        for word in once + steps["cpu_optimizers_sgld.cpp.baseline.o"]
-    )
+    assert not any(word.startswith("-m") for word in once + steps["cpu_optimizers_sgld.cpp.baseline.o"])
     assert "-DFE_HAVE_CUDA" in once
     assert "arch=compute_90,code=[sm_90,compute_90]" in steps["cuda_optimizers_sgld.cu.o"]
     assert steps["cuda_optimizers_sgld.cu.o"][:3] == ["nvcc", "-ccbin", "g++"]
