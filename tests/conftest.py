@@ -1,6 +1,7 @@
 """What every test gets: a known random state, and its global settings put back."""
 
 import ctypes
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,16 @@ from fekernels.reference.free_energy.free_energy import free_energy as reference
 from tests.fuzz import budget as fuzz_budget
 from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu.free_energy import FreeEnergyKernels
-from tests.support.places import ISAS, PLACES, FreeEnergyKernel, Place, instruction_set
+from tests.support.optimizer_kernels import GPU_KERNELS, STEP_KERNELS, StepKernel, backend_kernel
+from tests.support.places import (
+    CPU_PLACES,
+    GPU_PLACES,
+    ISAS,
+    PLACES,
+    FreeEnergyKernel,
+    Place,
+    instruction_set,
+)
 from tests.support.stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)
 
 
@@ -120,6 +130,12 @@ def interpret() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture(scope="session")
+def fuses(interpret: Callable[..., Any]) -> bool:
+    """Whether interpreted kernels have a GPU's bits: Triton 3.9 rounds an fma once, 3.6 twice."""
+    return bool(interpret("fuses"))
+
+
+@pytest.fixture(scope="session")
 def interpreted(interpret: Callable[..., Any]) -> Callable[..., list[Tensor]]:
     """`free_energy` of the Triton kernels in their interpreter."""
     return lambda *arguments: interpret("free_energy", [arguments])[0]
@@ -141,6 +157,28 @@ def free_energy_kernel(request: pytest.FixtureRequest) -> Iterator[FreeEnergyKer
         native = request.getfixturevalue("native")
         with instruction_set(name.removeprefix("cpp-")):
             yield FreeEnergyKernel(name, native.free_energy)
+
+
+@pytest.fixture(
+    params=[pytest.param(k, marks=pytest.mark.gpu if k in GPU_KERNELS else ()) for k in STEP_KERNELS]
+)
+def step_kernel(request: pytest.FixtureRequest) -> Iterator[StepKernel]:
+    """Every implementation of the optimizers' steps."""
+    name: str = request.param
+    if name == "cuda_on_cpu":
+        yield StepKernel(name, request.getfixturevalue("cuda_steps").step_rows)
+    elif name == "triton_interpreted":
+        interpret = request.getfixturevalue("interpret")
+        yield StepKernel(name, functools.partial(interpret, "step"), exact=request.getfixturevalue("fuses"))
+    elif name.startswith("cpp-"):
+        request.getfixturevalue("native")
+        with instruction_set(name.removeprefix("cpp-")):
+            yield backend_kernel(Place("cpp", "cpu"), name)
+    else:
+        place = next(p for p in (*CPU_PLACES, *GPU_PLACES) if str(p) == name)
+        if (obstacle := place.obstacle()) is not None:
+            pytest.skip(obstacle)
+        yield backend_kernel(place)
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import torch
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import PointerTable
 from fekernels._runtime.pointer_table import Row as TableRow
-from fekernels.ops.optimizers import langevin_adam, sgld
-from tests.support.formulas import STEPS
-from tests.support.optimizers import DRAWS, SEED, Case, Options, Row, make_row
+from tests.support.optimizer_rows import OPERATIONS, Row, call, make_row
+from tests.support.optimizers import SEED, Case, Options
 from tests.support.tensors import Frozen, bits_equal
 
 
@@ -34,7 +33,7 @@ def sample_arguments(op):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(torch.ops.fekernels, op, record)
-        STEPS[op][0]([make_row(Case((5,)), options), make_row(Case((3, 7)), options)], options, None)
+        call(op, [make_row(Case((5,)), options), make_row(Case((3, 7)), options)], options)
     return tuple(captured)
 
 
@@ -177,7 +176,7 @@ BAD_CALLS = {
 
 def bad_calls():
     """Each op with the calls whose arguments it has."""
-    for op in STEPS:
+    for op in OPERATIONS:
         names = {a.name for a in getattr(torch.ops.fekernels, op).default._schema.arguments}
         yield from ((op, what) for what, (changes, _) in BAD_CALLS.items() if set(changes) <= names)
 
@@ -188,31 +187,31 @@ def test_bad_calls_raise_and_change_nothing(op, what):
     row = make_row(Case((5,)), Options())
     frozen = Frozen([getattr(row, name) for name in Row.WRITTEN])
     with pytest.raises(ValueError, match=message if what == "backend" else f"{op}: .*{message}"):
-        STEPS[op][0]([row], Options(), **changes)
+        call(op, [row], Options(), **changes)
     assert frozen.unchanged()
 
 
-@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("op", OPERATIONS)
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_a_step_at_its_end_raises_and_changes_nothing(op, backend):
     rows = [make_row(Case((5,)), Options()) for _ in range(2)]
     rows[1].step.fill_(2.0**24)
     frozen = Frozen([getattr(row, name) for row in rows for name in Row.WRITTEN])
     with pytest.raises(RuntimeError, match=r"step must be below 2\^24"):
-        STEPS[op][0](rows, Options(), backend)
+        call(op, rows, Options(), backend)
     assert frozen.unchanged()
 
 
-@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_params_on_two_devices_are_refused(op):
     rows = [make_row(Case((5,)), Options()), make_row(Case((5,)), Options()).clone("meta")]
     frozen = Frozen([getattr(rows[0], name) for name in Row.WRITTEN])
     with pytest.raises(ValueError, match=f"{op}: .*(one device|meta)"):
-        STEPS[op][0](rows, Options())
+        call(op, rows, Options())
     assert frozen.unchanged()
 
 
-@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_negated_operands_give_what_their_values_give(op):
     options = Options(anchor=True, prior_precision=2.0)
     row, other = (make_row(Case((65,)), options) for _ in range(2))
@@ -220,12 +219,11 @@ def test_negated_operands_give_what_their_values_give(op):
         tensor = getattr(other, name)
         setattr(other, name, torch.complex(torch.zeros_like(tensor), -tensor).conj().imag)
         assert getattr(other, name).is_neg()
-    STEPS[op][0]([row], options)
+    call(op, [row], options)
     # torch itself materialises a lazily negated tensor for an operator, but cannot write a list back.
-    implementation = {"langevin_adam_": langevin_adam, "sgld_": sgld}[op].OPERATION.step_lists
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.ops.fekernels, op, implementation)
-        STEPS[op][0]([other], options)
+        patch.setattr(torch.ops.fekernels, op, OPERATIONS[op].step_lists)
+        call(op, [other], options)
     torch.testing.assert_close(other.param.resolve_neg(), row.param, rtol=1e-6, atol=1e-6)
 
 
@@ -253,7 +251,7 @@ def native_step(op, table, layouts, whole=True):
     step(settings if whole else settings[1:], None, None, None, None, 7, 0)
 
 
-@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_settings_of_another_operation_are_refused(op, native):
     row = make_row(Case((5,)), Options())
     table = PointerTable([table_row(row)])
@@ -264,7 +262,7 @@ def test_settings_of_another_operation_are_refused(op, native):
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_a_broken_table_is_refused(op, field, native):
     row = make_row(Case((5,)), Options())
     table = PointerTable([table_row(row)])
@@ -279,7 +277,7 @@ def test_a_broken_table_is_refused(op, field, native):
     assert not before.unchanged()
 
 
-@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_broken_layouts_are_refused(op, native):
     row = make_row(Case((3, 5), "transposed"), Options())
     table = PointerTable([table_row(row)])
@@ -305,19 +303,8 @@ def table_row(row):
 
 
 def test_no_rows_is_a_step_of_nothing():
-    for op in STEPS:
+    for op in OPERATIONS:
         values = [[] if isinstance(value, list) else value for value in sample_arguments(op)]
         frozen = Frozen([value for value in values if isinstance(value, torch.Tensor)])
         getattr(torch.ops.fekernels, op)(*values)
         assert frozen.unchanged()
-
-
-@pytest.mark.parametrize("kind", DRAWS)
-def test_draws_want_a_contiguous_output_of_their_dtype(kind):
-    op = getattr(torch.ops.fekernels, f"philox_{kind}")
-    with pytest.raises(
-        ValueError, match=f"philox_{kind}: out must be torch.{DRAWS[kind]}".replace("torch.torch", "torch")
-    ):
-        op(torch.empty(4, dtype=torch.float64), 0, 0, 0, 0, 0)
-    with pytest.raises(ValueError, match=r"out must be contiguous; got strides \(2,\) for shape \(4,\)"):
-        op(torch.empty(8, dtype=DRAWS[kind])[::2], 0, 0, 0, 0, 0)

@@ -14,7 +14,6 @@ from torch import Tensor
 from fekernels._catalogue.free_energy import MEAN, NONE, SUM
 from tests.support.cuda_on_cpu import INVALID_VALUE, SUCCESS
 from tests.support.cuda_on_cpu.free_energy import CATEGORICAL, FreeEnergyKernels
-from tests.support.cuda_on_cpu.rows import BF16, F16, F32
 from tests.support.cuda_on_cpu.terms import (
     LIKELIHOODS,
     assert_bits_of_the_cpu,
@@ -24,6 +23,7 @@ from tests.support.cuda_on_cpu.terms import (
     make_target,
     strided,
 )
+from tests.support.optimizers import BF16, F16, F32
 
 SHAPES = [(1, 1), (3, 17), (5, 128), (2, 4097), (3, 8192), (130, 20), (0, 7), (4, 0)]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fekernels as fe
-from tests.support.optimizers import NOISES, Case, Options, make_row
+from tests.support.optimizer_rows import make_row
+from tests.support.optimizers import NOISES, Case, Options
 from tests.support.places import instruction_set, threads
 from tests.support.tensors import DTYPES, UNIT, bits_equal, lay_out
 

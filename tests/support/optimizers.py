@@ -1,57 +1,98 @@
-"""The table of the optimizers: shapes, layouts and options of a step, parameters in mid-training, and the calls."""
+"""The table of the optimizers' steps: shapes and places in memory, dtypes, options.
+
+STEPS is what the contract tests step, with interpreted Triton and the CUDA sources compiled for the CPU among them, and
+the checks of a GPU. Nothing here is a fixture: `python -m benchmarks.gpu_check` imports it where no tests run.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fekernels._catalogue import optimizers
-from tests.support.tensors import clone, lay_out
+from fekernels._runtime import pointer_table
+from fekernels.ops.optimizers import langevin_adam, sgld
+from tests.support.pairwise import pairwise
 
 SEED = 0x1234_5678_9ABC_DEF0
 NOISES = tuple(optimizers.NOISES)
-DRAWS = {"bits": torch.int32, "uniform": torch.float32, "normal": torch.float32}
+OPERATIONS = {op.OPERATION.name: op.OPERATION for op in (langevin_adam, sgld)}
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+
+# Shapes and places in memory.
 
 
 @dataclass(frozen=True)
 class Case:
-    """A shape, and how the parameter with its states and the gradient lie in memory."""
+    """A shape, how the parameter, its states and the gradient lie in memory, and (offset, run, pitch) of a shard."""
 
     shape: tuple[int, ...]
-    layout: str = "contiguous"
+    layout: str = "contiguous"  # of the anchor as well
     grad_layout: str = "same"
+    state_layout: str = "same"
+    shard: tuple[int, int, int] | None = None
 
     def __str__(self) -> str:
         name = "x".join(map(str, self.shape)) or "scalar"
         name += f"-{self.layout}" if self.layout != "contiguous" else ""
-        return name + (f"-grad_{self.grad_layout}" if self.grad_layout != "same" else "")
+        name += f"-grad_{self.grad_layout}" if self.grad_layout != "same" else ""
+        name += f"-states_{self.state_layout}" if self.state_layout != "same" else ""
+        return name + ("-shard_{}_{}_{}".format(*self.shard) if self.shard else "")
 
 
-# Vector widths and blocks (64), chunks of a GPU block (4096), spans of a CPU thread (16384), each give or take one.
+# Short of, at and beyond what a GPU thread takes at once (4 or 8), a vector (16) and a block of noise (64); every kind
+# of layout; shards that begin at such a place, beside one, across a carry of the counter, and as columns of a matrix.
 CASES = [
     Case((0,)),
-    Case((1,)),
-    Case((3,)),
+    Case(()),
+    Case((7,)),
     Case((63,)),
     Case((64,)),
     Case((65,)),
-    Case((1000,)),
-    Case((4097,)),
-    Case((16385,)),
-    Case(()),
-    Case((33, 7)),
-    Case((33, 7), "transposed"),
-    Case((33, 7), "contiguous", "transposed"),
-    Case((33, 7), "contiguous", "expanded"),
+    Case((33, 3), "transposed"),
     Case((0, 5), "transposed"),
+    Case((33, 3), "contiguous", "transposed"),
+    Case((33, 3), "contiguous", "expanded"),
     Case((129,), "sliced"),
-    Case((1000,), "misaligned"),
-    Case((2, 5, 6, 7), "channels_last"),
-    Case((2, 5, 6, 7), "channels_last", "contiguous"),
+    Case((131,), "misaligned"),
+    Case((3, 5, 7), "padded", "permuted", "contiguous"),
+    Case((2, 5, 3, 4), "channels_last", "contiguous"),
+    Case((115,), shard=(8, 115, 115)),
+    Case((101,), shard=(2**34 - 5, 101, 101)),
+    Case((8, 12), shard=(48, 12, 96)),
+    Case((7, 13), "transposed", shard=(13, 13, 70)),
 ]
+# More than a buffer of the CPU kernels (512) or a GPU block's turn (1024): beginning and end in order and out of it.
+LONG_CASES = [
+    Case((531,), "misaligned"),
+    Case((1160,), shard=(2**34 - 16, 1160, 1160)),
+    Case((31, 17), "transposed"),
+]
+
+
+class Dtypes(NamedTuple):
+    """Of parameter, gradient, states and anchor."""
+
+    param: torch.dtype
+    grad: torch.dtype
+    state: torch.dtype
+    anchor: torch.dtype
+
+    def __str__(self) -> str:
+        return "-".join(str(dtype).removeprefix("torch.") for dtype in self)
+
+
+# Parameter and states: what GPUs have kernels for. The CPU's take every dtype for everything.
+GPU_DTYPES = [(param, state) for param, states in pointer_table.GPU_STATES.items() for state in states]
+# With how the result is rounded: stochastically where there is something to round to bfloat16.
+ROUNDED_DTYPES = [(*pair, False) for pair in GPU_DTYPES] + [(*p, True) for p in GPU_DTYPES if BF16 in p]
+
+
+# Options.
 
 
 def noise_unit(lr: float, beta1: float) -> float:
@@ -59,7 +100,7 @@ def noise_unit(lr: float, beta1: float) -> float:
     return lr * (1 + beta1) / (1 - beta1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
     """What a step needs besides its tensors; the defaults use every term that has no switch."""
 
@@ -78,45 +119,57 @@ class Options:
     stochastic_rounding: bool = False
     seed: int = SEED
     anchor: bool = False
-    t: int = 4  # of the step, counted from 1
+    t: int = 9  # of the step, counted from 1: where the series of the first steps has a dozen terms
     noise_unit: float = 0.0  # of the last step that moved, see noise_unit()
     grad_scale: float | None = None
     found_inf: float | None = None
 
+    def __str__(self) -> str:
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return ", ".join(f"{name}={value}" for name, value in changed.items())
 
-OPTIONS = {
+
+LR_CHANGED, BETA1_CHANGED = noise_unit(0.08, 0.8), noise_unit(0.02, 0.95)
+# The values of the factors of STEPS, by a name each.
+NOISE = {
     "momentum": {},
-    "momentum_first_step": dict(t=1),
-    "momentum_late": dict(t=1000),
-    "momentum_lr_changed": dict(noise_unit=noise_unit(0.08, 0.8)),
-    "momentum_beta1_changed": dict(noise_unit=noise_unit(0.02, 0.95)),
-    "momentum_unchanged": dict(noise_unit=noise_unit(0.02, 0.8)),
-    "momentum_uncorrected": dict(bias_correction=False),
+    "momentum, lr changed": dict(noise_unit=LR_CHANGED),
+    "momentum, beta1 changed": dict(noise_unit=BETA1_CHANGED),
     "preconditioned": dict(noise="preconditioned"),
-    "preconditioned_lr_changed": dict(noise="preconditioned", noise_unit=noise_unit(0.08, 0.8)),
     "isotropic": dict(noise="isotropic"),
     "cold": dict(temperature=0.0),
-    "cold_after_hot": dict(temperature=0.0, noise_unit=noise_unit(0.08, 0.8)),
-    "lr_zero": dict(lr=0.0, noise_unit=noise_unit(0.08, 0.8)),
-    "amsgrad": dict(amsgrad=True),
-    "maximize": dict(maximize=True, weight_decay=0.3),
-    "weight_decay": dict(weight_decay=0.3),
+    "cold after hot": dict(temperature=0.0, noise_unit=LR_CHANGED),
+}
+PLAIN_NOISE = ("momentum", "preconditioned", "isotropic", "cold")  # without a term that only some steps have
+PRIOR = {
+    "none": {},
+    "around 0": dict(prior_precision=2.0),
+    "bounds the step": dict(prior_precision=100.0, anchor=True),
+    **{
+        f"anchor in {d}".replace("torch.", ""): dict(prior_precision=2.0, anchor=True)
+        for d in (F32, F64, BF16, F16)
+    },
+}
+DECAY = {
+    "none": {},
+    "coupled": dict(weight_decay=0.3),
     "decoupled": dict(weight_decay=0.3, decoupled_weight_decay=True),
-    "prior": dict(prior_precision=2.0),
-    "anchor": dict(prior_precision=2.0, anchor=True),
-    "prior_bounds_step": dict(prior_precision=100.0, anchor=True),
-    "grad_scale": dict(grad_scale=512.0),
-    "betas_zero": dict(beta1=0.0, beta2=0.0),
-    "everything": dict(
-        amsgrad=True,
-        maximize=True,
-        weight_decay=0.2,
-        decoupled_weight_decay=True,
-        prior_precision=2.0,
-        anchor=True,
-        noise_unit=noise_unit(0.08, 0.8),
-        grad_scale=512.0,
-    ),
+}
+EVERYTHING = Options(
+    amsgrad=True, maximize=True, weight_decay=0.2, decoupled_weight_decay=True, prior_precision=2.0, anchor=True,
+    noise_unit=LR_CHANGED, grad_scale=512.0,
+)  # fmt: skip
+
+# Options at the ends of their range, where a term is nothing or a power of a beta is.
+EXTREMES = {
+    "the first step": dict(t=1),
+    "the second step": dict(t=2),
+    "lr is 0": dict(lr=0.0, noise_unit=LR_CHANGED),
+    "lr is 0 and noise beside the momentum": dict(lr=0.0, noise="isotropic"),
+    "betas are 0": dict(beta1=0.0, beta2=0.0),
+    "the unit is the same": dict(noise_unit=noise_unit(0.02, 0.8)),
+    "the unit is another placement's": dict(noise="preconditioned", noise_unit=LR_CHANGED),
+    "uncorrected and late": dict(bias_correction=False, t=1000),
 }
 
 # Options, and the noise unit that a step with them leaves behind where 0.7 was before.
@@ -128,130 +181,107 @@ UNITS_AFTER = [
     (dict(noise="isotropic"), 0.0),
 ]
 
-SGLD_OPTIONS = {
-    "plain": {},
-    "cold": dict(temperature=0.0),
-    "lr_zero": dict(lr=0.0),
-    "maximize": dict(maximize=True, weight_decay=0.3),
-    "weight_decay": dict(weight_decay=0.3),
-    "anchor": dict(prior_precision=2.0, anchor=True),
-    "prior": dict(prior_precision=2.0),
-    "grad_scale": dict(grad_scale=512.0),
-}
+
+@dataclass(frozen=True)
+class Step:
+    """One step of one parameter."""
+
+    op: str
+    case: Case
+    dtypes: Dtypes
+    options: Options
+    step_dtype: torch.dtype = F32
+
+    def __str__(self) -> str:
+        return f"{self.op} of {self.case}, {self.dtypes}, {self.options}"
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether GPUs have a kernel for these dtypes; SGLD has no states."""
+        state = self.dtypes.state if self.op == "langevin_adam_" else self.dtypes.param
+        return self.dtypes.grad == self.dtypes.param and (self.dtypes.param, state) in GPU_DTYPES
 
 
-@dataclass
-class Row:
-    """One parameter with everything a step reads or writes."""
-
-    param: Tensor
-    grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor
-    anchor: Tensor
-    step: Tensor
-    stream: int
-    shard: tuple[int, int, int] | None = None
-    noise_unit: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-
-    WRITTEN = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step", "noise_unit")
-
-    def clone(self, device: str | None = None) -> Row:
-        """A copy with the same strides."""
-        tensors = {name: t for name, t in vars(self).items() if isinstance(t, Tensor)}
-        copies = {name: clone(t).to(device or t.device) for name, t in tensors.items()}
-        return Row(**copies, stream=self.stream, shard=self.shard)
+def _dtypes(param: torch.dtype, state: torch.dtype, prior: str = "none") -> Dtypes:
+    anchor = getattr(torch, prior.removeprefix("anchor in ")) if prior.startswith("anchor in ") else param
+    return Dtypes(param, param, state, anchor)
 
 
-def make_row(
-    case: Case,
-    options: Options,
-    dtype: torch.dtype = torch.float32,
-    state_dtype: torch.dtype | None = None,
-    grad_dtype: torch.dtype | None = None,
-    stream: int = 7,
-    seed: int = 0,
-) -> Row:
-    """A parameter in mid-training, drawn from ``seed``; the values are of the size that the options' lr moves."""
-    generator = torch.Generator().manual_seed(seed)
+# The factors of an operation's options, and rows of them with every pair of values.
+_SHARED: dict[str, Sequence[Any]] = dict(
+    grad_scale=(None, 512.0), step_dtype=(F32, F64), maximize=(False, True)
+)
+VARIANTS: dict[str, list[Any]] = {
+    "langevin_adam_": pairwise(
+        dtypes=ROUNDED_DTYPES, noise=list(NOISE), prior=list(PRIOR), decay=list(DECAY), t=(9, 1000),
+        amsgrad=(False, True), bias_correction=(False, True), **_SHARED,
+    ),
+    "sgld_": pairwise(
+        dtypes=[row for row in ROUNDED_DTYPES if row[0] == row[1]], noise=("momentum", "cold"),
+        prior=[prior for prior in PRIOR if "bounds" not in prior], decay=("none", "coupled"), t=(9, 1000), **_SHARED,
+    ),
+}  # fmt: skip
 
-    def normal(scale: float, of: torch.dtype, layout: str) -> Tensor:
-        values = torch.randn(case.shape, generator=generator, dtype=torch.float64) * scale
-        return lay_out(values.to(of), layout)
 
-    state = state_dtype or dtype
-    scale = options.grad_scale or 1.0
-    grad_layout = case.layout if case.grad_layout == "same" else case.grad_layout
-    second = lay_out(normal(0.4, torch.float64, "contiguous").square().to(state), case.layout)
-    return Row(
-        param=normal(1.0, dtype, case.layout),
-        grad=normal(0.4 * scale, grad_dtype or dtype, grad_layout),
-        exp_avg=normal(0.2, state, case.layout),
-        exp_avg_sq=second,
-        max_exp_avg_sq=lay_out(
-            (second * (1.5 - torch.rand(case.shape, generator=generator))).to(state), case.layout
-        ),
-        anchor=normal(1.0, dtype, case.layout),
-        step=torch.tensor(float(options.t - 1)),
-        stream=stream,
-        noise_unit=torch.tensor(options.noise_unit, dtype=torch.float64),
+def step_of(op: str, case: Case, variant: Any) -> Step:
+    """The step of a row of VARIANTS."""
+    values = variant._asdict()
+    param, state, rounding = values.pop("dtypes")
+    prior, step_dtype = values.pop("prior"), values.pop("step_dtype")
+    options = NOISE[values.pop("noise")] | PRIOR[prior] | DECAY[values.pop("decay")] | values
+    return Step(
+        op, case, _dtypes(param, state, prior), Options(**options, stochastic_rounding=rounding), step_dtype
     )
 
 
-def _scalar(value: float | None, like: Tensor) -> Tensor | None:
-    return None if value is None else torch.tensor(value, dtype=torch.float32, device=like.device)
+def _completed(own: list[Any], rows: list[Any]) -> list[Any]:
+    """`own` and few of the rows, with every value of every factor."""
+    chosen, missing = list(own), {cell for row in own + rows for cell in enumerate(row)}
+    missing.difference_update(*map(enumerate, own))
+    while missing:
+        chosen.append(max(rows, key=lambda row: len(missing.intersection(enumerate(row)))))
+        missing.difference_update(enumerate(chosen[-1]))
+    return chosen
 
 
-def _step_arguments(rows: list[Row], options: Options, backend: str | None) -> dict[str, Any]:
-    """What every step takes."""
-    o = options
-    lists = {
-        name: [getattr(row, name) for row in rows] for name in ("param", "grad", "step", "anchor", "stream")
-    }
-    return dict(
-        params=lists["param"],
-        grads=lists["grad"],
-        steps=lists["step"],
-        anchors=lists["anchor"] if o.anchor else [],
-        streams=lists["stream"],
-        shards=[n for row in rows for n in row.shard] if rows[0].shard else [],
-        lr=o.lr,
-        lr_tensor=None,
-        temperature=o.temperature,
-        temperature_tensor=None,
-        weight_decay=o.weight_decay,
-        prior_precision=o.prior_precision,
-        maximize=o.maximize,
-        stochastic_rounding=o.stochastic_rounding,
-        seed=o.seed,
-        grad_scale=_scalar(o.grad_scale, rows[0].param),
-        found_inf=_scalar(o.found_inf, rows[0].param),
-        backend=backend,
-    )
+def _gpu_steps() -> Iterator[Step]:
+    for op, rows in VARIANTS.items():
+        # Each case has every value of every factor, each another part of the rows, together all of them.
+        begins = [i * len(rows) // len(CASES) for i in range(len(CASES) + 1)]
+        for case, begin, end in zip(CASES, begins, begins[1:], strict=False):
+            for row in _completed(rows[begin:end], rows[end:] + rows[:begin]):
+                yield step_of(op, case, row)
+        # The loops for steps without any of the rarer terms, each instance of which is another function.
+        dtypes, noises = {row.dtypes for row in rows}, {row.noise for row in rows}
+        plain = [noise for noise in PLAIN_NOISE if noise in noises]
+        for row in pairwise(case=LONG_CASES, dtypes=[d for d in ROUNDED_DTYPES if d in dtypes], noise=plain):
+            param, state, rounding = row.dtypes
+            options = Options(**NOISE[row.noise], stochastic_rounding=rounding)
+            yield Step(op, row.case, _dtypes(param, state), options)
+        for case in LONG_CASES:
+            yield Step(op, case, _dtypes(F32, F32), EVERYTHING)
+    for changes in EXTREMES.values():
+        for dtype in (F32, F64, BF16):
+            yield Step("langevin_adam_", Case((70,)), _dtypes(dtype, dtype), Options(**changes))
+    yield Step("sgld_", Case((70,)), _dtypes(F32, F32), Options(lr=0.0))
 
 
-def call_langevin_adam(rows: list[Row], options: Options, backend: str | None = None, **changes: Any) -> None:
-    """One call of the list operator."""
-    o = options
-    arguments = _step_arguments(rows, o, backend) | dict(
-        beta1_tensor=None,
-        beta2_tensor=None,
-        exp_avgs=[row.exp_avg for row in rows],
-        exp_avg_sqs=[row.exp_avg_sq for row in rows],
-        max_exp_avg_sqs=[row.max_exp_avg_sq for row in rows] if o.amsgrad else [],
-        noise_units=[row.noise_unit for row in rows],
-        beta1=o.beta1,
-        beta2=o.beta2,
-        eps=o.eps,
-        noise=o.noise,
-        amsgrad=o.amsgrad,
-        decoupled_weight_decay=o.decoupled_weight_decay,
-        bias_correction=o.bias_correction,
-    )
-    torch.ops.fekernels.langevin_adam_(**{**arguments, **changes})
+def _cpu_steps() -> Iterator[Step]:
+    """Dtypes that no GPU has kernels for."""
+    every = (F32, F64, BF16, F16)
+    for op in OPERATIONS:
+        for row in pairwise(
+            case=(Case((70,)), Case((13, 7), "contiguous", "transposed"), Case((300,), "misaligned")),
+            param=every, grad=every, state=every, anchor=every, noise=PLAIN_NOISE, rounding=(False, True),
+            amsgrad=(False, True), prior=("bounds the step", "none"),
+        ):  # fmt: skip
+            noise = NOISE[row.noise] if op == "langevin_adam_" else {}
+            options = Options(
+                **noise, **PRIOR[row.prior], amsgrad=row.amsgrad, stochastic_rounding=row.rounding
+            )
+            step = Step(op, row.case, Dtypes(row.param, row.grad, row.state, row.anchor), options)
+            if not step.on_gpus:
+                yield step
 
 
-def call_sgld(rows: list[Row], options: Options, backend: str | None = None, **changes: Any) -> None:
-    """One call of the list operator."""
-    torch.ops.fekernels.sgld_(**{**_step_arguments(rows, options, backend), **changes})
+STEPS: list[Step] = [*_gpu_steps(), *_cpu_steps()]

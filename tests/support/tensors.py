@@ -22,19 +22,37 @@ def lay_out(values: Tensor, layout: str) -> Tensor:
         return torch.cat((values.new_full((1,), math.nan), values.flatten()))[1:].view(values.shape)
     if layout == "channels_last":
         return values.contiguous(memory_format=torch.channels_last)
+    if layout == "padded":  # the first dimension's parts are apart
+        parts = values.reshape(values.shape[0], -1)
+        gap = values.new_full((len(parts), 5), math.nan)
+        return torch.cat((parts, gap), 1)[:, : parts.shape[1]].view(values.shape)
+    if layout == "permuted":
+        return values.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     if layout == "expanded":  # every row the same memory
         return values[:1].expand(values.shape)
     return values.contiguous()
 
 
-def clone(tensor: Tensor) -> Tensor:
-    size = (
-        1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-        if tensor.numel()
-        else 0
+GUARD = 64  # elements on either side of a guarded tensor: whole vectors, so that its alignment stays
+
+
+def guarded(tensor: Tensor) -> Tensor:
+    """A copy with the same strides and alignment, and NaNs before and behind its memory."""
+    memory, guard = whole(tensor), tensor.new_full((GUARD,), math.nan)
+    return torch.cat((guard, memory, guard)).as_strided(
+        tensor.shape, tensor.stride(), tensor.storage_offset() + GUARD
     )
-    storage = torch.as_strided(tensor.detach(), (size,), (1,), tensor.storage_offset()).clone()
-    return torch.as_strided(storage, tensor.shape, tensor.stride())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of the memory that a tensor is a view of, as one row of elements."""
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.detach().untyped_storage())
+
+
+def clone(tensor: Tensor, device: str | None = None) -> Tensor:
+    """A copy of all the memory that a tensor is a view of, seen as it was."""
+    memory = whole(tensor).to(device or tensor.device, copy=True)
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def bits_equal(a: Tensor, b: Tensor) -> bool:

@@ -9,14 +9,17 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fekernels._catalogue.optimizers import FLAGS, NOISES
 from fekernels._runtime import build
 from fekernels._runtime.pointer_table import CHUNK, DTYPE_CODES, PointerTable
+from fekernels.ops.optimizers.step import StepSettings
 from tests.support import ROOT
+from tests.support.optimizer_rows import Row, settings_of, tables_of
+from tests.support.optimizers import Options
 
 HERE = Path(__file__).parent
 CSRC = ROOT / "csrc"
@@ -39,25 +42,10 @@ class StepCall(ctypes.Structure):
     ]
 
 
-class LangevinAdamCall(ctypes.Structure):
-    _fields_ = [
-        ("step", StepCall),
-        *(
-            (name, ctypes.c_double)
-            for name in ("lr", "temperature", "weight_decay", "prior_precision", "flags")
-        ),
-        *((name, ctypes.c_double) for name in ("beta1", "beta2", "eps", "noise")),
-    ]
-
-
-class SgldCall(ctypes.Structure):
-    _fields_ = [
-        ("step", StepCall),
-        *(
-            (name, ctypes.c_double)
-            for name in ("lr", "temperature", "weight_decay", "prior_precision", "flags")
-        ),
-    ]
+def _call_of(numbers: int) -> type[ctypes.Structure]:
+    """The step, and the operation's settings as a row of float64."""
+    fields = [("step", StepCall), ("settings", ctypes.c_double * numbers)]
+    return type("Call", (ctypes.Structure,), {"_fields_": fields})
 
 
 def compiler() -> list[str] | None:
@@ -127,75 +115,42 @@ class Kernels:
             )
         )  # fmt: skip
 
-    @staticmethod
-    def _step_call(
-        table: PointerTable,
-        chunks: Tensor,
-        lr_tensor: Tensor | None,
-        temperature_tensor: Tensor | None,
-        flags: int,
-        seed: int,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> StepCall:
-        return StepCall(
+    def step(self, op: str, table: PointerTable, settings: StepSettings) -> int:
+        """One launch of the operation over the rows of a table."""
+        chunks = chunks_of(table)
+        lr, temperature = settings.lr_tensor, settings.temperature_tensor
+        step = StepCall(
             rows=table.table.data_ptr(),
             layouts=table.layouts.data_ptr(),
             chunks=chunks.data_ptr(),
             scratch=table.scratch.data_ptr(),
-            lr_tensor=_address(lr_tensor),
-            temperature_tensor=_address(temperature_tensor),
-            grad_scale=_address(grad_scale),
-            found_inf=_address(found_inf),
+            lr_tensor=_address(lr),
+            temperature_tensor=_address(temperature),
+            grad_scale=_address(settings.grad_scale),
+            found_inf=_address(settings.found_inf),
             n_rows=len(table.table),
             n_chunks=len(chunks),
             dtypes=table.dtypes,
-            flags=flags,
-            seed=seed,
-            lr_dtype=0 if lr_tensor is None else DTYPE_CODES[lr_tensor.dtype],
-            temperature_dtype=0 if temperature_tensor is None else DTYPE_CODES[temperature_tensor.dtype],
+            flags=settings.flags(),
+            seed=settings.seed,
+            lr_dtype=0 if lr is None else DTYPE_CODES[lr.dtype],
+            temperature_dtype=0 if temperature is None else DTYPE_CODES[temperature.dtype],
         )
+        call = _call_of(len(settings.row))(step, tuple(settings.row))
+        return int(getattr(self._library, f"fe_cuda_{op.removesuffix('_')}")(ctypes.byref(call), None))
 
-    def langevin_adam(
-        self,
-        table: PointerTable,
-        *,
-        noise: str,
-        lr: float,
-        temperature: float,
-        weight_decay: float,
-        prior_precision: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        **rest: object,
-    ) -> int:
-        chunks = chunks_of(table)
-        step = self._step_call(table, chunks, **rest)  # type: ignore[arg-type]
-        call = LangevinAdamCall(
-            step, lr, temperature, weight_decay, prior_precision, step.flags, beta1, beta2, eps, NOISES[noise]
-        )
-        return int(self._library.fe_cuda_langevin_adam(ctypes.byref(call), None))
-
-    def sgld(
-        self,
-        table: PointerTable,
-        *,
-        lr: float,
-        temperature: float,
-        weight_decay: float,
-        prior_precision: float,
-        **rest: object,
-    ) -> int:
-        chunks = chunks_of(table)
-        step = self._step_call(table, chunks, **rest)  # type: ignore[arg-type]
-        call = SgldCall(step, lr, temperature, weight_decay, prior_precision, step.flags)
-        return int(self._library.fe_cuda_sgld(ctypes.byref(call), None))
+    def step_rows(self, op: str, rows: list[Row], options: Options, changes: dict[str, Any]) -> list[Row]:
+        """``StepKernel.run``: copies of the rows after one step, a launch for each set of dtypes."""
+        rows = [row.clone() for row in rows]
+        settings = settings_of(op, rows, options, **changes)
+        for table in tables_of(op, rows, options):
+            assert self.step(op, table, settings) == SUCCESS
+            assert table.scratch.item() == 0, "the count of finished blocks was not reset"
+        return rows
 
 
 __all__ = [
     "CSRC",
-    "FLAGS",
     "FREE_ENERGY_SOURCES",
     "INVALID_VALUE",
     "SOURCES",

@@ -10,7 +10,7 @@ from torch import Tensor
 from fekernels._catalogue.free_energy import LIKELIHOODS as CATALOGUE
 from fekernels._catalogue.free_energy import MEAN, Target
 from tests.support.cuda_on_cpu.free_energy import FreeEnergyKernels
-from tests.support.cuda_on_cpu.rows import F32
+from tests.support.optimizers import F32
 
 # term -> code, parameters
 LIKELIHOODS = {row.term: (code, len(row.parameters)) for code, row in enumerate(CATALOGUE) if not row.classes}

@@ -18,9 +18,9 @@ from unittest import mock
 
 import torch
 
-from fekernels._runtime.pointer_table import PointerTable, Row
-from fekernels.ops.optimizers import langevin_adam, sgld
-from tests.support import optimizers as cases
+from fekernels._runtime.pointer_table import PointerTable
+from tests.support import optimizer_rows
+from tests.support.optimizers import Options
 from tests.support.triton.free_energy_worker import (  # noqa: F401
     free_energy,
     free_energy_and_arguments,
@@ -147,44 +147,17 @@ def draw(kind: str, count: int, *key: int) -> torch.Tensor:
 
 
 def step(
-    op: str, rows: list[cases.Row], options: cases.Options, changes: dict[str, Any], part: bool = True
-) -> list[cases.Row]:
-    """One step of `op` on pointer tables, one a set of dtypes unless not `part`. Returns the rows."""
-    o = options
-    tables: dict[int, list[Row]] = {}
-    for r in rows:
-        row = Row(r.param, r.grad, r.step, r.stream, anchor=r.anchor if o.anchor else None, shard=r.shard)
-        if op == "langevin_adam_":
-            largest = r.max_exp_avg_sq if o.amsgrad else None
-            row = Row(
-                r.param,
-                r.grad,
-                r.step,
-                r.stream,
-                r.exp_avg,
-                r.exp_avg_sq,
-                largest,
-                row.anchor,
-                r.shard,
-                r.noise_unit,
-            )
-        tables.setdefault(row.dtypes() & 0xFFFFFFFF if part else 0, []).append(row)
-    pointers = [PointerTable(part) for part in tables.values()]
-    names = dict(lr=o.lr, lr_tensor=None, temperature=o.temperature, temperature_tensor=None)
-    names |= dict(
-        weight_decay=o.weight_decay, prior_precision=o.prior_precision, maximize=o.maximize, seed=o.seed
-    )
-    names |= dict(stochastic_rounding=o.stochastic_rounding)
-    names |= {
-        n: None if getattr(o, n) is None else torch.tensor(getattr(o, n)) for n in ("grad_scale", "found_inf")
-    }
-    if op == "sgld_":
-        sgld.OPERATION.step_tables(pointers, sgld.SgldSettings(**{**names, **changes}), "triton")
-    else:
-        more = ("beta1", "beta2", "eps", "noise", "amsgrad", "decoupled_weight_decay", "bias_correction")
-        names |= {name: getattr(o, name) for name in more}
-        langevin_adam.OPERATION.step_tables(
-            pointers, langevin_adam.LangevinAdamSettings(**{**names, **changes}), "triton"
-        )
-    assert not any(int(table.scratch) for table in pointers), "the count of finished programs was not reset"
+    op: str,
+    rows: list[optimizer_rows.Row],
+    options: Options,
+    changes: dict[str, Any],
+    part: bool = True,
+) -> list[optimizer_rows.Row]:
+    """``StepKernel.run``: the rows after one step, a launch for each set of dtypes, or a single one unless ``part``."""
+    tables = optimizer_rows.tables_of(op, rows, options)
+    if not part:
+        tables = [PointerTable([row.pointers(op, options) for row in rows])]
+    settings = optimizer_rows.settings_of(op, rows, options, **changes)
+    optimizer_rows.OPERATIONS[op].step_tables(tables, settings, "triton")
+    assert not any(int(table.scratch) for table in tables), "the count of finished programs was not reset"
     return rows
