@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Tensor
 
 import fekernels as fe
 from tests.gpu.checks import Check, Comparison, Numbers, Target
+from tests.support.optimizer_rows import Row, call, row_of
+from tests.support.optimizers import BF16, CASES, F16, F32, F64, VARIANTS, step_of
+from tests.support.tensors import bits_equal, clone, lay_out, whole
 
 SHAPES = (
     (1,),
@@ -27,8 +31,6 @@ SHAPES = (
     (2, 3, 5, 7),
     (20_001,),
 )
-
-F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 HOT: dict[str, Any] = {"temperature": 0.5, "eps": 1e-5}
 EVERYTHING: dict[str, Any] = {
@@ -51,8 +53,8 @@ class StepCase:
     optimizer: str = "LangevinAdam"
     dtypes: tuple[torch.dtype, ...] = (F32,)  # the parameters take them in turn
     shapes: tuple[tuple[int, ...], ...] = SHAPES
-    layout: str = "plain"
-    grad_layout: str = "plain"
+    layout: str = "contiguous"
+    grad_layout: str = "contiguous"
     schedule: tuple[tuple[float, float], ...] | None = None  # (lr, temperature) of each step
     scalars: torch.dtype | None = None  # lr and temperature are tensors of this dtype on the device
     scaled: bool = False  # as under GradScaler: grad_scale at every step, found_inf at the second
@@ -62,21 +64,12 @@ class StepCase:
 
 
 def arrange(values: Tensor, layout: str, device: torch.device) -> Tensor:
-    """``values`` on ``device`` with the strides that ``layout`` names."""
-    values = values.to(device)
-    if layout == "misaligned":
-        whole = torch.empty(values.numel() + 1, dtype=values.dtype, device=device)
-        return whole[1:].view(values.shape).copy_(values)
-    if layout == "strided" and values.dim() == 4:
-        return values.contiguous(memory_format=torch.channels_last)
-    if layout == "strided" and values.dim() == 2:
-        return values.t().contiguous().t()
-    if layout == "strided":  # every other element of something larger
-        whole = torch.empty((*values.shape, 2), dtype=values.dtype, device=device)
-        return whole[..., 0].copy_(values)
+    """``values`` on ``device`` with the strides that ``layout`` names; "strided" is whatever the shape allows."""
     if layout == "expanded":  # as of a sum: one number everywhere
-        return values.flatten()[:1].expand(values.shape) if values.numel() else values
-    return values
+        return values.to(device).flatten()[:1].expand(values.shape) if values.numel() else values.to(device)
+    if layout == "strided":
+        layout = {2: "transposed", 4: "channels_last"}.get(values.dim(), "sliced")
+    return clone(lay_out(values, layout), str(device))
 
 
 def run_steps(case: StepCase, backend: str, device: torch.device) -> list[tuple[str, Tensor]]:
@@ -136,55 +129,27 @@ def check_steps(case: StepCase, target: Target) -> Numbers:
 
 
 def step_cases() -> list[StepCase]:
-    """Every placement of the noise, dtype, switch and layout; each combination is a kernel to compile for Triton."""
-    names = {F32: "float32", F64: "float64", BF16: "bfloat16", F16: "float16"}
+    """What takes more than one step, or an optimizer: numbers that change, scaled gradients, groups of every size."""
     cases = [
         StepCase("T = 0"),
-        *(StepCase(f"T > 0, {n}", {**HOT, "noise": n}) for n in ("momentum", "preconditioned", "isotropic")),
-    ]
-    for dtype, states in ((F64, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32), (F32, BF16)):
-        name = names[dtype] + (f" with {names[states]} states" if states else "")
-        cases.append(StepCase(name, {**HOT, "state_dtype": states}, dtypes=(dtype,)))
-        if BF16 in (dtype, states):
-            rounding = {"state_dtype": states, "stochastic_rounding": True}
-            cases.append(StepCase(f"{name}, stochastic rounding, T = 0", rounding, dtypes=(dtype,)))
-            cases.append(
-                StepCase(f"{name}, stochastic rounding, T > 0", {**HOT, **rounding}, dtypes=(dtype,))
-            )
-    cases += [
-        StepCase("amsgrad", {**HOT, "amsgrad": True}),
-        StepCase("maximize", {**HOT, "maximize": True}),
-        StepCase("weight decay", {**HOT, "weight_decay": 0.1}),
-        StepCase("decoupled weight decay", {**HOT, "weight_decay": 0.1, "decoupled_weight_decay": True}),
-        StepCase("no bias correction", {**HOT, "bias_correction": False}),
-        StepCase("prior around 0", {**HOT, "prior_precision": 0.3}),
-        StepCase("prior around the start", {**HOT, "prior_precision": 0.3, "anchor": "init"}),
-        StepCase("prior around given anchors", {**HOT, "prior_precision": 0.3}, anchors=True),
-        StepCase(
-            "prior that bounds the denominator", {"temperature": 0.0, "prior_precision": 50.0}, grad_size=1e-3
-        ),
-        StepCase("betas 0 and 0.5", {**HOT, "betas": (0.0, 0.5), "noise": "preconditioned"}),
-        *(
-            StepCase(f"everything, {n}", {**EVERYTHING, "noise": n})
-            for n in ("momentum", "preconditioned", "isotropic")
-        ),
-        StepCase("everything, T = 0", {**EVERYTHING, "temperature": 0.0}),
+        StepCase("T > 0", HOT),
         StepCase(
             "everything, bfloat16, stochastic rounding",
             {**EVERYTHING, "stochastic_rounding": True},
             dtypes=(BF16,),
             anchors=True,
         ),
+        StepCase("bfloat16 with float32 states", {**HOT, "state_dtype": F32}, dtypes=(BF16,)),
+        StepCase("prior around the start", {**HOT, "prior_precision": 0.3, "anchor": "init"}),
+        StepCase(
+            "prior that bounds the denominator", {"temperature": 0.0, "prior_precision": 50.0}, grad_size=1e-3
+        ),
         StepCase("lr and temperature that change", HOT, schedule=CHANGING),
         StepCase("tensor lr and temperature, float32", HOT, scalars=F32, schedule=CHANGING),
         StepCase("tensor lr and temperature, float64", {**HOT, "noise": "isotropic"}, scalars=F64),
         StepCase("grad_scale and found_inf", HOT, scaled=True),
         StepCase("mixed dtypes in a group", HOT, dtypes=(F32, BF16, F64, F16), schedule=CHANGING[:4]),
-        StepCase("parameters and gradients unaligned", HOT, layout="misaligned", grad_layout="misaligned"),
         StepCase("gradients alone unaligned", HOT, grad_layout="misaligned"),
-        StepCase("strided parameters", HOT, layout="strided"),
-        StepCase("strided gradients", HOT, grad_layout="strided"),
-        StepCase("expanded gradients", HOT, grad_layout="expanded"),
         StepCase("strided, everything", EVERYTHING, layout="strided", grad_layout="strided", anchors=True),
         StepCase("gradients near the smallest numbers", HOT, grad_size=1e-21),
         StepCase("gradients of 0", HOT, grad_size=0.0),
@@ -195,9 +160,8 @@ def step_cases() -> list[StepCase]:
     ]
     sgld = partial(StepCase, optimizer="SGLD")
     hot = {"temperature": 0.5}
-    cases += [
+    return cases + [
         sgld("SGLD, T = 0", {"temperature": 0.0}),
-        *(sgld(f"SGLD, {names[dtype]}", hot, dtypes=(dtype,)) for dtype in (F32, F64, BF16, F16)),
         sgld(
             "SGLD, everything",
             {**hot, "weight_decay": 0.1, "prior_precision": 0.3, "maximize": True},
@@ -205,60 +169,40 @@ def step_cases() -> list[StepCase]:
         ),
         sgld("SGLD, tensor lr and temperature", hot, scalars=F32, schedule=CHANGING),
         sgld("SGLD, grad_scale and found_inf", hot, scaled=True),
-        sgld("SGLD, strided", hot, layout="strided", grad_layout="strided"),
         sgld("SGLD, mixed dtypes", hot, dtypes=(F32, BF16, F64, F16)),
     ]
-    return cases
 
 
 SLOW = {"five million elements", "a thousand tensors", "a thousand steps"}
 
 
-def check_shards(target: Target) -> Numbers:
-    """Rows and columns of a matrix, each stepped as a shard, get what the whole matrix gets."""
-    generator = torch.Generator().manual_seed(21)
-    shape = (150, 70)
-    whole = {name: torch.randn(shape, generator=generator) for name in ("param", "grad", "exp_avg")}
-    whole["exp_avg_sq"] = torch.rand(shape, generator=generator)
-
-    def step(part: tuple[slice, slice], backend: str, device: torch.device) -> dict[str, Tensor]:
-        tensors = {
-            name: values[part].clone(memory_format=torch.contiguous_format).to(device)
-            for name, values in whole.items()
-        }
-        rows, columns = (range(*s.indices(n)) for s, n in zip(part, shape, strict=True))
-        run = len(columns) if len(columns) < shape[1] else len(rows) * shape[1]
-        pitch = shape[1] if len(columns) < shape[1] else run
-        torch.ops.fekernels.langevin_adam_(
-            [tensors["param"]], [tensors["grad"]], [tensors["exp_avg"]], [tensors["exp_avg_sq"]], [],
-            [torch.full((), 3.0, device=device)], [], [], [9],
-            [rows.start * shape[1] + columns.start, run, pitch],
-            1e-2, None, 0.5, None, 0.9, 0.99, 1e-5, 0.0, 0.0, "momentum", False, False, False, True, False, 77,
-            None, None, backend,
-        )  # fmt: skip
-        return tensors
-
-    everything = (slice(None), slice(None))
-    want = step(everything, target.truth, torch.device("cpu"))
+def check_table(op: str, variants: Sequence[Any], target: Target) -> Numbers:
+    """Rows of the table of options, each with all shapes and layouts in one call."""
     comparison = Comparison(target.exact)
-    parts = [
-        everything,
-        (slice(0, 75), slice(None)),
-        (slice(75, 150), slice(None)),
-        (slice(31, 44), slice(None)),
-    ]
-    parts += [(slice(None), slice(0, 32)), (slice(None), slice(32, 70)), (slice(None), slice(5, 6))]
-    for part in parts:
-        got = step(part, target.backend, target.device)
-        for name in ("param", "exp_avg", "exp_avg_sq"):
-            comparison.add(f"{name} of {part}", got[name], want[name][part])
+    for variant in variants:
+        steps = [step_of(op, case, variant) for case in CASES]
+        rows = [row_of(step) for step in steps]
+        there = [row.clone(str(target.device)) for row in rows]
+        call(op, rows, steps[0].options, target.truth)
+        call(op, there, steps[0].options, target.backend)
+        for step, row, other in zip(steps, rows, there, strict=True):
+            for name in Row.WRITTEN:
+                comparison.add(f"{name} of {step}", getattr(other, name), getattr(row, name))
+                around, memory = clone(getattr(row, name)), clone(getattr(other, name), "cpu")
+                for each in (around, memory):
+                    each.zero_()
+                assert bits_equal(whole(memory), whole(around)), f"written beside {name} of {step}"
     return comparison.result()
 
 
 def step_checks() -> list[Check]:
-    """The cases, and shards."""
-    checks = [
+    """The table, a check for each placement of the noise, and the cases."""
+    checks = []
+    for op, variants in VARIANTS.items():
+        for noise in dict.fromkeys(variant.noise for variant in variants):
+            chosen = [variant for variant in variants if variant.noise == noise]
+            checks.append(Check(f"steps: {op}, {noise}", partial(check_table, op, chosen)))
+    return checks + [
         Check(f"steps: {case.name}", partial(check_steps, case), slow=case.name in SLOW)
         for case in step_cases()
     ]
-    return [*checks, Check("steps: shards", check_shards)]
