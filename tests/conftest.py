@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from tests.support.places import (
     Place,
     instruction_set,
 )
+from tests.support.random import NoiseKernel, backend_noise
 from tests.support.stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)
 
 
@@ -159,9 +161,25 @@ def free_energy_kernel(request: pytest.FixtureRequest) -> Iterator[FreeEnergyKer
             yield FreeEnergyKernel(name, native.free_energy)
 
 
-@pytest.fixture(
-    params=[pytest.param(k, marks=pytest.mark.gpu if k in GPU_KERNELS else ()) for k in STEP_KERNELS]
-)
+STEP_PARAMS = [pytest.param(k, marks=pytest.mark.gpu if k in GPU_KERNELS else ()) for k in STEP_KERNELS]
+
+
+@contextmanager
+def _place_of(request: pytest.FixtureRequest, name: str) -> Iterator[Place]:
+    """The backend and device of this name; "cpp-avx2" is "cpp" with this instruction set."""
+    backend, _, isa = name.partition("-")
+    if isa in ISAS:
+        request.getfixturevalue("native")
+        with instruction_set(isa):
+            yield Place(backend, "cpu")
+        return
+    place = next(each for each in (*CPU_PLACES, *GPU_PLACES) if str(each) == name)
+    if (obstacle := place.obstacle()) is not None:
+        pytest.skip(obstacle)
+    yield place
+
+
+@pytest.fixture(params=STEP_PARAMS)
 def step_kernel(request: pytest.FixtureRequest) -> Iterator[StepKernel]:
     """Every implementation of the optimizers' steps."""
     name: str = request.param
@@ -170,15 +188,23 @@ def step_kernel(request: pytest.FixtureRequest) -> Iterator[StepKernel]:
     elif name == "triton_interpreted":
         interpret = request.getfixturevalue("interpret")
         yield StepKernel(name, functools.partial(interpret, "step"), exact=request.getfixturevalue("fuses"))
-    elif name.startswith("cpp-"):
-        request.getfixturevalue("native")
-        with instruction_set(name.removeprefix("cpp-")):
-            yield backend_kernel(Place("cpp", "cpu"), name)
     else:
-        place = next(p for p in (*CPU_PLACES, *GPU_PLACES) if str(p) == name)
-        if (obstacle := place.obstacle()) is not None:
-            pytest.skip(obstacle)
-        yield backend_kernel(place)
+        with _place_of(request, name) as place:
+            yield backend_kernel(place, name)
+
+
+@pytest.fixture(params=STEP_PARAMS)
+def noise_kernel(request: pytest.FixtureRequest) -> Iterator[NoiseKernel]:
+    """Every implementation of the noise."""
+    name: str = request.param
+    if name == "cuda_on_cpu":
+        yield NoiseKernel(name, request.getfixturevalue("cuda_steps").fill)
+    elif name == "triton_interpreted":
+        interpret = request.getfixturevalue("interpret")
+        yield NoiseKernel(name, functools.partial(interpret, "fill"), exact=request.getfixturevalue("fuses"))
+    else:
+        with _place_of(request, name) as place:
+            yield backend_noise(place, name)
 
 
 @pytest.fixture

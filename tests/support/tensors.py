@@ -37,8 +37,9 @@ GUARD = 64  # elements on either side of a guarded tensor: whole vectors, so tha
 
 
 def guarded(tensor: Tensor) -> Tensor:
-    """A copy with the same strides and alignment, and NaNs before and behind its memory."""
-    memory, guard = whole(tensor), tensor.new_full((GUARD,), math.nan)
+    """A copy with the same strides and alignment, and NaNs (of integers, -1234567) before and behind its memory."""
+    memory = whole(tensor)
+    guard = tensor.new_full((GUARD,), math.nan if tensor.is_floating_point() else -1234567)
     return torch.cat((guard, memory, guard)).as_strided(
         tensor.shape, tensor.stride(), tensor.storage_offset() + GUARD
     )

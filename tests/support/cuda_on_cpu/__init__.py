@@ -20,6 +20,7 @@ from fekernels.ops.optimizers.step import StepSettings
 from tests.support import ROOT
 from tests.support.optimizer_rows import Row, settings_of, tables_of
 from tests.support.optimizers import Options
+from tests.support.tensors import clone
 
 HERE = Path(__file__).parent
 CSRC = ROOT / "csrc"
@@ -114,6 +115,12 @@ class Kernels:
                 ctypes.c_uint32(step), ctypes.c_int64(offset), ctypes.c_uint32(purpose), None,
             )
         )  # fmt: skip
+
+    def fill(self, kind: str, out: Tensor, *key: int) -> Tensor:
+        """``NoiseKernel.fill``."""
+        out = clone(out)
+        assert self.philox(kind, out, out.numel(), *key) == SUCCESS
+        return out
 
     def step(self, op: str, table: PointerTable, settings: StepSettings) -> int:
         """One launch of the operation over the rows of a table."""
