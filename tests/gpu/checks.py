@@ -1,21 +1,17 @@
-"""Checks of a backend on a device against the CPU, bit for bit: noise here, steps and the free energy beside it.
+"""Checks of a backend on a device against the CPU, bit for bit: what they share; each family has its own beside it.
 
-`python -m benchmarks.gpu_check` runs them one after another and `tests/test_gpu.py` as tests; both take `all_checks()`.
+`python -m benchmarks.gpu_check` runs them one after another, `test_gpu_check.py` as tests; both take `all_checks()`.
 A check returns the numbers that belong in a report, or raises AssertionError with what differs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-
-import fekernels as fe
 
 Numbers = dict[str, Any]
 
@@ -111,69 +107,12 @@ def close(got: Tensor, want: Tensor) -> bool:
     return int(far.sum()) <= got.numel() // 200
 
 
-# Noise.
-
-SIZES = (1, 2, 3, 4, 5, 7, 8, 63, 1000, 1023, 1024, 1025, 4099, 100_003)
-OFFSETS = (0, 1, 2, 3, 4, 5, 7, 1_000_003, (1 << 34) - 5, (1 << 34) + 1, (1 << 49) + 3)
-KEYS = (
-    {"seed": 0, "stream": 0, "step": 0, "purpose": 0},
-    {"seed": (1 << 64) - 1, "stream": (1 << 32) - 1, "step": (1 << 32) - 1, "purpose": (1 << 16) - 1},
-    {"seed": 0x299F31D0_A4093822, "stream": 1 << 31, "step": 1, "purpose": 1},
-    {"seed": 1 << 63, "stream": 1, "step": 1 << 31, "purpose": 4},
-)
-DRAWS = {"bits": fe.random.bits, "uniform": fe.random.uniform, "normal": fe.random.normal}
-
-
-def check_noise(kind: str, target: Target) -> Numbers:
-    """Words, uniforms or normals of every size, offset and key equal the CPU's, also where they start unaligned."""
-    comparison = Comparison(exact=True)
-    for key in KEYS:
-        for count, offset in [(size, 0) for size in SIZES] + [(1000, offset) for offset in OFFSETS]:
-            arguments: dict[str, Any] = {**key, "offset": offset}
-            with fe.use_backend(target.backend):
-                got = DRAWS[kind](count, **arguments, device=target.device)
-            with fe.use_backend(target.truth):
-                want = DRAWS[kind](count, **arguments)
-            comparison.add(f"{kind} {count} {arguments}", got, want)
-    return comparison.result()
-
-
-def check_noise_into_unaligned(target: Target) -> Numbers:
-    """An output that does not begin at 16 bytes gets the same normals, and nothing around it is touched."""
-    comparison = Comparison(exact=True)
-    for start in (1, 2, 3):
-        for offset in (0, 1, 4):
-            whole = torch.full((5000,), math.nan, device=target.device)
-            with fe.use_backend(target.backend):
-                torch.ops.fekernels.philox_normal(whole[start : start + 4097], 5, 6, 7, offset, 0)
-            with fe.use_backend(target.truth):
-                want = fe.random.normal(4097, seed=5, stream=6, step=7, offset=offset, purpose=0)
-            comparison.add(
-                f"normals from element {start}, offset {offset}", whole[start : start + 4097], want
-            )
-            around = torch.cat((whole[:start], whole[start + 4097 :]))
-            assert bool(around.isnan().all()), f"normals from element {start}: wrote outside of the output"
-    return comparison.result()
-
-
-def check_noise_large(target: Target) -> Numbers:
-    """Ten million normals."""
-    comparison = Comparison(exact=True)
-    with fe.use_backend(target.backend):
-        got = fe.random.normal(10_000_000, seed=11, stream=12, step=13, device=target.device)
-    with fe.use_backend(target.truth):
-        comparison.add("normals", got, fe.random.normal(10_000_000, seed=11, stream=12, step=13))
-    return comparison.result()
-
-
 def all_checks() -> list[Check]:
     """Every check there is, those of noise and steps first."""
     from tests.gpu.free_energy import free_energy_checks
+    from tests.gpu.noise import noise_checks
     from tests.gpu.stein import svgd_checks
     from tests.gpu.steps import step_checks
     from tests.gpu.systems import system_checks
 
-    checks = [Check(f"noise: {kind}", partial(check_noise, kind)) for kind in DRAWS]
-    checks.append(Check("noise: unaligned output", check_noise_into_unaligned))
-    checks.append(Check("noise: ten million", check_noise_large, slow=True))
-    return checks + step_checks() + free_energy_checks() + svgd_checks() + system_checks()
+    return noise_checks() + step_checks() + free_energy_checks() + svgd_checks() + system_checks()
