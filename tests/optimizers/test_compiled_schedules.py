@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import fekernels as fe
+from tests.support.pairwise import pairwise
 from tests.support.parameters import HOT, parameters, same, set_gradients, step
+from tests.support.places import PLACES, Place
 from tests.support.tensors import bits_equal
 
 lr_scheduler = torch.optim.lr_scheduler
@@ -38,9 +40,20 @@ def tensors(values):
     return {key: convert(value) for key, value in values.items()}
 
 
+# What is compiled is the operator's call, whatever the backend: one of them tries every schedule, each of them one.
+CPP = Place("cpp", "cpu")
+KINDS_OF = [(name, "floats") for name in SCHEDULES] + [("OneCycleLR", "tensor lr"), ("OneCycleLR", "tensors")]
+
+
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [(name, "floats") for name in SCHEDULES] + [("OneCycleLR", "tensor lr"), ("OneCycleLR", "tensors")],
+    ("name", "kind", "place"),
+    [(*each, CPP) for each in KINDS_OF]
+    + [
+        pytest.param("OneCycleLR", "tensors", *each.values, marks=each.marks)
+        for each in PLACES
+        if each.values != (CPP,)
+    ],
+    indirect=["place"],
 )
 def test_a_schedule_compiles_twice_at_most(name, kind, place, fresh_dynamo):
     eager, traced = (
@@ -64,6 +77,7 @@ def test_a_schedule_compiles_twice_at_most(name, kind, place, fresh_dynamo):
 
 
 @pytest.mark.parametrize("name", ["CosineAnnealingWarmRestarts", "ExponentialTemperature"])
+@pytest.mark.parametrize("place", [CPP], indirect=True, ids=str)
 def test_sgld_too(name, place, fresh_dynamo):
     eager, traced = (fe.SGLD(parameters(place), 0.1, seed=7, backend=place.backend) for _ in range(2))
     schedules = [SCHEDULES[name](optimizer) for optimizer in (eager, traced)]
@@ -78,9 +92,13 @@ def test_sgld_too(name, place, fresh_dynamo):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float32, np.array])
-@pytest.mark.parametrize("key", ["temperature", "lr"])
-@pytest.mark.parametrize("make", [fe.LangevinAdam, fe.SGLD])
+NUMPYS = pairwise(
+    make=[fe.LangevinAdam, fe.SGLD], key=["temperature", "lr"], kind=[np.float64, np.float32, np.array]
+)
+
+
+@pytest.mark.parametrize(NUMPYS[0]._fields, NUMPYS)
+@pytest.mark.parametrize("place", [CPP], indirect=True, ids=str)
 def test_numpys_numbers_compile_twice_at_most(make, key, kind, place, fresh_dynamo):
     options = {**HOT} if make is fe.LangevinAdam else {"lr": 0.1, "seed": 7}
     eager, traced = (make(parameters(place), **options, backend=place.backend) for _ in range(2))

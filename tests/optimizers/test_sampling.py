@@ -15,7 +15,7 @@ from tests.support.formulas import noise_start
 from tests.support.optimizers import NOISES
 from tests.support.places import CPU_PLACES
 
-N = 1_000_000
+N = 250_000
 FROZEN = 1e8  # as eps it dwarfs every sqrt(v), so that D = eps, and lr / eps is the step h of the formulas
 
 
