@@ -106,7 +106,9 @@ def _prebuilt_serves(device: str) -> bool:
 def _open(library: Path) -> Path:
     import torch
 
-    if hasattr(torch.ops.fekernels_native, "build_info"):
+    from fekernels._runtime.torch_internals import registered_operators
+
+    if any(name.startswith("fekernels_native::") for name in registered_operators()):
         # A namespace that is defined twice ends the process.
         raise OSError(f"{library}: this process has loaded another library of fekernels already")
     try:

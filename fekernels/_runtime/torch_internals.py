@@ -33,6 +33,7 @@ __all__ = [
     "is_unwritten_zeros",
     "local_shape_and_offset",
     "never_traced",
+    "registered_operators",
     "standard_gamma",
     "transforms_active",
     "uncompiled",
@@ -46,6 +47,8 @@ CHUNKED_VMAP = "_chunked_vmap"
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 # How many modes (FakeTensorMode, make_fx) are to see operators; no public module says so.
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+# The names of all operators: torch.ops, which is public, knows only names that it is asked for.
+registered_operators: Callable[[], list[str]] = torch._C._dispatch_get_all_op_names
 # Whether a tensor belongs to a transform of torch.func, which may have ended; torch.func has no question of this kind.
 is_of_transform: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 # Whether a gradient is a batch of them, as under torch.autograd.grad(is_grads_batched=True): nothing public says so.
