@@ -33,6 +33,7 @@ def pairwise(
     cells = [[(k, v) for v in range(len(each))] for k, each in enumerate(values)]
     pairs = [(a, b) for left, right in combinations(cells, 2) for a in left for b in right]
     missing, partners = set(pairs), Counter(cell for pair in pairs for cell in pair)
+    used: Counter[tuple[int, int]] = Counter()
     rows = []
 
     def decoded(row: dict[int, int]) -> Any:
@@ -44,8 +45,13 @@ def pairwise(
         if k is None:
             return row if allowed is None or allowed(**decoded(row)._asdict()) else None
 
-        def worth(cell: tuple[int, int]) -> tuple[int, int]:
-            return sum((min(cell, x), max(cell, x)) in missing for x in row.items()), partners[cell]
+        def worth(cell: tuple[int, int]) -> tuple[int, int, int]:
+            new = sum((min(cell, x), max(cell, x)) in missing for x in row.items())
+            return (
+                new,
+                partners[cell],
+                -used[cell],
+            )  # of equals the rarest: values share what is left to choose
 
         choices = sorted(cells[k], key=worth, reverse=True)
         return next((full for k, v in choices if (full := completed({**row, k: v})) is not None), None)
@@ -54,6 +60,7 @@ def pairwise(
         for pair in missing.intersection(combinations(sorted(row.items()), 2)):
             missing.remove(pair)
             partners.subtract(pair)
+        used.update(row.items())
         rows.append(decoded(row))
 
     for row in kept:
