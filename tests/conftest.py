@@ -10,26 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import fekernels as fe
 from fekernels._runtime import backends, extension
-from fekernels.reference.free_energy.free_energy import free_energy as reference_free_energy
 from tests.fuzz import budget as fuzz_budget
 from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu.free_energy import FreeEnergyKernels
+from tests.support.free_energy_kernels import Kernels, implementation
 from tests.support.optimizer_kernels import GPU_KERNELS, STEP_KERNELS, StepKernel, backend_kernel
-from tests.support.places import (
-    CPU_PLACES,
-    GPU_PLACES,
-    ISAS,
-    PLACES,
-    FreeEnergyKernel,
-    Place,
-    instruction_set,
-)
+from tests.support.places import CPU_PLACES, GPU_PLACES, ISAS, PLACES, Place, instruction_set
 from tests.support.random import NoiseKernel, backend_noise
 from tests.support.stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)
+from tests.support.triton.free_energy_worker import interpreted_kernels
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -137,30 +129,6 @@ def fuses(interpret: Callable[..., Any]) -> bool:
     return bool(interpret("fuses"))
 
 
-@pytest.fixture(scope="session")
-def interpreted(interpret: Callable[..., Any]) -> Callable[..., list[Tensor]]:
-    """`free_energy` of the Triton kernels in their interpreter."""
-    return lambda *arguments: interpret("free_energy", [arguments])[0]
-
-
-@pytest.fixture(params=["reference", *(f"cpp-{isa}" for isa in ISAS), "cuda_on_cpu", "triton"])
-def free_energy_kernel(request: pytest.FixtureRequest) -> Iterator[FreeEnergyKernel]:
-    """Every implementation of the free energy."""
-    name: str = request.param
-    if name == "reference":
-        yield FreeEnergyKernel(name, reference_free_energy)
-    elif name == "cuda_on_cpu":
-        yield FreeEnergyKernel(
-            name, FreeEnergyKernels(request.getfixturevalue("cuda_free_energy")).free_energy
-        )
-    elif name == "triton":
-        yield FreeEnergyKernel(name, request.getfixturevalue("interpreted"))
-    else:
-        native = request.getfixturevalue("native")
-        with instruction_set(name.removeprefix("cpp-")):
-            yield FreeEnergyKernel(name, native.free_energy)
-
-
 STEP_PARAMS = [pytest.param(k, marks=pytest.mark.gpu if k in GPU_KERNELS else ()) for k in STEP_KERNELS]
 
 
@@ -191,6 +159,19 @@ def step_kernel(request: pytest.FixtureRequest) -> Iterator[StepKernel]:
     else:
         with _place_of(request, name) as place:
             yield backend_kernel(place, name)
+
+
+@pytest.fixture(params=STEP_PARAMS)
+def free_energy_kernel(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """Every implementation of the free energy and of the reparameterisation."""
+    name: str = request.param
+    if name == "cuda_on_cpu":
+        yield FreeEnergyKernels(request.getfixturevalue("cuda_free_energy")).kernels()
+    elif name == "triton_interpreted":
+        yield interpreted_kernels(request.getfixturevalue("interpret"), request.getfixturevalue("fuses"))
+    else:
+        with _place_of(request, name) as place:
+            yield implementation(place.backend, place.device, name)
 
 
 @pytest.fixture(params=STEP_PARAMS)

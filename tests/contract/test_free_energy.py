@@ -1,252 +1,125 @@
-"""The free energy's kernels: every backend against float64, the bits that must agree, the memory that they touch."""
+"""The free energy's kernels, every implementation of them: values to float64, promised bits, the memory they touch."""
 
+from __future__ import annotations
+
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.support.free_energy import (
-    CATEGORICAL,
-    KINDS,
-    LIKELIHOOD,
-    MEAN,
+    DTYPES,
+    GROUPS,
     NAMES,
     NONE,
-    SHAPES,
+    REDUCTIONS,
     SUM,
-    Arguments,
-    arguments,
+    Call,
+    Case,
+    cases,
+    judge,
+    to_the_bit,
 )
-from tests.support.places import ISAS, Place, instruction_set
+from tests.support.free_energy_kernels import Kernels, cpp
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CPP = Place("cpp", "cpu")
-
-
-def without(something: bool) -> dict[str, bool]:
-    """A call in which elements, latents and a row do not count, or one in which everything does."""
-    return dict.fromkeys(("masked", "padded", "dropped"), something)
+GAUSSIAN, BERNOULLI = NAMES.index("gaussian2"), NAMES.index("bernoulli1")
 
 
-def assert_close(results: list[torch.Tensor], call: Arguments) -> None:
-    """Within the rounding of the results' dtypes."""
-    exact, scales = call.exact(), call.scales()
-    assert len(results) == len(exact)
-    for i, (result, wanted, scale) in enumerate(zip(results, exact, scales, strict=True)):
-        assert result.shape == wanted.shape
-        dtype = torch.float32 if i < 3 else call.operands[i - 3].dtype
-        assert result.dtype == dtype
-        if wanted.numel() == 0:
-            continue
-        error = (result.double().cpu() - wanted).abs().max()
-        assert error <= (1e-6 + torch.finfo(dtype).eps) * scale, (i, float(error), float(scale))
+@functools.cache
+def judged(case: Case) -> tuple[Call, list[Tensor], list[Tensor], list[Tensor] | None]:
+    """A case's call, what is right, the scale of its errors, and the C++ kernels' results where there are such."""
+    call = case.call()
+    peer = cpp()
+    return call, call.exact(), call.scales(), call.run(peer) if peer else None
 
 
-def assert_same_bits(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
-    for i, (a, b) in enumerate(zip(one, other, strict=True)):
-        assert a.dtype == b.dtype and a.shape == b.shape
-        assert torch.equal(a.cpu().nan_to_num(), b.cpu().nan_to_num()), i
+@pytest.mark.parametrize("likelihood", GROUPS.values(), ids=GROUPS)
+def test_every_case(likelihood: int, free_energy_kernel: Kernels, poisoned: None) -> None:
+    wrong = []
+    for case in cases(likelihood, small=free_energy_kernel.interpreted):
+        call, exact, scales, peer = judged(case)
+        results = call.run(free_energy_kernel)
+        wrong += [f"{case}: {what}" for what in judge(results, call, exact, scales)]
+        if peer is not None:
+            for i in to_the_bit(free_energy_kernel, call, results, peer):
+                wrong.append(f"{case}: result {i} has other bits than in C++")
+    assert not wrong, "\n".join(wrong)
 
 
-@LIKELIHOOD
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reduction", [NONE, MEAN, SUM], ids=["none", "mean", "sum"])
-def test_against_float64(likelihood, kind, reduction, place, poisoned):
-    for masked in (False, True):
-        call = arguments(likelihood, kind=kind, reduction=reduction, **without(masked))
-        assert_close(call.run(place), call)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_batch_of_nothing(reduction: int, free_energy_kernel: Kernels, poisoned: None) -> None:
+    """Its mean is NaN, its sum 0, and gradients of what all rows share are 0 or NaN with it."""
+    call = Case(GAUSSIAN, (0, 5, 3), "fc", "ffcs", reduction=reduction).call()
+    values = [value.cpu() for value in call.run(free_energy_kernel)[:3]]
+    if reduction == NONE:
+        assert all(value.shape == (0,) for value in values)
+    else:
+        assert all(value.item() == 0 if reduction == SUM else value.isnan() for value in values)
 
 
-@LIKELIHOOD
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(likelihood, shape, place, poisoned):
-    rows, columns, _ = shape
-    for kind, reduction in (("full", SUM), ("column", NONE), ("row", SUM)):
-        call = arguments(likelihood, shape, kind, reduction=reduction)
-        assert_close(call.run(place), call)
-    if rows == 0:
-        values = arguments(likelihood, shape, reduction=MEAN).run(place)[:3]
-        assert all(value.isnan() for value in values)
-    if columns == 0:
-        assert not call.run(place)[1].any()
+@pytest.mark.parametrize("likelihood", range(len(NAMES)), ids=NAMES)
+def test_a_row_does_not_depend_on_its_batch(likelihood: int, free_energy_kernel: Kernels) -> None:
+    hidden = {"masked": "some", "padded": "some", "weight": "dropped"}
+    rows, columns, latents = (7, 40, 21) if free_energy_kernel.interpreted else (70, 513, 21)
+    call = Case(likelihood, (rows, columns, latents), reduction=NONE, upstream=True, **hidden).call()
+    whole = call.run(free_energy_kernel)
+    for begin, end in ((0, 1), (rows // 5, rows // 2), (rows - 1, rows)):
+        part = call.rows(begin, end).run(free_energy_kernel)
+        assert same_bits(part, [result[begin:end] for result in whole])
 
 
-@LIKELIHOOD
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dtypes(likelihood, dtype, place, poisoned):
-    for kind in KINDS[:3]:
-        call = arguments(likelihood, (66, 150, 9), kind, dtype)
-        assert_close(call.run(place), call)
-    mixed = replace(call, latent=[tensor.float() for tensor in call.latent])
-    assert_close(mixed.run(place), mixed)
+def test_only_what_is_needed(free_energy_kernel: Kernels) -> None:
+    for latent in ("ff", "ffcs"):
+        call = Case(GAUSSIAN, (6, 40, 7), "fc", latent, weight="random").call()
+        count = len(call.operands)
+        everything = call.run(free_energy_kernel)
+        subsets = range((1 << count) - 1)
+        if free_energy_kernel.interpreted:  # one, and all but one
+            subsets = [
+                0,
+                *(1 << i for i in range(count)),
+                *((1 << count) - 1 - (1 << i) for i in range(0, count, 2)),
+            ]
+        for needs in subsets:
+            some = replace(call, needs=needs).run(free_energy_kernel)
+            wanted = everything[:3] + [g for i, g in enumerate(everything[3:]) if needs >> i & 1]
+            assert same_bits(some, wanted), needs
 
 
-@LIKELIHOOD
-def test_what_is_unobserved_is_exactly_zero(likelihood, place):
-    call = arguments(likelihood, masked=True)
-    gradient = call.run(place)[3].cpu()
-    assert not gradient[~call.mask].any()
-    assert gradient[call.mask].isfinite().all()
-    nothing = replace(call, mask=torch.zeros_like(call.mask))
-    results = nothing.run(place)
-    assert results[1].item() == 0.0
-    assert not any(result.any() for result in results[3 : 3 + len(call.params)])
-
-
-@pytest.mark.parametrize("prior", [False, True])
-@pytest.mark.parametrize("latents", [3, 16, 40, 300, 4099])
-def test_padding_is_exactly_zero(latents, prior, place):
-    """In rows of every kind of loop: narrow ones together, flat ones, blocks, segments."""
+@pytest.mark.parametrize("likelihood", range(len(NAMES)), ids=NAMES)
+def test_inplace_is_the_same_in_other_memory(likelihood: int, free_energy_kernel: Kernels) -> None:
     for dtype in DTYPES[:2]:
-        call = arguments(0, (37, 2, latents), dtype=dtype, padded=True, prior=prior)
-        results = call.run(place)
-        assert_close(results, call)
-        for gradient in results[4:6]:
-            assert not gradient.cpu()[~call.latent_mask].any()
-        nothing = replace(call, latent_mask=torch.zeros_like(call.latent_mask)).run(place)
-        assert nothing[2].item() == 0.0 and not any(gradient.any() for gradient in nothing[4:])
+        for columns in (24,) if free_energy_kernel.interpreted else (24, 131):
+            call = Case(likelihood, (5, columns, 3), dtypes=(dtype,) * 6, masked="some").call()
+            wanted = call.run(free_energy_kernel)
+            there = replace(call, inplace=True).to(free_energy_kernel.device)
+            got = there.run(free_energy_kernel)
+            assert same_bits(got, wanted)
+            assert got[3].data_ptr() == there.params[0].data_ptr()
 
 
-@LIKELIHOOD
-@pytest.mark.parametrize("columns", [3, 16, 40, 300, 4099])
-def test_a_row_of_weight_zero_is_exactly_zero(likelihood, columns, place):
-    if likelihood == CATEGORICAL and columns > 300:
-        columns = 7
-    for kind, reduction in (("full", SUM), ("column", MEAN), ("row", NONE)):
-        call = arguments(likelihood, (37, columns, columns), kind, reduction=reduction, dropped=True)
-        if reduction == NONE:
-            call.upstream[0][18] = call.upstream[1][18] = (
-                torch.inf
-            )  # a factor from above does not bring it back
-        results = call.run(place)
-        finite = replace(call, upstream=[u.nan_to_num(posinf=1.0) for u in call.upstream])
-        assert_close(results, finite)
-        for operand, gradient in zip(call.operands, results[3:], strict=True):
-            if len(operand) == 37:
-                assert not gradient[18].any()
-        if reduction == NONE:
-            assert [value[18].item() for value in results[:3]] == [0.0] * 3
-
-
-@LIKELIHOOD
-def test_instruction_sets_and_threads_agree(likelihood):
-    if (obstacle := CPP.obstacle()) is not None:
-        pytest.skip(obstacle)
-    wide = (70, 5000, 3) if likelihood != CATEGORICAL else (70, 300, 3)
-    for kind, dtype in (("full", torch.float32), ("column", torch.bfloat16), ("row", torch.float32)):
-        call = arguments(likelihood, wide, kind, dtype, **without(True))
-        torch.set_num_threads(1)
-        wanted = call.run(CPP)
-        torch.set_num_threads(2)
-        assert_same_bits(call.run(CPP), wanted)
-        for isa in ISAS:
-            with instruction_set(isa):
-                assert_same_bits(call.run(CPP), wanted)
-
-
-@LIKELIHOOD
-def test_a_row_does_not_depend_on_its_batch(likelihood, place):
-    call = arguments(likelihood, (70, 513, 21), reduction=NONE, prior=False, **without(True))
-    whole = call.run(place)
-    assert_same_bits(call.run(place), whole)
-    for begin, end in ((0, 1), (13, 30), (69, 70)):
-        assert_same_bits(call.rows(begin, end).run(place), [result[begin:end] for result in whole])
-
-
-def test_row_strides_are_heeded(place):
-    call = arguments(NAMES.index("gaussian2"), (6, 150, 9))
-    wanted = call.run(place)
-
-    def spread(tensor):
-        return torch.cat((tensor, torch.full_like(tensor, torch.nan)), dim=1)[:, : tensor.shape[1]]
-
-    moved = call.to(place.device)  # which would pack the rows again
-    laid_out = replace(
-        moved,
-        params=[spread(tensor) for tensor in moved.params],
-        target=spread(moved.target),
-        latent=[spread(tensor) for tensor in moved.latent],
-    )
-    assert_same_bits(laid_out.run(place), wanted)
-
-
-@pytest.mark.parametrize("needs", range(1, 16))
-def test_only_what_is_needed(needs, place):
-    call = arguments(NAMES.index("gaussian2"), prior=False)
-    everything = call.run(place)
-    some = call.run(place, needs)
-    assert_same_bits(some[:3], everything[:3])
-    assert_same_bits(some[3:], [g for i, g in enumerate(everything[3:]) if needs >> i & 1])
-
-
-@LIKELIHOOD
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_inplace_is_the_same_in_other_memory(likelihood, dtype, place):
-    call = arguments(likelihood, dtype=dtype).to(place.device)
-    wanted = call.run(place)
-    got = replace(call, inplace=True).run(place)
-    assert_same_bits(got, wanted)
-    assert got[3].data_ptr() == call.params[0].data_ptr()
-
-
-def test_energy_or_kl_alone(place):
-    both = arguments(NAMES.index("bernoulli1"))
+def test_energy_or_kl_alone(free_energy_kernel: Kernels) -> None:
+    both = Case(BERNOULLI, (5, 130, 7), latent="ffcs").call()
     energy, kl = replace(both, latent=[]), replace(both, params=[], target=None)
-    wanted = both.run(place)
-    assert_same_bits(energy.run(place)[1:2] + energy.run(place)[3:], wanted[1:2] + wanted[3:4])
-    assert_same_bits(kl.run(place)[2:3] + kl.run(place)[3:], wanted[2:3] + wanted[4:])
-    assert energy.run(place)[2].item() == 0.0 and kl.run(place)[1].item() == 0.0
+    wanted, of_energy, of_kl = (call.run(free_energy_kernel) for call in (both, energy, kl))
+    assert same_bits([of_energy[1], of_energy[3]], [wanted[1], wanted[3]])
+    assert same_bits([of_kl[2], *of_kl[3:]], [wanted[2], *wanted[4:]])
+    assert of_energy[2].item() == 0.0 and of_kl[1].item() == 0.0
 
 
-def test_a_class_that_does_not_exist_is_nan(place):
-    call = arguments(CATEGORICAL, reduction=NONE)
-    for impossible in (-1, 5):
-        call.target[2, 3] = impossible
-        results = call.run(place)
-        assert results[1].isnan().tolist() == [False, False, True, False, False]
-        assert results[3].isnan().any(-1).nonzero().tolist() == [[2, 3]]
+def test_sums_are_right_to_the_last_digits(free_energy_kernel: Kernels) -> None:
+    """Sums of 100,000 terms, where float32 alone would lose three digits."""
+    call = Case(0, (1, 100_003, 1), latent="", reduction=NONE, needs=0).call()
+    got, exact = call.run(free_energy_kernel)[1].cpu(), call.exact()[1]
+    torch.testing.assert_close(got.double(), exact, rtol=1e-7, atol=0)
 
 
-def test_many_classes(place):
-    for classes in (1, 127, 128, 129, 5000):
-        call = arguments(CATEGORICAL, (3, 4, 2))
-        call = replace(
-            call, params=[4 * torch.randn(3, 4, classes)], target=torch.randint(0, classes, (3, 4))
-        )
-        assert_close(call.run(place), call)
-
-
-@pytest.mark.parametrize("likelihood", [0, 3], ids=["mse", "bernoulli"])
-def test_large_results(likelihood):
-    """Above 1 MB a gradient's memory is used again for the next one, above 16 MB it is written past the caches."""
-    if (obstacle := CPP.obstacle()) is not None:
-        pytest.skip(obstacle)
-    torch.set_num_threads(2)
-    call = arguments(likelihood, (1100, 4096, 2), prior=False)
-    first, alive = call.run(CPP), call.run(CPP)
-    assert first[3].data_ptr() != alive[3].data_ptr()
-    kept = alive[3].clone()
-    address = first[3].data_ptr()
-    assert_same_bits(first, alive)
-    del first
-    other = replace(call, params=[call.params[0] + 1])
-    again = other.run(CPP)
-    assert again[3].data_ptr() == address
-    assert_same_bits([alive[3]], [kept])
-    with instruction_set("baseline"):
-        assert_same_bits(other.run(CPP), again)
-    assert_close(again, other)
-
-
-def test_memory_outlives_its_maker():
-    """A gradient stays whole when everything that it came from is gone, and while others come and go."""
-    if (obstacle := CPP.obstacle()) is not None:
-        pytest.skip(obstacle)
-    held = []
-    for value in range(20):
-        params = [torch.full((600, 1000), float(value))]
-        zero = torch.zeros(600, 1000)
-        results = Arguments(params, zero, None, [], None, [], 0, SUM).run(CPP)
-        if value % 3 == 0:
-            held.append((value, results[3]))
-    assert all(torch.equal(gradient, torch.full_like(gradient, 2.0 * value)) for value, gradient in held)
+def same_bits(ones: list[Tensor], others: list[Tensor]) -> bool:
+    """All NaNs are one."""
+    return len(ones) == len(others) and all(
+        (a.dtype, a.shape) == (b.dtype, b.shape)
+        and torch.equal(a.cpu().nan_to_num(7.0), b.cpu().nan_to_num(7.0))
+        for a, b in zip(ones, others, strict=True)
+    )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fekernels as fe
-from tests.support.free_energy import close, inputs, terms
+from tests.support.public_free_energy import close, inputs, terms
 from tests.support.tensors import UNIT
 
 SHAPES = {

@@ -9,7 +9,7 @@ import torch
 import torch._dynamo.testing
 
 import fekernels as fe
-from tests.support.free_energy import close, same
+from tests.support.public_free_energy import close, same
 from tests.support.tensors import UNIT
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

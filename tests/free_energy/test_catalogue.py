@@ -12,6 +12,7 @@ from fekernels._runtime import extension
 from fekernels.reference.free_energy import free_energy as reference
 from fekernels.reference.free_energy import likelihoods as formulas
 from tests.support import ROOT
+from tests.support.free_energy import GROUPS, KINDS, KL, LARGE, SMALL, cases
 from tests.support.places import Place
 
 CPP = pytest.mark.skipif(
@@ -117,3 +118,14 @@ def test_the_page_has_a_row_for_each():
     assert [(name, params.count("> 0")) for name, params in rows] == [
         (row.name, sum(parameter.not_negative for parameter in row.parameters)) for row in LIKELIHOODS
     ]
+
+
+def test_the_contract_has_cases_of_each():
+    assert list(GROUPS.values()) == [*range(len(LIKELIHOODS)), KL]
+    for code in range(len(LIKELIHOODS)):
+        assert len(cases(code)) >= 20 and len(cases(code, small=True)) >= 8
+        assert code == CATEGORICAL or {case.shape for case in cases(code)} >= {*SMALL, *LARGE}
+        kinds = {case.kinds[: len(LIKELIHOODS[code].parameters)] for case in cases(code)}
+        assert all(
+            {kind[i] for kind in kinds} == set(KINDS) for i in range(len(LIKELIHOODS[code].parameters))
+        ) or (code == CATEGORICAL)

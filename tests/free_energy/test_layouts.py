@@ -7,13 +7,17 @@ import fekernels as fe
 from fekernels._catalogue.free_energy import LIKELIHOODS
 from fekernels.ops.free_energy.broadcasting import gather
 from fekernels.ops.free_energy.memory_order import memory_order
-from tests.support.free_energy import ELEMENTWISE, NAMES, arguments, close
-from tests.support.places import ISAS, Place, instruction_set
+from tests.support.free_energy import NAMES, Case
+from tests.support.pairwise import pairwise
+from tests.support.places import Place
+from tests.support.public_free_energy import close
 
 CPP = Place("cpp", "cpu")
 SHAPE = (5, 3, 4, 6)  # [B, C, H, W]
 LATENT = (5, 2, 3, 2)
 CHANNELS_LAST = (0, 2, 3, 1)
+# Of parameters: memory order is no matter of the formula.
+WITH_ANY_NUMBER = [NAMES.index(name) for name in ("mse1", "gaussian2", "student_t3")]
 ORDERS = [CHANNELS_LAST, (0, 3, 1, 2), (0, 2, 1, 3), (0, 3, 2, 1)]
 
 
@@ -26,9 +30,8 @@ def laid_out(tensor, order):
 def problem(likelihood, device, shape=SHAPE, latent=LATENT):
     """[B, *event] operands as they come, contiguous: (params, target, latent, mask, weight)."""
     event = torch.Size(shape[1:]).numel()
-    call = arguments(
-        likelihood, (shape[0], event, torch.Size(latent[1:]).numel()), weighted=True, prior=False
-    ).to(device)
+    case = Case(likelihood, (shape[0], event, torch.Size(latent[1:]).numel()), weight="random")
+    call = case.call(torch.default_generator).to(device)
     params = [p.expand(shape[0], event).reshape(shape) for p in call.params]
     mask = torch.rand(shape, device=device) < 0.7
     return params, call.target.reshape(shape), [t.reshape(latent) for t in call.latent], mask, call.weight
@@ -44,9 +47,11 @@ def evaluate(likelihood, params, target, latent, **keywords):
     return list(terms), torch.autograd.grad(terms.free_energy.sum(), leaves), leaves
 
 
-@pytest.mark.parametrize("likelihood", ELEMENTWISE, ids=[NAMES[i] for i in ELEMENTWISE])
-@pytest.mark.parametrize("order", ORDERS, ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    ("likelihood", "order", "reduction"),
+    pairwise(likelihood=WITH_ANY_NUMBER, order=ORDERS, reduction=("mean", "none")),
+    ids=lambda value: NAMES[value] if isinstance(value, int) else str(value),
+)
 def test_every_order_gives_the_contiguous_result(likelihood, order, reduction, backend, poisoned):
     params, target, latent, mask, weight = problem(likelihood, backend.device)
     for keywords in ({}, {"mask": mask, "weight": weight}):
@@ -230,37 +235,6 @@ def test_an_order_is_of_a_sample_alone():
     assert memory_order(torch.empty(3, 1, 1).expand(4, 3, 5, 6)) is None
     assert memory_order(torch.empty(6, 4).T) is None
     assert memory_order(last.unflatten(0, (2, 2)), 2) == (0, 1, 3, 4, 2)
-
-
-def test_sums_over_rows_of_wide_samples():
-    # More segments than a block of rows goes through at once, and more than one block: the sums are those of the
-    # elements' gradients, in the order that csrc/cpu/free_energy/free_energy.h gives, whatever walks through memory
-    # there are.
-    if (obstacle := CPP.obstacle()) is not None:
-        pytest.skip(obstacle)
-    rows, columns = 67, 17 * 4096 + 5
-    prediction, target, scale = torch.randn(rows, columns), torch.randn(rows, columns), torch.randn(columns)
-
-    def slope(scale):
-        scale = scale.detach().requires_grad_()
-        energy = fe.energy((prediction, scale), target, reduction="sum")
-        return torch.autograd.grad(energy, scale)[0]
-
-    with fe.use_backend("cpp"):
-        elements = slope(scale.expand(rows, columns).contiguous())
-        blocks = []
-        for block in elements.split(64):
-            total = block[0].clone()
-            for row in block[1:]:
-                total += row
-            blocks.append(total.double())
-        wanted = sum(blocks).float()
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            assert torch.equal(slope(scale), wanted)
-        for isa in ISAS:
-            with instruction_set(isa):
-                assert torch.equal(slope(scale), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -9,8 +9,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import fekernels as fe
 from fekernels._runtime import extension
-from tests.support.free_energy import close
 from tests.support.places import Place
+from tests.support.public_free_energy import close
 
 X, Z, ROW = torch.zeros(4, 6), torch.zeros(4, 2), torch.ones(4)
 SEEN, THERE = torch.ones(4, 6, dtype=torch.bool), torch.ones(4, 2, dtype=torch.bool)

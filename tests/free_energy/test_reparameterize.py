@@ -43,21 +43,6 @@ def test_it_is_the_formula(shape, backend, poisoned):
     torch.testing.assert_close(logvar.grad.double(), wanted, rtol=4.01 * UNIT, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_backends_and_instruction_sets_agree_to_the_bit(dtype, place):
-    results = []
-    for each in (Place("reference", "cpu"), place):
-        with fe.use_backend(each.backend):
-            torch.manual_seed(0)
-            mean, logvar = (tensor.detach().to(each.device) for tensor in latents(70, 33, dtype))
-            logvar[0, :5] = torch.tensor([-300.0, -170.0, 100.0, 170.0, 0.0])
-            mean.requires_grad_(), logvar.requires_grad_()
-            z = fe.reparameterize(mean, logvar, seed=SEED, samples=3)
-            grad = torch.linspace(-1, 1, z.numel(), device=each.device).to(dtype).view_as(z)
-            results.append([z.detach(), *torch.autograd.grad(z, (mean, logvar), grad)])
-    assert all(torch.equal(one.cpu(), other.cpu()) for one, other in zip(*results, strict=True))
-
-
 def test_instruction_sets_and_threads_agree_to_the_bit():
     if (obstacle := CPP.obstacle()) is not None:
         pytest.skip(obstacle)

@@ -16,13 +16,25 @@ from torch import Tensor
 import fekernels as fe
 from fekernels._catalogue.free_energy import LIKELIHOODS
 from tests.gpu.checks import Check, Comparison, Numbers, Target
-from tests.support.free_energy_calls import CATEGORICAL, KINDS, MEAN, NONE, SHAPES, SUM, Call, make_call
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from tests.support.free_energy import (
+    CATEGORICAL,
+    DTYPES,
+    GROUPS,
+    KINDS,
+    KL,
+    LARGE,
+    POSITIONS,
+    REDUCTIONS,
+    SUM,
+    Case,
+    cases,
+)
+from tests.support.free_energy_kernels import implementation
+from tests.support.reparameterize import OFFSETS
 
 
 def likelihood_name(code: int) -> str:
-    return f"{LIKELIHOODS[code].name}, {len(LIKELIHOODS[code].parameters)} parameters"
+    return "KL" if code == KL else f"{LIKELIHOODS[code].name}, {len(LIKELIHOODS[code].parameters)} parameters"
 
 
 def comparison_for(target: Target) -> Comparison:
@@ -39,30 +51,30 @@ def add_all(comparison: Comparison, name: str, got: list[Tensor], want: list[Ten
 
 
 def check_kernel(likelihood: int, target: Target) -> Numbers:
-    """Every shape, reduction, kind of parameter and dtype, masked and not, and the gradient over the prediction."""
+    """Every case of the table; the full product of its larger shapes, kinds, reductions and masks; and in place."""
     comparison = comparison_for(target)
-    kinds = KINDS if len(LIKELIHOODS[likelihood].parameters) > 1 else KINDS[:1]
-    generator = torch.Generator().manual_seed(likelihood)
-    make = partial(make_call, likelihood, generator=generator)
-    calls: list[tuple[str, Call]] = [
-        (
-            f"{shape}, reduction {reduction}, {kind}",
-            make(shape, kind, reduction=reduction, masked=masked, weighted=masked),
-        )
-        for (shape, kind), reduction, masked in itertools.product(
-            itertools.product(SHAPES, kinds), (NONE, MEAN, SUM), (False, True)
-        )
-    ]
-    calls += [
-        (f"{dtype}, {kind}", make((66, 150, 9), kind, dtype))
-        for dtype, kind in itertools.product(DTYPES, kinds)
-    ]
-    if likelihood != CATEGORICAL:
-        calls.append(("in place", replace(make((66, 150, 9), reduction=SUM), inplace=True)))
+    rows = list(cases(likelihood))
+    if likelihood != KL:
+        shapes = POSITIONS if likelihood == CATEGORICAL else LARGE
+        others = len(LIKELIHOODS[likelihood].parameters) - 1
+        for shape, kind, reduction, masked in itertools.product(
+            shapes, KINDS if others else "f", REDUCTIONS, ("", "some")
+        ):
+            weight = "random" if masked else ""
+            rows.append(
+                Case(
+                    likelihood, shape, "f" + others * kind, "ffcs", reduction=reduction, masked=masked, weight=weight
+                )
+            )  # fmt: skip
+    calls = [(str(case), case.call()) for case in rows]
+    if likelihood != KL:
+        call = Case(likelihood, (66, 150, 9), reduction=SUM).call()
+        calls.append(("in place", replace(call, inplace=True)))
+    truth, checked = implementation(target.truth, "cpu"), implementation(target.backend, target.device)
     for name, call in calls:
         # Of copies, as the gradient in place overwrites what it is given.
-        want = call.map(torch.clone).run_on(target.truth, "cpu")
-        add_all(comparison, name, call.map(torch.clone).run_on(target.backend, target.device), want)
+        want = call.map(torch.clone).run(truth)
+        add_all(comparison, name, call.map(torch.clone).run(checked), want)
     return comparison.result()
 
 
@@ -119,7 +131,7 @@ def check_reparameterize(target: Target) -> Numbers:
     """Samples and gradients of every dtype, of several samples, and of a batch that begins anywhere."""
     comparison = Comparison(exact=target.exact)
     for dtype, (rows, latents), samples, offset in itertools.product(
-        DTYPES, ((1, 1), (5, 3), (64, 20), (257, 130)), (None, 3), (0, 7, 1 << 33)
+        DTYPES, ((1, 1), (5, 3), (64, 20), (257, 130)), (None, 3), OFFSETS
     ):
         generator = torch.Generator().manual_seed(rows)
         shape = (rows, latents) if samples is None else (samples, rows, latents)
@@ -224,7 +236,7 @@ def check_compile(target: Target) -> Numbers:
 def free_energy_checks() -> list[Check]:
     checks = [
         Check(f"free energy: {likelihood_name(code)}", partial(check_kernel, code))
-        for code in range(len(LIKELIHOODS))
+        for code in GROUPS.values()
     ]
     return [
         *checks,

@@ -17,7 +17,8 @@ from benchmarks.gpu import free_energy_times, stein_times, step_times, worker
 from fekernels._runtime import backends, extension
 from tests.gpu import checks, free_energy, stein, steps, systems
 from tests.gpu.checks import Check, Comparison, NotPossible, Target
-from tests.support import free_energy_calls
+from tests.support.free_energy import CATEGORICAL, Call, Case
+from tests.support.free_energy_kernels import Kernels
 from tests.support.optimizers import VARIANTS
 
 CHECKS = checks.all_checks()
@@ -104,7 +105,7 @@ def test_steps_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         partial(steps.check_table, "sgld_", VARIANTS["sgld_"][:2]),
         free_energy.check_autograd,
         free_energy.check_reparameterize,
-        partial(free_energy.check_kernel, free_energy_calls.CATEGORICAL),
+        partial(free_energy.check_kernel, CATEGORICAL),
     ],
 )
 def test_checks_run_on_a_cpu(check) -> None:  # type: ignore[no-untyped-def]
@@ -112,18 +113,21 @@ def test_checks_run_on_a_cpu(check) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_free_energies_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = free_energy_calls.Call.run_on
+    monkeypatch.setattr(free_energy, "cases", lambda likelihood: [Case(likelihood, (5, 130, 7))])
+    monkeypatch.setattr(free_energy, "LARGE", ())
+    assert free_energy.check_kernel(0, HERE)["unequal"] == 0
+    run = Call.run
     calls: list[int] = []
 
-    def wrong(call: free_energy_calls.Call, *arguments: object) -> list[torch.Tensor]:
-        results = run(call, *arguments)  # type: ignore[arg-type]
+    def wrong(call: Call, kernels: Kernels) -> list[torch.Tensor]:
+        results = run(call, kernels)
         calls.append(1)
-        if len(calls) % 2 == 0 and results[-1].numel():
+        if len(calls) % 2 == 0:
             results[-1].view(-1)[-1] += 0.01
         return results
 
-    monkeypatch.setattr(free_energy_calls.Call, "run_on", wrong)
-    with pytest.raises(AssertionError, match="result 7"):
+    monkeypatch.setattr(Call, "run", wrong)
+    with pytest.raises(AssertionError, match="result 5"):
         free_energy.check_kernel(0, HERE)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from fekernels._runtime import backends
 
@@ -28,13 +26,6 @@ class Place:
 
     def obstacle(self) -> str | None:
         return backends._obstacle(self.backend, self.device)
-
-
-class FreeEnergyKernel(NamedTuple):
-    """`run` has the arguments of `free_energy` in fekernels/reference/free_energy/free_energy.py."""
-
-    name: str
-    run: Callable[..., list[Tensor]]
 
 
 CPU_PLACES = (Place("reference", "cpu"), Place("cpp", "cpu"))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fekernels._catalogue.free_energy import CATEGORICAL
 from fekernels._runtime.pointer_table import DTYPE_CODES
+from tests.support.free_energy_kernels import Kernels
 
 GUARD = 64  # elements on either side; a multiple of 16 bytes
 
@@ -109,6 +110,16 @@ class FreeEnergyKernels:
         self._library = library
         self._library.fe_cuda_free_energy_scratch.restype = ctypes.c_int64
         self._misaligned = misaligned
+
+    def kernels(self) -> Kernels:
+        return Kernels(
+            "cuda_on_cpu",
+            "cpu",
+            self.free_energy,
+            self.reparameterize,
+            self.reparameterize_backward,
+            self.scale_,
+        )
 
     def _run(self, entry: str, call: ctypes.Structure, guarded: Guarded) -> None:
         function: Callable[..., int] = getattr(self._library, f"fe_cuda_{entry}")
@@ -214,7 +225,11 @@ class FreeEnergyKernels:
         self._run("reparameterize_backward", call, guarded)
         return results
 
-    def scale_(self, tensors: Sequence[Tensor], factor: Tensor) -> int:
+    def scale_(self, tensors: Sequence[Tensor], factor: Tensor) -> None:
+        assert self.scaled(tensors, factor) == 0
+
+    def scaled(self, tensors: Sequence[Tensor], factor: Tensor) -> int:
+        """The error code of `scale_`."""
         call = ScaleCall(factor=factor.data_ptr(), n_tensors=len(tensors))
         for i, tensor in enumerate(tensors[:8]):
             call.tensors[i] = ScaledTensor(tensor.data_ptr(), tensor.numel(), DTYPE_CODES[tensor.dtype])
