@@ -16,7 +16,6 @@ from fekernels.optim.temperature import (
     LambdaTemperature,
     TemperatureScheduler,
 )
-from tests.support import ROOT
 from tests.support.temperature import SCHEDULES, Halving, optimizer_with, run
 
 # Cycles of a few steps show which step is which; that they are too short to mix is test_cyclical_temperature.py's.
@@ -324,8 +323,3 @@ def test_bad_arguments_change_nothing(make, error, message):
     with pytest.raises(error, match=message):
         make(optimizer)
     assert {k: v for k, v in optimizer.param_groups[0].items() if k != "params"} == before
-
-
-def test_the_page_runs():
-    page = (ROOT / "docs" / "temperature.md").read_text(encoding="utf-8")
-    exec(page.split("```python")[1].split("```")[0], {})

@@ -1,60 +1,94 @@
-"""The code on the pages in docs/ runs and its assertions hold; the examples run in their quick form."""
+"""Every script of docs/examples runs in its quick form, and says what the pages say of it."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
 
-DOCS = ROOT / "docs"
-# page: how many assertions its code makes
-PAGES = {"free_energy.md": 12, "likelihoods.md": 5, "reparameterize.md": 4, "svgd.md": 6}
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_code_on_pages(page: str) -> None:
-    """The blocks of a page in order, in one namespace."""
-    text = (DOCS / page).read_text()
-    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    assertions = 0
-    names: dict[str, object] = {}
-    for block in blocks:
-        line = text.count("\n", 0, block.start(1))
-        code = compile(
-            "\n" * line + block[1], str(DOCS / page), "exec"
-        )  # so that errors name the page's line
-        exec(code, names)
-        assertions += len(re.findall(r"^ *(?:assert|torch\.testing\.assert_close)\b", block[1], re.MULTILINE))
-    assert assertions == PAGES[page]
-
-
-@pytest.mark.slow
-def test_vae_on_digits(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
-    pytest.importorskip("matplotlib")
-    path = tmp_path / "digits.png"
-    where = os.pathsep.join(filter(None, (str(DOCS.parent), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, str(DOCS / "examples" / "vae_digits.py"), "--quick", "--out", str(path)],
-        env={**os.environ, "PYTHONPATH": where},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = re.search(r"free energy ([\d.]+) .* energy ([\d.]+) \+ KL ([\d.]+)", done.stdout)
-    other = re.search(r"untrained ([\d.]+); .* samples: ([\d.]+)", done.stdout)
-    assert found and other, done.stdout
+def vae_digits(printed: str, bars: str) -> None:
+    found = re.search(r"free energy ([\d.]+) .* energy ([\d.]+) \+ KL ([\d.]+)", printed)
+    other = re.search(r"untrained ([\d.]+); .* samples: ([\d.]+)", printed)
+    assert found and other, printed
     free_energy, energy, kl = map(float, found.groups())
     untrained, evidence = map(float, other.groups())
     assert abs(free_energy - energy - kl) < 0.02
     assert kl > 0.5 and free_energy < 0.75 * untrained  # it learned, and uses its latents
     assert free_energy - 4 < evidence < free_energy  # the tighter bound of the two
-    assert "300/300" in done.stderr  # the progress bar
-    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20_000
+    assert "300/300" in bars
+
+
+def svgd_collapse(printed: str, bars: str) -> None:
+    rows = re.findall(r"^\| ([^|(]+) \| ([\d.]+) \| ([\d.]+) \|$", printed, re.MULTILINE)
+    table = {name: (float(one), float(ten)) for name, one, ten in rows}
+    assert len(table) == 13 and "26/26" in bars
+    assert table["median bandwidth"][0] > 0.9 and table["median bandwidth"][1] < 0.4
+    assert table["16 times the median"][1] > 0.9
+    assert 0.8 < table["kernel noise"][1] < 1.2
+
+
+def svgd_posteriors(printed: str, bars: str) -> None:
+    for line in re.findall(r"^banana.*", printed, re.MULTILINE):
+        found = [(float(a), float(b)) for a, b in re.findall(r"(-?[\d.]+) \( *(-?[\d.]+)\)", line)]
+        assert len(found) == 4 and all(abs(a - b) < 0.2 for a, b in found), line
+    shares = [
+        [float(share) for share in re.findall(r"([\d.]+) \(", line)]
+        for line in re.findall(r"^shares.*: (.*)$", printed, re.MULTILINE)
+    ]
+    assert shares[0] == [1.0, 0.0, 0.0] and min(shares[1]) > 0.1
+    assert bars.count("300/300") == 4
+
+
+def svgd_ensemble(printed: str, bars: str) -> None:
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in printed.splitlines()
+        if re.match(r"\| (one|plain|SVGD)", line)
+    ]
+    assert [row[0] for row in rows] == ["one network", "plain ensemble", "SVGD, T = 1/N", "SVGD, T = 30/N"]
+    assert all(float(row[1]) > 0.85 and float(row[2]) < 0.4 for row in rows)
+    assert float(rows[3][7]) > float(rows[1][7])  # disagreement tells more where members repel each other
+    assert "360/360" in bars
+
+
+SAYS: dict[str, Callable[[str, str], None]] = {
+    check.__name__: check for check in (vae_digits, svgd_collapse, svgd_posteriors, svgd_ensemble)
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_example(
+    example: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, which has imported torch; its picture is in the working directory."""
+    for package in re.findall(r"^(?:from|import) (sklearn|matplotlib)\b", example.read_text(), re.MULTILINE):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(example), "--quick"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(example), run_name="__main__")
+    printed, bars = capsys.readouterr()
+    assert not ended.value.code, bars
+    if example.stem in SAYS:
+        SAYS[example.stem](printed, bars)
+    pictures = list(tmp_path.iterdir())
+    assert bool(pictures) == ("--out" in example.read_text())
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
+
+
+def test_every_check_has_its_example() -> None:
+    assert SAYS.keys() <= {path.stem for path in EXAMPLES}

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from fekernels.posterior.samples import PosteriorSamples
-from tests.support import ROOT
 from tests.support.posterior_samples import Constant, counting, marks
 from tests.support.tensors import UNIT
 
@@ -292,8 +291,3 @@ def test_bad_predictions():
     model.forward = lambda x: (x, x)
     with pytest.raises(TypeError, match="output must be a floating-point tensor; got tuple"):
         samples.predict(torch.zeros(1, 1))
-
-
-def test_the_page_runs():
-    page = (ROOT / "docs" / "posterior_samples.md").read_text(encoding="utf-8")
-    exec(page.split("```python")[1].split("```")[0], {})
