@@ -20,6 +20,7 @@ from tests.support.free_energy_kernels import Kernels, implementation
 from tests.support.optimizer_kernels import GPU_KERNELS, STEP_KERNELS, StepKernel, backend_kernel
 from tests.support.places import CPU_PLACES, GPU_PLACES, ISAS, PLACES, Place, instruction_set
 from tests.support.random import NoiseKernel, backend_noise
+from tests.support.stein_kernels import stein_kernels  # noqa: F401 (a fixture)
 from tests.support.stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)
 from tests.support.triton.free_energy_worker import interpreted_kernels
 

@@ -12,15 +12,8 @@ from torch import Tensor
 import fekernels as fe
 from tests.fuzz.budget import examples
 from tests.fuzz.drawn import BACKENDS, on
-from tests.support.stein import (
-    KERNELS,
-    ROWS,
-    Case,
-    Problem,
-    direction_scale,
-    exact_direction,
-    exact_discrepancy,
-)
+from tests.support.stein import KERNELS, ROWS, Case, Problem
+from tests.support.stein_exact import direction_scale, exact_direction, exact_discrepancy
 
 FINITE = tuple(name for name, row in ROWS.items() if row.discrepancy)
 

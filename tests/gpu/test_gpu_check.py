@@ -20,6 +20,7 @@ from tests.gpu.checks import Check, Comparison, NotPossible, Target
 from tests.support.free_energy import CATEGORICAL, Call, Case
 from tests.support.free_energy_kernels import Kernels
 from tests.support.optimizers import VARIANTS
+from tests.support.stein import Size
 
 CHECKS = checks.all_checks()
 HERE = Target("reference", torch.device("cpu"), "reference")
@@ -146,18 +147,20 @@ def test_times_of_the_free_energy_and_their_verdicts() -> None:
     "check",
     [
         stein.check_batches,
-        partial(stein.check_backward, 1),
+        partial(stein.check_backward, "imq"),
         stein.check_discrepancy,
     ],
 )
 def test_checks_of_stein_kernels_run_on_a_cpu(check) -> None:  # type: ignore[no-untyped-def]
     found = check(HERE)
-    assert found.get("problems", 0) == 16 or found["results"] >= 42 and found["of_tolerance"] < 1
+    assert found.get("problems", 0) > 10 or found["results"] >= 42 and found["of_tolerance"] < 1
 
 
 def test_stein_directions_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stein, "SHAPES", ((2, 30, 3), (0, 4, 3)))
-    stein.check_direction(0, HERE)
+    monkeypatch.setattr(stein, "SHAPES", [Size(2, 30, 3), Size(0, 4, 3)])
+    monkeypatch.setattr(stein, "DIRECTION_ROWS", stein.DIRECTION_ROWS[:3])
+    monkeypatch.setattr(stein, "DTYPE_SIZES", stein.DTYPE_SIZES[:1])
+    stein.check_direction("rbf", HERE)
     implementation = stein.implementation
 
     def wrong(name: str, target: Target) -> object:
@@ -165,17 +168,17 @@ def test_stein_directions_that_differ_are_found(monkeypatch: pytest.MonkeyPatch)
         return lambda *arguments: run(*arguments) * (1 + 1e-4)
 
     monkeypatch.setattr(stein, "implementation", wrong)
-    with pytest.raises(AssertionError, match=r"\(2, 30, 3\), fp32: off by"):
-        stein.check_direction(0, HERE)
+    with pytest.raises(AssertionError, match="2x30x3, fp32: off by"):
+        stein.check_direction("rbf", HERE)
 
 
 def test_ranks_that_are_not_those_of_the_distances_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     run = stein.implementation("sq_dist_rank", HERE)
-    assert stein.check_ranks(HERE)["results"] == 12
+    assert stein.check_ranks(HERE)["results"] > 12
     monkeypatch.setattr(
         stein, "implementation", lambda name, target: lambda x, ranks, hint: run(x, [0] * len(ranks))
     )
-    with pytest.raises(AssertionError, match="37 x 3: off by"):
+    with pytest.raises(AssertionError, match="37x3-.*: off by"):
         stein.check_ranks(HERE)
 
 

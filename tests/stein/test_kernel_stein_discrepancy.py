@@ -1,52 +1,18 @@
-"""The kernelised Stein discrepancy on every backend: its formula, Gaussians in closed form, gradients, compilation."""
+"""The public kernelised Stein discrepancy: statistics, Gaussians in closed form, gradients, compilation."""
 
 import math
 
 import pytest
 import torch
 
-import fekernels as fe
 from fekernels import stein
 from fekernels._catalogue.stein import CODES
-from tests.support.places import threads
-from tests.support.stein import (
-    EMPTY,
-    KERNELS,
-    SMOOTH,
-    Case,
-    Problem,
-    assert_close,
-    exact_discrepancy,
-    weighted_pairs,
-)
+from tests.support.stein import EMPTY, FINITE, KERNELS, LAYOUTS, SMOOTH, Case, Problem
+from tests.support.stein_exact import assert_close, exact_discrepancy
 from tests.support.tensors import bits_equal
 
-FINITE = (*SMOOTH, "linear")
 NAMES = pytest.mark.parametrize("name", FINITE)
-CASES = [
-    Case(2, 1),
-    Case(3, 2),
-    Case(17, 3),
-    Case(64, 16),
-    Case(65, 37),
-    Case(130, 5),
-    Case(800, 1),
-    Case(7, 300),
-    Case(16, 6, (9,)),
-    Case(33, 5, (2, 3)),
-    Case(65, 5, h=1e6),
-    Case(65, 3, h=1e-3),
-    Case(50, 20, coincident=30),
-    Case(50, 3, offset=1e4),
-    Case(50, 37, offset=1e4),
-    Case(65, 5, (2, 3), layout="sliced"),
-]
-
-
-@pytest.fixture
-def backend(place):
-    with fe.use_backend(place.backend):
-        yield place
+CASES = [*LAYOUTS, Case(2, 1), Case(65, 3, h=1e-3), Case(50, 20, coincident=30), Case(50, 37, offset=1e4)]
 
 
 @NAMES
@@ -139,46 +105,12 @@ def test_median_is_the_median(name, backend):
 
 
 @NAMES
-def test_repeats_its_bits_in_any_batch_and_on_any_threads(name, backend):
-    for case in (Case(65, 37, (5,)), Case(300, 3, (3,)), Case(9, 5, (7,))):
-        problem = case.make().to(backend.device)
-        together = problem.discrepancy(name)
-        for i in range(case.batch[0]):
-            alone = problem.map(lambda t, i=i: t[i : i + 1]).discrepancy(name)
-            assert bits_equal(alone[0], together[i]), (str(case), i)
-        if backend.backend == "cpp":
-            with threads(2):
-                assert bits_equal(problem.discrepancy(name), together)
-
-
-@NAMES
 def test_v_statistic_is_not_negative_and_autocast_leaves_float32(name, backend):
     problem = Case(65, 20).make().to(backend.device)
     plain = problem.discrepancy(name, statistic="v")
     assert plain > 0
     with torch.autocast(backend.device, dtype=torch.bfloat16):
         assert bits_equal(problem.discrepancy(name, statistic="v"), plain)
-
-
-@NAMES
-@pytest.mark.parametrize("columns", [1, 3, 70])
-def test_weights(columns, name, backend):
-    """Each column of weights is a statistic of its own; one set for all problems, or one for each."""
-    problem = Case(33, 5, (3,)).make()
-    for of in (1, 3):
-        weights = torch.randn(of, 33, columns)
-        kernel = operator_kernel(name)
-        sums = torch.ops.fekernels.kernel_stein_discrepancy(
-            *problem.to(backend.device).leaves(), weights.to(backend.device), *kernel
-        )
-        assert sums.dtype == torch.float64 and sums.shape == (3, columns)
-        for m in (0, columns // 2, columns - 1):
-            for b in range(3):
-                one = problem.map(lambda t, b=b: t[b])
-                w = weights[b % of, :, m].double()
-                # Weighted scores and particles do not make weighted terms: pair by pair.
-                exact = weighted_pairs(one, name, w)
-                assert abs(sums[b, m].item() - exact) < 1e-5 * weighted_pairs(one, name, w, sizes=True)
 
 
 def operator_kernel(name):
@@ -268,22 +200,16 @@ def gradients(value, leaves, **keywords):
 
 @NAMES
 @pytest.mark.parametrize("statistic", ["u", "v"])
-@pytest.mark.parametrize(
-    "case", [Case(2, 1), Case(33, 5, (2,)), Case(65, 20), Case(1000, 1), Case(40, 3, h=1e-2)], ids=str
-)
+@pytest.mark.parametrize("case", [Case(2, 1), Case(33, 5, (2,)), Case(65, 20), Case(40, 3, h=1e-2)], ids=str)
 def test_gradients_are_those_of_the_formula(case, statistic, name, backend):
     problem = case.make()
     leaves = problem.to(backend.device).requiring()
     upstream = torch.randn(case.batch)
     value = leaves.discrepancy(name, statistic=statistic)
     got = gradients(value, leaves.leaves(), grad_outputs=upstream.to(backend.device))
-    if case.n > 200:
-        wide = problem.double().requiring()
-        exact = gradients(wide.discrepancy(name, statistic=statistic), wide.leaves(), grad_outputs=upstream)
-    else:
-        wide = problem.double().requiring()
-        value = exact_discrepancy(wide, name, statistic)[0]
-        exact = gradients(value, wide.leaves(), grad_outputs=upstream.double())
+    wide = problem.double().requiring()
+    value = exact_discrepancy(wide, name, statistic)[0]
+    exact = gradients(value, wide.leaves(), grad_outputs=upstream.double())
     for one, other in zip(got, exact, strict=True):
         assert (one.cpu().double() - other).abs().max() <= 1e-5 * other.abs().max()
 
@@ -350,7 +276,7 @@ def test_vmap_and_forward_mode(name, backend):
 # The operators.
 
 
-@NAMES
+@pytest.mark.parametrize("name", ["imq", "linear"])  # operators of one schema
 def test_opcheck(name, backend):
     for dtype, grad in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True)):
         problem = Case(7, 3, (2,)).make(dtype)
@@ -369,8 +295,7 @@ def test_opcheck(name, backend):
     assert set(result.values()) == {"SUCCESS"}
 
 
-@NAMES
-@pytest.mark.parametrize("statistic", ["u", "v"])
+@pytest.mark.parametrize(("name", "statistic"), [("rbf", "u"), ("linear", "v")])
 def test_compiles_whole_and_once(statistic, name, backend):
     torch._dynamo.reset()
 

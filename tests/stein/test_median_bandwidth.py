@@ -11,12 +11,6 @@ from fekernels import stein
 CONVENTIONS = ("liu_wang", "pairs", "blackjax", "numpyro")
 
 
-@pytest.fixture
-def backend(place):
-    with fe.use_backend(place.backend):
-        yield place
-
-
 def middle(values):
     """The mean of the two middle ones of an even count."""
     ordered = values.sort().values
@@ -40,7 +34,7 @@ def brute(x, convention):
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 20, 33, 800])
 def test_is_the_median_by_brute_force(n, convention, backend):
-    for d in (1, 3, 40):
+    for d in (1, 3, 40) if n < 100 else (3,):
         x = torch.randn(2, n, d)
         got = stein.median_bandwidth(x.to(backend.device), convention)
         assert got.shape == (2,) and got.dtype == torch.float32

@@ -1,28 +1,13 @@
-"""The C++ kernels of Stein's method where their ways part: small problems, tiles in rounds, wide problems, sets."""
-
-import subprocess
-import sys
+"""The C++ kernels of Stein's method where their ways part: small problems, tiles in rounds, large sets."""
 
 import pytest
 import torch
 
 import fekernels as fe
+from tests.support.pairwise import pairwise
 from tests.support.places import ISAS, instruction_set, threads
-from tests.support.stein import (
-    KERNELS,
-    RADIAL,
-    ROWS,
-    Case,
-    Problem,
-    assert_close,
-    direction_scale,
-    exact_direction,
-)
-
-# The form for few particles with few coordinates; blocks of 64 particles: one; an odd and an even number of groups;
-# groups of several blocks with a last one that is not full; the form for few particles with very many coordinates, in
-# one segment and in several, of one block and of two.
-SHAPES = [(40, 3), (64, 48), (64, 49), (200, 37), (500, 130), (2500, 9), (2624, 128), (40, 2048), (90, 3000)]
+from tests.support.stein import LARGE, NO_BANDWIDTH, ORDINARY, RADIAL, Case, Problem, Regime, Size
+from tests.support.stein_exact import assert_close, direction_scale, exact_direction
 
 
 @pytest.fixture(autouse=True)
@@ -49,83 +34,34 @@ def rows_in_float64(
     return torch.stack(out), torch.stack(scale)
 
 
-@pytest.mark.parametrize("n, d", SHAPES, ids=lambda size: str(size))
-@pytest.mark.parametrize("name", RADIAL)
-def test_instruction_sets_and_threads_give_the_same_bits(n, d, name):
-    """Every result is a sum in an order that none of them changes. The plain set would take minutes on large shapes."""
-    x, s = problem(n, d)
-    g = torch.randn(n, d)
-
-    def results() -> list[torch.Tensor]:
-        leaves = [
-            x.clone().requires_grad_(),
-            s.clone().requires_grad_(),
-            torch.tensor(1.7 * d, requires_grad=True),
-        ]
-        phi = fe.svgd_direction(*leaves[:2], kernel=KERNELS[name], bandwidth=leaves[2], temperature=0.7)
-        found = [phi.detach(), *torch.autograd.grad(phi, leaves, g)]
-        if ROWS[name].discrepancy:
-            discrepancy = fe.kernel_stein_discrepancy(x, s, kernel=KERNELS[name], bandwidth=1.7 * d)
-            found.append(discrepancy)
-        return found
-
-    with threads(1):
-        want = results()
-    for isa in ISAS if n * n * d < 1 << 22 else [isa for isa in ISAS if isa != "baseline"]:
-        for count in (1, 2, 3):
+@pytest.mark.parametrize(("size", "name"), [(LARGE[0], "laplace"), (LARGE[1], "rbf")], ids=str)
+def test_large_sets_have_the_same_bits_on_any_threads(size, name):
+    """In rounds of an odd and an even number of groups. The baseline would take minutes."""
+    problem = Case.of(size).make()
+    wanted = problem.direction(name)
+    for isa in ("avx512", "avx2"):
+        for count in (2, 3):
             with instruction_set(isa), threads(count):
-                got = results()
-            for a, b in zip(got, want, strict=True):
-                assert torch.equal(a, b), (isa, count)
+                assert torch.equal(problem.direction(name), wanted), (isa, count)
 
 
 SMALL = (1, 2, 15, 16, 17, 33, 64)  # particles, up to where tiles take over, as they do after 48 coordinates
 SMALL_DIMENSIONS = (1, 3, 4, 6, 16, 17, 48)
+SHARP = Regime("sharp", h=1e-3, offset=1e3, coincident=0.5)
+SMALL_ROWS = pairwise(n=SMALL, d=SMALL_DIMENSIONS, regime=(ORDINARY, SHARP, NO_BANDWIDTH), name=RADIAL)
 
 
-def small_cases(n: int, d: int) -> list[Case]:
-    """Problems of their own bandwidths: ordinary, far below the spread and far from the origin, 0."""
-    together = (n + 1) // 2
-    return [
-        Case(n, d, (5,)),
-        Case(n, d, (5,), h=1e-3, offset=1e3, coincident=together),
-        Case(n, d, (5,), h=0.0, coincident=together),
-    ]
-
-
-@pytest.mark.parametrize("n", SMALL)
-@pytest.mark.parametrize("name", RADIAL)
-def test_small_problems_are_right(n, name):
-    for d in SMALL_DIMENSIONS:
-        for case in small_cases(n, d):
-            problem = case.make()
-            got = problem.direction(name)
-            assert_close(got, exact_direction(problem, name), direction_scale(problem, name), str(case))
-
-
-@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "float16"), ("float16", "bfloat16")])
-def test_small_problems_in_two_dtypes(dtypes):
-    for n, d in ((16, 6), (33, 48)):
-        problem = Case(n, d, (3,)).make()
-        x, s = (t.to(getattr(torch, dtype)) for t, dtype in zip((problem.x, problem.s), dtypes, strict=True))
-        problem = Problem(x, s, problem.h)
-        got = problem.direction("imq")
-        assert got.dtype == x.dtype
-        assert_close(got, exact_direction(problem, "imq"), direction_scale(problem, "imq"))
-
-
-@pytest.mark.parametrize("n", SMALL)
-@pytest.mark.parametrize("name", RADIAL)
-def test_a_small_problem_has_the_same_bits_in_any_batch_and_instruction_set(n, name):
-    for d in SMALL_DIMENSIONS:
-        for case in small_cases(n, d):
-            problem = case.make()
-            want = problem.direction(name)
-            for i, alone in enumerate(zip(problem.x, problem.s, problem.h, strict=True)):
-                assert torch.equal(Problem(*alone).direction(name), want[i]), case
-            for isa in ISAS:
-                with instruction_set(isa):
-                    assert torch.equal(problem.direction(name), want), (isa, case)
+@pytest.mark.parametrize(SMALL_ROWS[0]._fields, SMALL_ROWS)
+def test_small_problems(n, d, regime, name):
+    """Rows in the lanes of a vector: right, and the same bits in any batch and instruction set."""
+    problem = Case.of(Size(5, n, d), regime).make()
+    got = problem.direction(name)
+    assert_close(got, exact_direction(problem, name), direction_scale(problem, name))
+    for i, alone in enumerate(zip(problem.x, problem.s, problem.h, strict=True)):
+        assert torch.equal(Problem(*alone).direction(name), got[i]), i
+    for isa in ISAS:
+        with instruction_set(isa):
+            assert torch.equal(problem.direction(name), got), isa
 
 
 def test_many_small_problems_are_shared_among_threads():
@@ -139,12 +75,13 @@ def test_many_small_problems_are_shared_among_threads():
             assert torch.equal(problem.direction("rbf"), want)
 
 
-@pytest.mark.parametrize("n, d", [(2500, 9), (2624, 128), (8300, 5)])
-def test_every_pair_meets_once(n, d):
+@pytest.mark.parametrize("size", LARGE[:3], ids=str)
+def test_every_pair_meets_once(size):
     """In rounds of an odd and an even number of groups, of one block and of several.
 
     A pair left out or counted twice is an error of 1 / n, many times the bound.
     """
+    _, n, d = size
     x, s = problem(n, d)
     rows = torch.arange(0, n, 37)
     want, scale = rows_in_float64(x, s, 2.0 * d, rows)
@@ -154,43 +91,17 @@ def test_every_pair_meets_once(n, d):
 
 
 @pytest.mark.parametrize(
-    "n, d, offset",
-    [(20_000, 2, 0.0), (20_000, 16, 1e4), (6_000, 784, 0.0), (6_000, 784, 1e4), (100, 100_000, 1e4)],
+    ("size", "offset"), [(size, 1e4 * (i > 0)) for i, size in enumerate(LARGE[3:])], ids=str
 )
-def test_large_sets_are_right_to_a_hundred_thousandth(n, d, offset):
+def test_large_sets_are_right_to_a_hundred_thousandth(size, offset):
     """float32 sums of so many terms keep their digits, since tiles are summed before they are added."""
+    _, n, d = size
     x, s = torch.randn(n, d) + offset, torch.randn(n, d)
     rows = torch.randint(n, (16,))
     want, _ = rows_in_float64(x, s, 2.0 * d, rows)
     with threads(2):
         got = fe.svgd_direction(x, s, bandwidth=2.0 * d)
     assert (got[rows] - want).norm() <= 1e-5 * want.norm()
-
-
-MEMORY = """
-import resource, torch
-import fekernels as fe
-torch.set_num_threads(1)
-n, d = 20_000, 4
-x, s = torch.randn(n, d), torch.randn(n, d)
-fe.svgd_direction(x[:200], s[:200], bandwidth=1.0)
-fe.kernel_stein_discrepancy(x[:200], s[:200], bandwidth=1.0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-leaves = x.requires_grad_(), s.requires_grad_()
-phi = fe.svgd_direction(*leaves, bandwidth=1.0)
-torch.autograd.grad(phi.sum(), leaves)
-fe.kernel_stein_discrepancy(x.detach(), s.detach(), bandwidth=1.0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-def test_memory_grows_as_the_particles_not_as_the_pairs():
-    """A matrix of all pairs would be 1.6 GB. Particles, padded to 16 coordinates, are 1.3 MB, of which a backward has
-    some thirty; huge pages round each up to 2 MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert int(done.stdout) < 100 * 1024
 
 
 def test_not_a_number_is_not_hidden():

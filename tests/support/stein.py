@@ -1,29 +1,221 @@
-"""What the Stein operations run on, and their judges in float64: direct differences, whole matrices, autograd."""
+"""The table of the Stein family's cases: kernels, sizes, regimes, dtypes, and the rows of them that tests run.
+
+Every implementation runs the same rows (`IMPLEMENTATIONS` in `stein_kernels`): the reference, each C++ instruction set,
+Triton on a GPU; interpreted Triton, which takes a second for what they take a millisecond for, those of `INTERPRETED`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-import fekernels as fe
 from fekernels import stein
 from fekernels._catalogue import stein as catalogue
-from fekernels._catalogue.stein import Distance
+from fekernels._catalogue.stein import CODES, Distance
+from tests.support.pairwise import pairwise
 
+BETA, C, TEMPERATURE = -0.3, 1.2, 0.7
 ROWS = {row.name: row for row in catalogue.KERNELS}
-KERNELS = {**{name: name for name in ROWS}, "imq": stein.IMQ(beta=-0.3, c=1.2)}
+KERNELS = {**{name: name for name in ROWS}, "imq": stein.IMQ(beta=BETA, c=C)}
 RADIAL = tuple(name for name, row in ROWS.items() if row.distance is not None)
 SMOOTH = tuple(name for name in RADIAL if ROWS[name].discrepancy)
+FINITE = tuple(name for name, row in ROWS.items() if row.discrepancy)
 ROOTS = tuple(name for name in RADIAL if ROWS[name].distance is Distance.ROOT)
-SLOPES = {"matern32": 1.5}  # -phi'(0) of those whose derivative there autograd does not find
-TEMPERATURE = 0.7
+NATIVE = tuple(name for name, row in ROWS.items() if row.native)  # the others are the reference's everywhere
+PRECISIONS = {
+    "fp32": 1e-5,
+    "tf32": 4e-3,
+    "bf16x3": 2e-4,
+}  # on tensor cores: the error allowed, of the largest element
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What decides how many digits are left. ``h`` is in units of the typical squared distance, 2 d."""
+
+    name: str
+    h: float = 0.3
+    offset: float = 0.0  # from the origin
+    apart: float = 0.0  # two clusters of width 1 so far from each other
+    coincident: float = 0.0  # the share of particles that are one point
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ORDINARY = Regime("ordinary")
+APART = Regime("apart", h=0.1, apart=1e5)
+NO_BANDWIDTH = Regime("no_bandwidth", h=0.0, coincident=0.6)
+UNDERFLOWING = Regime("underflowing", h=1e-20, coincident=0.6)  # h^2 is 0 in float32
+REGIMES = (
+    ORDINARY,
+    Regime("wide", h=1e6),
+    Regime("narrow", h=1e-3),
+    Regime("sharp", h=1e-6),
+    NO_BANDWIDTH,
+    Regime("nearly_none", h=1e-8, coincident=0.6),
+    UNDERFLOWING,
+    Regime("coincident", coincident=1.0),
+    Regime("far", offset=1e4),
+    APART,
+)
+
+
+class Size(NamedTuple):
+    """B problems of n particles with d coordinates."""
+
+    batch: int
+    n: int
+    d: int
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+# One particle; tiles of 64 give or take one; each padding of d in Triton's tiles; strips, the last with sums in parts.
+FEW_COORDINATES = [Size(1, 1, 1), Size(3, 2, 2), Size(2, 37, 1), Size(1, 65, 3), Size(1, 33, 8)]
+TILED = [Size(1, 1, 20), Size(2, 17, 12), Size(1, 63, 37), Size(1, 20, 100)]
+STRIPS = [Size(1, 18, 130), Size(1, 5, 600)]
+INTERPRETED = FEW_COORDINATES + TILED + STRIPS
+# Where the ways of C++ part: rows in lanes up to 64 x 48; tiles by differences to d = 8, then by inner products.
+SIZES = INTERPRETED + [
+    Size(*size) for size in ((9, 16, 6), (1, 63, 16), (1, 64, 48), (1, 64, 49), (2, 65, 37), (1, 7, 1000))
+]
+# Of several blocks, an odd and an even number of groups; the n x n weights of 2048 coordinates and more, in one segment
+# and in two.
+HEAVY = [
+    Size(*size)
+    for size in (
+        (1, 200, 3), (3, 130, 20), (1, 131, 37), (1, 200, 130), (1, 1000, 2), (1, 450, 64), (1, 40, 2048),
+        (1, 70, 2100),
+    )
+]  # fmt: skip
+# Too many pairs for whole matrices in float64: their judges take some rows.
+LARGE = [
+    Size(*size)
+    for size in (
+        (1, 2500, 9), (1, 2624, 128), (1, 8300, 5), (1, 20_000, 2), (1, 20_000, 16), (1, 3_000, 784), (1, 100, 20_011),
+    )
+]  # fmt: skip
+# Edges of tiles of 128 rows, and sums in parts, which only a GPU has: on a CPU they show no more than the others.
+ON_A_DEVICE = [
+    Size(*size)
+    for size in (
+        (2, 129, 2), (1, 5000, 3), (256, 16, 6), (1, 127, 9), (2, 128, 16), (1, 1000, 17), (1, 2049, 64), (1, 300, 65),
+        (1, 1025, 128), (2, 65, 129), (1, 700, 784), (1, 50, 20_011),
+    )
+]  # fmt: skip
+EMPTY_SIZES = [Size(0, 4, 3), Size(2, 0, 3), Size(2, 4, 0)]
+BATCHES = [Size(5, 65, 37), Size(3, 300, 3), Size(7, 9, 5), Size(2, 9, 2), Size(2, 17, 12), Size(2, 9, 130)]
+WEIGHTS = (1, 3, 70)  # columns
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# One size for each way.
+DTYPE_SIZES = [
+    Size(2, 37, 3),
+    Size(1, 20, 20),
+    Size(1, 18, 130),
+    Size(1, 130, 5),
+    Size(1, 70, 64),
+    Size(1, 20, 2100),
+]
+GRADIENT_SIZES = [Size(1, 19, 3), Size(1, 20, 20), Size(1, 18, 70)]
+DISCREPANCY_SIZES = [Size(1, 2, 1), Size(1, 37, 3), Size(1, 33, 8), Size(1, 20, 37)]
+
+
+class Row(NamedTuple):
+    size: Size
+    regime: Regime
+    kernel: str
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+    @property
+    def case(self) -> Case:
+        return Case.of(self.size, self.regime)
+
+
+def _diagonal(sizes: list[Size], regimes: tuple[Regime, ...], kernels: tuple[str, ...]) -> list[Row]:
+    """Each kernel with each size and, where there are as many, with each regime."""
+    return [
+        Row(size, regimes[(i + len(sizes) * j) % len(regimes)], kernel)
+        for j, kernel in enumerate(kernels)
+        for i, size in enumerate(sizes)
+    ]
+
+
+def _rows(
+    interpreted: list[Row],
+    more: list[Size],
+    heavy: list[Size],
+    kernels: tuple[str, ...],
+    regimes: tuple[Regime, ...],
+) -> list[Row]:
+    """Those for an interpreter, and further ones, so that every pair of a size, a regime and a kernel meets.
+
+    Whole matrices of the heavy sizes take long in float64: they meet each kernel, once in two where sums cancel.
+    """
+    sizes = list(dict.fromkeys(row.size for row in interpreted)) + more
+    rows = [Row(*row) for row in pairwise(*interpreted, size=sizes, regime=regimes, kernel=kernels)]
+    for i, size in enumerate(heavy):
+        rows += [Row(size, (ORDINARY, APART)[(i + j) % 2], kernel) for j, kernel in enumerate(kernels)]
+    return rows
+
+
+# Triton has tiles for kernels of the squared distance; those of the root take strips, an interpreter's slowest way.
+INTERPRETED_DIRECTION = [
+    *_diagonal(INTERPRETED, REGIMES, tuple(name for name in NATIVE if name not in ROOTS)),
+    *_diagonal(2 * FEW_COORDINATES, REGIMES, ROOTS),
+    *_diagonal(TILED[1:3], (NO_BANDWIDTH, APART), ROOTS),
+]
+DIRECTION_ROWS = _rows(INTERPRETED_DIRECTION, SIZES[len(INTERPRETED) :], HEAVY, NATIVE, REGIMES)
+
+# The derivative by a bandwidth whose square is 0 in float32 is not defined.
+GRADIENT_REGIMES = tuple(regime for regime in REGIMES if regime != UNDERFLOWING)
+INTERPRETED_GRADIENT = _diagonal(GRADIENT_SIZES, GRADIENT_REGIMES, NATIVE)
+GRADIENT_ROWS = _rows(
+    INTERPRETED_GRADIENT,
+    [Size(1, 1, 1), Size(9, 16, 6), Size(1, 64, 49), Size(1, 7, 1000)],
+    [Size(1, 130, 2), Size(3, 130, 20), Size(1, 100, 37), Size(1, 40, 2048)],
+    NATIVE,
+    GRADIENT_REGIMES,
+)
+
+NATIVE_FINITE = tuple(name for name in NATIVE if name in FINITE)
+# As h falls the term of a coincident pair grows like 2 d / h.
+DISCREPANCY_REGIMES = tuple(regime for regime in REGIMES if regime.h >= 1e-8)
+INTERPRETED_DISCREPANCY = _diagonal(DISCREPANCY_SIZES, DISCREPANCY_REGIMES, NATIVE_FINITE)
+DISCREPANCY_ROWS = _rows(
+    INTERPRETED_DISCREPANCY,
+    [Size(9, 16, 6), Size(1, 64, 16), Size(1, 7, 100)],
+    [Size(1, 130, 2), Size(3, 65, 37), Size(1, 100, 37)],
+    NATIVE_FINITE,
+    DISCREPANCY_REGIMES,
+)
+
+
+class DtypeRow(NamedTuple):
+    size: Size
+    particles: torch.dtype
+    scores: torch.dtype
+    kernel: str
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self)).replace("torch.", "")
+
+
+DTYPE_ROWS = [
+    DtypeRow(*row) for row in pairwise(size=DTYPE_SIZES, particles=DTYPES, scores=DTYPES, kernel=NATIVE)
+]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Random particles and scores. ``h`` is in units of the typical squared distance, 2 d; None is the median's."""
+    """Random particles and scores. ``h`` is in units of the typical squared distance, 2 d."""
 
     n: int
     d: int
@@ -32,6 +224,13 @@ class Case:
     offset: float = 0.0
     layout: str = "contiguous"
     coincident: int = 0  # the first so many are one point
+    apart: float = 0.0
+
+    @classmethod
+    def of(cls, size: Size, regime: Regime = ORDINARY) -> Case:
+        batch, n, d = size
+        together = round(regime.coincident * n)
+        return cls(n, d, (batch,), regime.h, regime.offset, "contiguous", together, regime.apart)
 
     def __str__(self) -> str:
         parts = ["x".join(map(str, (*self.batch, self.n, self.d)))]
@@ -39,11 +238,17 @@ class Case:
         parts += [f"at{self.offset:g}"] if self.offset else []
         parts += [self.layout] if self.layout != "contiguous" else []
         parts += [f"coincident{self.coincident}"] if self.coincident else []
+        parts += [f"apart{self.apart:g}"] if self.apart else []
         return "-".join(parts)
 
     def make(self, dtype: torch.dtype = torch.float32) -> Problem:
         shape = (*self.batch, self.n, self.d)
-        x, s = torch.randn(shape), torch.randn(shape)
+        x, s = (torch.randn(shape) for _ in range(2))
+        if self.apart:
+            # Particles take turns, so that no tile holds one cluster alone; near pairs matter.
+            s = -x
+            way = torch.nn.functional.normalize(torch.randn(self.d), dim=0)
+            x = x + (torch.arange(self.n) % 2 - 0.5)[:, None] * way * self.apart
         if self.coincident:
             x[..., : self.coincident, :] = x[..., :1, :]
         x = (x + self.offset).to(dtype)
@@ -63,45 +268,13 @@ def lay_out(values: Tensor, layout: str) -> Tensor:
     return values
 
 
-# Vector widths, tiles (64) give or take one; one and several blocks of rows; direct differences and inner products.
-CASES = [
-    Case(1, 1),
-    Case(1, 5),
-    Case(2, 1),
-    Case(3, 2),
-    Case(17, 3),
-    Case(63, 16),
-    Case(64, 64),
-    Case(65, 37),
-    Case(65, 1),
-    Case(200, 130),
-    Case(1000, 2),
-    Case(1000, 20),
-    Case(450, 64),
-    Case(7, 1000),
-    Case(16, 6, (9,)),
-    Case(33, 5, (2, 3)),
-    Case(130, 20, (3,)),
-    Case(130, 40, h=1e6),
-    Case(130, 3, h=1e-3),
-    Case(65, 64, h=1e-6),
-    Case(50, 3, h=0.0, coincident=30),
-    Case(50, 64, h=0.0, coincident=30),
-    Case(50, 3, h=1e-8, coincident=30),
-    Case(50, 3, h=1e-20, coincident=30),
-    Case(50, 64, coincident=50),
-    Case(200, 2, offset=1e4),
-    Case(200, 64, offset=1e4),
+LAYOUTS = [
     Case(65, 37, layout="transposed"),
     Case(65, 5, (2, 3), layout="sliced"),
     Case(65, 5, (2, 3), layout="reversed_batch"),
+    Case(33, 5, (2, 3)),
+    Case(17, 3),
 ]
-GRADIENT_CASES = [
-    case
-    for case in CASES
-    # h^2 leaves float32 at 1e-20
-    if case.n * case.n * case.d <= 1 << 20 and case.layout == "contiguous" and case.h != 1e-20
-] + [Case(200, 20), Case(200, 37)]
 EMPTY = [Case(0, 3), Case(4, 0), Case(0, 0), Case(5, 2, (0,)), Case(5, 2, (3, 0)), Case(0, 2, (2,))]
 
 
@@ -141,170 +314,6 @@ class Problem:
         )
 
 
-def profile(name: str, u: Tensor) -> Tensor:
-    """phi(u)."""
-    kernel = KERNELS[name]
-    if isinstance(kernel, stein.IMQ):
-        return (kernel.c**2 + u) ** kernel.beta
-    if name == "matern32":
-        return (1 + (3 * u).sqrt()) * torch.exp(-(3 * u).sqrt())
-    return torch.exp(-u.sqrt() if name == "laplace" else -u)
-
-
-def derivatives(name: str, u: Tensor, order: int) -> list[Tensor]:
-    """[phi, phi', phi'', ...] by autograd."""
-    with torch.enable_grad():
-        u = u if u.requires_grad else u.detach().requires_grad_()
-        values = [profile(name, u)]
-        for _ in range(order):
-            values += torch.autograd.grad(values[-1].sum(), u, create_graph=True)
-    return values
-
-
-def pairs(x: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Differences x_i - x_j [..., n, n, d], where they are 0, and which pairs have no repulsion: the diagonal, for
-    the kernels of the root all that coincide."""
-    differences = x.unsqueeze(-2) - x.unsqueeze(-3)
-    coincide = (differences == 0).all(-1)
-    still = coincide if name in ROOTS else torch.eye(x.shape[-2], dtype=torch.bool).expand_as(coincide)
-    return differences, coincide, still
-
-
-def exact_direction(problem: Problem, name: str, temperature: float = TEMPERATURE) -> Tensor:
-    """phi, from its definition in float64: (1/n) sum_j [k(x_j, x_i) s_j + T grad_{x_j} k(x_j, x_i)]."""
-    x, s, h = problem.x.double(), problem.s.double(), problem.h.double()[..., None, None]
-    n = x.shape[-2]
-    if name == "linear":
-        return ((x @ x.mT + 1) @ s) / n + temperature * x
-    difference, coincide, still = pairs(x, name)
-    u = torch.where(still, 1.0, difference.square().sum(-1) / torch.where(h == 0, 1.0, h))
-    value, slope = derivatives(name, u, 1)
-    at_zero = profile(name, torch.zeros(()).double())
-    k = torch.where(h == 0, at_zero * coincide, torch.where(still, at_zero, value))
-    # grad_{x_j} k(x_j, x_i) = phi'(u) (2/h) (x_j - x_i)
-    g = torch.where(still, SLOPES.get(name, 0.0), -slope) * 2 / torch.where(h == 0, 1.0, h)
-    g = torch.where(h == 0, 0.0, g)
-    return (k @ s + temperature * (g.unsqueeze(-1) * difference).sum(-2)) / n
-
-
-def direction_scale(problem: Problem, name: str) -> Tensor:
-    """The largest sum of absolute values that an element of phi is made of: what rounding is measured against."""
-    positive = Problem(problem.x, problem.s.abs(), problem.h)
-    x, h = problem.x.double(), problem.h.double()[..., None, None]
-    if not x.numel():
-        return torch.zeros(())
-    if name == "linear":
-        return exact_direction(Problem(x.abs(), positive.s, problem.h), name).abs().max()
-    attraction = exact_direction(positive, name, 0.0).abs().max()
-    difference, _, still = pairs(x, name)
-    u = torch.where(still, 1.0, difference.square().sum(-1) / torch.where(h == 0, 1.0, h))
-    slope = derivatives(name, u, 1)[1].detach().abs()
-    g = torch.where(still | (h == 0), 0.0, 2 * slope / torch.where(h == 0, 1.0, h))
-    return attraction + (g.unsqueeze(-1) * difference.abs()).sum(-2).max() / x.shape[-2]
-
-
-def exact_discrepancy(problem: Problem, name: str, statistic: str = "u") -> tuple[Tensor, Tensor]:
-    """The squared discrepancy and the mean of the absolute values of its terms, by autograd through k(x, y) itself."""
-    x, s, h = problem.x.double(), problem.s.double(), problem.h.double()
-    n, d = x.shape[-2:]
-    one = x.unsqueeze(-2).expand(*x.shape[:-2], n, n, d)
-    other = x.unsqueeze(-3).expand(*x.shape[:-2], n, n, d)
-    with torch.enable_grad():
-        # k_p = s.s' k + s.grad_y k + s'.grad_x k + tr grad_x grad_y k
-        a, b = (
-            t.clone().detach().requires_grad_() if not t.requires_grad else t.clone() for t in (one, other)
-        )
-        if name == "linear":
-            k = (a * b).sum(-1) + 1
-        else:
-            # The root has no derivative at 0: what is found there at 1 is replaced below.
-            t = (a - b).square().sum(-1)
-            at_once = (t == 0) & (name in ROOTS)
-            k = profile(name, torch.where(at_once, 1.0, t) / h[..., None, None])
-        by_a, by_b = torch.autograd.grad(k.sum(), (a, b), create_graph=True)
-        trace = torch.zeros_like(k)
-        for i in range(d):
-            (second,) = torch.autograd.grad(
-                by_a[..., i].sum(), b, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            trace = trace + second[..., i]
-    si, sj = s.unsqueeze(-2), s.unsqueeze(-3)
-    if name in ROOTS:
-        strength = 2 * SLOPES[name] / h[..., None, None]
-        push = strength.unsqueeze(-1) * (a - b)
-        k, trace = torch.where(at_once, 1.0, k), torch.where(at_once, d * strength, trace)
-        by_a, by_b = (torch.where(at_once.unsqueeze(-1), *two) for two in ((-push, by_a), (push, by_b)))
-    parts = [(si * sj).sum(-1) * k, (si * by_b).sum(-1), (sj * by_a).sum(-1), trace]
-    kp, size = sum(parts), sum(part.detach().abs() for part in parts)
-    if statistic == "u":
-        off = 1 - torch.eye(n, dtype=torch.float64)
-        return (kp * off).sum((-1, -2)) / (n * (n - 1)), (size * off).sum((-1, -2)) / (n * (n - 1))
-    return kp.mean((-1, -2)), size.mean((-1, -2))
-
-
-def weighted_pairs(problem: Problem, name: str, w: Tensor, sizes: bool = False) -> float:
-    """sum_{i != j} w_i w_j kp(i, j) from two-particle discrepancies, all pairs at once as a batch."""
-    i, j = torch.triu_indices(len(w), len(w), 1)
-    two = Problem(
-        torch.stack((problem.x[i], problem.x[j]), 1),
-        torch.stack((problem.s[i], problem.s[j]), 1),
-        problem.h.expand(len(i)),
-    )
-    terms, size = exact_discrepancy(two, name)
-    if sizes:
-        return 2 * ((w[i] * w[j]).abs() * size).sum().item()
-    return 2 * (w[i] * w[j] * terms).sum().item()
-
-
-def assert_close(got: Tensor, exact: Tensor, scale: Tensor, what: str = "", bound: float = 1e-5) -> None:
-    """Within ``bound`` of the scale, and a rounding to the dtype of the result."""
-    assert got.shape == exact.shape, (what, got.shape, exact.shape)
-    if not got.numel():
-        return
-    unit = torch.finfo(got.dtype).eps / 2
-    exact, scale = exact.detach(), scale.detach()
-    if got.dtype == torch.float64:
-        bound = 1e-12
-    error = (got.detach().cpu().double() - exact).abs()
-    allowed = bound * scale + unit * exact.abs() + torch.finfo(got.dtype).smallest_normal
-    worst = (error - allowed).max()
-    assert bool((error <= allowed).all()), (
-        f"{what}: off by {error.max():.3g}, {error.max() / scale.max():.3g} of the scale {scale.max():.3g}, "
-        f"{worst:.3g} too much"
-    )
-
-
-def gaussian_scores(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    return -torch.linalg.solve(covariance, (x - mean).mT).mT
-
-
-def on(place):  # type: ignore[no-untyped-def]
-    return fe.use_backend(place.backend)
-
-
-def gradient_scales(problem: Problem, upstream: Tensor, name: str) -> list[Tensor]:
-    """The largest sums of absolute values that the gradients of <upstream, phi> are made of."""
-    x, s, g = (t.double() for t in (problem.x, problem.s, upstream))
-    h = problem.h.double()[..., None, None]
-    n = x.shape[-2]
-    if name == "linear":
-        a, b, e = x.abs(), s.abs(), g.abs()
-        by_x = ((e @ (b.mT @ a) + b @ (e.mT @ a)) / n + TEMPERATURE * e).max()
-        return [by_x, ((a @ (a.mT @ e) + e.sum(-2, keepdim=True)) / n).max(), torch.zeros(())]
-    difference, coincide, still = pairs(x, name)
-    distance = difference.norm(dim=-1)
-    safe = torch.where(h == 0, 1.0, h)
-    u = torch.where(still, 1.0, distance.square() / safe)
-    k, first, second = (value.detach().abs() for value in derivatives(name, u, 2))
-    k = torch.where(h == 0, coincide.double(), torch.where(still, 1.0, k))
-    first, second = torch.where(still, SLOPES.get(name, 0.0), first), torch.where(still, 0.0, second)
-    r1, r2 = (torch.where(h == 0, 0.0, v) for v in (2 * first / safe, 4 * second / safe / safe))
-    strengths, pulls = g.norm(dim=-1), s.norm(dim=-1)
-    a = strengths.unsqueeze(-1) * pulls.unsqueeze(-2) + pulls.unsqueeze(-1) * strengths.unsqueeze(-2)
-    unlike = (g.unsqueeze(-2) - g.unsqueeze(-3)).norm(dim=-1)
-    m = (r1 * a + TEMPERATURE * r2 * unlike * distance) / (2 * n)
-    # (sum_j M_ij) x_i - sum_j M_ij x_j is a difference of these, each rounded to 6e-8: 1e-2 of them, of 1e-5 allowed.
-    folded = 1e-2 * m * (x - x.mean(-2, keepdim=True)).norm(dim=-1).amax(-1)[..., None, None]
-    by_x = (TEMPERATURE * r1 * unlike / n + 2 * m * distance + folded).sum(-1)
-    by_h = u * r1 * a / 2 + TEMPERATURE * (r1 + u * r2 * safe / 2) / safe * unlike * distance
-    return [by_x.max(), (k @ g.abs()).max() / n, by_h.sum((-1, -2)).max() / (2 * n)]
+def constants(name: str) -> tuple[int, float, float]:
+    """(kernel, beta, c), as operators take them."""
+    return CODES[name], BETA, C
