@@ -15,9 +15,9 @@ struct TableRow {
   int64_t step;                 // one float32 or float64: t before this step
   int64_t numel;
   int64_t stream;  // Philox stream of the parameter
-  // Local element e, in logical order, is element offset + (e / run) * pitch + e % run of the whole parameter, of which
-  // this tensor may be a shard. Unsharded: run = pitch = numel and offset = 0.
-  int64_t offset, run, pitch;
+  // Local element e, in logical order, is element offset + (e / length) * pitch + e % length of the whole parameter, of which
+  // this tensor may be a shard. Unsharded: length = pitch = numel and offset = 0.
+  int64_t offset, length, pitch;
   int64_t dtypes;  // bytes: parameter, gradient, states, anchor, step
   int64_t layout;  // 0: all contiguous; else 1 + where in `layouts` stand ndim, sizes, and the strides of each operand
   int64_t dense;   // 1: not contiguous, but all tensors lie in memory alike and without gaps (channels_last)

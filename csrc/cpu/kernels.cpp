@@ -9,8 +9,8 @@ namespace fe::FE_ISA {
 FillPhilox fill_philox;
 #define FE_OPTIMIZER(Name, name) Name##Kernel name##_span;
 #include "formulas/optimizers.def"
-TermKernel free_energy_units;
-CategoricalKernel categorical_units;
+TermKernel free_energy_tasks;
+CategoricalKernel categorical_positions;
 ReparameterizeKernel reparameterize, reparameterize_backward;
 SvgdKernel svgd_direction, svgd_direction_backward;
 SvgdWorkspace svgd_direction_workspace, svgd_direction_backward_workspace;
@@ -25,8 +25,8 @@ constexpr CpuKernels kernels{
     fill_philox,
 #define FE_OPTIMIZER(Name, name) name##_span,
 #include "formulas/optimizers.def"
-    free_energy_units,
-    categorical_units,
+    free_energy_tasks,
+    categorical_positions,
     reparameterize,
     reparameterize_backward,
     svgd_direction,

@@ -238,11 +238,11 @@ struct Categorical : LikelihoodTraits {
 
 template <template <class> class... Terms>
 struct LikelihoodList {
-  // run.operator()<Term>() for the likelihood with this code; whether there is one.
-  template <class Run>
-  static constexpr bool visit(int64_t code, const Run& run) {
+  // body.operator()<Term>() for the likelihood with this code; whether there is one.
+  template <class Body>
+  static constexpr bool visit(int64_t code, const Body& body) {
     int64_t at = 0;
-    return ((at++ == code && (run.template operator()<Terms>(), true)) || ...);
+    return ((at++ == code && (body.template operator()<Terms>(), true)) || ...);
   }
   template <template <class> class Term>
   static constexpr int64_t code_of() {

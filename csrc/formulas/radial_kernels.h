@@ -108,11 +108,11 @@ template <class... Kernels>
 struct KernelList {
   static constexpr int kCount = sizeof...(Kernels);
 
-  // run.operator()<Kernel>() for the kernel with this code; whether there is one.
-  template <class Run>
-  static bool visit(int64_t code, const Run& run) {
+  // body.operator()<Kernel>() for the kernel with this code; whether there is one.
+  template <class Body>
+  static bool visit(int64_t code, const Body& body) {
     int64_t at = 0;
-    return ((at++ == code && (run.template operator()<Kernels>(), true)) || ...);
+    return ((at++ == code && (body.template operator()<Kernels>(), true)) || ...);
   }
 };
 
@@ -120,9 +120,9 @@ struct KernelList {
 template <class F>
 using RadialKernels = KernelList<RbfKernel<F>, ImqKernel<F>, LaplaceKernel<F>, Matern32Kernel<F>>;
 
-template <class F, class Run>
-void with_kernel(int64_t code, const Run& run) {
-  if (!RadialKernels<F>::visit(code, run)) no_such_kernel(code);
+template <class F, class Body>
+void with_kernel(int64_t code, const Body& body) {
+  if (!RadialKernels<F>::visit(code, body)) no_such_kernel(code);
 }
 
 // The same kernel where inner products leave too few digits: for few coordinates, and for a bandwidth far below the spread of

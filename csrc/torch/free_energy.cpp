@@ -17,7 +17,7 @@ using torch::stable::Tensor;
 
 namespace {
 
-// Units of several calls on torch's threads, in one go. Each thread takes the same share of every call: an element of a KL
+// Tasks of several calls on torch's threads, in one go. Each thread takes the same share of every call: an element of a KL
 // costs three of an energy's, and a thread that had all of them was waited for.
 void run(const std::vector<const fe::TermCall*>& calls) {
   int64_t total = 0;
@@ -25,9 +25,9 @@ void run(const std::vector<const fe::TermCall*>& calls) {
   fe::TermKernel* kernel = fe::cpu_kernels().free_energy;
   torch::stable::parallel_for(0, total, fe::kParallelElements, [&](int64_t begin, int64_t end) {
     for (const fe::TermCall* call : calls) {
-      const int64_t units = call->units();
-      const auto share = [&](int64_t at) { return static_cast<int64_t>(static_cast<double>(at) / total * units); };
-      kernel(*call, share(begin), end == total ? units : share(end));
+      const int64_t tasks = call->tasks();
+      const auto share = [&](int64_t at) { return static_cast<int64_t>(static_cast<double>(at) / total * tasks); };
+      kernel(*call, share(begin), end == total ? tasks : share(end));
     }
   });
 }
@@ -58,7 +58,7 @@ const float* floats(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
 }
 
-// [free_energy, energy, kl], from the sums that the units left; a null term counts 0.
+// [free_energy, energy, kl], from the sums that the tasks left; a null term counts 0.
 std::vector<Tensor> values(const fe::Terms* energy, const fe::Terms* kl, int64_t rows, const float* weights,
                            fe::Reduction reduction, double beta) {
   const int64_t shape[1] = {rows};

@@ -17,7 +17,7 @@
 
 namespace fe {
 
-// Results at least this large are written past the caches: the last of them could be read from there at best.
+// Results at least this large are written past the caches: the last of them could be read from them at best.
 inline constexpr int64_t kStreamedElements = int64_t{2} << 20;
 
 // Sums over rows in an order of its own: 256 interleaved partial sums, folded.
@@ -119,7 +119,7 @@ class Terms {
     call_.row_scale = scales_.data();
   }
 
-  // What the units left: sums over rows.
+  // What the tasks left: sums over rows.
   void finish(std::vector<torch::stable::Tensor>& results) {
     for (auto& [which, made] : gradients_) {
       const TermGrad& grad = call_.grads[which];

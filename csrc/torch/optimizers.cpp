@@ -47,7 +47,7 @@ void check_table(const Tensor& table) {
 void check_row(const fe::TableRow& row, const int64_t* layouts, int64_t words, uint32_t operands) {
   const auto code = [&](int byte) { return row.dtypes >> 8 * byte & 0xff; };
   bool whole = row.numel >= 0 && row.step != 0 && row.stream >= 0 && row.stream <= 0xffffffff && row.offset >= 0 &&
-               row.run >= 1 && row.pitch >= row.run && code(4) <= fe::kFloat64;
+               row.length >= 1 && row.pitch >= row.length && code(4) <= fe::kFloat64;
   for (int byte = 0; byte < 4; ++byte) whole = whole && code(byte) <= fe::kFloat16;
   for (int operand = 0; operand < fe::kOperands; ++operand)
     whole = whole && (row.numel == 0 || !(operands >> operand & 1u) || row.pointers[operand] != 0);
@@ -121,10 +121,10 @@ int64_t cut_rows(const fe::TableRow* rows, int64_t n_rows, std::vector<Piece>& p
   for (int64_t r = 0; r < n_rows; ++r) {
     const fe::TableRow& row = rows[r];
     for (int64_t begin = 0; begin < row.numel;) {
-      const int64_t in_run = begin % row.run;
-      const uint64_t index = row.offset + begin / row.run * row.pitch + in_run;
+      const int64_t in_piece = begin % row.length;
+      const uint64_t index = row.offset + begin / row.length * row.pitch + in_piece;
       const int64_t until_cut = fe::kSpanElements - static_cast<int64_t>(index % fe::kSpanElements);
-      const int64_t count = std::min({until_cut, row.run - in_run, row.numel - begin});
+      const int64_t count = std::min({until_cut, row.length - in_piece, row.numel - begin});
       pieces.push_back({r, begin, count, index, total});
       total += count;
       begin += count;

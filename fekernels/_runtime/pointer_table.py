@@ -93,7 +93,7 @@ def _check_gpu_dtypes(row: Row) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The tensors of one parameter. ``shard`` is (offset, run, pitch), see pointer_table.h; None for a whole parameter.
+    """The tensors of one parameter. ``shard``: (offset, length, pitch) as in pointer_table.h; None for a whole one.
 
     ``noise_unit``: one float64, the momentum noise unit of the last step that moved, 0 for none; the kernel keeps it.
     """
@@ -203,7 +203,7 @@ class PointerTable:
     def _words(row: Row, layouts: list[int]) -> list[int]:
         operands = row.operands()
         numel = row.param.numel()
-        offset, run, pitch = row.shard or (0, max(numel, 1), max(numel, 1))
+        offset, length, pitch = row.shard or (0, max(numel, 1), max(numel, 1))
         layout = dense = 0
         if not all(tensor is None or tensor.is_contiguous() for tensor in operands):
             layout = 1 + len(layouts)
@@ -211,7 +211,7 @@ class PointerTable:
             strides = {tensor.stride() for tensor in operands if tensor is not None}
             dense = int(len(strides) == 1 and _without_gaps(row.param))
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in operands]
-        shard = (numel, row.stream, offset, run, pitch)
+        shard = (numel, row.stream, offset, length, pitch)
         noise_unit = 0 if row.noise_unit is None else row.noise_unit.data_ptr()
         return [*pointers, row.step.data_ptr(), *shard, row.dtypes(), layout, dense, noise_unit]
 

@@ -31,7 +31,7 @@ def _check(function: str, **tensors: object) -> None:
         floating_tensor(function, name, value)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
@@ -77,7 +77,7 @@ def monte_carlo_kl(
         raise ValueError(
             f"{function}: z must have shape {('...', *mean.shape)} like mean; got {tuple(z.shape)}"
         )
-    m, v, z = _wide(mean), _wide(logvar), _wide(z)
+    m, v, z = _at_least_float32(mean), _at_least_float32(logvar), _at_least_float32(z)
     if sticking_the_landing:
         m, v = m.detach(), v.detach()
     eps = (z - m) * torch.exp(-v / 2)

@@ -23,7 +23,7 @@ __all__ = [
     "momentum_unit",
 ]
 
-# A float32 step counter ends at 2^24: adding 1 changes nothing from there, and the noise would repeat.
+# A float32 step counter ends at 2^24: from it on adding 1 changes nothing, and the noise would repeat.
 LAST_FLOAT32_STEP = 1 << 24
 LIKE_THE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "anchor")
 
@@ -122,12 +122,12 @@ def _one_number(function: str, name: str, value: Any) -> Any:
 
 def loaded_step(function: str, where: str, step: Any) -> Tensor:
     """The number of steps taken, a float32 on the CPU whatever it came as; float64 stays that."""
-    wide = isinstance(step, Tensor) and step.dtype == torch.float64
+    double = isinstance(step, Tensor) and step.dtype == torch.float64
     t = number(function, f"step of {where}", _one_number(function, f"step of {where}", step), infinite=True)
-    last = (1 << 32) - 1 if wide else LAST_FLOAT32_STEP
+    last = (1 << 32) - 1 if double else LAST_FLOAT32_STEP
     if t > last or t != math.floor(t):
         raise ValueError(f"{function}: step of {where} must be a whole number in [0, {last}]; got {t:.17g}")
-    return torch.tensor(t, dtype=torch.float64 if wide else torch.float32)
+    return torch.tensor(t, dtype=torch.float64 if double else torch.float32)
 
 
 def loaded_unit(function: str, where: str, unit: Any) -> float:

@@ -22,13 +22,13 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_geometry(function: str, param: Tensor) -> tuple[int, int, int] | None:
-    """(offset, run, pitch) of the local part: local element e is global element offset + e // run * pitch + e % run.
+    """(offset, length, pitch) of the local part, whose element e is element offset + e // length * pitch + e % length.
 
     None for a tensor that is not a DTensor. A dimension may be split over the mesh, and dimension 0 beside it
-    (FSDP over tensor parallel); then the local elements are runs of equal length at equal distances.
+    (FSDP over tensor parallel); then the local elements come in pieces of one length, ``pitch`` apart.
 
     Raises:
-        ValueError: a placement that is not Shard or Replicate, or splits that do not make such runs.
+        ValueError: a placement that is not Shard or Replicate, or splits that do not make such pieces.
     """
     if not is_sharded(param):
         return None

@@ -25,9 +25,9 @@ ORDINARY = {Tensor}
 UNCHANGING = {float, int, bool, str, type(None), torch.dtype}
 SCHEDULED = {"lr", "temperature"}
 # Shapes and dtypes that a step compares. Pointers, sizes and strides it compares of every tensor, so that no kernel
-# leaves its memory; these, which a ``.data`` of the same place and size changes alone, in turn: all of them at every
-# step of a group this small, otherwise within a few steps.
-IN_TURN = 64
+# leaves its memory; these, which only a ``.data`` of the same address and size changes, by parts: all of them at
+# every step of a group this small, otherwise within a few steps.
+COMPARED = 64
 
 
 def gaps(tensor: Tensor) -> tuple[int, ...] | None:
@@ -144,7 +144,7 @@ class TableCache:
         self.grad_strides = [gaps(row.grad) for row in rows]
         self.kinds = [(row.param.shape, row.param.dtype) for row in rows]
         self.state_kinds = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in self.tensors]
-        self.turn = 0
+        self.next_compared = 0
         parts = group_rows(rows) if rows else []
         position = {id(row): i for i, row in enumerate(rows)}
         # Which of the gradients are a table's rows.
@@ -225,10 +225,10 @@ class TableCache:
         )
 
     def _of_their_kinds(self, params: list[Tensor], grads: list[Tensor]) -> bool:
-        """The shapes and dtypes whose turn it is."""
-        begin = self.turn
-        self.turn = begin + IN_TURN if begin + IN_TURN < max(len(params), len(self.tensors)) else 0
-        here = slice(begin, begin + IN_TURN)
+        """The shapes and dtypes that this step compares."""
+        begin = self.next_compared
+        self.next_compared = begin + COMPARED if begin + COMPARED < max(len(params), len(self.tensors)) else 0
+        here = slice(begin, begin + COMPARED)
         kinds = self.kinds[here]
         return (
             [(param.shape, param.dtype) for param in params[here]] == kinds

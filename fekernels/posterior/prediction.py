@@ -77,17 +77,17 @@ class Average:
         self._log_sums: list[Tensor] = []
 
     def add(self, output: Tensor) -> None:
-        wide = output.to(torch.float32 if output.device.type == "mps" else torch.float64)
+        values = output.to(torch.float32 if output.device.type == "mps" else torch.float64)
         logs: list[Tensor] = []
-        value, entropy = wide, None
+        value, entropy = values, None
         if self._activation == "softmax":
-            self._check_classes(wide, "the model's output")
-            logs = [F.log_softmax(wide, self._dim)]
+            self._check_classes(values, "the model's output")
+            logs = [F.log_softmax(values, self._dim)]
             value = logs[0].exp()
             entropy = torch.special.entr(value).sum(self._dim)
         elif self._activation == "sigmoid":
             # The log of 1 - p is kept beside the log of p: 1 - exp(log p) would be 0 from p = 1 - 1e-16 on.
-            logs = [F.logsigmoid(wide), F.logsigmoid(-wide)]
+            logs = [F.logsigmoid(values), F.logsigmoid(-values)]
             value = logs[0].exp()
             entropy = torch.special.entr(value) + torch.special.entr(logs[1].exp())
         elif callable(self._activation):
@@ -95,7 +95,7 @@ class Average:
             value = floating(self._owner, what, self._activation(output))
             if value.is_meta:
                 raise ValueError(f"{self._owner}: {what} must hold values; got a tensor on the meta device")
-            value = value.to(wide.dtype)
+            value = value.to(values.dtype)
             self._check_classes(value, what)
             self._check_probabilities(value)
             entropy = torch.special.entr(value).sum(self._dim)

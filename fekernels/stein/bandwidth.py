@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import floating, one_of, same_device
-from fekernels.ops.stein.particles import check_particles, flatten, wide
+from fekernels.ops.stein.particles import check_particles, compute_dtype, flatten
 from fekernels.ops.stein.sq_dist_rank import log, median_ranks, median_sq_dist, middle_two, select
 
 __all__ = ["median_bandwidth", "pairwise_sq_dist_median"]
@@ -24,7 +24,7 @@ def _hint(function: str, hint: object, particles: Tensor) -> Tensor | None:
             f" {tuple(tensor.shape)}"
         )
     same_device(function, "hint", tensor, particles.device)
-    return tensor.detach().reshape(-1).to(wide(particles))
+    return tensor.detach().reshape(-1).to(compute_dtype(particles))
 
 
 def _at_least(function: str, n: int, least: int, why: str) -> None:

@@ -351,10 +351,10 @@ class SVGD:
             return torch.ones((), dtype=torch.float32, device=x.device)  # it has none
         if is_median(name, value, "a number, 'median' or a schedule step -> one of them"):
             return None
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        return torch.tensor(number(name, "bandwidth", value, infinite=True), dtype=wide, device=x.device)
+        return torch.tensor(number(name, "bandwidth", value, infinite=True), dtype=dtype, device=x.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of particles, optimizer state, step count and seed: all that the further path depends on, apart from

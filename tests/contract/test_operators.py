@@ -107,7 +107,7 @@ BAD_CALLS = {
     "many_steps": (dict(steps=[zeros(1), zeros(1)]), "steps must have 1 entries like params; got 2"),
     "stream": (dict(streams=[2**32]), r"streams\[0\] must be in \[0, 2\^32\); got 4294967296"),
     "few_shards": (dict(shards=[0, 5]), "shards must have 3 entries or none; got 2"),
-    "no_run": (dict(shards=[0, 0, 5]), r"shards must have .* 1 <= run <= pitch; got \(0, 0, 5\)"),
+    "no_length": (dict(shards=[0, 0, 5]), r"shards must have .* 1 <= length <= pitch; got \(0, 0, 5\)"),
     "long_run": (dict(shards=[0, 6, 5]), r"shards must have .* got \(0, 6, 5\) for params\[0\]"),
     "grad_shape": (
         dict(grads=[zeros(6)]),

@@ -82,7 +82,7 @@ void store_gradient(const CategoricalCall& call, Logits& logits, int64_t positio
 
 }  // namespace
 
-void categorical_units(const CategoricalCall& call, int64_t begin, int64_t end) {
+void categorical_positions(const CategoricalCall& call, int64_t begin, int64_t end) {
   for (int64_t position = begin; position < end; ++position) {
     const bool dropped = call.weight && call.weight[position / call.positions] == 0.0f;
     const bool seen = !dropped && (!call.mask || call.mask[position]);

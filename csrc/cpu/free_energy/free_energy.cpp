@@ -1,7 +1,7 @@
 #include "cpu/free_energy/free_energy.h"
 
 #include "cpu/convert.h"
-#include "cpu/free_energy/column_runs.h"
+#include "cpu/free_energy/column_spans.h"
 
 namespace fe::FE_ISA {
 
@@ -18,12 +18,12 @@ class Rows {
   explicit Rows(const TermCall& call) : call_(call), direct_(true) {
     for (int i = 0; i <= kParams; ++i) {
       inputs_[i] = &call.inputs[i < kParams ? i : kTarget];
-      run_.per_column[i] = inputs_[i]->per_column;
-      run_.totals[i] = totals_[i];
+      span_.per_column[i] = inputs_[i]->per_column;
+      span_.totals[i] = totals_[i];
       direct_ &= !inputs_[i]->per_column || inputs_[i]->dtype == kFloat32;
     }
     for (int i = 0; i < kParams; ++i) {
-      run_.kinds[i] = call.grads[i].kind;
+      span_.kinds[i] = call.grads[i].kind;
       direct_ &= call.grads[i].kind != GradKind::kFull || call.grads[i].dtype == kFloat32;
     }
     if (call.columns <= kFold) prepare_packs();
@@ -52,11 +52,11 @@ class Rows {
     for (int i = 0; i <= kParams; ++i)  // what has no target does not look at it
       in[i] = static_cast<const float*>(inputs_[inputs_[i]->data ? i : 0]->data) + row * call_.columns;
     for (int i = 0; i < kParams; ++i)
-      out[i] = run_.kinds[i] == GradKind::kFull ? static_cast<float*>(call_.grads[i].data) + row * call_.columns : nullptr;
+      out[i] = span_.kinds[i] == GradKind::kFull ? static_cast<float*>(call_.grads[i].data) + row * call_.columns : nullptr;
     const int columns = static_cast<int>(call_.columns);
     alignas(64) float energies[kFlatRows * kColumns];
     if constexpr (!Term<float>::kSparse)
-      run_flat<Term>(in, out, kFlatRows * columns, call_.row_scale ? call_.row_scale[row] : 1.0f, energies);
+      flat_span<Term>(in, out, kFlatRows * columns, call_.row_scale ? call_.row_scale[row] : 1.0f, energies);
     for (int r = 0; r < kFlatRows; ++r) call_.sums[row + r] = sum_row(energies + r * columns, columns) + 0.0;
   }
 
@@ -65,22 +65,22 @@ class Rows {
   // Rows of no more than one vector, up to kPack of them: alone, each would be mostly preparation.
   void pack(int64_t row, int count, bool first_row) {
     const int columns = static_cast<int>(call_.columns);
-    run_.count = count * kFold;
+    span_.count = count * kFold;
     for (int i = 0; i <= kParams; ++i) {
       const TermInput& input = *inputs_[i];
       if (!input.data) continue;
       for (int r = 0; r < count; ++r) {
-        float* to = staged_[i] + r * kFold;
+        float* to = buffers_[i] + r * kFold;
         const int64_t at = (row + r) * input.row_stride;
         for (int c = 0; c < columns; ++c) to[c] = to_float(input.data, input.dtype, at + (input.per_column ? c : 0));
       }
     }
     for (int r = 0; (call_.mask || call_.weight) && r < count; ++r) {
-      const uint8_t there = !call_.dropped(row + r);
+      const uint8_t kept = !call_.dropped(row + r);
       for (int c = 0; c < columns; ++c)
-        observed_[r * kFold + c] = there && (!call_.mask || call_.mask[(row + r) * call_.mask_stride + c]);
+        observed_[r * kFold + c] = kept && (!call_.mask || call_.mask[(row + r) * call_.mask_stride + c]);
     }
-    run_blocks<Term, true, kFold>(run_);
+    terms_of_span<Term, true, kFold>(span_);
     for (int r = 0; r < count; ++r) {
       call_.sums[row + r] = totals_[kParams][r] + 0.0;
       const float scale = call_.row_scale ? call_.row_scale[row + r] : 1.0f;
@@ -94,45 +94,45 @@ class Rows {
       const TermInput& input = *inputs_[i];
       if (input.per_column) continue;
       const float value = input.data ? to_float(input.data, input.dtype, row * input.row_stride) : 0.0f;
-      store(staged_[i], Lane<FloatV>::splat(value));
-      run_.in[i] = staged_[i];
+      store(buffers_[i], Lane<FloatV>::splat(value));
+      span_.in[i] = buffers_[i];
     }
-    run_.row_scale = call_.row_scale ? call_.row_scale[row] : 1.0f;
-    run_.first_row = first_row;
+    span_.row_scale = call_.row_scale ? call_.row_scale[row] : 1.0f;
+    span_.first_row = first_row;
     const int64_t begin = segment * kSegment, end = begin + kSegment < call_.columns ? begin + kSegment : call_.columns;
     const int64_t until = direct_ ? begin + (end - begin) / kFold * kFold : begin;
     // Straight from memory, but for the columns behind the last whole vector; these share a block with whole ones.
     const int64_t whole = until == end ? end : begin + (until - begin) / kColumns * kColumns;
-    if (whole > begin) run_direct(row, begin, static_cast<int>(whole - begin));
+    if (whole > begin) direct_span(row, begin, static_cast<int>(whole - begin));
     for (int64_t column = whole; column < end; column += kColumns) {
       const int count = end - column < kColumns ? static_cast<int>(end - column) : kColumns;
-      run_staged(row, column, count, static_cast<int>((column - begin) / kColumns));
+      buffered_span(row, column, count, static_cast<int>((column - begin) / kColumns));
     }
     const int blocks = static_cast<int>((end - begin + kColumns - 1) / kColumns);
     const int64_t at = row * call_.segments() + segment;
     call_.sums[at] = fold(totals_[kParams], blocks);
     for (int i = 0; i < kParams; ++i)
-      if (run_.kinds[i] == GradKind::kSum) static_cast<double*>(call_.grads[i].data)[at] = fold(totals_[i], blocks);
+      if (span_.kinds[i] == GradKind::kSum) static_cast<double*>(call_.grads[i].data)[at] = fold(totals_[i], blocks);
   }
 
   static constexpr int kPack = kColumns / kFold;
 
  private:
   void prepare_packs() {
-    __builtin_memset(staged_, 0, sizeof staged_);
+    __builtin_memset(buffers_, 0, sizeof buffers_);
     __builtin_memset(observed_, 0, sizeof observed_);
     for (int r = 0; r < kPack; ++r)
       for (int c = 0; c < call_.columns; ++c) observed_[r * kFold + c] = 1;
-    run_.mask = observed_;
-    run_.row_scale = 1.0f;  // rows of a pack have scales of their own
-    run_.first_row = true;
+    span_.mask = observed_;
+    span_.row_scale = 1.0f;  // rows of a pack have scales of their own
+    span_.first_row = true;
     for (int i = 0; i <= kParams; ++i) {
-      run_.per_column[i] = true;
-      run_.in[i] = staged_[i];
+      span_.per_column[i] = true;
+      span_.in[i] = buffers_[i];
     }
     for (int i = 0; i < kParams; ++i) {
-      run_.out[i] = results_[i];
-      run_.streamed[i] = false;
+      span_.out[i] = results_[i];
+      span_.streamed[i] = false;
     }
   }
 
@@ -172,48 +172,48 @@ class Rows {
     return static_cast<float*>(call_.grads[i].data) + row / kRowBlock * call_.columns + column;
   }
 
-  void run_direct(int64_t row, int64_t column, int count) {
-    run_.count = count;
+  void direct_span(int64_t row, int64_t column, int count) {
+    span_.count = count;
     for (int i = 0; i <= kParams; ++i) {
-      run_.totals[i] = totals_[i];
-      if (inputs_[i]->per_column) run_.in[i] = static_cast<const float*>(inputs_[i]->data) + row * inputs_[i]->row_stride + column;
+      span_.totals[i] = totals_[i];
+      if (inputs_[i]->per_column) span_.in[i] = static_cast<const float*>(inputs_[i]->data) + row * inputs_[i]->row_stride + column;
     }
     for (int i = 0; i < kParams; ++i) {
       const TermGrad& grad = call_.grads[i];
-      run_.streamed[i] = grad.streamed;
-      if (grad.kind == GradKind::kFull) run_.out[i] = static_cast<float*>(grad.data) + row * grad.row_stride + column;
-      if (grad.kind == GradKind::kColumn) run_.out[i] = column_sums(i, row, column);
+      span_.streamed[i] = grad.streamed;
+      if (grad.kind == GradKind::kFull) span_.out[i] = static_cast<float*>(grad.data) + row * grad.row_stride + column;
+      if (grad.kind == GradKind::kColumn) span_.out[i] = column_sums(i, row, column);
     }
-    run_.mask = call_.mask ? call_.mask + row * call_.mask_stride + column : nullptr;
-    run_columns();
+    span_.mask = call_.mask ? call_.mask + row * call_.mask_stride + column : nullptr;
+    span_terms();
   }
 
-  void run_columns() {
-    if (run_.mask) {
-      run_blocks<Term, true, kColumns>(run_);
+  void span_terms() {
+    if (span_.mask) {
+      terms_of_span<Term, true, kColumns>(span_);
     } else {
-      run_blocks<Term, false, kColumns>(run_);
+      terms_of_span<Term, false, kColumns>(span_);
     }
   }
 
   // One block, the columns that are missing in its last vector counting as unobserved.
-  void run_staged(int64_t row, int64_t column, int count, int block) {
+  void buffered_span(int64_t row, int64_t column, int count, int block) {
     const int filled = (count + kFold - 1) / kFold * kFold;
-    run_.count = count;
+    span_.count = count;
     for (int i = 0; i <= kParams; ++i) {
-      run_.totals[i] = totals_[i] + block;
+      span_.totals[i] = totals_[i] + block;
       if (!inputs_[i]->per_column) continue;
-      to_float(inputs_[i]->data, inputs_[i]->dtype, row * inputs_[i]->row_stride + column, count, staged_[i]);
-      for (int c = count; c < filled; ++c) staged_[i][c] = 0.0f;
-      run_.in[i] = staged_[i];
+      to_float(inputs_[i]->data, inputs_[i]->dtype, row * inputs_[i]->row_stride + column, count, buffers_[i]);
+      for (int c = count; c < filled; ++c) buffers_[i][c] = 0.0f;
+      span_.in[i] = buffers_[i];
     }
     for (int i = 0; i < kParams; ++i) {
-      run_.out[i] = results_[i];
-      run_.streamed[i] = false;
-      if (run_.kinds[i] == GradKind::kColumn && !run_.first_row)
+      span_.out[i] = results_[i];
+      span_.streamed[i] = false;
+      if (span_.kinds[i] == GradKind::kColumn && !span_.first_row)
         __builtin_memcpy(results_[i], column_sums(i, row, column), count * sizeof(float));
     }
-    run_.mask = nullptr;
+    span_.mask = nullptr;
     if (call_.mask || filled != count) {
       if (call_.mask) {
         __builtin_memcpy(observed_, call_.mask + row * call_.mask_stride + column, count);
@@ -221,9 +221,9 @@ class Rows {
         __builtin_memset(observed_, 1, count);
       }
       __builtin_memset(observed_ + count, 0, filled - count);
-      run_.mask = observed_;
+      span_.mask = observed_;
     }
-    run_columns();
+    span_terms();
     for (int i = 0; i < kParams; ++i) {
       const TermGrad& grad = call_.grads[i];
       if (grad.kind == GradKind::kFull) {
@@ -238,9 +238,9 @@ class Rows {
   const TermInput* inputs_[kParams + 1];
   bool direct_;  // whole vectors need no conversion
   bool flat_;
-  Run<kParams> run_;
+  ColumnSpan<kParams> span_;
   double totals_[kParams + 1][kBlocks];
-  alignas(64) float staged_[kParams + 1][kColumns], results_[kParams][kColumns];
+  alignas(64) float buffers_[kParams + 1][kColumns], results_[kParams][kColumns];
   alignas(64) uint8_t observed_[kColumns];
 };
 
@@ -249,41 +249,41 @@ class Rows {
 inline constexpr int64_t kWalk = 16;
 
 template <template <class> class Term>
-void run_units(const TermCall& call, int64_t begin, int64_t end) {
+void row_tasks(const TermCall& call, int64_t begin, int64_t end) {
   Rows<Term> rows(call);
-  const int64_t segments = call.segments(), unit_rows = call.unit_rows();
+  const int64_t segments = call.segments(), task_rows = call.task_rows();
   if (call.columns <= kFold) {  // one segment per row
-    const int64_t last = end * unit_rows < call.rows ? end * unit_rows : call.rows;
-    for (int64_t row = begin * unit_rows; row < last; row += Rows<Term>::kPack) {
+    const int64_t last = end * task_rows < call.rows ? end * task_rows : call.rows;
+    for (int64_t row = begin * task_rows; row < last; row += Rows<Term>::kPack) {
       const int count = last - row < Rows<Term>::kPack ? static_cast<int>(last - row) : Rows<Term>::kPack;
-      rows.pack(row, count, row % unit_rows == 0);
+      rows.pack(row, count, row % task_rows == 0);
     }
     return;
   }
-  int64_t unit = begin;
-  if (rows.is_flat())  // where a unit is a row
-    for (; unit + Rows<Term>::kFlatRows <= end; unit += Rows<Term>::kFlatRows) rows.flat(unit);
-  while (unit < end) {
-    const int64_t first = unit / segments * unit_rows, from = unit % segments;
+  int64_t task = begin;
+  if (rows.is_flat())  // where a task is a row
+    for (; task + Rows<Term>::kFlatRows <= end; task += Rows<Term>::kFlatRows) rows.flat(task);
+  while (task < end) {
+    const int64_t first = task / segments * task_rows, from = task % segments;
     int64_t to = from + kWalk < segments ? from + kWalk : segments;
-    if (to > from + (end - unit)) to = from + (end - unit);
-    for (int64_t row = first; row < first + unit_rows && row < call.rows; ++row)
+    if (to > from + (end - task)) to = from + (end - task);
+    for (int64_t row = first; row < first + task_rows && row < call.rows; ++row)
       for (int64_t segment = from; segment < to; ++segment) rows.segment(row, segment, row == first);
-    unit += to - from;
+    task += to - from;
   }
   end_stream();
 }
 
 }  // namespace
 
-void free_energy_units(const TermCall& call, int64_t begin, int64_t end) {
+void free_energy_tasks(const TermCall& call, int64_t begin, int64_t end) {
   switch (call.term) {
-    case kStandardNormalKl: return run_units<NormalKl>(call, begin, end);
-    case kNormalKl: return run_units<NormalPriorKl>(call, begin, end);
-    case kValue: return run_units<Value>(call, begin, end);
+    case kStandardNormalKl: return row_tasks<NormalKl>(call, begin, end);
+    case kNormalKl: return row_tasks<NormalPriorKl>(call, begin, end);
+    case kValue: return row_tasks<Value>(call, begin, end);
   }
   Likelihoods::visit(call.term, [&]<template <class> class Term>() {
-    if constexpr (!Term<float>::kClasses) run_units<Term>(call, begin, end);
+    if constexpr (!Term<float>::kClasses) row_tasks<Term>(call, begin, end);
   });
 }
 

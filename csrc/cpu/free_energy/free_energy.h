@@ -44,16 +44,16 @@ struct TermCall {
 
   bool dropped(int64_t row) const { return weight && weight[row] == 0.0f; }
   int64_t segments() const { return (columns + kSegment - 1) / kSegment; }
-  // What one thread does without a pause: a segment of one row, or of a block of rows where columns add up over rows.
-  int64_t unit_rows() const {
+  // A task is what a thread does without a pause: a segment of one row, or of a block of rows where columns add up over rows.
+  int64_t task_rows() const {
     for (const TermGrad& grad : grads)
       if (grad.kind == GradKind::kColumn) return kRowBlock;
     return 1;
   }
-  int64_t units() const { return (rows + unit_rows() - 1) / unit_rows() * segments(); }
+  int64_t tasks() const { return (rows + task_rows() - 1) / task_rows() * segments(); }
 };
 
-// Units begin .. end - 1, in row-major order of (block of rows, segment).
+// Tasks begin .. end - 1, in row-major order of (block of rows, segment).
 using TermKernel = void(const TermCall& call, int64_t begin, int64_t end);
 
 }  // namespace fe

@@ -6,9 +6,9 @@ namespace fe::FE_ISA {
 
 namespace {
 
-// Pointers to the elements of one contiguous run, which `index` numbers; index is a multiple of kBlock.
+// Pointers to the elements of a contiguous stretch, which `index` numbers; index is a multiple of kBlock.
 template <class T>
-struct Run {
+struct Operands {
   T* param;
   const T* grad;
   T *exp_avg, *exp_avg_sq, *largest;
@@ -24,14 +24,14 @@ struct Run {
 };
 
 template <Noise kNoise, bool kExtras>
-void run_blocks(const Run<float>& run, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
+void run_blocks(const Operands<float>& operands, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
   const LangevinAdamCoefficients<float> c = span.single;
   const NoiseKey key = span.noise;
   // The words of the next turn are drawn beside the arithmetic of this one: each fills the other's waiting time.
   Words<UnsignedV> words[kGroups];
   if (kNoise != Noise::kNone) words_by_lane(index / 4, key, words);
   for (int64_t at = 0; at < blocks * kBlock; at += kNoiseElements) {
-    run.touch_operands_ahead(at);
+    operands.touch_operands_ahead(at);
     FloatV normals[kNoiseVectors] = {};
     if (kNoise != Noise::kNone) {
       draw_normals(words, normals);
@@ -39,27 +39,27 @@ void run_blocks(const Run<float>& run, int64_t blocks, uint64_t index, const Lan
     }
     for (int i = 0; i < kNoiseVectors; ++i) {
       const int64_t e = at + i * kLanes;
-      FloatV param = load(run.param + e), exp_avg = load(run.exp_avg + e), exp_avg_sq = load(run.exp_avg_sq + e);
+      FloatV param = load(operands.param + e), exp_avg = load(operands.exp_avg + e), exp_avg_sq = load(operands.exp_avg_sq + e);
       FloatV largest{}, anchor{};
-      if (kExtras && c.amsgrad) largest = load(run.largest + e);
-      if (kExtras && run.anchor) anchor = load(run.anchor + e);
-      langevin_adam<kNoise, kExtras>(param, load(run.grad + e), exp_avg, exp_avg_sq, largest, anchor, normals[i], c);
-      store(run.param + e, param);
-      store(run.exp_avg + e, exp_avg);
-      store(run.exp_avg_sq + e, exp_avg_sq);
-      if (kExtras && c.amsgrad) store(run.largest + e, largest);
+      if (kExtras && c.amsgrad) largest = load(operands.largest + e);
+      if (kExtras && operands.anchor) anchor = load(operands.anchor + e);
+      langevin_adam<kNoise, kExtras>(param, load(operands.grad + e), exp_avg, exp_avg_sq, largest, anchor, normals[i], c);
+      store(operands.param + e, param);
+      store(operands.exp_avg + e, exp_avg);
+      store(operands.exp_avg_sq + e, exp_avg_sq);
+      if (kExtras && c.amsgrad) store(operands.largest + e, largest);
     }
   }
 }
 
 // All four operands in bfloat16, without extras. The bits of RoundingNoise are drawn in registers.
 template <Noise kNoise, bool kStochastic>
-void run_bf16_blocks(const Run<uint16_t>& run, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
+void run_bf16_blocks(const Operands<uint16_t>& operands, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
   const LangevinAdamCoefficients<float> c = span.single;
   const NoiseKey key = span.noise, rounding = span.rounding, second = second_stream(rounding);
   constexpr int kVectors = 8, kTurn = kVectors * kLanes;  // elements that have their halves in one vector of counters
   for (int64_t at = 0; at < blocks * kBlock; at += kTurn) {
-    run.touch_operands_ahead(at);
+    operands.touch_operands_ahead(at);
     FloatV normals[kVectors] = {};
     UnsignedV words[kVectors] = {}, halves[kVectors / 2] = {};
     const uint64_t first = index + at;
@@ -72,8 +72,8 @@ void run_bf16_blocks(const Run<uint16_t>& run, int64_t blocks, uint64_t index, c
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; i += 2) {
       const int64_t e = at + i * kLanes;
-      Bf16Pairs param = Bf16Pairs::load(run.param + e), grad = Bf16Pairs::load(run.grad + e);
-      Bf16Pairs exp_avg = Bf16Pairs::load(run.exp_avg + e), exp_avg_sq = Bf16Pairs::load(run.exp_avg_sq + e);
+      Bf16Pairs param = Bf16Pairs::load(operands.param + e), grad = Bf16Pairs::load(operands.grad + e);
+      Bf16Pairs exp_avg = Bf16Pairs::load(operands.exp_avg + e), exp_avg_sq = Bf16Pairs::load(operands.exp_avg_sq + e);
       FloatV largest{}, anchor{};
 #pragma GCC unroll 2
       for (int k = 0; k < 2; ++k)
@@ -81,20 +81,20 @@ void run_bf16_blocks(const Run<uint16_t>& run, int64_t blocks, uint64_t index, c
                                      normals[i + k], c);
       if (kStochastic) {
         const UnsignedV even = words[i], odd = words[i + 1], both = halves[i / 2];
-        param.store(run.param + e, even & 0xffffu, odd & 0xffffu);
-        exp_avg.store(run.exp_avg + e, even >> 16, odd >> 16);
-        exp_avg_sq.store(run.exp_avg_sq + e, both & 0xffffu, both >> 16);
+        param.store(operands.param + e, even & 0xffffu, odd & 0xffffu);
+        exp_avg.store(operands.exp_avg + e, even >> 16, odd >> 16);
+        exp_avg_sq.store(operands.exp_avg_sq + e, both & 0xffffu, both >> 16);
       } else {
-        param.store_nearest(run.param + e);
-        exp_avg.store_nearest(run.exp_avg + e);
-        exp_avg_sq.store_nearest(run.exp_avg_sq + e);
+        param.store_nearest(operands.param + e);
+        exp_avg.store_nearest(operands.exp_avg + e);
+        exp_avg_sq.store_nearest(operands.exp_avg_sq + e);
       }
     }
   }
 }
 
 template <class T>
-using BlockLoop = void (*)(const Run<T>&, int64_t, uint64_t, const LangevinAdamSpan&);
+using BlockLoop = void (*)(const Operands<T>&, int64_t, uint64_t, const LangevinAdamSpan&);
 
 BlockLoop<float> block_loop(const LangevinAdamCoefficients<float>& c) {
   static constexpr BlockLoop<float> loops[4][2] = {

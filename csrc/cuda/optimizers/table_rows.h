@@ -115,13 +115,13 @@ FE_DEVICE bool takes_units(const TableRow& row) {
 #pragma unroll
   for (int operand = 0; operand < kOperands; ++operand) all |= row.pointers[operand];
   const bool anchor_differs = row.pointers[kAnchor] != 0 && (row.dtypes >> 24 & 0xff) != kParamType;
-  return row.layout == 0 && row.run >= row.numel && row.offset % kUnit == 0 && (all & 15) == 0 && !anchor_differs;
+  return row.layout == 0 && row.length >= row.numel && row.offset % kUnit == 0 && (all & 15) == 0 && !anchor_differs;
 }
 
 // The index of a local element in the whole parameter.
 FE_DEVICE uint64_t global_index(const TableRow& row, int64_t element) {
-  const int64_t runs = row.run >= row.numel ? 0 : element / row.run;
-  return static_cast<uint64_t>(row.offset + runs * (row.pitch - row.run) + element);
+  const int64_t pieces = row.length >= row.numel ? 0 : element / row.length;
+  return static_cast<uint64_t>(row.offset + pieces * (row.pitch - row.length) + element);
 }
 
 // How far a local element lies from each operand's pointer, in elements.

@@ -107,7 +107,7 @@ class _PlainCall(_Call):
         needs: int,
         inplace: bool = False,
     ) -> list[Tensor]:
-        results = super().run(_in_rows(operands), _in_rows(data), upstream, needs, inplace)
+        results = super().run(_as_rows(operands), _as_rows(data), upstream, needs, inplace)
         wanted = [operand for i, operand in enumerate(operands) if needs >> i & 1]
         for i, operand in enumerate(wanted, 3):
             if operand.dim() != 2:
@@ -117,10 +117,10 @@ class _PlainCall(_Call):
     def values(
         self, operands: Sequence[Tensor], data: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return super().values(_in_rows(operands), _in_rows(data))
+        return super().values(_as_rows(operands), _as_rows(data))
 
 
-def _in_rows(tensors: Sequence[Any]) -> list[Any]:
+def _as_rows(tensors: Sequence[Any]) -> list[Any]:
     rows: list[Any] = []
     for tensor in tensors:
         order = None if tensor is None else memory_order(tensor)
@@ -137,7 +137,7 @@ def _sum(first: Tensor | None, factor: float, second: Tensor | None) -> Tensor |
 
 
 def _scale(gradients: Sequence[Tensor | None], factor: Tensor | None, backend: str) -> None:
-    """In place, by a scalar tensor that is nearly always 1; a GPU's kernel reads it there."""
+    """In place, by a scalar tensor that is nearly always 1; a GPU's kernel reads it on the GPU."""
     wanted = [gradient for gradient in gradients if gradient is not None]
     if factor is None or not wanted:
         return
@@ -263,19 +263,19 @@ def compute(
 ) -> FreeEnergyTerms:
     params = operands.params
     tensors = [*params, *operands.latent]
-    wide = halves = False
+    double = half = False
     needs, bit = 0, 1 if torch.is_grad_enabled() else 0
     for tensor in tensors:
-        wide |= tensor.dtype is torch.float64
+        double |= tensor.dtype is torch.float64
         if tensor.requires_grad:
             needs |= bit
-            halves |= tensor.dtype is torch.float16
+            half |= tensor.dtype is torch.float16
         bit <<= 1
     weight = operands.weight
     if weight is not None:
-        weight = weight.double() if wide else weight.float()
+        weight = weight.double() if double else weight.float()
     known = operands.target, operands.mask, weight, operands.latent_mask
-    if wide or transforms_active() or differentiates_forward():
+    if double or transforms_active() or differentiates_forward():
         from fekernels.reference.free_energy.free_energy import values
 
         target, mask, *_ = known
@@ -292,7 +292,7 @@ def compute(
                 operands.latent_mask,
             )
         )
-    if halves and needs and reduction != NONE:
+    if half and needs and reduction != NONE:
         # A gradient stored in float16 before a GradScaler's factor is on it would underflow: it is made in backward.
         rows = compute(operands, likelihood, NONE, beta, False)
         return FreeEnergyTerms(*(row.mean() if reduction == MEAN else row.sum() for row in rows))
@@ -319,9 +319,9 @@ def compute_plain(
     beta: float,
     inplace: bool,
 ) -> FreeEnergyTerms | None:
-    """What most calls are, by the shortest way, for their checks and lists took longer than a small problem's kernel.
+    """The fast path, which most calls take: checks and lists of tensors took longer than a small problem's kernel.
 
-    None where anything is not as expected, for the long way to take it or to say what is wrong.
+    None where anything is not as expected: ``gather`` and ``compute`` take the call, or say what is wrong.
     """
     if torch.compiler.is_compiling() or transforms_active() or dispatch_modes():
         return None

@@ -97,11 +97,11 @@ def prepare_target(
             "real" if target.dtype.is_complex else "float32, bfloat16, float16, float64, an integer or bool"
         )
         raise TypeError(f"{function}: target must be {kind}; got {str(target.dtype)[6:]}")
-    wide = any(param.dtype is torch.float64 for param in params)
+    double = any(param.dtype is torch.float64 for param in params)
     if (
-        target.dtype is torch.float64 and not wide
+        target.dtype is torch.float64 and not double
     ) or target.dtype not in FLOATS:  # counts often come as integers
-        target = target.double() if wide else target.float()
+        target = target.double() if double else target.float()
     return whole(target, batch_dims)
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from fekernels._catalogue.free_energy import CATEGORICAL, CODES, NAMES, REDUCTIONS
 from fekernels._checks import dense, floating, same_device
 
-__all__ = ["check_gradients", "check_operands", "is_wide"]
+__all__ = ["check_gradients", "check_operands", "has_float64"]
 
 LATENT = ("mean", "logvar", "prior_mean", "prior_logvar")
 
 
-def is_wide(operands: Sequence[Tensor]) -> bool:
+def has_float64(operands: Sequence[Tensor]) -> bool:
     """Whether the call is computed in float64, by the reference."""
     return any(operand.dtype == torch.float64 for operand in operands)
 
@@ -114,7 +114,7 @@ def _check_energy(
             )
     else:
         floating(function, "target", target)
-        if target.dtype == torch.float64 and not is_wide(params):
+        if target.dtype == torch.float64 and not has_float64(params):
             raise TypeError(
                 f"{function}: target must be float32, bfloat16 or float16 like params; got float64"
             )

@@ -254,16 +254,16 @@ def _free_bits_kl(
     free_bits: float,
     reduction: int,
 ) -> Tensor:
-    there = counted(latent_mask, weight)
-    elements = kl_elements(present(latent, there))
+    counts = counted(latent_mask, weight)
+    elements = kl_elements(present(latent, counts))
     if reduction == SUM and elements.shape[0] == 0:
         return elements.sum()
-    if there is not None:
-        elements = torch.where(there, elements, 0.0)
+    if counts is not None:
+        elements = torch.where(counts, elements, 0.0)
     if weight is not None:
         elements = elements * weight.double().unsqueeze(1)
-    if there is None:
+    if counts is None:
         total = elements.mean(0).clamp(min=free_bits).sum()
     else:
-        total = elements.mean(0).clamp(min=free_bits * there.double().mean(0)).sum()
+        total = elements.mean(0).clamp(min=free_bits * counts.double().mean(0)).sum()
     return total * len(elements) if reduction == SUM else total

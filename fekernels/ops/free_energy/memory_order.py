@@ -30,15 +30,15 @@ def memory_order(tensor: Tensor, batch_dims: int = 1) -> tuple[int, ...] | None:
         )
         return order if last else None
     sizes, strides = tensor.shape, tensor.stride()
-    # A dimension of one element may have any stride; in front it is in nobody's way.
+    # A dimension of one element may have any stride; in front it disturbs no order.
     event = sorted(range(batch_dims, tensor.dim()), key=lambda d: (sizes[d] != 1, -strides[d], d))
     step = 1
     for d in reversed(event):
         if sizes[d] != 1 and strides[d] != step:
             return None
         step *= sizes[d]
-    wide = [d for d in event if sizes[d] != 1]
-    return None if step == 0 or wide == sorted(wide) else (*range(batch_dims), *event)
+    longer = [d for d in event if sizes[d] != 1]
+    return None if step == 0 or longer == sorted(longer) else (*range(batch_dims), *event)
 
 
 def arranged(tensor: Tensor, order: Sequence[int]) -> Tensor:

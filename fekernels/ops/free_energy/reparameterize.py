@@ -30,12 +30,12 @@ SAMPLES = 1 << 31
 Key = tuple[int, int, int, int]  # seed, stream, step, offset
 
 
-def _wide(*tensors: Tensor) -> bool:
+def _has_float64(*tensors: Tensor) -> bool:
     return any(tensor.dtype == torch.float64 for tensor in tensors)
 
 
 def _kernel(name: str, *tensors: Tensor) -> Any:
-    backend = "reference" if _wide(*tensors) else backends.choose(tensors[0].device.type)
+    backend = "reference" if _has_float64(*tensors) else backends.choose(tensors[0].device.type)
     return backends.implementation(name, backend)
 
 
@@ -100,7 +100,7 @@ def _noise(samples: int, like: Tensor, key: Key, *, again: bool) -> Tensor:
 
 def _differentiable_backward(grad: Tensor, logvar: Tensor, key: Key) -> tuple[Tensor, Tensor]:
     """The gradients as functions of ``grad`` and ``logvar``, by plain PyTorch: for create_graph=True."""
-    dtype = torch.float64 if _wide(grad, logvar) else torch.float32
+    dtype = torch.float64 if _has_float64(grad, logvar) else torch.float32
     eps = _noise(grad.shape[0], logvar, key, again=True).to(dtype)
     along_eps = 0.5 * torch.exp(0.5 * logvar.to(dtype)) * (grad.to(dtype) * eps).sum(0)
     return grad.to(dtype).sum(0).to(grad.dtype), along_eps.to(logvar.dtype)
@@ -182,10 +182,10 @@ def reparameterize(
     )
     flat_mean, flat_logvar = mean.reshape(rows, latents), logvar.reshape(rows, latents)
     if transforms_active() or differentiates_forward():
-        wide = flat_mean if flat_mean.dtype == torch.float64 else flat_mean.float()
-        deviation = torch.exp(0.5 * flat_logvar.to(wide.dtype))
+        center = flat_mean if flat_mean.dtype == torch.float64 else flat_mean.float()
+        deviation = torch.exp(0.5 * flat_logvar.to(center.dtype))
         eps = _noise(count, flat_mean, key, again=False)
-        z = (wide + deviation * eps.to(wide.dtype)).to(mean.dtype)
+        z = (center + deviation * eps.to(center.dtype)).to(mean.dtype)
     elif torch.compiler.is_compiling() or is_dispatched((mean, logvar)):
         z = torch.ops.fekernels.reparameterize(flat_mean, flat_logvar, *key, count)
     else:

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def shard_of(shards: Sequence[int], i: int) -> tuple[int, int, int] | None:
-    """(offset, run, pitch) of tensor ``i``: three integers each, or an empty list when nothing is sharded."""
+    """(offset, length, pitch) of tensor ``i``: three integers each, or an empty list when nothing is sharded."""
     return (shards[3 * i], shards[3 * i + 1], shards[3 * i + 2]) if shards else None
 
 
@@ -68,10 +68,10 @@ def check_lists(
     if shards and len(shards) != 3 * len(params):
         raise ValueError(f"{function}: shards must have {3 * len(params)} entries or none; got {len(shards)}")
     for i in range(len(shards) // 3):
-        offset, run, pitch = shards[3 * i : 3 * i + 3]
-        if offset < 0 or not 1 <= run <= pitch:
+        offset, length, pitch = shards[3 * i : 3 * i + 3]
+        if offset < 0 or not 1 <= length <= pitch:
             raise ValueError(
-                f"{function}: shards must have offset >= 0 and 1 <= run <= pitch; got {(offset, run, pitch)} "
+                f"{function}: shards must have offset >= 0 and 1 <= length <= pitch; got {(offset, length, pitch)} "
                 f"for params[{i}]"
             )
 

@@ -22,12 +22,12 @@ from fekernels.ops.stein.particles import (
     check_particles,
     check_problems,
     check_scores,
+    compute_dtype,
     dispatched,
     flatten,
     plain,
     transformed,
     which_kernel,
-    wide,
 )
 from fekernels.reference.stein import kernel_stein_discrepancy as reference
 
@@ -75,14 +75,14 @@ def _forward(
 def _sums(
     particles: Tensor, scores: Tensor, bandwidth: Tensor, weights: Tensor, kernel: int, beta: float, c: float
 ) -> Tensor:
-    run: Any
-    if not KERNELS[kernel].native or wide(particles, scores, bandwidth) == torch.float64:
-        run = reference.kernel_stein_discrepancy
+    implementation: Any
+    if not KERNELS[kernel].native or compute_dtype(particles, scores, bandwidth) == torch.float64:
+        implementation = reference.kernel_stein_discrepancy
     else:
         name = "kernel_stein_discrepancy"
-        run = backends.implementation(name, backends.choose(particles.device.type, kernel=name))
+        implementation = backends.implementation(name, backends.choose(particles.device.type, kernel=name))
         weights = weights.float()
-    return run(plain(particles), plain(scores), plain(bandwidth), plain(weights), kernel, beta, c)
+    return implementation(plain(particles), plain(scores), plain(bandwidth), plain(weights), kernel, beta, c)
 
 
 def _fake(
@@ -184,7 +184,7 @@ def gather(
     """Checked particles and scores [B, n, d], and bandwidths [B]; of `positive`, > 0 as far as is looked."""
     particles = check_particles(function, particles)
     scores = check_scores(function, scores, particles)
-    x, s, dtype = flatten(particles), flatten(scores), wide(particles, scores)
+    x, s, dtype = flatten(particles), flatten(scores), compute_dtype(particles, scores)
     h = bandwidths(function, bandwidth, kernel.code, x, particles, dtype)
     if positive and KERNELS[kernel.code].default_bandwidth is not None and x.numel():
         positive_bandwidth(function, h, is_median(function, bandwidth))
@@ -227,7 +227,7 @@ def kernel_stein_discrepancy(
     # The mean over the pairs of one particle, whose median is 0, is NaN at any bandwidth.
     alone = statistic == "u" and check_particles(function, particles).shape[-2] == 1
     x, s, h = gather(function, particles, scores, found, bandwidth, positive=not alone)
-    return _statistic(x, s, h, found, statistic).to(wide(x, s)).reshape(particles.shape[:-2])
+    return _statistic(x, s, h, found, statistic).to(compute_dtype(x, s)).reshape(particles.shape[:-2])
 
 
 def _statistic(x: Tensor, s: Tensor, h: Tensor, found: Kernel, statistic: str) -> Tensor:

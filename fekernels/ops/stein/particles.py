@@ -25,7 +25,7 @@ __all__ = [
     "plain",
     "transformed",
     "which_kernel",
-    "wide",
+    "compute_dtype",
 ]
 
 
@@ -106,7 +106,7 @@ def check_kernel(function: str, kernel: int, beta: float, c: float) -> None:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Contiguous, and in memory what it says: the way into every kernel."""
+    """Contiguous, and in memory what it says, as every kernel takes it."""
     return in_plain_memory(tensor).contiguous()
 
 
@@ -122,7 +122,7 @@ def flatten(tensor: Tensor) -> Tensor:
     return tensor.reshape(math.prod(tensor.shape[:-2]), *tensor.shape[-2:])
 
 
-def wide(*tensors: Tensor) -> torch.dtype:
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """What is computed in: float64 as soon as one operand is that, else float32."""
     for tensor in tensors:
         if tensor.dtype is torch.float64:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fekernels._checks import floating, same_device
 from fekernels._runtime import backends
 from fekernels.ops._library import define_functional
-from fekernels.ops.stein.particles import dispatched, plain, transformed, wide
+from fekernels.ops.stein.particles import compute_dtype, dispatched, plain, transformed
 from fekernels.reference.stein.kernels import centred, square_distances
 
 __all__ = ["liu_wang", "median_ranks", "median_sq_dist", "middle_two", "select"]
@@ -41,14 +41,14 @@ def _run(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor
     double = particles.dtype == torch.float64
     backend = "reference" if double else backends.choose(particles.device.type, kernel="sq_dist_rank")
     if hint is not None:
-        hint = plain(hint.to(wide(particles)))
+        hint = plain(hint.to(compute_dtype(particles)))
     kernel = backends.implementation("sq_dist_rank", backend)
     return kernel(plain(particles), list(ranks), hint)
 
 
 def _fake(particles: Tensor, ranks: Sequence[int], hint: Tensor | None) -> Tensor:
     _check_particles(particles)
-    return particles.new_empty((particles.shape[0], len(ranks)), dtype=wide(particles))
+    return particles.new_empty((particles.shape[0], len(ranks)), dtype=compute_dtype(particles))
 
 
 def _plain(particles: Tensor, ranks: Sequence[int]) -> Tensor:
@@ -56,7 +56,7 @@ def _plain(particles: Tensor, ranks: Sequence[int]) -> Tensor:
     n = particles.shape[1]
     x = centred(particles)
     above = torch.triu_indices(n, n, 1, device=particles.device)
-    t = square_distances(x, x).to(wide(particles))[:, above[0], above[1]]
+    t = square_distances(x, x).to(compute_dtype(particles))[:, above[0], above[1]]
     return torch.stack([t.sort(1).values[:, rank] for rank in ranks], 1)
 
 
@@ -101,7 +101,9 @@ def median_sq_dist(particles: Tensor, include_diagonal: bool, hint: Tensor | Non
     n = particles.shape[1]
     if n < 2:
         value = 0.0 if include_diagonal else torch.nan
-        return torch.full((particles.shape[0],), value, dtype=wide(particles), device=particles.device)
+        return torch.full(
+            (particles.shape[0],), value, dtype=compute_dtype(particles), device=particles.device
+        )
     if not torch.compiler.is_compiling() and n == 2:
         distance = select(particles, [0])[:, 0]
         return distance / 2 if include_diagonal else distance
@@ -114,7 +116,7 @@ def liu_wang(particles: Tensor, hint: Tensor | None = None) -> Tensor:
     """[B]: h = median of all n^2 squared distances / log(n + 1) (Liu & Wang 2016, their code)."""
     n = particles.shape[1]
     if not n:
-        return torch.zeros(particles.shape[0], dtype=wide(particles), device=particles.device)
+        return torch.zeros(particles.shape[0], dtype=compute_dtype(particles), device=particles.device)
     return median_sq_dist(particles, True, hint) / log(n + 1, particles)
 
 
@@ -122,7 +124,7 @@ def log(count: int, like: Tensor) -> Tensor | float:
     """log(count); under torch.compile on a tensor, since Python's would make a constant of a symbolic size."""
     if not torch.compiler.is_compiling():
         return math.log(count)
-    return torch.full((), count, dtype=torch.float64, device=like.device).log().to(wide(like))
+    return torch.full((), count, dtype=torch.float64, device=like.device).log().to(compute_dtype(like))
 
 
 define_functional("sq_dist_rank(Tensor particles, SymInt[] ranks, Tensor? hint) -> Tensor", _run, _fake)

@@ -22,12 +22,12 @@ from fekernels.ops.stein.particles import (
     check_particles,
     check_problems,
     check_scores,
+    compute_dtype,
     dispatched,
     flatten,
     plain,
     transformed,
     which_kernel,
-    wide,
 )
 from fekernels.reference.stein.svgd_direction import plain_direction
 
@@ -40,7 +40,7 @@ Call = tuple[int, float, float, float, int]  # kernel, beta, c, temperature, pre
 
 def _implementation(name: str, kernel: int, *tensors: Tensor) -> Any:
     """That of the backend; float64, and a kernel that no backend has, are the reference's everywhere."""
-    if not KERNELS[kernel].native or wide(*tensors) == torch.float64:
+    if not KERNELS[kernel].native or compute_dtype(*tensors) == torch.float64:
         return backends.implementation(name, "reference")
     return backends.implementation(name, backends.choose(tensors[0].device.type, kernel=name))
 
@@ -68,8 +68,10 @@ def _run(
 ) -> Tensor:
     if not particles.numel():
         return torch.empty_like(particles)
-    run = _implementation("svgd_direction", kernel, particles, scores, bandwidth)
-    return run(plain(particles), plain(scores), plain(bandwidth), kernel, beta, c, temperature, precision)
+    implementation = _implementation("svgd_direction", kernel, particles, scores, bandwidth)
+    return implementation(
+        plain(particles), plain(scores), plain(bandwidth), kernel, beta, c, temperature, precision
+    )
 
 
 def _forward(particles: Tensor, scores: Tensor, bandwidth: Tensor, *call: Any) -> Tensor:
@@ -98,9 +100,9 @@ def _backward(
     if not particles.numel():
         operands = (particles, scores, bandwidth)
         return [torch.zeros_like(o) if needs >> i & 1 else o.new_empty(0) for i, o in enumerate(operands)]
-    run = _implementation("svgd_direction_backward", kernel, particles, scores, bandwidth)
+    implementation = _implementation("svgd_direction_backward", kernel, particles, scores, bandwidth)
     tensors = [plain(tensor) for tensor in (grad, particles, scores, bandwidth)]
-    return run(*tensors, kernel, beta, c, temperature, precision, needs)
+    return implementation(*tensors, kernel, beta, c, temperature, precision, needs)
 
 
 def _differentiable(
@@ -178,7 +180,7 @@ def svgd_direction(
     code, beta, c = which_kernel(function, kernel)
     temperature = number(function, "temperature", temperature)
     precision = one_of(function, "precision", precision, PRECISIONS)
-    x, s, dtype = flatten(particles), flatten(scores), wide(particles, scores)
+    x, s, dtype = flatten(particles), flatten(scores), compute_dtype(particles, scores)
     h = bandwidths(function, bandwidth, code, x, particles, dtype)
     call = code, beta, c, temperature, PRECISIONS.index(precision)
     if transformed():

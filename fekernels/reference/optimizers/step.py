@@ -18,7 +18,7 @@ __all__ = ["computing_dtype", "noise_like", "scalars", "store"]
 
 
 def scalars(settings: StepSettings) -> tuple[float, float, float]:
-    """lr, temperature and the gradients' scale, read on the host: no place for this on a GPU that is to run ahead."""
+    """lr, temperature and the gradients' scale, read on the host, which a GPU that is to run ahead would wait for."""
     lr, temperature, scale = settings.lr_tensor, settings.temperature_tensor, settings.grad_scale
     return (
         float(lr) if lr is not None else settings.lr,
@@ -33,10 +33,10 @@ def computing_dtype(row: Row) -> torch.dtype:
 
 
 def global_index(numel: int, shard: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Index in the whole parameter of each element of a shard (offset, run, pitch), in logical order."""
-    offset, run, pitch = shard
+    """Index in the whole parameter of each element of a shard (offset, length, pitch), in logical order."""
+    offset, length, pitch = shard
     local = torch.arange(numel, device=device)
-    return offset + local // run * pitch + local % run
+    return offset + local // length * pitch + local % length
 
 
 def _draw(draw, index: Tensor, numel: int, contiguous: bool, *key: int) -> Tensor:  # type: ignore[no-untyped-def]

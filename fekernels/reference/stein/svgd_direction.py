@@ -119,9 +119,9 @@ def svgd_direction_backward(
     return [dx, ds, dh]
 
 
-def _wide(*tensors: Tensor) -> list[Tensor]:
-    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    return [tensor.to(wide) for tensor in tensors]
+def _in_compute_dtype(*tensors: Tensor) -> list[Tensor]:
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def _thin(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _linear(particles: Tensor, scores: Tensor, temperature: float) -> Tensor:
     if not particles.numel():
         return torch.empty_like(particles)
     with torch.autocast(particles.device.type, enabled=False):
-        x, s = _wide(particles, scores)
+        x, s = _in_compute_dtype(particles, scores)
         phi = (_thin(x, x, s) + s.sum(1, keepdim=True)) / x.shape[1] + temperature * x
     return phi.to(particles.dtype)
 
@@ -145,7 +145,7 @@ def _linear_backward(
 ) -> list[Tensor]:
     dx, ds, dh = particles.new_empty(0), scores.new_empty(0), bandwidth.new_empty(0)
     with torch.autocast(particles.device.type, enabled=False):
-        g, x, s = _wide(grad, particles, scores)
+        g, x, s = _in_compute_dtype(grad, particles, scores)
         n = max(1, x.shape[1])
         if needs & 1:
             dx = ((_thin(g, s, x) + _thin(s, g, x)) / n + temperature * g).to(particles.dtype)

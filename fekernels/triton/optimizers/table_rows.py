@@ -194,20 +194,20 @@ def places(begin, at, left, layouts, layout, BLOCK: tl.constexpr, VECTOR: tl.con
 @triton.jit
 def global_index(begin, BLOCK: tl.constexpr, order):
     """Indices in the whole parameter of elements begin .. begin + BLOCK - 1 of this shard."""
-    offset, run, pitch, in_order = order
+    offset, length, pitch, in_order = order
     element = begin + tl.arange(0, BLOCK)
-    return offset + (element // run) * pitch + element % run
+    return offset + (element // length) * pitch + element % length
 
 
 @triton.jit
 def normals(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr):
     """Langevin noise of elements begin .. begin + BLOCK - 1 of a row.
 
-    order = offset, run, pitch, in_order. in_order: consecutive elements are consecutive in the whole parameter and
+    order = offset, length, pitch, in_order. in_order: consecutive elements are consecutive in the whole parameter and
     `offset` is a multiple of GROUP, so that elements share counter blocks; VECTOR says so at compile time.
     key = seed, step, stream.
     """
-    offset, run, pitch, in_order = order
+    offset, length, pitch, in_order = order
     seed, t, stream = key
     if VECTOR:
         return numerics.normals_from(offset + begin, BLOCK, seed, t, stream, codes.LANGEVIN_NOISE, GROUP)
@@ -222,7 +222,7 @@ def normals(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP:
 @triton.jit
 def rounding_words(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr):
     """One word per element for stochastic rounding: the low half for the parameter, the high half for exp_avg."""
-    offset, run, pitch, in_order = order
+    offset, length, pitch, in_order = order
     seed, t, stream = key
     if VECTOR:
         return numerics.words_from(offset + begin, BLOCK, seed, t, stream, codes.STOCHASTIC_ROUNDING, GROUP)
@@ -239,7 +239,7 @@ def rounding_words(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 @triton.jit
 def rounding_halves(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
     """Sixteen bits per element for exp_avg_sq: the halves, in order, of a stream of their own."""
-    offset, run, pitch, in_order = order
+    offset, length, pitch, in_order = order
     seed, t, stream = key
     stream = stream ^ 0x80000000
     if VECTOR:
@@ -279,9 +279,9 @@ def chunk_of(table, chunks, block, GROUP: tl.constexpr):
     a0, a1, a2 = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     a3, a4, a5 = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
     offset = tl.load(row + codes.OFFSET)
-    run = tl.load(row + codes.RUN)
+    length = tl.load(row + codes.LENGTH)
     layout = tl.load(row + codes.LAYOUT)
-    in_order = (run >= numel) & (offset % GROUP == 0)
+    in_order = (length >= numel) & (offset % GROUP == 0)
     aligned = (a0 | a1 | a2 | a3 | a4 | a5) % 16 == 0
     vector = in_order & aligned & (layout == 0) & (left % GROUP == 0)
 
@@ -293,7 +293,7 @@ def chunk_of(table, chunks, block, GROUP: tl.constexpr):
         before = tl.load(step.to(tl.pointer_type(tl.float32))).to(tl.float64)
     t = (before + 1.0).to(tl.int64).to(tl.uint32)
     stream = tl.load(row + codes.STREAM).to(tl.uint32)
-    order = (offset, run, tl.load(row + codes.PITCH), in_order)
+    order = (offset, length, tl.load(row + codes.PITCH), in_order)
     return begin, left, (a0, a1, a2, a3, a4, a5), layout, order, t, stream, vector
 
 

@@ -1,4 +1,4 @@
-// Runs of consecutive columns: the inner loops of the free energy, over the terms of formulas/likelihoods.h and
+// The inner loops of the free energy over a span of columns, for the terms of formulas/likelihoods.h and
 // formulas/gaussian_kl.h.
 #pragma once
 
@@ -10,10 +10,10 @@
 namespace fe::inline FE_ISA {
 
 // Consecutive columns of one row: as many blocks as the segment has where values come straight from memory, else one,
-// whose values pass through `staged`.
+// whose values pass through the caller's buffers.
 template <int kParams>
-struct Run {
-  int count;          // columns; a multiple of kFold unless staged
+struct ColumnSpan {
+  int count;          // columns; a multiple of kFold unless buffered
   bool first_row;     // of a block of rows: column gradients begin here
   float row_scale;
   const float* in[kParams + 1];  // the target last
@@ -33,21 +33,21 @@ FE_HD SignedV observed(const uint8_t* mask) {
   return __builtin_convertvector(bytes, SignedV) != 0;
 }
 
-// A run's inputs and outputs as local values: what is stored through a pointer could otherwise change the run itself, and
+// A span's inputs and outputs as local values: what is stored through a pointer could otherwise change the span, and
 // everything would be loaded again, and the sums kept in memory, at every vector.
 template <bool kMasked, int kParams>
 class Lanes {
  public:
-  FE_HD explicit Lanes(const Run<kParams>& run)
-      : first_row_(run.first_row), row_scale_(Lane<FloatV>::splat(run.row_scale)), mask_(run.mask) {
+  FE_HD explicit Lanes(const ColumnSpan<kParams>& span)
+      : first_row_(span.first_row), row_scale_(Lane<FloatV>::splat(span.row_scale)), mask_(span.mask) {
     for (int i = 0; i <= kParams; ++i) {
-      in_[i] = run.in[i];
-      moves_[i] = run.per_column[i] ? -1 : 0;
+      in_[i] = span.in[i];
+      moves_[i] = span.per_column[i] ? -1 : 0;
     }
     for (int i = 0; i < kParams; ++i) {
-      out_[i] = run.out[i];
-      kinds_[i] = run.kinds[i];
-      streamed_[i] = run.streamed[i];
+      out_[i] = span.out[i];
+      kinds_[i] = span.kinds[i];
+      streamed_[i] = span.streamed[i];
     }
   }
 
@@ -84,11 +84,11 @@ class Lanes {
     }
   }
 
-  FE_HD void finish_block(const Run<kParams>& run, int block) const {
-    run.totals[kParams][block] = fold(energy_);
+  FE_HD void finish_block(const ColumnSpan<kParams>& span, int block) const {
+    span.totals[kParams][block] = fold(energy_);
 #pragma GCC unroll 4
     for (int i = 0; i < kParams; ++i)
-      if (kinds_[i] == GradKind::kSum) run.totals[i][block] = fold(sums_[i]);
+      if (kinds_[i] == GradKind::kSum) span.totals[i][block] = fold(sums_[i]);
   }
 
  private:
@@ -104,9 +104,9 @@ class Lanes {
 
 // Sums are finished every `kBlock` columns: kColumns, or kFold where a row is one vector.
 template <template <class> class Term, bool kMasked, int kBlock, int kParams = Term<float>::kParams>
-void run_dense(const Run<kParams>& run) {
-  Lanes<kMasked, kParams> lanes(run);
-  const int count = run.count;
+void dense_span(const ColumnSpan<kParams>& span) {
+  Lanes<kMasked, kParams> lanes(span);
+  const int count = span.count;
   for (int begin = 0; begin < count; begin += kBlock) {
     const int end = count - begin < kBlock ? count : begin + kBlock;
     if (begin % kPage<float> == 0) lanes.touch_inputs_ahead(begin);
@@ -121,14 +121,14 @@ void run_dense(const Run<kParams>& run) {
         lanes.keep(at, part, column == begin, e, g);
       }
     }
-    lanes.finish_block(run, begin / kBlock);
+    lanes.finish_block(span, begin / kBlock);
   }
 }
 
 // Elements of several rows that follow each other without a gap; `count` is a multiple of kFold. Their energies are kept, and
 // the gradients wanted (not null) are all of one scale.
 template <template <class> class Term, int kParams = Term<float>::kParams>
-void run_flat(const float* const in[kParams + 1], float* const out[kParams], int count, float scale, float* energies) {
+void flat_span(const float* const in[kParams + 1], float* const out[kParams], int count, float scale, float* energies) {
   const FloatV row_scale = Lane<FloatV>::splat(scale);
   for (int at = 0; at < count; at += kLanes) {
     FloatV p[kParams], e, g[kParams];
@@ -158,18 +158,18 @@ inline double sum_row(const float* values, int columns) {
   return fold(sums);
 }
 
-// The long form of the energy at the columns `counted`, brought together to fill vectors.
+// The full formula at the columns `counted`, brought together to fill vectors.
 template <template <class> class Term, int kParams = Term<float>::kParams>
-void run_counts(const Run<kParams>& run, const int* counted, int n, int begin, float* energies,
+void counts_of_span(const ColumnSpan<kParams>& span, const int* counted, int n, int begin, float* energies,
                 float (*gradients)[kColumns]) {
   for (int first = 0; first < n; first += kLanes) {
     alignas(64) float p[kParams][kLanes], x[kLanes], e[kLanes], g[kParams][kLanes];
     const int last = n - first < kLanes ? n - first : kLanes;
     for (int lane = 0; lane < kLanes; ++lane) {
       const int at = counted[first + (lane < last ? lane : 0)];
-      x[lane] = run.in[kParams][at];
+      x[lane] = span.in[kParams][at];
 #pragma GCC unroll 4
-      for (int i = 0; i < kParams; ++i) p[i][lane] = run.in[i][run.per_column[i] ? at : 0];
+      for (int i = 0; i < kParams; ++i) p[i][lane] = span.in[i][span.per_column[i] ? at : 0];
     }
     FloatV pv[kParams], ev, gv[kParams];
 #pragma GCC unroll 4
@@ -187,12 +187,12 @@ void run_counts(const Run<kParams>& run, const int* counted, int n, int begin, f
   }
 }
 
-// Counts are mostly zeros, where the energy is short: it is computed for all, and the long form for those that are left.
+// Counts are mostly zeros, where the formula is short: it is computed for all, and the full one for those that are left.
 template <template <class> class Term, bool kMasked, int kBlock, int kParams = Term<float>::kParams>
-void run_sparse(const Run<kParams>& run) {
-  Lanes<kMasked, kParams> lanes(run);
-  const float* target = run.in[kParams];
-  const int filled = (run.count + kFold - 1) / kFold * kFold;
+void sparse_span(const ColumnSpan<kParams>& span) {
+  Lanes<kMasked, kParams> lanes(span);
+  const float* target = span.in[kParams];
+  const int filled = (span.count + kFold - 1) / kFold * kFold;
   for (int begin = 0; begin < filled; begin += kBlock) {
     alignas(64) float energies[kColumns], gradients[kParams][kColumns];
     int counted[kColumns + 1], n = 0;
@@ -210,7 +210,7 @@ void run_sparse(const Run<kParams>& run) {
         n += target[i] != 0.0f;  // NaN too
       }
     }
-    run_counts<Term>(run, counted, n, begin, energies, gradients);
+    counts_of_span<Term>(span, counted, n, begin, energies, gradients);
     for (int column = begin; column < end; column += kFold) {
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
@@ -221,16 +221,16 @@ void run_sparse(const Run<kParams>& run) {
         lanes.keep(at, part, column == begin, load(energies + at - begin), g);
       }
     }
-    lanes.finish_block(run, begin / kBlock);
+    lanes.finish_block(span, begin / kBlock);
   }
 }
 
 template <template <class> class Term, bool kMasked, int kBlock, int kParams>
-void run_blocks(const Run<kParams>& run) {
+void terms_of_span(const ColumnSpan<kParams>& span) {
   if constexpr (Term<float>::kSparse) {
-    run_sparse<Term, kMasked, kBlock>(run);
+    sparse_span<Term, kMasked, kBlock>(span);
   } else {
-    run_dense<Term, kMasked, kBlock>(run);
+    dense_span<Term, kMasked, kBlock>(span);
   }
 }
 
