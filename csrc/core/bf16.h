@@ -8,7 +8,7 @@ namespace fe::inline FE_ISA {
 
 FE_HD float bf16_to_float(uint16_t h) { return Lane<float>::from_bits(static_cast<uint32_t>(h) << 16); }
 
-// `added`, 16 bits, goes below the kept bits before truncation. An infinity has zeros there, so nothing carries into it;
+// `added`, 16 bits, goes below the kept bits before truncation. An infinity has zeros in them, so nothing carries into it;
 // a NaN could become an infinity, and is made quiet instead.
 FE_HD uint16_t bf16_truncate(uint32_t bits, uint32_t added) {
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
@@ -33,7 +33,7 @@ FE_HD uint16_t float_to_bf16_stochastic(float x, uint32_t sixteen_bits) {
 
 FE_HD float fp16_to_float(uint16_t h) {
   const uint32_t shifted = static_cast<uint32_t>(h & 0x7fffu) << 13;
-  // 2^112 moves the exponent's bias from 15 to 127 and makes subnormals right on the way.
+  // 2^112 moves the exponent's bias from 15 to 127 and makes subnormals right too.
   const uint32_t scaled = Lane<float>::bits(Lane<float>::from_bits(shifted) * 0x1p112f);
   const uint32_t magnitude = shifted >= 0x0f800000u ? (scaled | 0x7f800000u) : scaled;
   return Lane<float>::from_bits(magnitude | static_cast<uint32_t>(h & 0x8000u) << 16);

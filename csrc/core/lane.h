@@ -28,7 +28,7 @@ struct Word;
 
 template <>
 struct Word<uint32_t> {
-  static FE_HD void multiply_wide(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+  static FE_HD void widening_multiply(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
 #if defined(__CUDA_ARCH__)
     high = __umulhi(a, b);
     low = a * b;

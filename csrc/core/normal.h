@@ -40,8 +40,8 @@ template <class F, class U = typename Lane<F>::Unsigned>
 FE_HD void sincos_turn(U word, F& sine, F& cosine) {
   using L = Lane<F>;
   using I = typename L::Signed;
-  const U turned = word + 0x20000000u;
-  const F x = L::from_signed((I)((turned & 0x3fffffffu) - 0x20000000u)) * 1.46291807926716e-9f;  // pi / 2^31
+  const U rotated = word + 0x20000000u;
+  const F x = L::from_signed((I)((rotated & 0x3fffffffu) - 0x20000000u)) * 1.46291807926716e-9f;  // pi / 2^31
   const F x2 = x * x;
   F s = L::splat(-0.0001951729936990887f);
   s = L::fma(s, x2, L::splat(0.008332177996635437f));
@@ -51,9 +51,9 @@ FE_HD void sincos_turn(U word, F& sine, F& cosine) {
   c = L::fma(c, x2, L::splat(0.041655778884887695f));
   c = L::fma(c, x2, L::splat(-0.4999988377094269f));
   c = L::fma(c, x2, L::splat(1.0f));
-  const auto odd = (turned & 0x40000000u) != 0u;
-  sine = L::from_bits(L::bits(odd ? c : s) ^ (turned & 0x80000000u));
-  cosine = L::from_bits(L::bits(odd ? s : c) ^ ((turned + 0x40000000u) & 0x80000000u));
+  const auto odd = (rotated & 0x40000000u) != 0u;
+  sine = L::from_bits(L::bits(odd ? c : s) ^ (rotated & 0x80000000u));
+  cosine = L::from_bits(L::bits(odd ? s : c) ^ ((rotated + 0x40000000u) & 0x80000000u));
 }
 
 // Box and Muller (1958): two words make two independent normals.

@@ -39,8 +39,8 @@ FE_HD Words<W> philox4x32_10(W c0, W c1, W c2, W c3, uint32_t k0, uint32_t k1) {
 #endif
   for (int round = 0; round < 10; ++round) {
     W high0, low0, high1, low1;
-    Word<W>::multiply_wide(c0, 0xD2511F53u, high0, low0);
-    Word<W>::multiply_wide(c2, 0xCD9E8D57u, high1, low1);
+    Word<W>::widening_multiply(c0, 0xD2511F53u, high0, low0);
+    Word<W>::widening_multiply(c2, 0xCD9E8D57u, high1, low1);
     c0 = high1 ^ c1 ^ k0;
     c1 = low1;
     c2 = high0 ^ c3 ^ k1;

@@ -30,7 +30,7 @@ inline bool rows_without_gaps(const torch::stable::Tensor& tensor) {
   return sizes[0] == 1 || strides[0] == step;
 }
 
-// Of two such tensors: whether elements of one index lie at one place in their rows.
+// Of two such tensors: whether elements of one index lie at one offset in their rows.
 inline bool same_layout(const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
   const auto of_a = a.sizes(), of_b = b.sizes();
   if (of_a.size() != of_b.size() || !std::equal(of_a.begin(), of_a.end(), of_b.begin())) return false;

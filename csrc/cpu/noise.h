@@ -24,7 +24,7 @@ struct InPairs {
 // counter is a multiple of their number.
 template <class Order = InOrder, int kVectors = kGroups>
 FE_HD void words_by_lane(uint64_t counter, const NoiseKey& key, Words<UnsignedV> out[kVectors]) {
-  using Chains = WideChains<kVectors>;
+  using Chains = Word64Chains<kVectors>;
   Chains lanes;
   for (int part = 0; part < Chains::kParts; ++part)
     for (int i = 0; i < kLanes / 2; ++i)

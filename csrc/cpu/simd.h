@@ -87,15 +87,15 @@ struct Lane<FloatV> {
 };
 
 // Half as many lanes, each with room for the product of two words.
-typedef uint64_t WideV __attribute__((vector_size(4 * kLanes)));
+typedef uint64_t Word64V __attribute__((vector_size(4 * kLanes)));
 
 template <>
-struct Word<WideV> {
-  static FE_HD void multiply_wide(WideV a, uint32_t b, WideV& high, WideV& low) {
+struct Word<Word64V> {
+  static FE_HD void widening_multiply(Word64V a, uint32_t b, Word64V& high, Word64V& low) {
 #if defined(__AVX512F__)  // gcc makes the slow 64-bit vpmullq of the portable form
-    low = (WideV)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+    low = (Word64V)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
 #elif defined(__AVX2__)
-    low = (WideV)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+    low = (Word64V)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
 #else
     low = (a & 0xffffffffu) * b;
 #endif
@@ -113,42 +113,42 @@ inline constexpr int kGroups = 1;
 #endif
 
 template <int kVectors>
-struct WideChains {
+struct Word64Chains {
   static constexpr int kParts = 2 * kVectors;
-  WideV part[kParts];
+  Word64V part[kParts];
 
   template <class Operation>
-  static FE_HD WideChains each(Operation operation) {
-    WideChains result;
+  static FE_HD Word64Chains each(Operation operation) {
+    Word64Chains result;
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i) result.part[i] = operation(i);
     return result;
   }
-  friend FE_HD WideChains operator^(const WideChains& a, const WideChains& b) {
+  friend FE_HD Word64Chains operator^(const Word64Chains& a, const Word64Chains& b) {
     return each([&](int i) { return a.part[i] ^ b.part[i]; });
   }
-  friend FE_HD WideChains operator^(const WideChains& a, uint32_t b) {
+  friend FE_HD Word64Chains operator^(const Word64Chains& a, uint32_t b) {
     return each([&](int i) { return a.part[i] ^ b; });
   }
-  friend FE_HD WideChains operator+(const WideChains& a, uint32_t b) {
+  friend FE_HD Word64Chains operator+(const Word64Chains& a, uint32_t b) {
     return each([&](int i) { return a.part[i] + b; });
   }
 };
 
 template <int kVectors>
-struct Word<WideChains<kVectors>> {
-  using Chains = WideChains<kVectors>;
-  static FE_HD void multiply_wide(const Chains& a, uint32_t b, Chains& high, Chains& low) {
+struct Word<Word64Chains<kVectors>> {
+  using Chains = Word64Chains<kVectors>;
+  static FE_HD void widening_multiply(const Chains& a, uint32_t b, Chains& high, Chains& low) {
     Chains products[2];
 #pragma GCC unroll 4
     for (int i = 0; i < Chains::kParts; ++i)
-      Word<WideV>::multiply_wide(a.part[i], b, products[0].part[i], products[1].part[i]);
+      Word<Word64V>::widening_multiply(a.part[i], b, products[0].part[i], products[1].part[i]);
     high = products[0];
     low = products[1];
   }
 };
 
-FE_HD UnsignedV zip(WideV even, WideV odd) {
+FE_HD UnsignedV zip(Word64V even, Word64V odd) {
 #if defined(__AVX512F__)
   return (UnsignedV)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, (_MM_PERM_ENUM)0xA0);
 #elif defined(__AVX2__)

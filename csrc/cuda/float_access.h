@@ -2,7 +2,7 @@
 // whole block: one element, or four in one access.
 #pragma once
 
-#include "cuda/wide_access.h"
+#include "cuda/vector_access.h"
 
 namespace fe::cuda {
 
@@ -23,38 +23,38 @@ FE_DEVICE void store_float(int32_t dtype, int64_t pointer, int64_t index, float 
 }
 
 template <DType kType>
-FE_DEVICE void load_unit(int64_t pointer, int64_t index, float (&values)[4]) {
-  Unit<kType, 4> unit;
-  unit.load(pointer, index);
+FE_DEVICE void load_vector(int64_t pointer, int64_t index, float (&values)[4]) {
+  Vector<kType, 4> vector;
+  vector.load(pointer, index);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) values[k] = unit.get(k);
+  for (int k = 0; k < 4; ++k) values[k] = vector.get(k);
 }
 
 template <DType kType>
-FE_DEVICE void store_unit(int64_t pointer, int64_t index, const float (&values)[4]) {
-  Unit<kType, 4> unit{};
+FE_DEVICE void store_vector(int64_t pointer, int64_t index, const float (&values)[4]) {
+  Vector<kType, 4> vector{};
 #pragma unroll
-  for (int k = 0; k < 4; ++k) unit.set(k, values[k], {});
-  unit.store(pointer, index);
+  for (int k = 0; k < 4; ++k) vector.set(k, values[k], {});
+  vector.store(pointer, index);
 }
 
 FE_DEVICE void load_four(int32_t dtype, int64_t pointer, int64_t index, float (&values)[4]) {
   if (dtype == kFloat32) {
-    load_unit<kFloat32>(pointer, index, values);
+    load_vector<kFloat32>(pointer, index, values);
   } else if (dtype == kBFloat16) {
-    load_unit<kBFloat16>(pointer, index, values);
+    load_vector<kBFloat16>(pointer, index, values);
   } else {
-    load_unit<kFloat16>(pointer, index, values);
+    load_vector<kFloat16>(pointer, index, values);
   }
 }
 
 FE_DEVICE void store_four(int32_t dtype, int64_t pointer, int64_t index, const float (&values)[4]) {
   if (dtype == kFloat32) {
-    store_unit<kFloat32>(pointer, index, values);
+    store_vector<kFloat32>(pointer, index, values);
   } else if (dtype == kBFloat16) {
-    store_unit<kBFloat16>(pointer, index, values);
+    store_vector<kBFloat16>(pointer, index, values);
   } else {
-    store_unit<kFloat16>(pointer, index, values);
+    store_vector<kFloat16>(pointer, index, values);
   }
 }
 

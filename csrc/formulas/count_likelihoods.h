@@ -115,7 +115,7 @@ struct NegativeBinomial : LikelihoodTraits {  // mu, th
     const F lifted_th = kAnywhere ? th * lift : th;
     const F m = kAnywhere ? (mu + th) * lift : mu + th;
     const F inverse_m = L::divide(one, m);
-    const auto fraction = x < 1.0f;  // there through x + 1, for Stirling's series
+    const auto fraction = x < 1.0f;  // then through x + 1, for Stirling's series
     const F k = fraction ? x + 1.0f : x;
     const F inverse_k = L::divide(one, k);
     const F n = k + th;

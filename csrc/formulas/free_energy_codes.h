@@ -5,7 +5,7 @@
 
 namespace fe {
 
-// What is summed beside a likelihood, and has no target; the codes are in one number with a likelihood's, which is its place
+// What is summed beside a likelihood, and has no target; the codes are in one number with a likelihood's, which is its index
 // in `Likelihoods` of formulas/likelihoods.h.
 enum Term : int32_t { kStandardNormalKl = 1 << 16, kNormalKl, kValue };
 

@@ -58,7 +58,7 @@ FE_HD double momentum_noise_start(double beta1, double beta1_power_t) {
   return 1.0 / sum;
 }
 
-// q = h (1 + beta1) / (1 - beta1): noise put into exp_avg at each step has the variance 2 T D / q there. 0 where this step
+// q = h (1 + beta1) / (1 - beta1): noise put into exp_avg at each step has the variance 2 T D / q in it. 0 where this step
 // puts none in.
 FE_HD double momentum_noise_unit(double lr, double temperature, double beta1, Noise noise) {
   const bool noisy = noise == Noise::kMomentum && temperature > 0.0 && lr > 0.0;

@@ -266,7 +266,7 @@ constexpr int64_t parameters_of(int64_t likelihood) {
   return count;
 }
 
-// Its own row sum: what is left to do when the energies of a row are there.
+// Its own row sum: what is left to do when the energies of a row are made.
 template <class F>
 struct Value {
   static constexpr int kParams = 1;

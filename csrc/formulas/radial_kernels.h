@@ -7,7 +7,7 @@
 
 namespace fe {
 
-// Throws std::invalid_argument. Whoever calls a kernel by its code has checked it before, so that this is never met.
+// Throws std::invalid_argument. Whoever calls a kernel by its code has checked it before, so that this never happens.
 [[noreturn]] void no_such_kernel(int64_t code);
 
 }  // namespace fe
@@ -23,7 +23,7 @@ struct Radial {
   F value, first, second;
 };
 
-// u is infinite between distinct points where h = 0; every kernel is 0 there, to the last derivative.
+// u is infinite between distinct points where h = 0; every kernel is then 0, to the last derivative.
 inline constexpr float kFarthest = 3.0e38f;
 
 // What a kernel is where it does not say otherwise.
@@ -64,7 +64,7 @@ struct ImqKernel : RadialKernel {
   }
 };
 
-// Not differentiable where two points coincide: both derivatives are taken as 0 there. The square root halves the digits
+// Not differentiable where two points coincide: both derivatives are then taken as 0. The square root halves the digits
 // that a distance from inner products has where points are close, and the first derivative grows without bound.
 template <class F>
 struct LaplaceKernel : RadialKernel {
@@ -85,7 +85,7 @@ struct LaplaceKernel : RadialKernel {
   }
 };
 
-// Twice differentiable but for coincident points: there second grows without bound and is taken as 0, as are its products
+// Twice differentiable but for coincident points, where second grows without bound and is taken as 0, as are its products
 // with t and with differences, which vanish.
 template <class F>
 struct Matern32Kernel : RadialKernel {
@@ -135,7 +135,7 @@ struct Sharp : Kernel {
 
 inline constexpr float kLeastBandwidth = 1.17549435e-38f;  // one below has no inverse, and counts as 0
 
-// 1 / h, and 0 where h counts as 0: points that coincide do not repel, and all others do not meet.
+// 1 / h, and 0 where h counts as 0: points that coincide do not repel, and all others have no weight.
 FE_HD float inverse_bandwidth(float h) { return h < kLeastBandwidth ? 0.0f : 1.0f / h; }
 
 }  // namespace fe::inline FE_ISA

@@ -99,16 +99,16 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
                                     std::optional<Tensor> latent_mask) {
   fe::check_free_energy(params, target, latent, upstream, fe::parameters_of(likelihood), reduction, inplace);
   const auto how = static_cast<fe::Reduction>(reduction);
-  const Tensor& widest = params.empty() ? latent[0] : *target;
-  const int64_t rows = widest.size(0), n_params = static_cast<int64_t>(params.size());
+  const Tensor& full = params.empty() ? latent[0] : *target;
+  const int64_t rows = full.size(0), n_params = static_cast<int64_t>(params.size());
   const float* weights = floats(weight);
   const auto scales = [&](int which) {
     const float* from_above = upstream.empty() ? nullptr : static_cast<const float*>(upstream[which].const_data_ptr());
     return fe::row_scales(rows, weights, from_above, how);
   };
 
-  STD_TORCH_CHECK(widest.dim() == 2, "target, and the means without one, must have two dimensions; got ", widest.dim());
-  fe::check_free_energy_mask(mask, rows, widest.size(1));
+  STD_TORCH_CHECK(full.dim() == 2, "target, and the means without one, must have two dimensions; got ", full.dim());
+  fe::check_free_energy_mask(mask, rows, full.size(1));
   if (weight) fe::check_free_energy_rows(*weight, rows);
   for (const Tensor& tensor : upstream) fe::check_free_energy_rows(tensor, rows);
 
@@ -127,10 +127,10 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
     energies =
         categorical_energies(params[0], *target, mask, weights, scale.data(), grad ? grad->data_ptr() : nullptr);
     if (grad) gradients.push_back(*grad);
-    energy.emplace(fe::kValue, rows, widest.size(1));
+    energy.emplace(fe::kValue, rows, full.size(1));
     energy->values(energies.data());
   } else if (n_params) {
-    energy.emplace(likelihood, rows, widest.size(1));
+    energy.emplace(likelihood, rows, full.size(1));
     for (int64_t i = 0; i < n_params; ++i) {
       energy->input(static_cast<int>(i), params[i]);
       if (needs >> i & 1)

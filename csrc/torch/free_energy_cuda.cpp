@@ -31,18 +31,18 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
                                      int64_t reduction, double beta, int64_t needs, bool inplace,
                                      std::optional<Tensor> latent_mask) {
   fe::check_free_energy(params, target, latent, upstream, fe::parameters_of(likelihood), reduction, inplace);
-  const Tensor& widest = params.empty() ? latent[0] : *target;
-  STD_TORCH_CHECK(widest.dim() == 2, "target, and the means without one, must have two dimensions; got ", widest.dim());
-  fe::check_free_energy_mask(mask, widest.size(0), widest.size(1));
-  if (weight) fe::check_free_energy_rows(*weight, widest.size(0));
-  for (const Tensor& tensor : upstream) fe::check_free_energy_rows(tensor, widest.size(0));
-  const int32_t device = widest.get_device_index();
+  const Tensor& full = params.empty() ? latent[0] : *target;
+  STD_TORCH_CHECK(full.dim() == 2, "target, and the means without one, must have two dimensions; got ", full.dim());
+  fe::check_free_energy_mask(mask, full.size(0), full.size(1));
+  if (weight) fe::check_free_energy_rows(*weight, full.size(0));
+  for (const Tensor& tensor : upstream) fe::check_free_energy_rows(tensor, full.size(0));
+  const int32_t device = full.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   const bool categorical = likelihood == fe::kCategorical && !params.empty();
 
   fe::cuda::FreeEnergyCall call{};
-  call.rows = widest.size(0);
-  call.columns = params.empty() ? 0 : widest.size(1);
+  call.rows = full.size(0);
+  call.columns = params.empty() ? 0 : full.size(1);
   call.latents = latent.empty() ? 0 : latent[0].size(1);
   call.n_params = static_cast<int32_t>(params.size());
   call.n_latent = static_cast<int32_t>(latent.size());
@@ -53,7 +53,7 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
   const int64_t rows[1] = {call.rows};
   std::vector<Tensor> results;
   for (int i = 0; i < 3; ++i) {
-    results.push_back(torch::stable::new_empty(widest, {rows, call.reduction == fe::Reduction::kNone ? size_t{1} : size_t{0}},
+    results.push_back(torch::stable::new_empty(full, {rows, call.reduction == fe::Reduction::kNone ? size_t{1} : size_t{0}},
                                                ScalarType::Float));
     call.out[i] = static_cast<float*>(results[i].mutable_data_ptr());
   }
@@ -98,7 +98,7 @@ std::vector<Tensor> free_energy_cuda(std::vector<Tensor> params, std::optional<T
     call.upstream[i] = static_cast<const float*>(upstream[i].const_data_ptr());
 
   const int64_t bytes[1] = {fe::cuda::fe_cuda_free_energy_scratch(&call)};
-  const Tensor scratch = torch::stable::new_empty(widest, {bytes, size_t{1}}, ScalarType::Byte);
+  const Tensor scratch = torch::stable::new_empty(full, {bytes, size_t{1}}, ScalarType::Byte);
   call.scratch = scratch.mutable_data_ptr();
   fe::check_cuda(fe::cuda::fe_cuda_free_energy(&call, fe::current_stream(device)), "free_energy");
   return results;

@@ -69,10 +69,10 @@ void check_layouts(const Tensor& layouts, const Tensor& table) {
 }
 
 uint32_t next_step(const fe::TableRow& row) {
-  const bool wide = (row.dtypes >> 32 & 0xff) == fe::kFloat64;
-  const double t = wide ? *reinterpret_cast<const double*>(row.step) : *reinterpret_cast<const float*>(row.step);
-  STD_TORCH_CHECK(t >= 0.0 && t < (wide ? kFloat64Steps : kFloat32Steps), "step must be below 2^", wide ? 32 : 24,
-                  ", where its ", wide ? "noise counter" : "float32 counter", " ends; got ", t);
+  const bool double_step = (row.dtypes >> 32 & 0xff) == fe::kFloat64;
+  const double t = double_step ? *reinterpret_cast<const double*>(row.step) : *reinterpret_cast<const float*>(row.step);
+  STD_TORCH_CHECK(t >= 0.0 && t < (double_step ? kFloat64Steps : kFloat32Steps), "step must be below 2^", double_step ? 32 : 24,
+                  ", where its ", double_step ? "noise counter" : "float32 counter", " ends; got ", t);
   return static_cast<uint32_t>(t) + 1;
 }
 
@@ -106,7 +106,7 @@ void describe_row(const fe::TableRow& row, const int64_t* layouts, int64_t seed,
   span.stochastic = flags & fe::kStochastic;
 }
 
-// Consecutive elements of one row, small enough to be one thread's turn.
+// Consecutive elements of one row, small enough for one thread's task.
 struct Piece {
   int64_t row, begin, count;
   uint64_t index;
@@ -215,10 +215,10 @@ void step_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, 
     // Most rows are at the same step and in the same unit: their coefficients are computed once.
     if (r > 0 && last_t == t && last_unit == unit) {
       span.single = spans[r - 1].single;
-      span.wide = spans[r - 1].wide;
+      span.for_double = spans[r - 1].for_double;
     } else {
       span.single = Operation::template coefficients<float>(settings, scale, t, unit);
-      span.wide = Operation::template coefficients<double>(settings, scale, t, unit);
+      span.for_double = Operation::template coefficients<double>(settings, scale, t, unit);
     }
     last_t = t;
     last_unit = unit;

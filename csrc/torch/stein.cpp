@@ -71,7 +71,7 @@ inline constexpr int64_t kSideBySide = 512;  // particles of a problem that a th
 inline constexpr int64_t kSmallWorkspace = 1 << 18;  // floats: a problem that stays in the L2 cache of one processor
 
 // Runs solve(problem, workspace, parallel_for): small problems side by side, large ones one after the other, each on all
-// threads. A problem's result is the same both ways.
+// threads. A problem's result is the same either way.
 template <class Solve>
 void each_problem(const Shape& shape, int64_t workspace_floats, const Tensor& like_float, Solve solve) {
   const int64_t batch = shape.batch, padded = workspace_floats + 16;

@@ -75,8 +75,8 @@ def minus_two_log(x: Tensor) -> Tensor:
 
 def sincos(word: Tensor) -> tuple[Tensor, Tensor]:
     """sin and cos of 2 pi word / 2^32: the quadrant from the top bits, minimax polynomials on [-pi/4, pi/4)."""
-    turned = (word + 0x20000000) & MASK
-    x = ((turned & 0x3FFFFFFF) - 0x20000000).double().float() * _float32(1.46291807926716e-9)
+    rotated = (word + 0x20000000) & MASK
+    x = ((rotated & 0x3FFFFFFF) - 0x20000000).double().float() * _float32(1.46291807926716e-9)
     x2 = x * x
     s = fma(
         fma(torch.full_like(x, -0.0001951729936990887), x2, 0.008332177996635437), x2, -0.16666655242443085
@@ -86,7 +86,7 @@ def sincos(word: Tensor) -> tuple[Tensor, Tensor]:
         fma(torch.full_like(x, -0.0013591854367405176), x2, 0.041655778884887695), x2, -0.4999988377094269
     )
     c = fma(c, x2, 1.0)
-    quadrant = turned >> 30
+    quadrant = rotated >> 30
     odd = (quadrant & 1).bool()
     sine, cosine = torch.where(odd, c, s), torch.where(odd, s, c)
     return (

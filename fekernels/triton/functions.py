@@ -1,6 +1,6 @@
 """Elementary and special functions in float32: csrc/core/functions.h operation for operation, so with the same bits.
 
-Errors and the origin of the coefficients are noted there. A negative is a product with -1: older Tritons make 0 - x of
+Errors and the origin of the coefficients are noted in it. A negative is a product with -1: older Tritons make 0 - x of
 -x, which differs in the sign of 0. Results of several parts are tuples in the order of the C++ struct's members.
 """
 

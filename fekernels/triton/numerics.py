@@ -109,8 +109,8 @@ def minus_two_log(x):
 @triton.jit
 def sincos_turn(word):
     """sin and cos of 2 pi word / 2^32."""
-    turned = word + 0x20000000
-    x = ((turned & 0x3FFFFFFF) - 0x20000000).to(tl.int32, bitcast=True).to(tl.float32) * 1.46291807926716e-9
+    rotated = word + 0x20000000
+    x = ((rotated & 0x3FFFFFFF) - 0x20000000).to(tl.int32, bitcast=True).to(tl.float32) * 1.46291807926716e-9
     x2 = x * x
     s = tl.fma(x2, -0.0001951729936990887, 0.008332177996635437)
     s = tl.fma(s, x2, -0.16666655242443085)
@@ -120,9 +120,9 @@ def sincos_turn(word):
     c = tl.fma(c, x2, 1.0)
     s_bits = s.to(tl.uint32, bitcast=True)
     c_bits = c.to(tl.uint32, bitcast=True)
-    odd = turned & 0x40000000 != 0
-    sine = tl.where(odd, c_bits, s_bits) ^ (turned & 0x80000000)
-    cosine = tl.where(odd, s_bits, c_bits) ^ ((turned + 0x40000000) & 0x80000000)
+    odd = rotated & 0x40000000 != 0
+    sine = tl.where(odd, c_bits, s_bits) ^ (rotated & 0x80000000)
+    cosine = tl.where(odd, s_bits, c_bits) ^ ((rotated + 0x40000000) & 0x80000000)
     return sine.to(tl.float32, bitcast=True), cosine.to(tl.float32, bitcast=True)
 
 

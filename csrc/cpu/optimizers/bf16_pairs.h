@@ -18,7 +18,7 @@ struct Bf16Pairs {
   }
 
   // `even` and `odd`, 16 bits each, go below the kept bits before truncation. Unlike bf16_truncate this does not look for
-  // NaNs: those that come of arithmetic on bfloat16 numbers are quiet and have zeros there, so that nothing carries.
+  // NaNs: those that come of arithmetic on bfloat16 numbers are quiet and have zeros in these bits, so that nothing carries.
   FE_HD void store(uint16_t* p, UnsignedV even, UnsignedV odd) const {
     const UnsignedV v = ((UnsignedV)part[0] + even) >> 16 | (((UnsignedV)part[1] + odd) & 0xffff0000u);
     __builtin_memcpy(p, &v, sizeof v);

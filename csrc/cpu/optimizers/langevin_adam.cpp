@@ -1,6 +1,6 @@
 #include "cpu/optimizers/bf16_pairs.h"
 #include "cpu/optimizers/optimizers.h"
-#include "cpu/optimizers/gathered_span.h"
+#include "cpu/optimizers/buffered_span.h"
 
 namespace fe::FE_ISA {
 
@@ -27,7 +27,7 @@ template <Noise kNoise, bool kExtras>
 void run_blocks(const Operands<float>& operands, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
   const LangevinAdamCoefficients<float> c = span.single;
   const NoiseKey key = span.noise;
-  // The words of the next turn are drawn beside the arithmetic of this one: each fills the other's waiting time.
+  // The words of the next iteration are drawn beside the arithmetic of this one: each fills the other's waiting time.
   Words<UnsignedV> words[kGroups];
   if (kNoise != Noise::kNone) words_by_lane(index / 4, key, words);
   for (int64_t at = 0; at < blocks * kBlock; at += kNoiseElements) {
@@ -126,9 +126,9 @@ uint32_t saved_operands(const LangevinAdamSpan& span) {
   return 1u << kParam | 1u << kExpAvg | 1u << kExpAvgSq | (span.single.amsgrad ? 1u << kMaxExpAvgSq : 0u);
 }
 
-void run_staged_float(const LangevinAdamSpan& span, BlockLoop<float> loop, int64_t begin, int64_t count) {
-  run_staged<float>(span, begin, count, loaded_operands(span), saved_operands(span),
-                    [&](Stage<float>& s, uint64_t index, int blocks) {
+void run_buffered_float(const LangevinAdamSpan& span, BlockLoop<float> loop, int64_t begin, int64_t count) {
+  run_buffered<float>(span, begin, count, loaded_operands(span), saved_operands(span),
+                    [&](Buffers<float>& s, uint64_t index, int blocks) {
                       const float* anchor = span.data[kAnchor] ? s.data[kAnchor] : nullptr;
                       loop({s.data[kParam], s.data[kGrad], s.data[kExpAvg], s.data[kExpAvgSq], s.data[kMaxExpAvgSq], anchor},
                            blocks, index, span);
@@ -137,11 +137,11 @@ void run_staged_float(const LangevinAdamSpan& span, BlockLoop<float> loop, int64
 
 // float64 parameters take the float32 normal, widened. Rare enough that the compiler's own vectorisation serves.
 template <Noise kNoise>
-void run_staged_double(const LangevinAdamSpan& span) {
-  const LangevinAdamCoefficients<double> c = span.wide;
-  run_staged<double>(span, span.begin, span.count, loaded_operands(span), saved_operands(span),
-                     [&](Stage<double>& s, uint64_t index, int blocks) {
-                       alignas(64) float normals[kStage] = {};
+void run_buffered_double(const LangevinAdamSpan& span) {
+  const LangevinAdamCoefficients<double> c = span.for_double;
+  run_buffered<double>(span, span.begin, span.count, loaded_operands(span), saved_operands(span),
+                     [&](Buffers<double>& s, uint64_t index, int blocks) {
+                       alignas(64) float normals[kBufferElements] = {};
                        for (int e = 0; kNoise != Noise::kNone && e < blocks * kBlock; e += kNoiseElements) {
                          FloatV v[kNoiseVectors];
                          draw_normals((index + e) / 4, span.noise, v);
@@ -166,7 +166,7 @@ bool straight_from_memory(const LangevinAdamSpan& span, DType dtype) {
 
 // Whole blocks by `loop`, the ends that do not fill one through a buffer.
 template <class T>
-void run_straight(const LangevinAdamSpan& span, BlockLoop<T> loop, BlockLoop<float> staged) {
+void run_straight(const LangevinAdamSpan& span, BlockLoop<T> loop, BlockLoop<float> buffered) {
   const int64_t until_block = (kBlock - span.index % kBlock) % kBlock;
   const int64_t head = until_block < span.count ? until_block : span.count;
   const int64_t blocks = (span.count - head) / kBlock, first = span.begin + head;
@@ -174,27 +174,27 @@ void run_straight(const LangevinAdamSpan& span, BlockLoop<T> loop, BlockLoop<flo
     T* base = static_cast<T*>(span.data[operand]);
     return base ? base + first : nullptr;
   };
-  run_staged_float(span, staged, span.begin, head);
+  run_buffered_float(span, buffered, span.begin, head);
   loop({at(kParam), at(kGrad), at(kExpAvg), at(kExpAvgSq), at(kMaxExpAvgSq), at(kAnchor)}, blocks, span.index + head, span);
-  run_staged_float(span, staged, first + blocks * kBlock, span.count - head - blocks * kBlock);
+  run_buffered_float(span, buffered, first + blocks * kBlock, span.count - head - blocks * kBlock);
 }
 
 }  // namespace
 
 void langevin_adam_span(const LangevinAdamSpan& span) {
   if (span.dtypes[kParam] == kFloat64) {
-    switch (span.wide.noise) {
-      case Noise::kMomentum: return run_staged_double<Noise::kMomentum>(span);
-      case Noise::kPreconditioned: return run_staged_double<Noise::kPreconditioned>(span);
-      case Noise::kIsotropic: return run_staged_double<Noise::kIsotropic>(span);
-      case Noise::kNone: return run_staged_double<Noise::kNone>(span);
+    switch (span.for_double.noise) {
+      case Noise::kMomentum: return run_buffered_double<Noise::kMomentum>(span);
+      case Noise::kPreconditioned: return run_buffered_double<Noise::kPreconditioned>(span);
+      case Noise::kIsotropic: return run_buffered_double<Noise::kIsotropic>(span);
+      case Noise::kNone: return run_buffered_double<Noise::kNone>(span);
     }
   }
   const BlockLoop<float> loop = block_loop(span.single);
   if (straight_from_memory(span, kFloat32)) return run_straight(span, loop, loop);
   const BlockLoop<uint16_t> bf16_loop = bf16_block_loop(span);
   if (bf16_loop && straight_from_memory(span, kBFloat16)) return run_straight(span, bf16_loop, loop);
-  run_staged_float(span, loop, span.begin, span.count);
+  run_buffered_float(span, loop, span.begin, span.count);
 }
 
 }  // namespace fe::FE_ISA

@@ -9,7 +9,7 @@ namespace fe {
 template <template <class> class Coefficients>
 struct StepSpan : Span {
   Coefficients<float> single;
-  Coefficients<double> wide;  // for float64 parameters
+  Coefficients<double> for_double;  // of float64 parameters
 };
 
 #define FE_OPTIMIZER(Name, name)                  \

@@ -1,5 +1,5 @@
 #include "cpu/optimizers/optimizers.h"
-#include "cpu/optimizers/gathered_span.h"
+#include "cpu/optimizers/buffered_span.h"
 
 namespace fe::FE_ISA {
 
@@ -39,20 +39,20 @@ uint32_t loaded_operands(const SgldSpan& span) {
   return 1u << kParam | 1u << kGrad | (span.data[kAnchor] ? 1u << kAnchor : 0u);
 }
 
-void run_staged_float(const SgldSpan& span, BlockLoop loop, int64_t begin, int64_t count) {
-  run_staged<float>(span, begin, count, loaded_operands(span), 1u << kParam,
-                    [&](Stage<float>& s, uint64_t index, int blocks) {
+void run_buffered_float(const SgldSpan& span, BlockLoop loop, int64_t begin, int64_t count) {
+  run_buffered<float>(span, begin, count, loaded_operands(span), 1u << kParam,
+                    [&](Buffers<float>& s, uint64_t index, int blocks) {
                       loop(s.data[kParam], s.data[kGrad], span.data[kAnchor] ? s.data[kAnchor] : nullptr, blocks, index,
                            span);
                     });
 }
 
 template <bool kNoisy>
-void run_staged_double(const SgldSpan& span) {
-  const SgldCoefficients<double> c = span.wide;
-  run_staged<double>(span, span.begin, span.count, loaded_operands(span), 1u << kParam,
-                     [&](Stage<double>& s, uint64_t index, int blocks) {
-                       alignas(64) float normals[kStage] = {};
+void run_buffered_double(const SgldSpan& span) {
+  const SgldCoefficients<double> c = span.for_double;
+  run_buffered<double>(span, span.begin, span.count, loaded_operands(span), 1u << kParam,
+                     [&](Buffers<double>& s, uint64_t index, int blocks) {
+                       alignas(64) float normals[kBufferElements] = {};
                        for (int e = 0; kNoisy && e < blocks * kBlock; e += kNoiseElements) {
                          FloatV v[kNoiseVectors];
                          draw_normals((index + e) / 4, span.noise, v);
@@ -68,19 +68,19 @@ void run_staged_double(const SgldSpan& span) {
 }  // namespace
 
 void sgld_span(const SgldSpan& span) {
-  if (span.dtypes[kParam] == kFloat64) return span.wide.noisy ? run_staged_double<true>(span) : run_staged_double<false>(span);
+  if (span.dtypes[kParam] == kFloat64) return span.for_double.noisy ? run_buffered_double<true>(span) : run_buffered_double<false>(span);
   const BlockLoop loop = block_loop(span.single);
   const bool float32 = span.dtypes[kParam] == kFloat32 && span.dtypes[kGrad] == kFloat32 &&
                        (!span.data[kAnchor] || span.dtypes[kAnchor] == kFloat32);
-  if (span.layout || !float32) return run_staged_float(span, loop, span.begin, span.count);
+  if (span.layout || !float32) return run_buffered_float(span, loop, span.begin, span.count);
 
   const int64_t until_block = (kBlock - span.index % kBlock) % kBlock;
   const int64_t head = until_block < span.count ? until_block : span.count;
   const int64_t blocks = (span.count - head) / kBlock, first = span.begin + head;
-  run_staged_float(span, loop, span.begin, head);
+  run_buffered_float(span, loop, span.begin, head);
   loop(static_cast<float*>(span.data[kParam]) + first, static_cast<const float*>(span.data[kGrad]) + first,
        span.data[kAnchor] ? static_cast<const float*>(span.data[kAnchor]) + first : nullptr, blocks, span.index + head, span);
-  run_staged_float(span, loop, first + blocks * kBlock, span.count - head - blocks * kBlock);
+  run_buffered_float(span, loop, first + blocks * kBlock, span.count - head - blocks * kBlock);
 }
 
 }  // namespace fe::FE_ISA

@@ -1,5 +1,5 @@
 // All pairs of blocks in rounds, such that no block is twice in one round: pairs of a round may run at once and add into
-// the results of both their blocks, and every block meets the others in one order, whatever the number of threads.
+// the results of both their blocks, and each block's pairs come in one order, whatever the number of threads.
 #pragma once
 
 #include <atomic>
@@ -29,29 +29,29 @@ inline void wait_a_little() {
 
 // Runs pair(i, j) over all i <= j < blocks. `grain` is how many pairs repay a second thread.
 //
-// The circle method: in round r, groups p and q meet where p + q = r modulo (groups - 1), and the last group meets the one
-// left over. Before the first, each group meets itself. No barrier parts the rounds: threads take the meetings in order,
-// and one starts when both groups have come out of the round before. The earliest unfinished meeting never waits, so
-// that all end, with however few threads.
+// The circle method: in round r, groups p and q are paired where p + q = r modulo (groups - 1), and the last group with the
+// one left over. Before the first, each group is paired with itself. No barrier parts the rounds: threads take the pairings
+// in order, and one starts when both groups have come out of the round before. The earliest unfinished pairing never
+// waits, so that all end, with however few threads.
 template <class Pair>
 void for_all_pairs(ParallelFor parallel_for, int64_t blocks, int64_t size, int64_t grain, Pair pair) {
   if (blocks == 1) return pair(int64_t{0}, int64_t{0});
   const int64_t groups = (blocks + size - 1) / size;
-  const int64_t even = groups + groups % 2, turn = even - 1;  // with an odd number, one group rests in every round
-  const int64_t meetings = groups + turn * (even / 2);
+  const int64_t even = groups + groups % 2, cycle = even - 1;  // with an odd number, one group rests in every round
+  const int64_t pairings = groups + cycle * (even / 2);
   const auto end_of = [&](int64_t group) { return (group + 1) * size < blocks ? (group + 1) * size : blocks; };
   const auto rounds_done = std::make_unique<std::atomic<int64_t>[]>(even);
   std::atomic<int64_t> next{0};
-  in_parallel(parallel_for, meetings, grain / (size * size) + 1, [&](int64_t, int64_t) {
-    for (int64_t meeting; (meeting = next.fetch_add(1, std::memory_order_relaxed)) < meetings;) {
-      if (meeting < groups) {
-        for (int64_t i = meeting * size; i < end_of(meeting); ++i)
-          for (int64_t j = i; j < end_of(meeting); ++j) pair(i, j);
-        rounds_done[meeting].store(1, std::memory_order_release);
+  in_parallel(parallel_for, pairings, grain / (size * size) + 1, [&](int64_t, int64_t) {
+    for (int64_t pairing; (pairing = next.fetch_add(1, std::memory_order_relaxed)) < pairings;) {
+      if (pairing < groups) {
+        for (int64_t i = pairing * size; i < end_of(pairing); ++i)
+          for (int64_t j = i; j < end_of(pairing); ++j) pair(i, j);
+        rounds_done[pairing].store(1, std::memory_order_release);
         continue;
       }
-      const int64_t round = (meeting - groups) / (even / 2), q = (meeting - groups) % (even / 2);
-      const int64_t one = q == 0 ? turn : (round + q) % turn, other = q == 0 ? round : (round - q + turn) % turn;
+      const int64_t round = (pairing - groups) / (even / 2), q = (pairing - groups) % (even / 2);
+      const int64_t one = q == 0 ? cycle : (round + q) % cycle, other = q == 0 ? round : (round - q + cycle) % cycle;
       const int64_t low = one < other ? one : other, high = one < other ? other : one;
       const bool rests = high >= groups;
       for (const int64_t group : {low, high})

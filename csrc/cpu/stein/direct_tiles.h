@@ -1,5 +1,5 @@
 // A tile of the direction's sums in few coordinates, all at once: rows stand in the lanes of a vector, and a pair's difference
-// serves its distance and the push of both its points, so that no tile of weights is written, turned and read again. (Of 4000
+// serves its distance and the push of both its points, so that no tile of weights is written, transposed and read again. (Of 4000
 // particles in two dimensions half of the time that tiles take.)
 //
 // A column's sum is kept as that of each of 16 lanes, lane i % 16 for row i, and those are added up as `unit_total` does: the
@@ -12,7 +12,7 @@ namespace fe::inline FE_ISA {
 
 struct DirectTile {
   int rows, columns;
-  bool diagonal;  // of the whole matrix: every pair is there twice, and its sums go to the rows alone
+  bool diagonal;  // of the whole matrix: every pair is in it twice, and its sums go to the rows alone
   const float *own_particles, *own_scores;  // the rows', [coordinate][kTile], zero in the padding
   const float *particles, *scores;          // the columns', `stride` apart, zero in the padding
   int64_t stride;
@@ -49,7 +49,7 @@ void direct_pairs(const Kernel& kernel, float to_scaled, float scale, const Dire
   const int padded = static_cast<int>(round_up(tile.columns, 4));
   if (!tile.diagonal) __builtin_memset(across, 0, padded * kDimensions * kUnit * sizeof(float));
   for (int base = 0; base < tile.rows; base += kUnit) {
-    const int there = tile.rows - base < kUnit ? tile.rows - base : kUnit;
+    const int rows_left = tile.rows - base < kUnit ? tile.rows - base : kUnit;
     FloatV sum[kDimensions][kParts] = {};
     for (int j = 0; j < tile.columns; ++j) {
       const float *x = tile.particles + j * tile.stride, *s = tile.scores + j * tile.stride;
@@ -64,7 +64,7 @@ void direct_pairs(const Kernel& kernel, float to_scaled, float scale, const Dire
         }
         const Radial<FloatV> radial = kernel(t <= 0.0f ? FloatV{} : t * to_scaled);
         UnsignedV keep;
-        __builtin_memcpy(&keep, kKeep + kUnit - there + part * kLanes, sizeof keep);
+        __builtin_memcpy(&keep, kKeep + kUnit - rows_left + part * kLanes, sizeof keep);
         if (tile.diagonal) keep &= (UnsignedV)(counting_lanes() != j - static_cast<int>(at));
         const FloatV value = L::from_bits(L::bits(radial.value) & keep);
         const FloatV push = (Kernel::kFirstIsValue ? value : L::from_bits(L::bits(radial.first) & keep)) * scale;

@@ -48,7 +48,7 @@ class Discrepancy {
     if (differences) prepare_all(nullptr);  // as they are given
     const int64_t tile_flops = kTile * kTile * (8 * d + 2 * width_ + 64);
     for_all_pairs(call_.parallel_for, blocks, group_size(blocks, d), kGrainFlops / tile_flops + 1,
-                  [&](int64_t i, int64_t j) { differences ? meet<true>(i, j) : meet<Kernel::kNeedsDifferences>(i, j); });
+                  [&](int64_t i, int64_t j) { differences ? add_pair<true>(i, j) : add_pair<Kernel::kNeedsDifferences>(i, j); });
     for (int64_t c = 0; c < call_.columns; ++c) {
       double sum = 0.0;
       for (int64_t block = 0; block < blocks; ++block) sum += sums_[block * width_ + c];
@@ -79,7 +79,7 @@ class Discrepancy {
   }
 
   template <bool kDifferences>
-  void meet(int64_t a, int64_t b) {
+  void add_pair(int64_t a, int64_t b) {
     Tiles tiles;
     const int rows = x_.count(a), columns = x_.count(b), padded = static_cast<int>(round_up(columns, kUnit));
     block_products<kDifferences>(x_, a, x_, b, tiles.stein);

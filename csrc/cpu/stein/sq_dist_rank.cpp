@@ -89,9 +89,9 @@ class Sample {
     });
   }
 
-  // The bracket of these ranks among `pairs`; and how many keys it expects there.
+  // The bracket of these ranks among `pairs`; and how many keys it expects in it.
   void bracket(int64_t first, int64_t last, int64_t pairs, uint32_t& low, uint32_t& high, double& expected) {
-    const double from = place(first, pairs, -4.0) - 2.0, to = place(last, pairs, 4.0) + 2.0;
+    const double from = position(first, pairs, -4.0) - 2.0, to = position(last, pairs, 4.0) + 2.0;
     const double size = static_cast<double>(size_);
     if (from >= 0.0) low = larger(low, at(from) - kRounding);
     if (to < size) high = smaller(high, at(to) + kRounding);
@@ -99,20 +99,20 @@ class Sample {
     expected = (smaller(to, size) - larger(from, 0.0)) / size * static_cast<double>(pairs);
   }
 
-  uint32_t value(int64_t rank, int64_t pairs) { return size_ ? at(place(rank, pairs, 0.0)) : 0; }
+  uint32_t value(int64_t rank, int64_t pairs) { return size_ ? at(position(rank, pairs, 0.0)) : 0; }
 
  private:
   // Units in the last place that a bracket is wider by, for distances that are equal but for their rounding.
   static constexpr uint32_t kRounding = 16;
 
   // Where a rank stands in the sample, and so many standard errors to the side.
-  double place(int64_t rank, int64_t pairs, double errors) const {
+  double position(int64_t rank, int64_t pairs, double errors) const {
     const double p = (static_cast<double>(rank) + 0.5) / static_cast<double>(pairs), size = static_cast<double>(size_);
     return size * p + errors * __builtin_sqrt(size * p * (1.0 - p));
   }
 
-  uint32_t at(double place) {
-    return smaller(larger(select(keys_, size_, static_cast<int64_t>(place)), kRounding), kInfinity);
+  uint32_t at(double position) {
+    return smaller(larger(select(keys_, size_, static_cast<int64_t>(position)), kRounding), kInfinity);
   }
 
   static Key draw(const Points& points, int64_t s) {

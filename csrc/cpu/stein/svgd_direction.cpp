@@ -53,7 +53,7 @@ class Direction {
                   [&](int64_t i, int64_t j) {
                     if constexpr (Kernel::kNeedsDifferences)
                       if (direct()) return meet_directly(i, j);
-                    meet(i, j);
+                    add_pair(i, j);
                   });
     in_parallel(parallel_for, blocks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) finish(block);
@@ -97,19 +97,19 @@ class Direction {
       }
   }
 
-  void meet(int64_t a, int64_t b) {
+  void add_pair(int64_t a, int64_t b) {
     Weights weights;
     const int rows = points_.count(a), columns = points_.count(b);
     block_products<Kernel::kNeedsDifferences>(points_, a, points_, b, weights.value);
-    const Place place{rows, columns, points_.norms + a * kTile, points_.norms + b * kTile, a == b};
-    weigh<Kernel::kNeedsDifferences>(kernel_, to_scaled_, place, weights, row_units_ + a * kTile * kUnit,
+    const TileEdges edges{rows, columns, points_.norms + a * kTile, points_.norms + b * kTile, a == b};
+    weigh<Kernel::kNeedsDifferences>(kernel_, to_scaled_, edges, weights, row_units_ + a * kTile * kUnit,
                                      a == b ? nullptr : column_sums_ + b * kTile);
     const float* push = Kernel::kFirstIsValue ? weights.value : weights.first;
     if (narrow()) {
-      alignas(64) float turned[2][kTile * kTile];
-      transpose(weights.value, rows, columns, turned[0]);
-      if (!Kernel::kFirstIsValue) transpose(weights.first, rows, columns, turned[1]);
-      add_narrow(turned[0], turned[1], a, b);
+      alignas(64) float transposed[2][kTile * kTile];
+      transpose(weights.value, rows, columns, transposed[0]);
+      if (!Kernel::kFirstIsValue) transpose(weights.first, rows, columns, transposed[1]);
+      add_narrow(transposed[0], transposed[1], a, b);
       if (a != b) add_narrow(weights.value, push, b, a);
       return;
     }

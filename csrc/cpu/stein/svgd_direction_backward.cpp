@@ -66,9 +66,9 @@ class Backward {
     for_all_pairs(call_.parallel_for, blocks, group_size(blocks, d), kGrainFlops / tile_flops + 1,
                   [&](int64_t i, int64_t j) {
                     if (differences_)
-                      meet<true>(i, j);
+                      add_pair<true>(i, j);
                     else
-                      meet<Kernel::kNeedsDifferences>(i, j);
+                      add_pair<Kernel::kNeedsDifferences>(i, j);
                   });
     in_parallel(call_.parallel_for, blocks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) finish(block);
@@ -103,7 +103,7 @@ class Backward {
   }
 
   template <bool kDifferences>
-  void meet(int64_t a, int64_t b) {
+  void add_pair(int64_t a, int64_t b) {
     Tiles tiles;
     const int rows = x_.count(a), columns = x_.count(b), padded = static_cast<int>(round_up(columns, kUnit));
     const auto cross = [&](const Points& one, const Points& other, float* tile) {
@@ -151,7 +151,7 @@ class Backward {
     FloatV down_repelling[kTile / kLanes] = {}, down_along[kTile / kLanes] = {};
     for (int i = 0; i < rows; ++i) {
       float *value = tiles.value + i * kTile, *first = tiles.first + i * kTile, *along = tiles.along + i * kTile;
-      alignas(64) float widen[kTile];
+      alignas(64) float bandwidth[kTile];
       const FloatV dot = L::splat(dots_[a * kTile + i]);
       for (int j = 0; j < padded; j += kLanes) {
         const FloatV t = sq_dist<kDifferences>(value + j, norms_a[i], norms_b + j);
@@ -162,14 +162,14 @@ class Backward {
         store(value + j, k.value);
         store(first + j, k.first);
         store(along + j, L::fma(bend * k.second, pair_b, pull * k.first * pair_a));
-        store(widen + j, L::fma(shrink * curve, pair_b, stretch * u * k.first * pair_a));
+        store(bandwidth + j, L::fma(shrink * curve, pair_b, stretch * u * k.first * pair_a));
       }
-      for (int j = columns; j < padded; ++j) value[j] = first[j] = along[j] = widen[j] = 0.0f;
-      if (a == b) value[i] = first[i] = along[i] = widen[i] = 0.0f;
+      for (int j = columns; j < padded; ++j) value[j] = first[j] = along[j] = bandwidth[j] = 0.0f;
+      if (a == b) value[i] = first[i] = along[i] = bandwidth[i] = 0.0f;
       const int64_t row = a * kTile + i;
       const float* repelling = Kernel::kFirstIsValue ? value : first;
       for (int j = 0; j < padded; j += kLanes) {
-        add_to_unit(bandwidth_units_ + row * kUnit, j, load(widen + j));
+        add_to_unit(bandwidth_units_ + row * kUnit, j, load(bandwidth + j));
         if (kDifferences) continue;
         add_to_unit(repelling_[row].units, j, load(repelling + j));
         add_to_unit(along_[row].units, j, load(along + j));
@@ -194,12 +194,12 @@ class Backward {
       const int64_t row = block * kTile + i;
       const float *x = x_.row_block(block) + i * stride, *g = g_.row_block(block) + i * stride;
       float *sums = value_sums_ + row * stride, *along = along_sums_ + row * stride;
-      const FloatV push = L::splat(repelling_[row].total()), turn = L::splat(along_[row].total());
+      const FloatV push = L::splat(repelling_[row].total()), pull = L::splat(along_[row].total());
       for (int64_t k = 0; k < d; k += kLanes) {
         FloatV apart = load(repelled + row * stride + k), moved = load(along + k);
         if (!differences_) {
           apart = L::fma(push, load(g + k), -apart);
-          moved = L::fma(turn, load(x + k), -moved);
+          moved = L::fma(pull, load(x + k), -moved);
         }
         store(along + k, L::fma(L::splat(repulsion), apart, moved + moved));
         store(sums + k, L::fma(L::splat(at_zero), load(g + k), load(sums + k)) * inverse_n);

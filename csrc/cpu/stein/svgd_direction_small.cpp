@@ -27,7 +27,7 @@ const float* floats(const void* data, DType dtype, int count, float* converted) 
 }
 
 // to[c][r] = from[r][c], by fours where there are as many; the last four overlap those before them.
-void turn(const float* from, int from_stride, int rows, int columns, float* to, int to_stride) {
+void transpose(const float* from, int from_stride, int rows, int columns, float* to, int to_stride) {
   typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
   if (rows < 4 || columns < 4) {
     for (int r = 0; r < rows; ++r)
@@ -47,7 +47,7 @@ void turn(const float* from, int from_stride, int rows, int columns, float* to, 
 
 // Adds the terms of kColumns particles, whose coordinates and scores are given.
 template <int kColumns, class Kernel>
-FE_HD void meet(const Kernel& kernel, float to_scaled, int d, const float* particles, const float* scores, Rows& rows) {
+FE_HD void add_pairs(const Kernel& kernel, float to_scaled, int d, const float* particles, const float* scores, Rows& rows) {
   FloatV t[kColumns] = {}, value[kColumns], push[kColumns];
   for (int k = 0; k < d; ++k) {
     const FloatV x = load(rows.particles + k * kLanes);
@@ -91,18 +91,18 @@ void direction(const SvgdCall& call) {
   for (int first = 0; first < n; first += kLanes) {
     const int count = n - first < kLanes ? n - first : kLanes;
     if (count < kLanes) __builtin_memset(rows.particles, 0, d * kLanes * sizeof(float));
-    turn(particles + first * d, d, count, d, rows.particles, kLanes);
+    transpose(particles + first * d, d, count, d, rows.particles, kLanes);
     __builtin_memset(rows.attraction, 0, d * kLanes * sizeof(float));
     __builtin_memset(rows.repulsion, 0, d * kLanes * sizeof(float));
     int j = 0;
     for (; j + kTogether <= n; j += kTogether)
-      meet<kTogether>(kernel, to_scaled, d, particles + j * d, scores + j * d, rows);
-    for (; j < n; ++j) meet<1>(kernel, to_scaled, d, particles + j * d, scores + j * d, rows);
+      add_pairs<kTogether>(kernel, to_scaled, d, particles + j * d, scores + j * d, rows);
+    for (; j < n; ++j) add_pairs<1>(kernel, to_scaled, d, particles + j * d, scores + j * d, rows);
     for (int k = 0; k < d; ++k) {
       float* sum = rows.attraction + k * kLanes;
       store(sum, Lane<FloatV>::fma(Lane<FloatV>::splat(scale), load(rows.repulsion + k * kLanes), load(sum)) * inverse_n);
     }
-    turn(rows.attraction, kLanes, d, count, out + first * d, d);
+    transpose(rows.attraction, kLanes, d, count, out + first * d, d);
   }
   if (out == result) from_float(result, n * d, call.direction, call.particles_dtype, 0);
 }

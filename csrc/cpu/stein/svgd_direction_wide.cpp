@@ -26,11 +26,11 @@ class Wide {
     __builtin_memset(column_sums, 0, rows * sizeof(float));
     weigh_all(norms, row_units, column_sums);
     for (int64_t row = 0; row < n; ++row) column_sums[row] += unit_total(row_units + row * kUnit);
-    const int64_t turns = (d + kDepth - 1) / kDepth;
-    in_parallel(call_.parallel_for, turns, (1 << 19) / (n * n * kDepth) + 1, [&](int64_t begin, int64_t end) {
+    const int64_t slices = (d + kDepth - 1) / kDepth;
+    in_parallel(call_.parallel_for, slices, (1 << 19) / (n * n * kDepth) + 1, [&](int64_t begin, int64_t end) {
       const int64_t size = rows * kDepth;
       const Buffer<float> memory(Points::floats(n, kDepth) + 3 * size);
-      for (int64_t turn = begin; turn < end; ++turn) add(turn * kDepth, column_sums, memory, size);
+      for (int64_t slice = begin; slice < end; ++slice) add(slice * kDepth, column_sums, memory, size);
     });
   }
 
@@ -55,8 +55,8 @@ class Wide {
       for (int64_t a = 0; a <= b; ++a) {
         Weights& weights = weights_[shape_.tile(a, b)];
         __builtin_memcpy(weights.value, call_.workspace + shape_.tile(a, b) * kTile * kTile, sizeof weights.value);
-        const Place place{points.count(a), points.count(b), norms + a * kTile, norms + b * kTile, a == b};
-        weigh<Kernel::kNeedsDifferences>(kernel_, Kernel::kScale / call_.bandwidth, place, weights,
+        const TileEdges edges{points.count(a), points.count(b), norms + a * kTile, norms + b * kTile, a == b};
+        weigh<Kernel::kNeedsDifferences>(kernel_, Kernel::kScale / call_.bandwidth, edges, weights,
                                          row_units + a * kTile * kUnit, a == b ? nullptr : column_sums + b * kTile);
       }
   }

@@ -1,4 +1,4 @@
-// What the ways to a Stein direction share: a tile's weights, and a row before and after its sum.
+// What the algorithms of a Stein direction share: a tile's weights, and a row before and after its sum.
 //
 // The sum over j of k_ij s_j + temperature g_ij (x_i - x_j), g = first / h, is kept as sums of values: those of s_j under the
 // weight k_ij and of x_j under g_ij, or, where the two weights are proportional, of s_j - scale x_j under one. The part of
@@ -12,7 +12,7 @@
 
 namespace fe::inline FE_ISA {
 
-// The second way, for few particles with very many coordinates.
+// The second algorithm, for few particles with very many coordinates.
 SvgdKernel svgd_direction_wide;
 SvgdWorkspace svgd_direction_wide_workspace;
 
@@ -29,8 +29,8 @@ struct Weights {
   alignas(64) float first[kTile * kTile];
 };
 
-// Where a tile lies: its norms, and whether its diagonal is that of the whole matrix.
-struct Place {
+// The edges of a tile: its norms, and whether its diagonal is that of the whole matrix.
+struct TileEdges {
   int rows, columns;
   const float *row_norms, *column_norms;
   bool diagonal;
@@ -38,9 +38,9 @@ struct Place {
 
 // One row of `weigh`. kWhole: 64 columns and no diagonal, which is nearly every tile, so that nothing is to be cleared.
 template <bool kDifferences, bool kWhole, class Kernel>
-FE_HD void weigh_row(const Kernel& kernel, float scale, const Place& place, int i, Weights& weights, float* row_units,
+FE_HD void weigh_row(const Kernel& kernel, float scale, const TileEdges& edges, int i, Weights& weights, float* row_units,
                      FloatV* down) {
-  const int padded = kWhole ? kTile : static_cast<int>(round_up(place.columns, kUnit));
+  const int padded = kWhole ? kTile : static_cast<int>(round_up(edges.columns, kUnit));
   float *value = weights.value + i * kTile, *first = weights.first + i * kTile;
   float* repelling = Kernel::kFirstIsValue ? value : first;
   FloatV across[kUnit / kLanes] = {};
@@ -51,7 +51,7 @@ FE_HD void weigh_row(const Kernel& kernel, float scale, const Place& place, int 
   };
 #pragma GCC unroll 4
   for (int j = 0; j < padded; j += kLanes) {
-    const FloatV t = sq_dist<kDifferences>(value + j, place.row_norms[i], place.column_norms + j);
+    const FloatV t = sq_dist<kDifferences>(value + j, edges.row_norms[i], edges.column_norms + j);
     const Radial<FloatV> k = kernel(t <= 0.0f ? FloatV{} : t * scale);
     // Coincident points do not push each other: of first x_i - first x_j the rounding would be left, times 1 / h.
     const FloatV push = Kernel::kFirstIsValue ? k.value : t <= 0.0f ? FloatV{} : k.first;
@@ -60,8 +60,8 @@ FE_HD void weigh_row(const Kernel& kernel, float scale, const Place& place, int 
     if (kWhole) sum(j, push);
   }
   if (!kWhole) {
-    if (place.diagonal) value[i] = repelling[i] = 0.0f;
-    for (int j = place.columns; j < padded; ++j) value[j] = repelling[j] = 0.0f;
+    if (edges.diagonal) value[i] = repelling[i] = 0.0f;
+    for (int j = edges.columns; j < padded; ++j) value[j] = repelling[j] = 0.0f;
     for (int j = 0; j < padded; j += kLanes) sum(j, load(repelling + j));
   }
   if (kDifferences) return;
@@ -71,17 +71,17 @@ FE_HD void weigh_row(const Kernel& kernel, float scale, const Place& place, int 
 // From `products` in `value`: the weights, and (without differences) the sums of those that repel (`first`, or `value` where it serves for both)
 // over columns into row_units, 16 floats per row, and over rows into column_sums (null: not wanted).
 template <bool kDifferences, class Kernel>
-void weigh(const Kernel& kernel, float scale, const Place& place, Weights& weights, float* row_units,
+void weigh(const Kernel& kernel, float scale, const TileEdges& edges, Weights& weights, float* row_units,
            float* column_sums) {
   FloatV down[kTile / kLanes] = {};
-  if (place.columns == kTile && !place.diagonal)
-    for (int i = 0; i < place.rows; ++i)
-      weigh_row<kDifferences, true>(kernel, scale, place, i, weights, row_units, down);
+  if (edges.columns == kTile && !edges.diagonal)
+    for (int i = 0; i < edges.rows; ++i)
+      weigh_row<kDifferences, true>(kernel, scale, edges, i, weights, row_units, down);
   else
-    for (int i = 0; i < place.rows; ++i)
-      weigh_row<kDifferences, false>(kernel, scale, place, i, weights, row_units, down);
+    for (int i = 0; i < edges.rows; ++i)
+      weigh_row<kDifferences, false>(kernel, scale, edges, i, weights, row_units, down);
   if (!column_sums) return;
-  for (int j = 0; j < place.columns; j += kLanes) store(column_sums + j, load(column_sums + j) + down[j / kLanes]);
+  for (int j = 0; j < edges.columns; j += kLanes) store(column_sums + j, load(column_sums + j) + down[j / kLanes]);
 }
 
 // What a tile's repelling weight is to be multiplied by.
@@ -90,7 +90,7 @@ float repulsion_scale(const SvgdCall& call) {
   return call.temperature * (Kernel::kFirstIsValue ? 2.0f : 1.0f) * inverse_bandwidth(call.bandwidth);
 }
 
-// values = scores - scale x, in place.
+// values = scores - scale x, in edges.
 FE_HD void join_values(int64_t count, float scale, const float* x, float* values) {
   for (int64_t k = 0; k < count; k += kLanes)
     store(values + k, Lane<FloatV>::fma(Lane<FloatV>::splat(-scale), load(x + k), load(values + k)));

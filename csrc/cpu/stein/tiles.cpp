@@ -211,7 +211,7 @@ void narrow_sums(const float* tile, int rows, int terms, const float* values, in
 }
 
 // Rows i .. i + 3 and columns k .. k + kLanes - 1 of `from`, side by side: out[(k + lane) * kTile + i .. + 3], lane < lanes.
-FE_HD void turn_four(const float* from, int64_t stride, int lanes, float* out) {
+FE_HD void transpose_four(const float* from, int64_t stride, int lanes, float* out) {
   FloatV fours[4];
   in_order(load(from), load(from + stride), load(from + 2 * stride), load(from + 3 * stride), fours);
   alignas(64) float values[4 * kLanes];
@@ -222,7 +222,7 @@ FE_HD void turn_four(const float* from, int64_t stride, int lanes, float* out) {
 
 void transpose(const float* tile, int rows, int columns, float* out) {
   for (int i = 0; i < rows; i += 4)
-    for (int j = 0; j < columns; j += kLanes) turn_four(tile + i * kTile + j, kTile, kLanes, out + j * kTile + i);
+    for (int j = 0; j < columns; j += kLanes) transpose_four(tile + i * kTile + j, kTile, kLanes, out + j * kTile + i);
 }
 
 void column_means(const Columns& from, int64_t n, float* means) {
@@ -261,7 +261,7 @@ void pack(const Columns& from, const float* means, int64_t block, const Points& 
   for (int i = 0; i < columns; i += 4)
     for (int64_t k = 0; k < to.d; k += kLanes) {
       const int lanes = to.d - k < kLanes ? static_cast<int>(to.d - k) : kLanes;
-      turn_four(rows + i * to.stride + k, to.stride, lanes, panel + k * kTile + i);
+      transpose_four(rows + i * to.stride + k, to.stride, lanes, panel + k * kTile + i);
     }
   for (int i = 0; i < columns; i += kLanes) {
     FloatV norm{};

@@ -1,7 +1,7 @@
 // Tiles of pairs of points: inner products, squared distances, and sums weighted by a tile. Every sum has one order, that
 // of the index with one fma per term, whatever the width of a vector: the bits are those of every instruction set.
 //
-// A tile is 64 x 64 floats, 16 KB: it and the 64 columns that it meets stay in the L1 cache between the inner products,
+// A tile is 64 x 64 floats, 16 KB: it and the 64 columns that it is paired with stay in the L1 cache between the inner products,
 // the kernel function and the weighted sums. Points lie twice: as rows, padded to whole vectors, from which single values
 // are broadcast and weighted sums are made; and as panels of 64 points, coordinate by coordinate, for the inner products.
 #pragma once

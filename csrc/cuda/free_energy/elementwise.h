@@ -17,52 +17,52 @@ template <>
 inline constexpr bool kTakesTarget<Value> = false;
 
 // Block `block` of row `row`, if the row exists.
-struct Place {
+struct Position {
   int64_t row, block;
   bool exists;
 };
 
 // Groups take one block after the other, whatever row it is in.
-FE_DEVICE Place next_place(const TermPass& pass) {
+FE_DEVICE Position next_position(const TermPass& pass) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kGroups + threadIdx.x / 4;
   const int64_t row = index / pass.blocks;
   return {row, index - row * pass.blocks, row < pass.rows};
 }
 
 // The GPU's half of a block of rows: group i has row i, all have the same columns.
-FE_DEVICE Place place_in_row_block(const TermPass& pass, int half) {
+FE_DEVICE Position position_in_row_block(const TermPass& pass, int half) {
   const int64_t row_block = blockIdx.x / pass.blocks;
   const int64_t row = row_block * kRowBlock + half * kGroups + threadIdx.x / 4;
   return {row, blockIdx.x - row_block * pass.blocks, row < pass.rows};
 }
 
-// Most of the traffic, with the least latency: kBatch loads per operand are on their way before the first is used.
+// Most of the traffic, with the least latency: kBatch loads per operand are in flight before the first is used.
 template <template <class> class Term, int kBatch, DType kParamType, DType kTargetType>
 __global__ void __launch_bounds__(kTermThreads, 6) plain_terms_kernel(const TermPass pass) {
   constexpr int kParams = Term<float>::kParams;
   if (blockIdx.x == 0 && threadIdx.x == 0) *pass.counter = 0;
-  const Place place = next_place(pass);
-  const int64_t first = place.block * kColumns + threadIdx.x % 4 * 4;
+  const Position position = next_position(pass);
+  const int64_t first = position.block * kColumns + threadIdx.x % 4 * 4;
   // Columns that are left from `first` on; of those that do not exist nothing is loaded and `exists` leaves them out.
-  const int64_t all_left = place.exists ? pass.columns - first : 0;
+  const int64_t all_left = position.exists ? pass.columns - first : 0;
   int left = static_cast<int>(all_left < kColumns ? all_left : kColumns);
-  const float scale = place.exists ? row_scale(pass.weight, pass.upstream, pass.scale, place.row) : 0.0f;
-  const bool counts = place.exists && !dropped(pass.weight, place.row);
+  const float scale = position.exists ? row_scale(pass.weight, pass.upstream, pass.scale, position.row) : 0.0f;
+  const bool counts = position.exists && !dropped(pass.weight, position.row);
   int64_t from[kParams], to[kParams], from_target = 0;
 #pragma unroll
   for (int i = 0; i < kParams; ++i) {
-    from[i] = pass.inputs[i].data + (place.row * pass.inputs[i].row_stride + first) * kBytes<kParamType>;
-    to[i] = pass.grads[i].data + (place.row * pass.columns + first) * kBytes<kParamType>;
+    from[i] = pass.inputs[i].data + (position.row * pass.inputs[i].row_stride + first) * kBytes<kParamType>;
+    to[i] = pass.grads[i].data + (position.row * pass.columns + first) * kBytes<kParamType>;
   }
   if (kTakesTarget<Term>) {
     const TermInput& target = pass.inputs[kTarget];
-    from_target = target.data + (place.row * target.row_stride + first) * kBytes<kTargetType>;
+    from_target = target.data + (position.row * target.row_stride + first) * kBytes<kTargetType>;
   }
   float lanes[4] = {-0.0f, -0.0f, -0.0f, -0.0f};  // -0 + e = e for every e
 #pragma unroll 1
   for (int begin = 0; begin < kColumns; begin += 16 * kBatch) {
-    Unit<kParamType, 4> p[kParams][kBatch];
-    Unit<kTargetType, 4> x[kBatch];
+    Vector<kParamType, 4> p[kParams][kBatch];
+    Vector<kTargetType, 4> x[kBatch];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
 #pragma unroll
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kTermThreads, 6) plain_terms_kernel(const Term
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const bool exists = 16 * j < left;
-      Unit<kParamType, 4> result[kParams] = {};
+      Vector<kParamType, 4> result[kParams] = {};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         float values[kParams], e, g[kParams];
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kTermThreads, 6) plain_terms_kernel(const Term
     if (left <= 0) break;
   }
   const float total = fold_lanes(lanes);
-  if (place.exists && threadIdx.x % 4 == 0) pass.totals[place.row * pass.blocks + place.block] = total;
+  if (position.exists && threadIdx.x % 4 == 0) pass.totals[position.row * pass.blocks + position.block] = total;
 }
 
 template <int kSlots>
@@ -123,31 +123,31 @@ struct AnyTerms {
 
   float lanes[4], sums[kParams][4];  // sums: of the gradients of kSum
 
-  FE_DEVICE void run(const TermPass& pass, const Place& place, ColumnValues<kSlots>& shared) {
+  FE_DEVICE void run(const TermPass& pass, const Position& position, ColumnValues<kSlots>& shared) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       lanes[k] = 0.0f;
 #pragma unroll
       for (int i = 0; i < kParams; ++i) sums[i][k] = 0.0f;
     }
-    if (!place.exists) return;
-    const float scale = row_scale(pass.weight, pass.upstream, pass.scale, place.row);
+    if (!position.exists) return;
+    const float scale = row_scale(pass.weight, pass.upstream, pass.scale, position.row);
 #pragma unroll 1
     for (int j = 0; j < 8; ++j) {
       const int in_block = threadIdx.x % 4 * 4 + 16 * j;
-      const int64_t column = place.block * kColumns + in_block, left = pass.columns - column;
+      const int64_t column = position.block * kColumns + in_block, left = pass.columns - column;
       if (left <= 0) break;
-      run_four(pass, place, shared, scale, in_block, column, left, j == 0);
+      run_four(pass, position, shared, scale, in_block, column, left, j == 0);
     }
   }
 
-  FE_DEVICE void run_four(const TermPass& pass, const Place& place, ColumnValues<kSlots>& shared, float scale,
+  FE_DEVICE void run_four(const TermPass& pass, const Position& position, ColumnValues<kSlots>& shared, float scale,
                           int in_block, int64_t column, int64_t left, bool first) {
     float p[kParams][4], x[4] = {}, g[kParams][4];
 #pragma unroll
-    for (int i = 0; i < kParams; ++i) load_input(pass, pass.inputs[i], place.row, column, left, p[i]);
-    if (kTakesTarget<Term>) load_input(pass, pass.inputs[kTarget], place.row, column, left, x);
-    const uint32_t observed = load_mask(pass, place.row, column, left);
+    for (int i = 0; i < kParams; ++i) load_input(pass, pass.inputs[i], position.row, column, left, p[i]);
+    if (kTakesTarget<Term>) load_input(pass, pass.inputs[kTarget], position.row, column, left, x);
+    const uint32_t observed = load_mask(pass, position.row, column, left);
     float e[4];
     evaluate(p, x, observed, e, g);
 #pragma unroll
@@ -168,7 +168,7 @@ struct AnyTerms {
 #pragma unroll
         for (int k = 0; k < 4; ++k) g[i][k] *= scale;
         if (grad.kind == GradKind::kFull) {
-          store_full(pass, grad, place.row * pass.columns + column, left, g[i]);
+          store_full(pass, grad, position.row * pass.columns + column, left, g[i]);
         } else {
           shared.store(grad.slot, in_block, g[i]);
         }
@@ -178,7 +178,7 @@ struct AnyTerms {
 
   static FE_DEVICE void evaluate(const float (&p)[kParams][4], const float (&x)[4], uint32_t observed, float (&e)[4],
                                  float (&g)[kParams][4]) {
-    uint32_t counted = 0;  // what is left to do the long way; NaN too
+    uint32_t counted = 0;  // what is left for the full formula; NaN too
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       float values[kParams], gradients[kParams];
@@ -267,11 +267,11 @@ __global__ void __launch_bounds__(kTermThreads, 3) any_terms_kernel(const TermPa
   float column_sums[kSlots] = {};
 #pragma unroll 1
   for (int half = 0; half < (pass.any_columns ? kRowBlock / kGroups : 1); ++half) {
-    const Place place = pass.any_columns ? place_in_row_block(pass, half) : next_place(pass);
+    const Position position = pass.any_columns ? position_in_row_block(pass, half) : next_position(pass);
     AnyTerms<Term, kSlots> terms;
-    terms.run(pass, place, shared);
-    const bool writes = place.exists && threadIdx.x % 4 == 0;
-    const int64_t at = place.row * pass.blocks + place.block;
+    terms.run(pass, position, shared);
+    const bool writes = position.exists && threadIdx.x % 4 == 0;
+    const int64_t at = position.row * pass.blocks + position.block;
     const float total = fold_lanes(terms.lanes);
     if (writes) pass.totals[at] = total;
 #pragma unroll
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kTermThreads, 3) any_terms_kernel(const TermPa
     }
     if (!pass.any_columns) continue;
     __syncthreads();
-    const int64_t first_row = place.row - threadIdx.x / 4;
+    const int64_t first_row = position.row - threadIdx.x / 4;
 #pragma unroll 1
     for (int r = 0; r < kGroups && first_row + r < pass.rows; ++r) {
 #pragma unroll

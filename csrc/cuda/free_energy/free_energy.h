@@ -30,7 +30,7 @@ struct TermGrad {
   int64_t data;  // kFull: [rows, columns]; kColumn: float [row blocks, columns]; kSum: float [rows, blocks]
   GradKind kind;
   int32_t dtype;  // of kFull
-  int32_t slot;   // of kColumn: its place in shared memory
+  int32_t slot;   // of kColumn: its index in shared memory
 };
 
 struct TermPass {

@@ -32,16 +32,16 @@ struct Kernel {
   using S = Math<kParamType>;
   using Coefficients = LangevinAdamCoefficients<S>;
   // Four elements share a Philox call; eight bfloat16 fill a 128-bit access.
-  static constexpr int kUnit = kParamType == kBFloat16 && kStateType == kBFloat16 ? 8 : 4;
+  static constexpr int kSize = kParamType == kBFloat16 && kStateType == kBFloat16 ? 8 : 4;
   // The rarer dtypes have one loop for everything, which saves most of their compile time.
   static constexpr bool kHasPlainLoop = kParamType == kBFloat16 || (kParamType == kFloat32 && kStateType == kFloat32);
   static constexpr bool kRounds = kParamType == kBFloat16 || kStateType == kBFloat16;
-  using ParamUnit = Unit<kParamType, kUnit>;
-  using StateUnit = Unit<kStateType, kUnit>;
+  using ParamVector = Vector<kParamType, kSize>;
+  using StateVector = Vector<kStateType, kSize>;
 
   struct Operands {
-    ParamUnit param, grad;
-    StateUnit exp_avg, exp_avg_sq;
+    ParamVector param, grad;
+    StateVector exp_avg, exp_avg_sq;
 
     FE_DEVICE void load(const TableRow& row, int64_t index) {
       param.load(row.pointers[kParam], index);
@@ -51,26 +51,26 @@ struct Kernel {
     }
   };
 
-  // `ahead` holds the thread's first unit; each further one is on its way while the one before is computed. Without
+  // `ahead` holds the thread's first vector; each further one is in flight while the one before is computed. Without
   // extras the loop is made for kNoise; with them one loop serves every noise, and finds it in the coefficients.
   template <bool kExtras, Noise kNoise>
-  static FE_DEVICE void update_units(const SharedWork& work, Operands& ahead, const Coefficients& c, const Keys& keys) {
+  static FE_DEVICE void update_vectors(const SharedWork& work, Operands& ahead, const Coefficients& c, const Keys& keys) {
     const TableRow& row = work.row;
-    for (int u = static_cast<int>(threadIdx.x); u < work.units; u += kThreads) {
-      const int64_t index = work.first + static_cast<int64_t>(u) * kUnit;
+    for (int u = static_cast<int>(threadIdx.x); u < work.vectors; u += kThreads) {
+      const int64_t index = work.first + static_cast<int64_t>(u) * kSize;
       Operands now = ahead;
-      if (u + kThreads < work.units) ahead.load(row, index + kThreads * kUnit);
-      StateUnit largest_unit{};
-      ParamUnit anchor_unit{};
+      if (u + kThreads < work.vectors) ahead.load(row, index + kThreads * kSize);
+      StateVector largest_unit{};
+      ParamVector anchor_unit{};
       const bool amsgrad = kExtras && c.amsgrad;
       if (amsgrad) largest_unit.load(row.pointers[kMaxExpAvgSq], index);
       if (kExtras && c.prior && row.pointers[kAnchor] != 0) anchor_unit.load(row.pointers[kAnchor], index);
 
       const uint64_t block = static_cast<uint64_t>(row.offset + index) / 4;
       Words<uint32_t> second{};
-      if (kStateType == kBFloat16 && keys.stochastic) second = words_of_block(block / 2, keys.turned_rounding);
+      if (kStateType == kBFloat16 && keys.stochastic) second = words_of_block(block / 2, keys.second_rounding);
 #pragma unroll
-      for (int group = 0; group < kUnit; group += 4) {
+      for (int group = 0; group < kSize; group += 4) {
         Normals<float> n{};
         if (kExtras ? c.noise != Noise::kNone : kNoise != Noise::kNone) {
           n = normals_of_block(block + group / 4, keys.noise);
@@ -79,7 +79,7 @@ struct Kernel {
         Words<uint32_t> w{};
         if (kRounds && keys.stochastic) w = words_of_block(block + group / 4, keys.rounding);
         const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-        const bool even = kUnit == 8 ? group == 0 : block % 2 == 0;
+        const bool even = kSize == 8 ? group == 0 : block % 2 == 0;
         const uint32_t second_words[2] = {even ? second.x : second.z, even ? second.y : second.w};
         Elements<S, 4> e;
 #pragma unroll
@@ -121,8 +121,8 @@ struct Kernel {
                                         const Keys& keys) {
     const TableRow& row = work.row;
     const int anchor_type = static_cast<int>(row.dtypes >> 24 & 0xff);
-    for (int i = work.units * kUnit + static_cast<int>(threadIdx.x); i < work.count; i += kThreads) {
-      const Places p = places(row, layouts, work.first + i);
+    for (int i = work.vectors * kSize + static_cast<int>(threadIdx.x); i < work.count; i += kThreads) {
+      const Offsets p = offsets(row, layouts, work.first + i);
       const uint64_t g = global_index(row, work.first + i);
       Elements<S, 1> e{};
       e.param[0] = load_element<kParamType>(row.pointers[kParam], p.at[kParam]);
@@ -139,7 +139,7 @@ struct Kernel {
       uint32_t word = 0, half = 0;
       if (kRounds && keys.stochastic) {
         word = word_of(g, keys.rounding);
-        if (kStateType == kBFloat16) half = word_of(g / 2, keys.turned_rounding) >> (16 * (g % 2)) & 0xffffu;
+        if (kStateType == kBFloat16) half = word_of(g / 2, keys.second_rounding) >> (16 * (g % 2)) & 0xffffu;
       }
       store_element<kParamType>(row.pointers[kParam], p.at[kParam], e.param[0], {keys.stochastic, word & 0xffffu});
       store_element<kStateType>(row.pointers[kExpAvg], p.at[kExpAvg], e.exp_avg[0], {keys.stochastic, word >> 16});
@@ -149,20 +149,20 @@ struct Kernel {
     }
   }
 
-  static FE_DEVICE void update_units_plain(const SharedWork& work, Operands& ahead, const Coefficients& c,
+  static FE_DEVICE void update_vectors_plain(const SharedWork& work, Operands& ahead, const Coefficients& c,
                                            const Keys& keys) {
     switch (c.noise) {
       case Noise::kMomentum:
-        update_units<false, Noise::kMomentum>(work, ahead, c, keys);
+        update_vectors<false, Noise::kMomentum>(work, ahead, c, keys);
         break;
       case Noise::kPreconditioned:
-        update_units<false, Noise::kPreconditioned>(work, ahead, c, keys);
+        update_vectors<false, Noise::kPreconditioned>(work, ahead, c, keys);
         break;
       case Noise::kIsotropic:
-        update_units<false, Noise::kIsotropic>(work, ahead, c, keys);
+        update_vectors<false, Noise::kIsotropic>(work, ahead, c, keys);
         break;
       default:
-        update_units<false, Noise::kNone>(work, ahead, c, keys);
+        update_vectors<false, Noise::kNone>(work, ahead, c, keys);
     }
   }
 
@@ -170,12 +170,12 @@ struct Kernel {
     Operands ahead{};
     {
       const Work work = block_work(call.step);
-      const int units = work.count > 0 && takes_units<kParamType, kUnit>(*work.row) ? work.count / kUnit : 0;
-      if (static_cast<int>(threadIdx.x) < units) {
-        ahead.load(*work.row, work.first + static_cast<int64_t>(threadIdx.x) * kUnit);
+      const int vectors = work.count > 0 && takes_vectors<kParamType, kSize>(*work.row) ? work.count / kSize : 0;
+      if (static_cast<int>(threadIdx.x) < vectors) {
+        ahead.load(*work.row, work.first + static_cast<int64_t>(threadIdx.x) * kSize);
       }
       // The loads above travel while thread 0 computes the powers and roots.
-      share_work(work, units, shared.work);
+      share_work(work, vectors, shared.work);
       if (threadIdx.x == 0) prepare(call, work.row, shared);
     }
     __syncthreads();
@@ -186,9 +186,9 @@ struct Kernel {
       const Coefficients c = shared.coefficients;
       const Keys keys = row_keys(call.step, work);
       if (!kHasPlainLoop || c.extras()) {
-        update_units<true, Noise::kNone>(work, ahead, c, keys);
+        update_vectors<true, Noise::kNone>(work, ahead, c, keys);
       } else if constexpr (kHasPlainLoop) {
-        update_units_plain(work, ahead, c, keys);
+        update_vectors_plain(work, ahead, c, keys);
       }
       update_elements(work, call.step.layouts, c, keys);
     }

@@ -17,11 +17,11 @@ template <DType kParamType>
 struct Kernel {
   using S = Math<kParamType>;
   using Coefficients = SgldCoefficients<S>;
-  static constexpr int kUnit = kBytes<kParamType> == 2 ? 8 : 4;
+  static constexpr int kSize = kBytes<kParamType> == 2 ? 8 : 4;
   static constexpr bool kRounds = kParamType == kBFloat16;
 
   struct Operands {
-    Unit<kParamType, kUnit> param, grad;
+    Vector<kParamType, kSize> param, grad;
 
     FE_DEVICE void load(const TableRow& row, int64_t index) {
       param.load(row.pointers[kParam], index);
@@ -30,18 +30,18 @@ struct Kernel {
   };
 
   template <bool kNoisy, bool kExtras>
-  static FE_DEVICE void update_units(const SharedWork& work, Operands& ahead, const Coefficients& c, const Keys& keys) {
+  static FE_DEVICE void update_vectors(const SharedWork& work, Operands& ahead, const Coefficients& c, const Keys& keys) {
     const TableRow& row = work.row;
-    for (int u = static_cast<int>(threadIdx.x); u < work.units; u += kThreads) {
-      const int64_t index = work.first + static_cast<int64_t>(u) * kUnit;
+    for (int u = static_cast<int>(threadIdx.x); u < work.vectors; u += kThreads) {
+      const int64_t index = work.first + static_cast<int64_t>(u) * kSize;
       Operands now = ahead;
-      if (u + kThreads < work.units) ahead.load(row, index + kThreads * kUnit);
-      Unit<kParamType, kUnit> anchor_unit{};
-      if (kExtras && c.prior && row.pointers[kAnchor] != 0) anchor_unit.load(row.pointers[kAnchor], index);
+      if (u + kThreads < work.vectors) ahead.load(row, index + kThreads * kSize);
+      Vector<kParamType, kSize> anchor_vector{};
+      if (kExtras && c.prior && row.pointers[kAnchor] != 0) anchor_vector.load(row.pointers[kAnchor], index);
 
       const uint64_t block = static_cast<uint64_t>(row.offset + index) / 4;
 #pragma unroll
-      for (int group = 0; group < kUnit; group += 4) {
+      for (int group = 0; group < kSize; group += 4) {
         Normals<float> n{};
         if (kNoisy) n = normals_of_block(block + group / 4, keys.noise);
         const float normals[4] = {n.x, n.y, n.z, n.w};
@@ -52,7 +52,7 @@ struct Kernel {
         for (int k = 0; k < 4; ++k) {
           const int i = group + k;
           S param = now.param.get(i);
-          sgld<kNoisy, kExtras, S>(param, now.grad.get(i), anchor_unit.get(i), static_cast<S>(normals[k]), c);
+          sgld<kNoisy, kExtras, S>(param, now.grad.get(i), anchor_vector.get(i), static_cast<S>(normals[k]), c);
           now.param.set(i, param, {keys.stochastic, words[k] & 0xffffu});
         }
       }
@@ -64,8 +64,8 @@ struct Kernel {
                                         const Keys& keys) {
     const TableRow& row = work.row;
     const int anchor_type = static_cast<int>(row.dtypes >> 24 & 0xff);
-    for (int e = work.units * kUnit + static_cast<int>(threadIdx.x); e < work.count; e += kThreads) {
-      const Places p = places(row, layouts, work.first + e);
+    for (int e = work.vectors * kSize + static_cast<int>(threadIdx.x); e < work.count; e += kThreads) {
+      const Offsets p = offsets(row, layouts, work.first + e);
       const uint64_t g = global_index(row, work.first + e);
       S param = load_element<kParamType>(row.pointers[kParam], p.at[kParam]);
       const S grad = load_element<kParamType>(row.pointers[kGrad], p.at[kGrad]);
@@ -87,11 +87,11 @@ struct Kernel {
     Operands ahead{};
     {
       const Work work = block_work(call.step);
-      const int units = work.count > 0 && takes_units<kParamType, kUnit>(*work.row) ? work.count / kUnit : 0;
-      if (static_cast<int>(threadIdx.x) < units) {
-        ahead.load(*work.row, work.first + static_cast<int64_t>(threadIdx.x) * kUnit);
+      const int vectors = work.count > 0 && takes_vectors<kParamType, kSize>(*work.row) ? work.count / kSize : 0;
+      if (static_cast<int>(threadIdx.x) < vectors) {
+        ahead.load(*work.row, work.first + static_cast<int64_t>(threadIdx.x) * kSize);
       }
-      share_work(work, units, shared.work);
+      share_work(work, vectors, shared.work);
       if (threadIdx.x == 0) prepare(call, work.row, shared);
     }
     __syncthreads();
@@ -102,9 +102,9 @@ struct Kernel {
       const Coefficients c = shared.coefficients;
       const Keys keys = row_keys(call.step, work);
       if (c.noisy) {
-        c.extras() ? update_units<true, true>(work, ahead, c, keys) : update_units<true, false>(work, ahead, c, keys);
+        c.extras() ? update_vectors<true, true>(work, ahead, c, keys) : update_vectors<true, false>(work, ahead, c, keys);
       } else {
-        c.extras() ? update_units<false, true>(work, ahead, c, keys) : update_units<false, false>(work, ahead, c, keys);
+        c.extras() ? update_vectors<false, true>(work, ahead, c, keys) : update_vectors<false, false>(work, ahead, c, keys);
       }
       update_elements(work, call.step.layouts, c, keys);
     }

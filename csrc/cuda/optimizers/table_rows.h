@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/kernels.h"
-#include "cuda/wide_access.h"
+#include "cuda/vector_access.h"
 #include "core/normal.h"
 
 namespace fe::cuda {
@@ -58,26 +58,26 @@ struct SharedWork {
   TableRow row;
   Scalars scalars;
   int64_t first;
-  int32_t count, units;  // of `count` elements, the first units * unit size are taken in units
+  int32_t count, vectors;  // of `count` elements, those of so many vectors are taken by vectors
   bool last;
 };
 
 // By all threads; a barrier must follow.
-FE_DEVICE void share_work(const Work& work, int units, SharedWork& shared) {
+FE_DEVICE void share_work(const Work& work, int vectors, SharedWork& shared) {
   if (work.row != nullptr && threadIdx.x < kTableColumns) {
     reinterpret_cast<int64_t*>(&shared.row)[threadIdx.x] = reinterpret_cast<const int64_t*>(work.row)[threadIdx.x];
   }
   if (threadIdx.x == 0) {
     shared.first = work.first;
     shared.count = work.count;
-    shared.units = units;
+    shared.vectors = vectors;
   }
 }
 
 // The noise of a row. Of an element's rounding word, the low half is the parameter's and the high half exp_avg's;
-// exp_avg_sq takes the 16-bit halves, in order, of a second stream, that of the parameter with its top bit turned.
+// exp_avg_sq takes the 16-bit halves, in order, of a second stream, that of the parameter with its top bit flipped.
 struct Keys {
-  NoiseKey noise, rounding, turned_rounding;
+  NoiseKey noise, rounding, second_rounding;
   bool stochastic;
 };
 
@@ -107,15 +107,15 @@ FE_DEVICE void finish(const StepCall& call, bool skip) {
   }
 }
 
-// Whether the row's elements can be taken in units of kUnit: contiguous, on 16-byte boundaries, with consecutive
-// indices that start at a multiple of kUnit, and an anchor (if any) of the parameter's dtype.
-template <DType kParamType, int kUnit>
-FE_DEVICE bool takes_units(const TableRow& row) {
+// Whether the row's elements can be taken by vectors: contiguous, on 16-byte boundaries, with consecutive
+// indices that start at a multiple of kSize, and an anchor (if any) of the parameter's dtype.
+template <DType kParamType, int kSize>
+FE_DEVICE bool takes_vectors(const TableRow& row) {
   int64_t all = 0;
 #pragma unroll
   for (int operand = 0; operand < kOperands; ++operand) all |= row.pointers[operand];
   const bool anchor_differs = row.pointers[kAnchor] != 0 && (row.dtypes >> 24 & 0xff) != kParamType;
-  return row.layout == 0 && row.length >= row.numel && row.offset % kUnit == 0 && (all & 15) == 0 && !anchor_differs;
+  return row.layout == 0 && row.length >= row.numel && row.offset % kSize == 0 && (all & 15) == 0 && !anchor_differs;
 }
 
 // The index of a local element in the whole parameter.
@@ -125,12 +125,12 @@ FE_DEVICE uint64_t global_index(const TableRow& row, int64_t element) {
 }
 
 // How far a local element lies from each operand's pointer, in elements.
-struct Places {
+struct Offsets {
   int64_t at[kOperands];
 };
 
-FE_DEVICE Places places(const TableRow& row, const int64_t* layouts, int64_t element) {
-  Places p;
+FE_DEVICE Offsets offsets(const TableRow& row, const int64_t* layouts, int64_t element) {
+  Offsets p;
   if (row.layout == 0) {
 #pragma unroll
     for (int operand = 0; operand < kOperands; ++operand) p.at[operand] = element;

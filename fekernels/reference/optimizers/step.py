@@ -61,7 +61,7 @@ def store(row: Row, target: Tensor, value: Tensor, which: str, settings: StepSet
     """Store float32 values; where asked for, round them to bfloat16 up or down, unbiased, with the element's 16 bits.
 
     The parameter takes the low half of word g of its stream, exp_avg the high half; exp_avg_sq
-    takes half g of a second sequence of 16-bit halves, that of the stream with its top bit turned.
+    takes half g of a second sequence of 16-bit halves, that of the stream with its top bit flipped.
     """
     if not settings.stochastic_rounding or target.dtype != torch.bfloat16:
         target.copy_(value)

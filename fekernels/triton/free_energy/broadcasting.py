@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from fekernels.triton import numerics
-from fekernels.triton.free_energy import operand_codes as codes
+from fekernels.triton.free_energy import operand_flags as codes
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def narrow(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def full_places(pointer, row, pitch, begin, COLUMNS: tl.constexpr, ALIGN: tl.constexpr):
+def full_pointers(pointer, row, pitch, begin, COLUMNS: tl.constexpr, ALIGN: tl.constexpr):
     """Addresses of rows `row` (int64 [ROWS]), columns begin .. begin + COLUMNS - 1. pitch: of rows, in ALIGNs.
 
     ALIGN elements that begin at a multiple of ALIGN columns are promised to be one aligned piece. The promise is made
@@ -50,18 +50,18 @@ def full_places(pointer, row, pitch, begin, COLUMNS: tl.constexpr, ALIGN: tl.con
 
 @triton.jit
 def load(
-    pointer, row, pitch, begin, there, row_there, column_there,
+    pointer, row, pitch, begin, valid, row_valid, column_valid,
     KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """An operand's tile, float32, 0 where there is none. pitch: of rows, in ALIGNs if full, in elements if row."""
     if KIND == codes.FULL:
-        value = tl.load(full_places(pointer, row, pitch, begin, COLUMNS, ALIGN), mask=there, other=0)
+        value = tl.load(full_pointers(pointer, row, pitch, begin, COLUMNS, ALIGN), mask=valid, other=0)
         return widen(value)
     elif KIND == codes.COLUMN:
-        value = tl.load(pointer + begin + tl.arange(0, COLUMNS), mask=column_there, other=0)
+        value = tl.load(pointer + begin + tl.arange(0, COLUMNS), mask=column_valid, other=0)
         return tl.broadcast_to(widen(value)[None, :], (ROWS, COLUMNS))
     elif KIND == codes.ROW:
-        value = tl.load(pointer + row * pitch, mask=row_there, other=0)
+        value = tl.load(pointer + row * pitch, mask=row_valid, other=0)
         return tl.broadcast_to(widen(value)[:, None], (ROWS, COLUMNS))
     else:
         return tl.broadcast_to(widen(tl.load(pointer)), (ROWS, COLUMNS))
@@ -80,21 +80,21 @@ def quads(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def row_scale(weight, upstream, scale, row, row_there, ROWS: tl.constexpr):
+def row_scale(weight, upstream, scale, row, row_valid, ROWS: tl.constexpr):
     """What multiplies a row's gradients: weight * (upstream or `scale`), in float32."""
     shared = tl.full((), scale, tl.float64).to(tl.float32)
     value = tl.broadcast_to(shared, (ROWS,))
     if upstream is not None:
-        value = tl.load(upstream + row, mask=row_there, other=0.0)
+        value = tl.load(upstream + row, mask=row_valid, other=0.0)
     if weight is not None:
-        factor = tl.load(weight + row, mask=row_there, other=0.0)
+        factor = tl.load(weight + row, mask=row_valid, other=0.0)
         value = tl.where(factor == 0.0, 0.0, factor * value)
     return value
 
 
 @triton.jit
-def kept(weight, row, there):
-    """``there`` but for rows whose weight is 0, which count nothing, whatever they hold."""
+def kept(weight, row, valid):
+    """``valid`` but for rows whose weight is 0, which count nothing, whatever they hold."""
     if weight is not None:
-        there = there & (tl.load(weight + row, mask=there, other=0.0) != 0.0)
-    return there
+        valid = valid & (tl.load(weight + row, mask=valid, other=0.0) != 0.0)
+    return valid

@@ -19,7 +19,7 @@ from torch import Tensor
 from fekernels._catalogue.free_energy import CATEGORICAL, LIKELIHOODS, MEAN, NONE
 from fekernels.triton.free_energy import broadcasting as operands
 from fekernels.triton.free_energy import categorical, kernels
-from fekernels.triton.free_energy import operand_codes as codes
+from fekernels.triton.free_energy import operand_flags as codes
 from fekernels.triton.launch import EXACT, on_device_of
 
 TERMS = tuple(row.term for row in LIKELIHOODS)
@@ -292,14 +292,14 @@ def scale_kernel(
                     start = tl.program_id(0).to(tl.int64) * BLOCK
                     for at in range(start, counts[i], tl.num_programs(0) * BLOCK):
                         index = at + tl.arange(0, BLOCK)
-                        there = index < counts[i]
+                        valid = index < counts[i]
                         base = tensors[i] + at
                         if ALIGNED:
                             base = tl.multiple_of(base, 16)
-                            there = index // 8 < tl.cdiv(counts[i], 8)
-                        places = base + tl.arange(0, BLOCK)
-                        value = operands.widen(tl.load(places, mask=there, other=0)) * by
-                        tl.store(places, operands.narrow(value, tensors[i].dtype.element_ty), mask=there)
+                            valid = index // 8 < tl.cdiv(counts[i], 8)
+                        pointers = base + tl.arange(0, BLOCK)
+                        value = operands.widen(tl.load(pointers, mask=valid, other=0)) * by
+                        tl.store(pointers, operands.narrow(value, tensors[i].dtype.element_ty), mask=valid)
 
 
 def scale_(tensors: list[Tensor], factor: Tensor) -> None:

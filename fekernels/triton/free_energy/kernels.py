@@ -11,20 +11,20 @@ import triton.language as tl
 
 from fekernels.triton.free_energy import broadcasting as operands
 from fekernels.triton.free_energy import likelihoods
-from fekernels.triton.free_energy import operand_codes as codes
+from fekernels.triton.free_energy import operand_flags as codes
 
 
 @triton.jit
 def take_gradient(
-    slope, counts, there, row, row_scale, at, columns, grad, row_total, column_total,
+    slope, counts, valid, row, row_scale, at, columns, grad, row_total, column_total,
     CODE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A tile's gradient of one operand: stored, or added to what is returned, the sums over columns and over rows."""
     if codes.WANTED & CODE:
         if codes.SHAPE & CODE == codes.FULL:
             value = tl.where(counts, slope * row_scale[:, None], 0.0)
-            places = operands.full_places(grad, row, columns // ALIGN, at, COLUMNS, ALIGN)
-            tl.store(places, operands.narrow(value, grad.dtype.element_ty), mask=there)
+            pointers = operands.full_pointers(grad, row, columns // ALIGN, at, COLUMNS, ALIGN)
+            tl.store(pointers, operands.narrow(value, grad.dtype.element_ty), mask=valid)
         elif codes.SHAPE & CODE == codes.COLUMN:
             column_total += tl.where(counts, slope * row_scale[:, None], 0.0)
         else:
@@ -33,11 +33,11 @@ def take_gradient(
 
 
 @triton.jit
-def take_row_total(row_total, row_scale, total, sums, region, place, row_there, CODE: tl.constexpr):
+def take_row_total(row_total, row_scale, total, sums, region, offsets, row_valid, CODE: tl.constexpr):
     """The end of some rows of one operand's gradient: stored if it is the row's, added to `total` if a scalar's."""
     if codes.WANTED & CODE:
         if codes.SHAPE & CODE == codes.ROW:
-            tl.store(sums + (CODE // codes.REGION) * region + place, tl.sum(row_total, 1), mask=row_there)
+            tl.store(sums + (CODE // codes.REGION) * region + offsets, tl.sum(row_total, 1), mask=row_valid)
         elif codes.SHAPE & CODE == codes.SCALAR:
             total += tl.sum(tl.sum(row_total, 1) * row_scale.to(tl.float64), 0)
     return total
@@ -54,10 +54,10 @@ def leave_totals(
             tl.store(sums + (CODE // codes.REGION) * region + program + tl.arange(0, 1), total)
         elif codes.SHAPE & CODE == codes.COLUMN:
             column = begin + tl.arange(0, COLUMNS)
-            places = (
+            pointers = (
                 column_sums + (CODE // codes.REGION) * column_region + block.to(tl.int64) * columns + column
             )
-            tl.store(places, tl.sum(column_total, 0), mask=column < columns)
+            tl.store(pointers, tl.sum(column_total, 0), mask=column < columns)
 
 
 @triton.jit(
@@ -101,21 +101,21 @@ def terms_kernel(
     first_row = block.to(tl.int64) * row_steps * ROWS
     for step in range(row_steps):
         row = first_row + step * ROWS + tl.arange(0, ROWS)
-        row_there = row < rows
-        row_scale = operands.row_scale(weight, upstream, scale, row, row_there, ROWS)
-        row_counts = operands.kept(weight, row, row_there)
+        row_valid = row < rows
+        row_scale = operands.row_scale(weight, upstream, scale, row, row_valid, ROWS)
+        row_counts = operands.kept(weight, row, row_valid)
         row_total = tl.zeros((ROWS, COLUMNS // 4), tl.float64)
         row_totals = (row_total, row_total, row_total, row_total)
         for at in range(begin, end, COLUMNS):
             column = at + tl.arange(0, COLUMNS)
             # One truth for ALIGN elements, so that masked loads and stores stay whole.
-            column_there = column // ALIGN < columns // ALIGN
-            there = row_there[:, None] & column_there[None, :]
+            column_valid = column // ALIGN < columns // ALIGN
+            valid = row_valid[:, None] & column_valid[None, :]
             p = ()
             for i in tl.static_range(COUNT):
                 p = p + (
                     operands.load(
-                        params[i], row, pitches[i], at, there, row_there, column_there,
+                        params[i], row, pitches[i], at, valid, row_valid, column_valid,
                         codes.SHAPE & OPERANDS >> 8 * i, ROWS, COLUMNS, ALIGN,
                     ),
                 )  # fmt: skip
@@ -126,9 +126,9 @@ def terms_kernel(
                     row,
                     target_pitch,
                     at,
-                    there,
-                    row_there,
-                    column_there,
+                    valid,
+                    row_valid,
+                    column_valid,
                     codes.FULL,
                     ROWS,
                     COLUMNS,
@@ -136,12 +136,12 @@ def terms_kernel(
                 )
             e, g0, g1, g2, g3 = likelihoods.terms(TERM, p, x)
             # The results are chosen, never multiplied: what is unobserved may be NaN.
-            counts = there
+            counts = valid
             if weight is not None:
                 counts = counts & row_counts[:, None]
             if mask is not None:
-                places = operands.full_places(mask, row, mask_pitch, at, COLUMNS, ALIGN)
-                counts = counts & (tl.load(places, mask=there, other=0) != 0)
+                pointers = operands.full_pointers(mask, row, mask_pitch, at, COLUMNS, ALIGN)
+                counts = counts & (tl.load(pointers, mask=valid, other=0) != 0)
             row_total += operands.quads(tl.where(counts, e, 0.0), ROWS, COLUMNS)
 
             slopes = (g0, g1, g2, g3)
@@ -149,7 +149,7 @@ def terms_kernel(
             new_columns = ()
             for i in tl.static_range(4):
                 new_row, new_column = take_gradient(
-                    slopes[i], counts, there, row, row_scale, at, columns, grads[i], row_totals[i], column_totals[i],
+                    slopes[i], counts, valid, row, row_scale, at, columns, grads[i], row_totals[i], column_totals[i],
                     codes.BYTE & OPERANDS >> 8 * i, ROWS, COLUMNS, ALIGN,
                 )  # fmt: skip
                 new_rows = new_rows + (new_row,)
@@ -159,15 +159,15 @@ def terms_kernel(
 
         energy = tl.sum(row_total, 1)
         if PER_ROW:
-            tl.store(sums + row * segments + segment, energy, mask=row_there)
+            tl.store(sums + row * segments + segment, energy, mask=row_valid)
         else:
             if weight is not None:
-                energy *= tl.load(weight + row, mask=row_there, other=0.0).to(tl.float64)
+                energy *= tl.load(weight + row, mask=row_valid, other=0.0).to(tl.float64)
             total += tl.sum(energy, 0)
         new_totals = ()
         for i in tl.static_range(4):
             new_total = take_row_total(
-                row_totals[i], row_scale, totals[i], sums, region, row * segments + segment, row_there,
+                row_totals[i], row_scale, totals[i], sums, region, row * segments + segment, row_valid,
                 codes.BYTE & OPERANDS >> 8 * i,
             )  # fmt: skip
             new_totals = new_totals + (new_total,)
@@ -183,13 +183,13 @@ def terms_kernel(
 
 
 @triton.jit
-def sum_of_row(sums, row, row_there, segments, ROWS: tl.constexpr, SEGMENTS: tl.constexpr):
+def sum_of_row(sums, row, row_valid, segments, ROWS: tl.constexpr, SEGMENTS: tl.constexpr):
     """Row `row`'s total (float64 [ROWS]) of its partial sums at [row, segment]."""
     total = tl.zeros((ROWS, SEGMENTS), tl.float64)
     for at in range(0, segments, SEGMENTS):
         segment = at + tl.arange(0, SEGMENTS)
-        there = row_there[:, None] & (segment < segments)[None, :]
-        total += tl.load(sums + (row * segments)[:, None] + segment[None, :], mask=there, other=0.0)
+        valid = row_valid[:, None] & (segment < segments)[None, :]
+        total += tl.load(sums + (row * segments)[:, None] + segment[None, :], mask=valid, other=0.0)
     return tl.sum(total, 1)
 
 
@@ -205,14 +205,14 @@ def sum_of_all(sums, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def row_gradient(
-    sums, region, segments, grad, row_scale, row, row_there,
+    sums, region, segments, grad, row_scale, row, row_valid,
     CODE: tl.constexpr, ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
 ):  # fmt: skip
     if (codes.WANTED | codes.SHAPE) & CODE == codes.WANTED | codes.ROW:
         start = sums + (CODE // codes.REGION) * region
-        total = sum_of_row(start, row, row_there, segments, ROWS, SEGMENTS)
+        total = sum_of_row(start, row, row_valid, segments, ROWS, SEGMENTS)
         value = (total * row_scale.to(tl.float64)).to(tl.float32)
-        tl.store(grad + row, operands.narrow(value, grad.dtype.element_ty), mask=row_there)
+        tl.store(grad + row, operands.narrow(value, grad.dtype.element_ty), mask=row_valid)
 
 
 @triton.jit
@@ -232,16 +232,16 @@ def column_gradient(
         tiles = tl.cdiv(columns, COLUMNS)
         if (tile >= 0) & (tile < tiles):
             column = tile * COLUMNS + tl.arange(0, COLUMNS)
-            there = column < columns
+            valid = column < columns
             start = column_sums + (CODE // codes.REGION) * column_region
             total = tl.zeros((BLOCKS, COLUMNS), tl.float64)
             for at in range(0, blocks, BLOCKS):
                 block = at + tl.arange(0, BLOCKS)
-                places = start + block.to(tl.int64)[:, None] * columns + column[None, :]
-                part = tl.load(places, mask=(block < blocks)[:, None] & there[None, :], other=0.0)
+                pointers = start + block.to(tl.int64)[:, None] * columns + column[None, :]
+                part = tl.load(pointers, mask=(block < blocks)[:, None] & valid[None, :], other=0.0)
                 total += part.to(tl.float64)
             value = tl.sum(total, 0).to(tl.float32)
-            tl.store(grad + column, operands.narrow(value, grad.dtype.element_ty), mask=there)
+            tl.store(grad + column, operands.narrow(value, grad.dtype.element_ty), mask=valid)
         tile -= tiles
     return tile
 
@@ -278,33 +278,33 @@ def finalize_kernel(
     latent = (grad3, grad4, grad5, grad6)
     if program < row_tiles:
         row = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        row_there = row < rows
+        row_valid = row < rows
         if PER_ROW:
             factor = tl.full((ROWS,), 1.0, tl.float64)
             if weight is not None:
-                factor = tl.load(weight + row, mask=row_there, other=0.0).to(tl.float64)
+                factor = tl.load(weight + row, mask=row_valid, other=0.0).to(tl.float64)
             of_energy = tl.zeros((ROWS,), tl.float64)
             of_kl = tl.zeros((ROWS,), tl.float64)
             if energy_sums is not None:
-                of_energy = factor * sum_of_row(energy_sums, row, row_there, energy_segments, ROWS, SEGMENTS)
+                of_energy = factor * sum_of_row(energy_sums, row, row_valid, energy_segments, ROWS, SEGMENTS)
             if kl_sums is not None:
-                of_kl = factor * sum_of_row(kl_sums, row, row_there, kl_segments, ROWS, SEGMENTS)
+                of_kl = factor * sum_of_row(kl_sums, row, row_valid, kl_segments, ROWS, SEGMENTS)
             of_both = of_energy + tl.full((), beta, tl.float64) * of_kl
-            tl.store(free + row, of_both.to(tl.float32), mask=row_there)
-            tl.store(energy + row, of_energy.to(tl.float32), mask=row_there)
-            tl.store(kl + row, of_kl.to(tl.float32), mask=row_there)
+            tl.store(free + row, of_both.to(tl.float32), mask=row_valid)
+            tl.store(energy + row, of_energy.to(tl.float32), mask=row_valid)
+            tl.store(kl + row, of_kl.to(tl.float32), mask=row_valid)
         if energy_sums is not None:
-            by = operands.row_scale(weight, energy_upstream, scale, row, row_there, ROWS)
+            by = operands.row_scale(weight, energy_upstream, scale, row, row_valid, ROWS)
             for i in tl.static_range(3):
                 row_gradient(
-                    energy_sums, energy_region, energy_segments, params[i], by, row, row_there,
+                    energy_sums, energy_region, energy_segments, params[i], by, row, row_valid,
                     codes.BYTE & ENERGY >> 8 * i, ROWS, SEGMENTS,
                 )  # fmt: skip
         if kl_sums is not None:
-            by = operands.row_scale(weight, kl_upstream, scale, row, row_there, ROWS)
+            by = operands.row_scale(weight, kl_upstream, scale, row, row_valid, ROWS)
             for i in tl.static_range(4):
                 row_gradient(
-                    kl_sums, kl_region, kl_segments, latent[i], by, row, row_there,
+                    kl_sums, kl_region, kl_segments, latent[i], by, row, row_valid,
                     codes.BYTE & KL >> 8 * i, ROWS, SEGMENTS,
                 )  # fmt: skip
     else:

@@ -1,6 +1,6 @@
 """The terms of a free energy per element, operation for operation as in csrc/formulas, so with the same bits.
 
-Each returns the energy and its gradients in the parameters. What holds in `_functions` holds here.
+Each returns the energy and its gradients in the parameters. What holds in `functions` holds here.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs

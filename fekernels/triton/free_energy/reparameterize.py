@@ -35,7 +35,7 @@ def elements(program, skip, numel, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def places(pointer, begin, lane, ALIGNED: tl.constexpr):
+def pointers(pointer, begin, lane, ALIGNED: tl.constexpr):
     """Addresses of a program's elements. ALIGNED promises what four of the narrowest need."""
     start = pointer + begin
     if ALIGNED:
@@ -44,9 +44,9 @@ def places(pointer, begin, lane, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def deviation(logvar, begin, lane, there, ALIGNED: tl.constexpr):
+def deviation(logvar, begin, lane, valid, ALIGNED: tl.constexpr):
     """exp(logvar / 2)."""
-    value = tl.load(places(logvar, begin, lane, ALIGNED), mask=there, other=0)
+    value = tl.load(pointers(logvar, begin, lane, ALIGNED), mask=valid, other=0)
     return f.exp(operands.widen(value) * 0.5)
 
 
@@ -59,17 +59,17 @@ def reparameterize_kernel(
     step: tl.int64, PURPOSE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out[k] of sample k = program_id(1). first: the global index of the first program's first lane."""
-    begin, lane, there = elements(tl.program_id(0), skip, numel, BLOCK, ALIGNED)
+    begin, lane, valid = elements(tl.program_id(0), skip, numel, BLOCK, ALIGNED)
     sample = tl.program_id(1)
     index = first + tl.program_id(0).to(tl.int64) * BLOCK
     eps = numerics.normals_from(
         index, BLOCK, tl.cast(seed, tl.int64), tl.cast(step, tl.uint32), tl.cast(stream + sample, tl.uint32),
         tl.full((), PURPOSE, tl.uint32), 4,
     )  # fmt: skip
-    sd = deviation(logvar, begin, lane, there, ALIGNED)
-    center = operands.widen(tl.load(places(mean, begin, lane, ALIGNED), mask=there, other=0))
+    sd = deviation(logvar, begin, lane, valid, ALIGNED)
+    center = operands.widen(tl.load(pointers(mean, begin, lane, ALIGNED), mask=valid, other=0))
     value = operands.narrow(tl.fma(sd, eps, center), out.dtype.element_ty)
-    tl.store(places(out, sample.to(tl.int64) * numel + begin, lane, ALIGNED), value, mask=there)
+    tl.store(pointers(out, sample.to(tl.int64) * numel + begin, lane, ALIGNED), value, mask=valid)
 
 
 @triton.jit(
@@ -81,7 +81,7 @@ def reparameterize_backward_kernel(
     seed: tl.int64, stream: tl.int64, step: tl.int64, PURPOSE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The sums over samples, in their order, of the gradient and of its product with the noise."""
-    begin, lane, there = elements(tl.program_id(0), skip, numel, BLOCK, ALIGNED)
+    begin, lane, valid = elements(tl.program_id(0), skip, numel, BLOCK, ALIGNED)
     index = first + tl.program_id(0).to(tl.int64) * BLOCK
     # The sum is its first value at first, also if that is -0: so it begins at -0, which `tl.full` would lose.
     of_mean = tl.zeros((BLOCK,), tl.float32) * -1.0
@@ -92,14 +92,14 @@ def reparameterize_backward_kernel(
             tl.full((), PURPOSE, tl.uint32), 4,
         )  # fmt: skip
         start = tl.cast(sample, tl.int64) * numel + begin
-        slope = operands.widen(tl.load(places(grad, start, lane, ALIGNED), mask=there, other=0))
+        slope = operands.widen(tl.load(pointers(grad, start, lane, ALIGNED), mask=valid, other=0))
         of_mean += slope
         along_eps = tl.fma(slope, eps, along_eps)
-    along_eps = deviation(logvar, begin, lane, there, ALIGNED) * 0.5 * along_eps
+    along_eps = deviation(logvar, begin, lane, valid, ALIGNED) * 0.5 * along_eps
     value = operands.narrow(of_mean, grad_mean.dtype.element_ty)
-    tl.store(places(grad_mean, begin, lane, ALIGNED), value, mask=there)
+    tl.store(pointers(grad_mean, begin, lane, ALIGNED), value, mask=valid)
     value = operands.narrow(along_eps, grad_logvar.dtype.element_ty)
-    tl.store(places(grad_logvar, begin, lane, ALIGNED), value, mask=there)
+    tl.store(pointers(grad_logvar, begin, lane, ALIGNED), value, mask=valid)
 
 
 def aligned(tensors: list[Tensor], numel: int, skip: int) -> bool:

@@ -137,18 +137,18 @@ def span(
     ROUND: tl.constexpr = codes.STOCHASTIC & FLAGS != 0
     param_at, grad_at, exp_avg_at, exp_avg_sq_at, largest_at, anchor_at = addresses
     for at in range(0, left, BLOCK):
-        mask, first, place = rows_of.places(begin, at, left, layouts, layout, BLOCK, VECTOR, GROUP)
-        param = rows_of.read(param_at, first, place[0], mask, PARAM, VECTOR).to(REAL)
-        grad = rows_of.read(grad_at, first, place[1], mask, GRAD, VECTOR).to(REAL)
-        exp_avg = rows_of.read(exp_avg_at, first, place[2], mask, STATE, VECTOR).to(REAL)
-        exp_avg_sq = rows_of.read(exp_avg_sq_at, first, place[3], mask, STATE, VECTOR).to(REAL)
+        mask, first, offsets = rows_of.offsets(begin, at, left, layouts, layout, BLOCK, VECTOR, GROUP)
+        param = rows_of.read(param_at, first, offsets[0], mask, PARAM, VECTOR).to(REAL)
+        grad = rows_of.read(grad_at, first, offsets[1], mask, GRAD, VECTOR).to(REAL)
+        exp_avg = rows_of.read(exp_avg_at, first, offsets[2], mask, STATE, VECTOR).to(REAL)
+        exp_avg_sq = rows_of.read(exp_avg_sq_at, first, offsets[3], mask, STATE, VECTOR).to(REAL)
         largest = exp_avg_sq
         if codes.AMSGRAD & FLAGS:
-            largest = rows_of.read(largest_at, first, place[4], mask, STATE, VECTOR).to(REAL)
+            largest = rows_of.read(largest_at, first, offsets[4], mask, STATE, VECTOR).to(REAL)
         anchor = tl.zeros((BLOCK,), REAL)
         if codes.PRIOR & FLAGS:
             if anchor_at != 0:
-                anchor = rows_of.read(anchor_at, first, place[5], mask, ANCHOR, VECTOR).to(REAL)
+                anchor = rows_of.read(anchor_at, first, offsets[5], mask, ANCHOR, VECTOR).to(REAL)
 
         here = begin + at
         normal = tl.zeros((BLOCK,), tl.float32)
@@ -169,11 +169,11 @@ def span(
             word = rows_of.rounding_words(here, order, key, BLOCK, VECTOR, GROUP)
             if STATE == codes.BFLOAT16:
                 half = rows_of.rounding_halves(here, order, key, BLOCK, VECTOR)
-        rows_of.write(param_at, first, place[0], param, word & 0xFFFF, mask, PARAM, VECTOR, ROUND)
-        rows_of.write(exp_avg_at, first, place[2], exp_avg, word >> 16, mask, STATE, VECTOR, ROUND)
-        rows_of.write(exp_avg_sq_at, first, place[3], exp_avg_sq, half, mask, STATE, VECTOR, ROUND)
+        rows_of.write(param_at, first, offsets[0], param, word & 0xFFFF, mask, PARAM, VECTOR, ROUND)
+        rows_of.write(exp_avg_at, first, offsets[2], exp_avg, word >> 16, mask, STATE, VECTOR, ROUND)
+        rows_of.write(exp_avg_sq_at, first, offsets[3], exp_avg_sq, half, mask, STATE, VECTOR, ROUND)
         if codes.AMSGRAD & FLAGS:
-            rows_of.write(largest_at, first, place[4], largest, half, mask, STATE, VECTOR, ROUND)
+            rows_of.write(largest_at, first, offsets[4], largest, half, mask, STATE, VECTOR, ROUND)
 
 
 @triton.jit(

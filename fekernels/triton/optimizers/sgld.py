@@ -30,9 +30,9 @@ def span(
     ROUND: tl.constexpr = codes.STOCHASTIC & FLAGS != 0
     minus_h, noise_scale, weight_decay, prior_precision = shared
     for at in range(0, left, BLOCK):
-        mask, first, place = rows_of.places(begin, at, left, layouts, layout, BLOCK, VECTOR, GROUP)
-        param = rows_of.read(addresses[0], first, place[0], mask, PARAM, VECTOR).to(REAL)
-        grad = rows_of.read(addresses[1], first, place[1], mask, GRAD, VECTOR).to(REAL)
+        mask, first, offsets = rows_of.offsets(begin, at, left, layouts, layout, BLOCK, VECTOR, GROUP)
+        param = rows_of.read(addresses[0], first, offsets[0], mask, PARAM, VECTOR).to(REAL)
+        grad = rows_of.read(addresses[1], first, offsets[1], mask, GRAD, VECTOR).to(REAL)
         if codes.SCALED & FLAGS:
             grad = numerics.divide(grad, grad_scale)
         if codes.MAXIMIZE & FLAGS:
@@ -42,7 +42,7 @@ def span(
         if codes.PRIOR & FLAGS:
             anchor = tl.zeros((BLOCK,), REAL)
             if addresses[5] != 0:
-                anchor = rows_of.read(addresses[5], first, place[5], mask, ANCHOR, VECTOR).to(REAL)
+                anchor = rows_of.read(addresses[5], first, offsets[5], mask, ANCHOR, VECTOR).to(REAL)
             grad = tl.fma(param - anchor, prior_precision, grad)
         param = tl.fma(grad, minus_h, param)
 
@@ -58,7 +58,7 @@ def span(
         word = tl.zeros((BLOCK,), tl.uint32)
         if ROUND and PARAM == codes.BFLOAT16:
             word = rows_of.rounding_words(here, order, key, BLOCK, VECTOR, GROUP)
-        rows_of.write(addresses[0], first, place[0], param, word & 0xFFFF, mask, PARAM, VECTOR, ROUND)
+        rows_of.write(addresses[0], first, offsets[0], param, word & 0xFFFF, mask, PARAM, VECTOR, ROUND)
 
 
 @triton.jit(

@@ -102,8 +102,8 @@ def launch(
 
 
 @triton.jit
-def read(address, begin, place, mask, CODE: tl.constexpr, VECTOR: tl.constexpr):
-    """Elements begin + place (scalar, tensor) of the tensor at `address` (int64), as float64 or else as float32.
+def read(address, begin, offsets, mask, CODE: tl.constexpr, VECTOR: tl.constexpr):
+    """Elements begin + offsets (scalar, tensor) of the tensor at `address` (int64), as float64 or else as float32.
 
     VECTOR promises that they begin at a multiple of 16 bytes. The promise must not outlive the branch that checked it,
     so it is made on a pointer that is born here.
@@ -117,7 +117,7 @@ def read(address, begin, place, mask, CODE: tl.constexpr, VECTOR: tl.constexpr):
     start += begin
     if VECTOR:
         start = tl.multiple_of(start, 16)
-    bits = tl.load(start + place, mask=mask, other=0)
+    bits = tl.load(start + offsets, mask=mask, other=0)
     if CODE == codes.BFLOAT16:
         return numerics.bf16_to_float(bits)
     elif CODE == codes.FLOAT16:
@@ -128,7 +128,7 @@ def read(address, begin, place, mask, CODE: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def write(
-    address, begin, place, value, rounding, mask, CODE: tl.constexpr, VECTOR: tl.constexpr, ROUND: tl.constexpr
+    address, begin, offsets, value, rounding, mask, CODE: tl.constexpr, VECTOR: tl.constexpr, ROUND: tl.constexpr
 ):  # fmt: skip
     """The counterpart of `read`. rounding: 16 random bits per element (uint32), used if ROUND and bfloat16."""
     if CODE == codes.FLOAT32:
@@ -148,11 +148,11 @@ def write(
     start += begin
     if VECTOR:
         start = tl.multiple_of(start, 16)
-    tl.store(start + place, stored, mask=mask)
+    tl.store(start + offsets, stored, mask=mask)
 
 
 @triton.jit
-def strided_places(element, layouts, layout):
+def strided_offsets(element, layouts, layout):
     """Where logical element `element` (int64 tensor) lies in each operand, in the order of the table's pointers."""
     start = layouts + (layout - 1)
     dimensions = tl.load(start).to(tl.int32)
@@ -177,7 +177,7 @@ def strided_places(element, layouts, layout):
 
 
 @triton.jit
-def places(begin, at, left, layouts, layout, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr):
+def offsets(begin, at, left, layouts, layout, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr):
     """Of elements begin + at .. begin + at + BLOCK - 1: which exist, and where `read` finds them in each operand."""
     lane = at + tl.arange(0, BLOCK)
     if VECTOR:
@@ -187,7 +187,7 @@ def places(begin, at, left, layouts, layout, BLOCK: tl.constexpr, VECTOR: tl.con
         element = begin + lane
         p0, p1, p2, p3, p4, p5 = element, element, element, element, element, element
         if layout != 0:
-            p0, p1, p2, p3, p4, p5 = strided_places(element, layouts, layout)
+            p0, p1, p2, p3, p4, p5 = strided_offsets(element, layouts, layout)
         return lane < left, begin * 0, (p0, p1, p2, p3, p4, p5)
 
 
@@ -264,7 +264,7 @@ def scalar(value, pointer):
 
 
 @triton.jit
-def has_wide_step(row):
+def has_float64_step(row):
     """Whether the step of the row (or rows) at `row` is float64; else it is float32. It may differ from row to row."""
     return (tl.load(row + codes.DTYPES) >> 32) & 255 == codes.FLOAT64
 
@@ -287,7 +287,7 @@ def chunk_of(table, chunks, block, GROUP: tl.constexpr):
 
     step = tl.load(row + codes.STEP)
     before = tl.full((), 0.0, tl.float64)
-    if has_wide_step(row):
+    if has_float64_step(row):
         before = tl.load(step.to(tl.pointer_type(tl.float64)))
     else:
         before = tl.load(step.to(tl.pointer_type(tl.float32))).to(tl.float64)
@@ -299,7 +299,7 @@ def chunk_of(table, chunks, block, GROUP: tl.constexpr):
 
 @triton.jit
 def finish(scratch):
-    """Whether this program is the last of the launch to come here; it then leaves `scratch` at 0 for the next launch.
+    """Whether this program is the last of the launch to reach this; it then leaves `scratch` at 0 for the next launch.
 
     The barrier makes sure that every thread has read what the last program is about to change.
     """
@@ -315,15 +315,19 @@ def advance_steps(table, rows):
     """Adds 1 to the step of every row."""
     for begin in range(0, rows, codes.ROWS_AT_ONCE):
         index = begin + tl.arange(0, codes.ROWS_AT_ONCE)
-        there = index < rows
+        valid = index < rows
         # Beyond the last row stands in the first, so that every address is one.
-        row = table + tl.where(there, index, 0).to(tl.int64) * codes.COLUMNS
-        wide = has_wide_step(row)
+        row = table + tl.where(valid, index, 0).to(tl.int64) * codes.COLUMNS
+        double_step = has_float64_step(row)
         address = tl.load(row + codes.STEP)
         single = address.to(tl.pointer_type(tl.float32))
         double = address.to(tl.pointer_type(tl.float64))
-        tl.store(single, tl.load(single, mask=there & (wide == 0), other=0) + 1, mask=there & (wide == 0))
-        tl.store(double, tl.load(double, mask=there & wide, other=0) + 1, mask=there & wide)
+        tl.store(
+            single,
+            tl.load(single, mask=valid & (double_step == 0), other=0) + 1,
+            mask=valid & (double_step == 0),
+        )
+        tl.store(double, tl.load(double, mask=valid & double_step, other=0) + 1, mask=valid & double_step)
 
 
 @triton.jit
@@ -331,6 +335,6 @@ def set_noise_units(table, rows, unit):
     """Writes `unit` (float64) where rows keep that of the noise in their momentum."""
     for begin in range(0, rows, codes.ROWS_AT_ONCE):
         index = begin + tl.arange(0, codes.ROWS_AT_ONCE)
-        there = index < rows
-        address = tl.load(table + tl.where(there, index, 0).to(tl.int64) * codes.COLUMNS + codes.NOISE_UNIT)
-        tl.store(address.to(tl.pointer_type(tl.float64)), unit, mask=there & (address != 0))
+        valid = index < rows
+        address = tl.load(table + tl.where(valid, index, 0).to(tl.int64) * codes.COLUMNS + codes.NOISE_UNIT)
+        tl.store(address.to(tl.pointer_type(tl.float64)), unit, mask=valid & (address != 0))

@@ -14,11 +14,11 @@ from fekernels.triton.stein import kernels as stein
 
 
 @triton.jit
-def load_columns(base, step, index, there, D: tl.constexpr):
+def load_columns(base, step, index, valid, D: tl.constexpr):
     """A tuple of D tiles: column c of the particles `index`, where there are such."""
     columns = ()
     for c in tl.static_range(D):
-        columns = columns + (tl.load(base + c * step + index, mask=there, other=0.0),)
+        columns = columns + (tl.load(base + c * step + index, mask=valid, other=0.0),)
     return columns
 
 
@@ -72,8 +72,8 @@ def direction_kernel(
     particles += batch * D * step
     scores += batch * D * step
     i = tl.program_id(0) * M + tl.arange(0, M)[:, None]
-    i_there = i < n
-    xi = load_columns(particles, step, i, i_there, D)
+    i_valid = i < n
+    xi = load_columns(particles, step, i, i_valid, D)
     h = tl.load(bandwidth + batch)
     inverse = stein.inverse_bandwidth(h)
     totals = zeros(M, 1, D)
@@ -83,10 +83,10 @@ def direction_kernel(
         sums = zeros(M, N, D)
         for first in range(stretch, tl.minimum(stretch + STRETCH, end), N):
             j = first + tl.arange(0, N)[None, :]
-            j_there = j < end
-            xj = load_columns(particles, step, j, j_there, D)
-            sj = load_columns(scores, step, j, j_there, D)
-            t = pair_distances(xi, xj, (i != j) & j_there, D, M, N)
+            j_valid = j < end
+            xj = load_columns(particles, step, j, j_valid, D)
+            sj = load_columns(scores, step, j, j_valid, D)
+            t = pair_distances(xi, xj, (i != j) & j_valid, D, M, N)
             k, p1, _ = stein.radial(stein.scaled(t, h, inverse), KERNEL, beta, c)
             g = p1 * (inverse * temperature)
             new = ()
@@ -95,12 +95,12 @@ def direction_kernel(
                 new = new + (k * sj[e] + repelled,)
             sums = new
         totals = add_over_tile(totals, sums, D)
-    place = (batch * n + i) * D
+    offsets = (batch * n + i) * D
     if partial is not None:
-        place += tl.program_id(1) * tl.num_programs(2).to(tl.int64) * n * D
+        offsets += tl.program_id(1) * tl.num_programs(2).to(tl.int64) * n * D
         for e in tl.static_range(D):
-            tl.store(partial + place + e, totals[e], mask=i_there)
+            tl.store(partial + offsets + e, totals[e], mask=i_valid)
     else:
-        si = load_columns(scores, step, i, i_there, D)
+        si = load_columns(scores, step, i, i_valid, D)
         for e in tl.static_range(D):
-            tl.store(out + place + e, (diagonal * si[e] + totals[e]) / n, mask=i_there)
+            tl.store(out + offsets + e, (diagonal * si[e] + totals[e]) / n, mask=i_valid)

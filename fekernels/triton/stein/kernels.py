@@ -131,7 +131,7 @@ def column_statistics_kernel(
     statistics: [B, 4, chunks, d].
     """
     columns = tl.program_id(0) * D + tl.arange(0, D)
-    column_there = columns < d
+    column_valid = columns < d
     batch = tl.program_id(2).to(tl.int64)
     total = tl.zeros((D,), tl.float32)
     least = tl.full((D,), INFINITY, tl.float32)
@@ -141,22 +141,22 @@ def column_statistics_kernel(
     end = tl.minimum(begin + chunk, n)
     for row in range(begin, end, ROWS):
         rows = row + tl.arange(0, ROWS)
-        there = (rows < end)[:, None] & column_there[None, :]
-        places = (batch * n + rows)[:, None] * d + columns[None, :]
-        x = tl.load(particles + places, mask=there, other=0.0).to(tl.float32)
+        valid = (rows < end)[:, None] & column_valid[None, :]
+        offsets = (batch * n + rows)[:, None] * d + columns[None, :]
+        x = tl.load(particles + offsets, mask=valid, other=0.0).to(tl.float32)
         total += tl.sum(x, 0)
-        least = tl.minimum(least, tl.min(tl.where(there, x, INFINITY), 0))
-        most = tl.maximum(most, tl.max(tl.where(there, x, -INFINITY), 0))
+        least = tl.minimum(least, tl.min(tl.where(valid, x, INFINITY), 0))
+        most = tl.maximum(most, tl.max(tl.where(valid, x, -INFINITY), 0))
         if scores is not None:
-            s = tl.load(scores + places, mask=there, other=0.0).to(tl.float32)
+            s = tl.load(scores + offsets, mask=valid, other=0.0).to(tl.float32)
             largest = tl.maximum(largest, tl.max(tl.abs(s), 0))
     chunks = tl.num_programs(1)
-    place = statistics + (batch * 4 * chunks + tl.program_id(1)) * d + columns
+    pointers = statistics + (batch * 4 * chunks + tl.program_id(1)) * d + columns
     step = chunks * d
-    tl.store(place, total, mask=column_there)
-    tl.store(place + step, least, mask=column_there)
-    tl.store(place + 2 * step, most, mask=column_there)
-    tl.store(place + 3 * step, largest, mask=column_there)
+    tl.store(pointers, total, mask=column_valid)
+    tl.store(pointers + step, least, mask=column_valid)
+    tl.store(pointers + 2 * step, most, mask=column_valid)
+    tl.store(pointers + 3 * step, largest, mask=column_valid)
 
 
 def column_statistics(particles: Tensor, scores: Tensor | None) -> Tensor:

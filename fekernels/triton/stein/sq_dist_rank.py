@@ -4,7 +4,7 @@ Not negative, floating numbers are ordered as their bits are. A pass over all pa
 bins and those in each bin; the bin with the rank is the next pass's range, until a bin is one number. What the host
 launches does not depend on the data, so that it never waits and a CUDA graph can hold it: passes find in device
 memory whether there is still something to do. Four always suffice from the whole range. A sample of pairs, or a hint,
-gives one so narrow that mostly two do; if the rank is not in there, the search begins anew with the whole.
+gives one so narrow that mostly two do; if the rank is not in it, the search begins anew with the whole.
 
 Few particles' distances are all made and sorted instead.
 """
@@ -54,19 +54,19 @@ def distance_kernel(columns, partial, n, d, part, M: tl.constexpr):
         column = columns + (batch * d + e) * n
         difference = tl.load(column + i, mask=i < n, other=0.0) - tl.load(column + j, mask=j < n, other=0.0)
         t = tl.fma(difference, difference, t)
-    place = ((tl.program_id(1) * tl.num_programs(2) + batch) * n + i) * n + j
-    tl.store(partial + place, t, mask=(i < j) & (j < n))
+    offsets = ((tl.program_id(1) * tl.num_programs(2) + batch) * n + i) * n + j
+    tl.store(partial + offsets, t, mask=(i < j) & (j < n))
 
 
 @triton.jit
 def pair_keys_kernel(partial, keys, n, parts, size: tl.int64, BLOCK: tl.constexpr):
     """keys [B, n, n] of the sums over the parts, in order; the largest there is where i >= j."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = (at < size) & (at // n % n < at % n)
-    t = tl.load(partial + at, mask=there, other=0.0)
+    valid = (at < size) & (at // n % n < at % n)
+    t = tl.load(partial + at, mask=valid, other=0.0)
     for part in range(1, parts):
-        t += tl.load(partial + part * size + at, mask=there, other=0.0)
-    tl.store(keys + at, tl.where(there, key_of(t), 0x7FFFFFFF), mask=at < size)
+        t += tl.load(partial + part * size + at, mask=valid, other=0.0)
+    tl.store(keys + at, tl.where(valid, key_of(t), 0x7FFFFFFF), mask=at < size)
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def start_kernel(
 ):  # fmt: skip
     """state [B, ranks, 3]: the first range's beginning, the shift that makes a bin of a key, the rank. Counts to 0.
 
-    low_at, high_at: places in the sorted sample, or outside for the ends of the whole range.
+    low_at, high_at: positions in the sorted sample, or outside for the ends of the whole range.
     """
     batch = tl.program_id(0).to(tl.int64)
     low = tl.full((), 0, tl.int64)
@@ -110,11 +110,11 @@ def start_kernel(
     shift = tl.full((), 0, tl.int64)
     while ((high - low) >> shift) >= BINS:
         shift += 1
-    place = batch * ranks + number
-    tl.store(state + place * 3, low)
-    tl.store(state + place * 3 + 1, shift)
-    tl.store(state + place * 3 + 2, rank)
-    tl.store(counts + place * 2 * BINS + tl.arange(0, 2 * BINS), tl.zeros((2 * BINS,), tl.int64))
+    slot = batch * ranks + number
+    tl.store(state + slot * 3, low)
+    tl.store(state + slot * 3 + 1, shift)
+    tl.store(state + slot * 3 + 2, rank)
+    tl.store(counts + slot * 2 * BINS + tl.arange(0, 2 * BINS), tl.zeros((2 * BINS,), tl.int64))
 
 
 @triton.jit
@@ -167,10 +167,10 @@ def count_kernel(
                 difference = xi - xj
                 t = tl.fma(difference, difference, t)
             key = key_of(t)
-            there = (i < j) & (j < end)
-            below += (there & (key < low)).to(tl.int32)
+            valid = (i < j) & (j < end)
+            below += (valid & (key < low)).to(tl.int32)
             bin_of = (key - low) >> shift
-            inside = there & (key >= low) & (bin_of < BINS)
+            inside = valid & (key >= low) & (bin_of < BINS)
             counted += tl.histogram(tl.reshape(bin_of, (M * N,)), BINS, mask=tl.reshape(inside, (M * N,)))
         to = counts + (batch * ranks + number) * 2 * BINS
         tl.atomic_add(to + tl.arange(0, BINS), counted.to(tl.int64), mask=counted > 0, sem="relaxed")
@@ -185,11 +185,11 @@ def narrow_kernel(state, counts, ranks):
     # From the last rank on, as one may look at the state and counts of those before it.
     for back in range(0, ranks):
         number = ranks - 1 - back
-        place = batch * ranks + number
-        shift = tl.load(state + place * 3 + 1)
+        slot = batch * ranks + number
+        shift = tl.load(state + slot * 3 + 1)
         if shift >= 0:
-            low = tl.load(state + place * 3)
-            rank = tl.load(state + place * 3 + 2)
+            low = tl.load(state + slot * 3)
+            rank = tl.load(state + slot * 3 + 2)
             found = counts + (batch * ranks + first_of_its_kind(state, batch, number, ranks)) * 2 * BINS
             counted = tl.load(found + bins)
             rest = rank - tl.load(found + BINS)
@@ -198,21 +198,21 @@ def narrow_kernel(state, counts, ranks):
             at_end = inside & (shift == 0)
             low = tl.where(inside, low + (digit << shift), 0)
             narrower = tl.where(inside, tl.maximum(shift - 8, 0), FIRST_SHIFT)
-            tl.store(state + place * 3, low)
-            tl.store(state + place * 3 + 1, tl.where(at_end, -1, narrower))
+            tl.store(state + slot * 3, low)
+            tl.store(state + slot * 3 + 1, tl.where(at_end, -1, narrower))
 
 
 @triton.jit
 def clear_kernel(counts, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(counts + place, tl.zeros((BLOCK,), tl.int64))
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(counts + offsets, tl.zeros((BLOCK,), tl.int64))
 
 
 @triton.jit
 def result_kernel(state, out, ranks):
-    place = tl.program_id(0).to(tl.int64) * ranks + tl.program_id(1)
-    key = tl.load(state + place * 3).to(tl.int32)
-    tl.store(out + place, key.to(tl.float32, bitcast=True))
+    slot = tl.program_id(0).to(tl.int64) * ranks + tl.program_id(1)
+    key = tl.load(state + slot * 3).to(tl.int32)
+    tl.store(out + slot, key.to(tl.float32, bitcast=True))
 
 
 def all_keys(columns: Tensor) -> Tensor:

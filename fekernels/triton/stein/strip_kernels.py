@@ -18,8 +18,8 @@ def mean_kernel(statistics, mean, n, d, chunks, D: tl.constexpr, CHUNKS: tl.cons
     columns = tl.program_id(0) * D + tl.arange(0, D)
     batch = tl.program_id(1).to(tl.int64)
     chunk = tl.arange(0, CHUNKS)
-    place = statistics + (batch * 4 * chunks + chunk[:, None]) * d + columns[None, :]
-    sums = tl.load(place, mask=(chunk < chunks)[:, None] & (columns < d)[None, :], other=0.0)
+    pointers = statistics + (batch * 4 * chunks + chunk[:, None]) * d + columns[None, :]
+    sums = tl.load(pointers, mask=(chunk < chunks)[:, None] & (columns < d)[None, :], other=0.0)
     tl.store(mean + batch * d + columns, tl.sum(sums, 0) / n, mask=columns < d)
 
 
@@ -51,28 +51,28 @@ def pad_kernel(source, mean, chosen, out, n, d, padded, width, ROWS: tl.constexp
     tiles = width // D
     rows = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(0) % tiles * D + tl.arange(0, D)
-    there = (rows < n)[:, None] & (columns < d)[None, :]
-    place = source + (batch * n + rows)[:, None] * d + columns[None, :]
-    value = tl.load(place, mask=there, other=0.0).to(tl.float32)
+    valid = (rows < n)[:, None] & (columns < d)[None, :]
+    pointers = source + (batch * n + rows)[:, None] * d + columns[None, :]
+    value = tl.load(pointers, mask=valid, other=0.0).to(tl.float32)
     if mean is not None:
         value -= tl.load(mean + batch * d + columns, mask=columns < d, other=0.0)[None, :]
-        value = tl.where(there, value, 0.0)
-    place = out + (batch * padded + rows)[:, None] * width + columns[None, :]
+        value = tl.where(valid, value, 0.0)
+    pointers = out + (batch * padded + rows)[:, None] * width + columns[None, :]
     if chosen is None:
-        tl.store(place, value)
+        tl.store(pointers, value)
     else:
         if tl.load(chosen + batch) != 0:
-            tl.store(place, value)
+            tl.store(pointers, value)
 
 
 @triton.jit
 def row_products_kernel(x, y, out, width, ROWS: tl.constexpr, D: tl.constexpr):
     """out [rows]: inner products of the rows of x and y [rows, width]. Grid: blocks of rows."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    place = rows[:, None] * width + tl.arange(0, D)[None, :]
+    offsets = rows[:, None] * width + tl.arange(0, D)[None, :]
     total = tl.zeros((ROWS, D), tl.float32)
     for begin in range(0, width, D):
-        total += tl.load(x + place + begin) * tl.load(y + place + begin)
+        total += tl.load(x + offsets + begin) * tl.load(y + offsets + begin)
     tl.store(out + rows, tl.sum(total, 1))
 
 
@@ -106,9 +106,9 @@ def inner_kernel(
             yj = tl.load(y + (other + dimension) + columns)
             both = tl.dot(yi, tl.trans(xj), input_precision=PRECISION)
             total += tl.dot(xi, tl.trans(yj), both, input_precision=PRECISION)
-    place = (batch * strip + at_row) * pitch + at_column
+    offsets = (batch * strip + at_row) * pitch + at_column
     tile = tl.arange(0, M)[:, None] * pitch + tl.arange(0, N)[None, :]
-    tl.store(products + tl.program_id(1) * part_step + place + tile, total)
+    tl.store(products + tl.program_id(1) * part_step + offsets + tile, total)
 
 
 @triton.jit
@@ -121,10 +121,10 @@ def rounded(w, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def sum_parts(pointer, step, parts, there):
-    total = tl.load(pointer, mask=there, other=0.0)
+def sum_parts(pointer, step, parts, valid):
+    total = tl.load(pointer, mask=valid, other=0.0)
     for part in range(1, parts):
-        total += tl.load(pointer + part * step, mask=there, other=0.0)
+        total += tl.load(pointer + part * step, mask=valid, other=0.0)
     return total
 
 
@@ -149,11 +149,11 @@ def pairs_kernel(
     others = tl.program_id(0) % tiles * N + tl.arange(0, N)
     size = tl.cast(strip, tl.int64) * pitch
     problems = tl.num_programs(1)
-    place = batch * size + at_row.to(tl.int64)[:, None] * pitch + others[None, :]
-    there = (others < pitch)[None, :]
+    offsets = batch * size + at_row.to(tl.int64)[:, None] * pitch + others[None, :]
+    valid = (others < pitch)[None, :]
     count: tl.constexpr = 1 if MODE == DIRECTION else 3
     step = count * problems * size
-    xx = sum_parts(products + place, step, parts, there)
+    xx = sum_parts(products + offsets, step, parts, valid)
     row_norm = tl.load(norms + batch * pitch + rows)
     norm = tl.load(norms + batch * pitch + others, mask=others < pitch, other=0.0)
     t = tl.maximum((row_norm[:, None] + norm[None, :]) - 2.0 * xx, 0.0)
@@ -162,24 +162,24 @@ def pairs_kernel(
     if MODE == DIRECTION:
         across = t
     else:
-        yx = sum_parts(products + 2 * problems * size + place, step, parts, there)
+        yx = sum_parts(products + 2 * problems * size + offsets, step, parts, valid)
         row_inner = tl.load(inner + batch * pitch + rows)
         own_inner = tl.load(inner + batch * pitch + others, mask=others < pitch, other=0.0)
         across = (row_inner[:, None] + own_inner[None, :]) - yx
     if tl.load(apart + batch) != 0:
         t = tl.zeros((M, N), tl.float32)
         across = tl.zeros((M, N), tl.float32)
-        own_place = (batch * pitch + rows) * width
-        others_place = (batch * pitch + others) * width
+        own_offsets = (batch * pitch + rows) * width
+        others_offsets = (batch * pitch + others) * width
         for e in range(0, d):
             difference = (
-                tl.load(x + own_place + e)[:, None]
-                - tl.load(x + others_place + e, mask=others < pitch)[None, :]
+                tl.load(x + own_offsets + e)[:, None]
+                - tl.load(x + others_offsets + e, mask=others < pitch)[None, :]
             )
             t = tl.fma(difference, difference, t)
             if MODE != DIRECTION:
-                yi = tl.load(other + own_place + e)
-                yj = tl.load(other + others_place + e, mask=others < pitch)
+                yi = tl.load(other + own_offsets + e)
+                yj = tl.load(other + others_offsets + e, mask=others < pitch)
                 across = tl.fma(difference, yi[:, None] - yj[None, :], across)
     u = stein.scaled(t, h, inverse)
     k, p1, p2 = stein.radial(u, KERNEL, beta, c)
@@ -187,23 +187,23 @@ def pairs_kernel(
     k = tl.where(pair, k, 0.0)
     g = tl.where(pair, p1 * inverse, 0.0)
     if MODE == DIRECTION:
-        tl.store(weights + place, rounded(k, PRECISION), mask=there)
-        tl.store(weights + problems * size + place, rounded(g, PRECISION), mask=there)
+        tl.store(weights + offsets, rounded(k, PRECISION), mask=valid)
+        tl.store(weights + problems * size + offsets, rounded(g, PRECISION), mask=valid)
     else:
-        yz = sum_parts(products + problems * size + place, step, parts, there)
+        yz = sum_parts(products + problems * size + offsets, step, parts, valid)
         # Where u is infinite p2 is 0, and so is their product.
         p2 = tl.where(pair, p2, 0.0)
         up2 = tl.where(p2 > 0, u * p2, 0.0)
         if MODE == DISCREPANCY:
             kp = k * yz + g * (across + d) - up2 * inverse
-            tl.store(weights + place, kp, mask=there)
+            tl.store(weights + offsets, kp, mask=valid)
         else:
             m = (g * yz + (temperature * inverse * inverse) * p2 * across) * (-0.5 / n)
-            tl.store(weights + place, rounded(k, PRECISION), mask=there)
-            tl.store(weights + problems * size + place, rounded(g, PRECISION), mask=there)
-            tl.store(weights + 2 * problems * size + place, rounded(m, PRECISION), mask=there)
+            tl.store(weights + offsets, rounded(k, PRECISION), mask=valid)
+            tl.store(weights + problems * size + offsets, rounded(g, PRECISION), mask=valid)
+            tl.store(weights + 2 * problems * size + offsets, rounded(m, PRECISION), mask=valid)
             if totals is not None:
-                # Each pair is met twice.
+                # Each pair is counted twice.
                 ug = tl.where(g > 0, u * g, 0.0)
                 share = 0.5 * ug * yz + (temperature * inverse) * (0.5 * up2 * inverse - g) * across
                 total = tl.sum(tl.reshape(share, (M * N,)).to(tl.float64), 0) * (0.5 / n)
@@ -215,10 +215,10 @@ def row_sums_kernel(weights, sums, rows, pitch: tl.int64, M: tl.constexpr, N: tl
     """Sums over the rows of `weights` [rows, pitch]."""
     row = tl.program_id(0) * M + tl.arange(0, M)
     total = tl.zeros((M, N), tl.float32)
-    place = weights + row[:, None] * pitch + tl.arange(0, N)[None, :]
-    there = (row < rows)[:, None]
+    pointers = weights + row[:, None] * pitch + tl.arange(0, N)[None, :]
+    valid = (row < rows)[:, None]
     for first in range(0, pitch, N):
-        total += tl.load(place + first, mask=there & (first + tl.arange(0, N) < pitch)[None, :], other=0.0)
+        total += tl.load(pointers + first, mask=valid & (first + tl.arange(0, N) < pitch)[None, :], other=0.0)
     tl.store(sums + row, tl.sum(total, 1), mask=row < rows)
 
 
@@ -264,19 +264,19 @@ def product_kernel(
         total = own * tl.load(row_sums + batch * strip + row + tl.arange(0, M))[:, None] - total
         if tl.load(apart + batch) != 0:
             total = tl.zeros((M, D), tl.float32)
-            weight_place = weights + (batch * strip + row + tl.arange(0, M)) * pitch
+            weight_pointers = weights + (batch * strip + row + tl.arange(0, M)) * pitch
             for first in range(0, n, N):
                 some = tl.zeros((M, D), tl.float32)
                 for j in range(first, tl.minimum(first + N, n)):
                     value = tl.load(values + tl.cast(j, tl.int64) * width + columns)
-                    some += tl.load(weight_place + j)[:, None] * (own - value[None, :])
+                    some += tl.load(weight_pointers + j)[:, None] * (own - value[None, :])
                 total += some
         total *= factor
-    there = (rows < n)[:, None] & (columns < d)[None, :]
-    place = out + (batch * n + rows)[:, None] * d + columns[None, :]
+    valid = (rows < n)[:, None] & (columns < d)[None, :]
+    pointers = out + (batch * n + rows)[:, None] * d + columns[None, :]
     if ADD:
-        total += tl.load(place, mask=there, other=0.0)
-    tl.store(place, total, mask=there)
+        total += tl.load(pointers, mask=valid, other=0.0)
+    tl.store(pointers, total, mask=valid)
 
 
 @triton.jit
@@ -298,8 +298,8 @@ def quadratic_kernel(
     rows = first_row + row + tl.arange(0, M)
     own = tl.load(coefficients + rows.to(tl.int64)[:, None] * width + columns[None, :])
     share = own.to(tl.float64) * total.to(tl.float64)
-    place = (batch * blocks + first_row // M + tl.program_id(0)) * m + columns
-    tl.store(totals + place, tl.sum(share, 0), mask=columns < m)
+    offsets = (batch * blocks + first_row // M + tl.program_id(0)) * m + columns
+    tl.store(totals + offsets, tl.sum(share, 0), mask=columns < m)
 
 
 @triton.jit
@@ -310,6 +310,6 @@ def total_kernel(totals, out, count, m, BLOCK: tl.constexpr, D: tl.constexpr):
     total = tl.zeros((BLOCK, D), tl.float64)
     for first in range(0, count, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        there = (at < count)[:, None] & (columns < m)[None, :]
-        total += tl.load(totals + (batch * count + at)[:, None] * m + columns[None, :], mask=there, other=0.0)
+        valid = (at < count)[:, None] & (columns < m)[None, :]
+        total += tl.load(totals + (batch * count + at)[:, None] * m + columns[None, :], mask=valid, other=0.0)
     tl.store(out + batch * m + columns, tl.sum(total, 0), mask=columns < m)

@@ -1,6 +1,6 @@
 """The Stein variational direction by Triton, in O(n d) memory. The contract is that of fekernels.reference.stein.
 
-Three ways, by the dimension: differences (d <= 8), tiles of tensor-core products (d <= 128, of kernels that have
+Three algorithms, by the dimension: differences (d <= 8), tiles of tensor-core products (d <= 128, of kernels that have
 such), and else strips of the kernel matrix, as many rows at once as leave the memory O(n d). Which one, and into how
 many parts the sums go, depends on the kernel, n and d alone, and whether inner products do on a problem's own
 bandwidth: its result is the same in any batch.
@@ -37,7 +37,7 @@ STRETCH = 4096  # particles that a thread's sums go over, one in N each
 def tile_configuration(large: bool, width: int, both: bool) -> tuple[int, int, int, int]:
     """M, N, warps and stages of the pipeline, by padded d.
 
-    Wide enough, where a program has 227 KB of shared memory (`large`), that reading the others' halves from L2 takes no
+    Large enough where a program has 227 KB of shared memory (`large`), that reading the others' halves from L2 takes
     longer than the products; as much as fits in registers. both: with SUM_K and SUM_G.
     """
     if large:
@@ -59,12 +59,12 @@ def finish_kernel(
 ):  # fmt: skip
     """phi from the partial sums [count, elements], in order."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = at < elements
-    total = tl.load(partial + at, mask=there, other=0.0)
+    valid = at < elements
+    total = tl.load(partial + at, mask=valid, other=0.0)
     for part in range(1, count):
-        total += tl.load(partial + part * elements + at, mask=there, other=0.0)
-    score = tl.load(scores + at, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + at, (diagonal * score + total) / n, mask=there)
+        total += tl.load(partial + part * elements + at, mask=valid, other=0.0)
+    score = tl.load(scores + at, mask=valid, other=0.0).to(tl.float32)
+    tl.store(out + at, (diagonal * score + total) / n, mask=valid)
 
 
 def finish(scores: Tensor, partial: Tensor, out: Tensor, diagonal: float) -> None:
@@ -105,19 +105,19 @@ def apart_kernel(
             k, p1, _ = stein.radial(stein.scaled(t, h, inverse), KERNEL, beta, c)
             k = tl.where(pair, k, 0.0)
             g = tl.where(pair, p1 * (inverse * temperature), 0.0)
-            there = (others < n)[:, None] & (columns < d)[None, :]
-            place = (origin + others)[:, None] * d + columns[None, :]
-            s = tl.load(scores + place, mask=there, other=0.0).to(tl.float32)
+            valid = (others < n)[:, None] & (columns < d)[None, :]
+            offsets = (origin + others)[:, None] * d + columns[None, :]
+            s = tl.load(scores + offsets, mask=valid, other=0.0).to(tl.float32)
             total += tl.dot(k, s, input_precision="tf32x3")
             for e in range(0, d):
                 xi = tl.load(particles + (origin + rows) * d + e, mask=rows < n, other=0.0).to(tl.float32)
                 xj = tl.load(particles + (origin + others) * d + e, mask=others < n, other=0.0).to(tl.float32)
                 pushed = tl.sum(g * (xi[:, None] - xj[None, :]), 1)
                 total += tl.where((columns == e)[None, :], pushed[:, None], 0.0)
-        there = (rows < n)[:, None] & (columns < d)[None, :]
-        place = (origin + rows)[:, None] * d + columns[None, :]
-        s = tl.load(scores + place, mask=there, other=0.0).to(tl.float32)
-        tl.store(out + place, (diagonal * s + total) / n, mask=there)
+        valid = (rows < n)[:, None] & (columns < d)[None, :]
+        offsets = (origin + rows)[:, None] * d + columns[None, :]
+        s = tl.load(scores + offsets, mask=valid, other=0.0).to(tl.float32)
+        tl.store(out + offsets, (diagonal * s + total) / n, mask=valid)
 
 
 def by_differences(
@@ -204,12 +204,12 @@ def by_strips(
     strips = Strips(
         DIRECTION.value, particles, scores, None, bandwidth, kernel, beta, c, temperature, precision
     )
-    wide = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     for first, blocks in strips:
-        strips.product(first, blocks, wide, 0, strips.scores, 1 / n, stein.at_zero(kernel, beta, c))
-        strips.product(first, blocks, wide, 1, strips.x, temperature / n, add=True)
-    if wide is not out:
-        out.copy_(wide)
+        strips.product(first, blocks, result, 0, strips.scores, 1 / n, stein.at_zero(kernel, beta, c))
+        strips.product(first, blocks, result, 1, strips.x, temperature / n, add=True)
+    if result is not out:
+        out.copy_(result)
 
 
 def svgd_direction(
@@ -276,7 +276,9 @@ def svgd_direction_backward(
         return [torch.cat(part) for part in zip(*results, strict=True)]
     n = particles.shape[1]
     # Two products are added up.
-    wide = found[0] if particles.dtype == torch.float32 else torch.empty_like(particles, dtype=torch.float32)
+    result = (
+        found[0] if particles.dtype == torch.float32 else torch.empty_like(particles, dtype=torch.float32)
+    )
     with on_device_of(particles):
         strips = Strips(
             BACKWARD.value, particles, scores, grad, bandwidth, kernel, beta, c, temperature, precision, bool(needs & 4)
@@ -284,12 +286,12 @@ def svgd_direction_backward(
         assert strips.grad is not None
         for first, blocks in strips:
             if needs & 1:
-                strips.product(first, blocks, wide, 1, strips.grad, temperature / n)
-                strips.product(first, blocks, wide, 2, strips.x, 2.0, add=True)
+                strips.product(first, blocks, result, 1, strips.grad, temperature / n)
+                strips.product(first, blocks, result, 2, strips.x, 2.0, add=True)
             if needs & 2:
                 strips.product(first, blocks, found[1], 0, strips.grad, 1 / n, stein.at_zero(kernel, beta, c))
-        if needs & 1 and wide is not found[0]:
-            found[0] = wide.to(particles.dtype)
+        if needs & 1 and result is not found[0]:
+            found[0] = result.to(particles.dtype)
         if strips.totals is not None:
             found[2] = total(strips.totals, bandwidth.dtype).view(-1)
     return found

@@ -49,20 +49,20 @@ def prepare_kernel(
     column_scale [B, D]: what a unit of V's columns is.
     """
     columns = tl.arange(0, D)
-    column_there = columns < d
+    column_valid = columns < d
     batch = tl.program_id(1).to(tl.int64)
     h = tl.load(bandwidth + batch)
     inverse = stein.inverse_bandwidth(h)
 
     chunk = tl.arange(0, CHUNKS)
-    there = (chunk < chunks)[:, None] & column_there[None, :]
-    place = statistics + (batch * 4 * chunks + chunk[:, None]) * d + columns[None, :]
+    valid = (chunk < chunks)[:, None] & column_valid[None, :]
+    pointers = statistics + (batch * 4 * chunks + chunk[:, None]) * d + columns[None, :]
     step = chunks * d
-    mean = tl.sum(tl.load(place, mask=there, other=0.0), 0) / n
-    least = tl.min(tl.load(place + step, mask=there, other=stein.INFINITY), 0)
-    most = tl.max(tl.load(place + 2 * step, mask=there, other=-stein.INFINITY), 0)
-    largest = tl.max(tl.load(place + 3 * step, mask=there, other=0.0), 0)
-    reach = tl.where(column_there, tl.maximum(most - mean, mean - least), 0.0)
+    mean = tl.sum(tl.load(pointers, mask=valid, other=0.0), 0) / n
+    least = tl.min(tl.load(pointers + step, mask=valid, other=stein.INFINITY), 0)
+    most = tl.max(tl.load(pointers + 2 * step, mask=valid, other=-stein.INFINITY), 0)
+    largest = tl.max(tl.load(pointers + 3 * step, mask=valid, other=0.0), 0)
+    reach = tl.where(column_valid, tl.maximum(most - mean, mean - least), 0.0)
     x_up, x_down = power_for(tl.max(reach, 0))
     pull = 0.0
     if KERNEL == stein.RBF:
@@ -80,21 +80,21 @@ def prepare_kernel(
         tl.store(column_scale + batch * D + columns, v_down)
 
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = (rows < n)[:, None] & column_there[None, :]
-    place = (batch * n + rows)[:, None] * d + columns[None, :]
-    x = tl.load(particles + place, mask=there, other=0.0).to(tl.float32) - mean[None, :]
-    x = tl.where(there, x, 0.0)
-    s = tl.load(scores + place, mask=there, other=0.0).to(tl.float32)
+    valid = (rows < n)[:, None] & column_valid[None, :]
+    offsets = (batch * n + rows)[:, None] * d + columns[None, :]
+    x = tl.load(particles + offsets, mask=valid, other=0.0).to(tl.float32) - mean[None, :]
+    x = tl.where(valid, x, 0.0)
+    s = tl.load(scores + offsets, mask=valid, other=0.0).to(tl.float32)
     xh, xl = split(x * x_up)
     vh, vl = split((s - pull * x) * v_up[None, :])
-    place = (batch * padded + rows)[:, None] * D + columns[None, :]
-    tl.store(x_high + place, xh)
-    tl.store(v_high + place, vh)
+    offsets = (batch * padded + rows)[:, None] * D + columns[None, :]
+    tl.store(x_high + offsets, xh)
+    tl.store(v_high + offsets, vh)
     high = xh.to(tl.float32)
     squares = high * high
     if x_low is not None:
-        tl.store(x_low + place, xl)
-        tl.store(v_low + place, vl)
+        tl.store(x_low + offsets, xl)
+        tl.store(v_low + offsets, vl)
         squares += 2.0 * high * xl.to(tl.float32)
     norm = tl.where(rows < n, tl.sum(squares, 1) * unit, stein.INFINITY)
     tl.store(norms + batch * padded + rows, norm)
@@ -153,11 +153,11 @@ def tile_direction_kernel(
 
     begin = tl.program_id(1) * per_split
     for j in tl.range(begin, tl.minimum(begin + per_split, padded), N, num_stages=STAGES):
-        place = tl.cast(j, tl.int64) * D
-        xj_high = tl.load(x_high + place + tile)
+        offsets = tl.cast(j, tl.int64) * D
+        xj_high = tl.load(x_high + offsets + tile)
         xj_low = xj_high
         if SPLIT:
-            xj_low = tl.load(x_low + place + tile)
+            xj_low = tl.load(x_low + offsets + tile)
         inner = product(xi_high, xi_low, tl.trans(xj_high), tl.trans(xj_low), SPLIT)
         others = j + tl.arange(0, N)
         norm = tl.load(norms + others)
@@ -174,10 +174,10 @@ def tile_direction_kernel(
         # distance from the centre, of which the product has the negative.
         if SUM_K:
             k_high, k_low = split(k)
-            vj_high = tl.load(v_high + place + tile)
+            vj_high = tl.load(v_high + offsets + tile)
             vj_low = vj_high
             if SPLIT:
-                vj_low = tl.load(v_low + place + tile)
+                vj_low = tl.load(v_low + offsets + tile)
             total += product(k_high, k_low, vj_high, vj_low, SPLIT)
             if KERNEL == stein.RBF:
                 total_row += tl.sum(k if SPLIT else k_high.to(tl.float32), 1)
@@ -208,18 +208,18 @@ def finish_tiles_kernel(
     columns = tl.arange(0, D)
     v_down = tl.load(column_scale + batch * D + columns)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    place = (batch * padded + rows)[:, None] * D + columns[None, :]
-    xi = tl.load(x_high + place).to(tl.float32)
+    offsets = (batch * padded + rows)[:, None] * D + columns[None, :]
+    xi = tl.load(x_high + offsets).to(tl.float32)
     if x_low is not None:
-        xi += tl.load(x_low + place).to(tl.float32)
+        xi += tl.load(x_low + offsets).to(tl.float32)
     total = tl.zeros((ROWS, D), tl.float32)
     total_x = tl.zeros((ROWS, D), tl.float32)
     total_row = tl.zeros((ROWS,), tl.float32)
     step = tl.num_programs(1).to(tl.int64) * padded
     for part in range(parts):
-        total += tl.load(sums + part * step * D + place)
+        total += tl.load(sums + part * step * D + offsets)
         if KERNEL != stein.RBF:
-            total_x += tl.load(sums_x + part * step * D + place)
+            total_x += tl.load(sums_x + part * step * D + offsets)
         total_row += tl.load(row_sums + part * step + batch * padded + rows)
     value = total * (v_down * (UNIT * diagonal))[None, :]
     if KERNEL == stein.RBF:
@@ -227,7 +227,7 @@ def finish_tiles_kernel(
     else:
         strength = (-2.0 * beta * temperature * UNIT) * inverse * diagonal / (c * c)
         value += (xi * total_row[:, None] - total_x) * (strength * x_down)
-    there = (rows < n)[:, None] & (columns < d)[None, :]
-    place = (batch * n + rows)[:, None] * d + columns[None, :]
-    s = tl.load(scores + place, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + place, (diagonal * s + value) / n, mask=there)
+    valid = (rows < n)[:, None] & (columns < d)[None, :]
+    offsets = (batch * n + rows)[:, None] * d + columns[None, :]
+    s = tl.load(scores + offsets, mask=valid, other=0.0).to(tl.float32)
+    tl.store(out + offsets, (diagonal * s + value) / n, mask=valid)

@@ -5,7 +5,7 @@ from typing import Any
 
 from fekernels._catalogue.free_energy import LIKELIHOODS
 from fekernels.triton.free_energy import categorical, free_energy, kernels, reparameterize
-from fekernels.triton.free_energy import operand_codes as codes
+from fekernels.triton.free_energy import operand_flags as codes
 from tests.support.triton.machine_code import Code, machine_code
 
 TYPES = {"sums": "*fp64", "mask": "*u8", "target": "*fp32"}

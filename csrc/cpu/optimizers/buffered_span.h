@@ -1,4 +1,4 @@
-// The way of every element that a vector loop cannot take straight from memory: 16-bit and float64 tensors, strided
+// What a vector loop cannot take straight from memory: 16-bit and float64 tensors, strided
 // tensors, and the ends of a span that do not fill a vector. Elements are gathered into a small buffer that stays in
 // the L1 cache, the same vector loop runs on the buffer, and the results go back. No temporary grows with the tensor.
 #pragma once
@@ -10,8 +10,8 @@
 namespace fe::inline FE_ISA {
 
 inline constexpr int kBlock = 128;    // elements that vector loops count in: a multiple of kNoiseElements on every set
-inline constexpr int kStage = 512;    // elements of a buffer
-inline constexpr int kAligned = 256;  // buffers begin at such an index: a turn of rounding halves (see RoundingNoise)
+inline constexpr int kBufferElements = 512;    // elements of one buffer
+inline constexpr int kAlignedIndex = 256;  // buffers begin at such an index: a whole number of draws of rounding halves
 
 // Where the elements of one buffer lie in a strided operand, relative to its first element.
 class Offsets {
@@ -45,12 +45,12 @@ class Offsets {
     }
   }
 
-  int64_t param_[kStage], other_[kStage];
+  int64_t param_[kBufferElements], other_[kBufferElements];
 };
 
 template <class S>
-struct Stage {
-  alignas(64) S data[kOperands][kStage];
+struct Buffers {
+  alignas(64) S data[kOperands][kBufferElements];
   int shift, count;  // elements shift .. shift + count - 1 are real
   Offsets offsets;
 
@@ -59,7 +59,7 @@ struct Stage {
 };
 
 template <class S>
-void Stage<S>::load(const Span& span, Operand operand, int64_t begin) {
+void Buffers<S>::load(const Span& span, Operand operand, int64_t begin) {
   S* to = data[operand] + shift;
   auto read = [&](const auto* from, auto convert) {
     if (span.layout) {
@@ -82,7 +82,7 @@ void Stage<S>::load(const Span& span, Operand operand, int64_t begin) {
 
 // `words`, 32 bits per element, or `halves`, 16, hold the rounding noise of the whole buffer; both null: to nearest even.
 template <class S>
-void Stage<S>::save(const Span& span, Operand operand, int64_t begin, const uint32_t* words,
+void Buffers<S>::save(const Span& span, Operand operand, int64_t begin, const uint32_t* words,
                     const uint16_t* halves) {
   const S* from = data[operand] + shift;
   auto write = [&](auto* to, auto convert) {
@@ -124,54 +124,54 @@ FE_HD NoiseKey second_stream(NoiseKey key) {
 
 // Rounding noise of the elements of one buffer. The parameter takes the low half of its element's word, exp_avg the
 // high half. exp_avg_sq takes the 16-bit halves, in order, of a second stream (that of the parameter with its top bit
-// turned): half h of it is word[h / 2] >> 16 * (h % 2), and element g takes half g.
+// flipped): half h of it is word[h / 2] >> 16 * (h % 2), and element g takes half g.
 struct RoundingNoise {
-  alignas(64) uint32_t words[kStage];
-  alignas(64) uint32_t pairs[kStage / 2];
+  alignas(64) uint32_t words[kBufferElements];
+  alignas(64) uint32_t pairs[kBufferElements / 2];
 
   const uint16_t* halves() const { return reinterpret_cast<const uint16_t*>(pairs); }
 
   void draw(const NoiseKey& key, uint64_t index, int elements, bool second) {
-    const NoiseKey turned = second_stream(key);
+    const NoiseKey second_key = second_stream(key);
     UnsignedV v[kNoiseVectors];
     for (int i = 0; i < elements; i += kNoiseElements) {
       draw_words((index + i) / 4, key, v);
       __builtin_memcpy(words + i, v, sizeof v);
     }
     for (int i = 0; second && i < elements; i += 2 * kNoiseElements) {
-      draw_words((index + i) / 8, turned, v);
+      draw_words((index + i) / 8, second_key, v);
       __builtin_memcpy(pairs + i / 2, v, sizeof v);
     }
   }
 };
-static_assert(kStage % kAligned == 0 && kAligned % kBlock == 0 && kAligned % (2 * kNoiseElements) == 0);
+static_assert(kBufferElements % kAlignedIndex == 0 && kAlignedIndex % kBlock == 0 && kAlignedIndex % (2 * kNoiseElements) == 0);
 
-// Runs body(stage, index, blocks) over elements [begin, begin + count) of the span; `index` is that of the stage's first
+// Runs body(buffers, index, blocks) over elements [begin, begin + count) of the span; `index` is that of their first
 // slot, and blocks * kBlock slots are to be computed.
 template <class S, class Body>
-void run_staged(const Span& span, int64_t begin, int64_t count, uint32_t loaded, uint32_t saved, Body body) {
-  Stage<S> stage;
+void run_buffered(const Span& span, int64_t begin, int64_t count, uint32_t loaded, uint32_t saved, Body body) {
+  Buffers<S> buffers;
   RoundingNoise rounding;
   const bool round = span.stochastic;
   while (count > 0) {
     const uint64_t index = span.index + (begin - span.begin);
-    stage.shift = index % kAligned;
-    stage.count = kStage - stage.shift < count ? kStage - stage.shift : count;
-    const int slots = (stage.shift + stage.count + kBlock - 1) / kBlock * kBlock;
+    buffers.shift = index % kAlignedIndex;
+    buffers.count = kBufferElements - buffers.shift < count ? kBufferElements - buffers.shift : count;
+    const int slots = (buffers.shift + buffers.count + kBlock - 1) / kBlock * kBlock;
     for (int operand = 0; operand < kOperands; ++operand)
-      if (loaded >> operand & 1u) stage.load(span, static_cast<Operand>(operand), begin);
-    body(stage, index - stage.shift, slots / kBlock);
-    if (round) rounding.draw(span.rounding, index - stage.shift, slots, saved >> kExpAvgSq & 1u);
+      if (loaded >> operand & 1u) buffers.load(span, static_cast<Operand>(operand), begin);
+    body(buffers, index - buffers.shift, slots / kBlock);
+    if (round) rounding.draw(span.rounding, index - buffers.shift, slots, saved >> kExpAvgSq & 1u);
     for (int operand = 0; operand < kOperands; ++operand) {
       if (!(saved >> operand & 1u)) continue;
       const bool by_word = round && (operand == kParam || operand == kExpAvg);
       // Rounded by the same bits as exp_avg_sq, the maximum stays the maximum of what was stored.
       const bool by_half = round && (operand == kExpAvgSq || operand == kMaxExpAvgSq);
-      stage.save(span, static_cast<Operand>(operand), begin, by_word ? rounding.words : nullptr,
+      buffers.save(span, static_cast<Operand>(operand), begin, by_word ? rounding.words : nullptr,
                  by_half ? rounding.halves() : nullptr);
     }
-    begin += stage.count;
-    count -= stage.count;
+    begin += buffers.count;
+    count -= buffers.count;
   }
 }
 

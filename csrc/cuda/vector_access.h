@@ -1,4 +1,4 @@
-// Elements on their way between memory and registers: single ones, and units of four or eight in wide accesses.
+// Loads and stores of elements: single ones, and vectors of four or eight in one access of 8 or 16 bytes.
 #pragma once
 
 #include "cuda/launch.h"
@@ -76,7 +76,7 @@ FE_DEVICE S load_any(int dtype, int64_t pointer, int64_t index) {
 // kSize consecutive elements as raw words, so that they are loaded early and converted late. With constant indices,
 // which unrolled loops give, everything stays in registers.
 template <DType kType, int kSize>
-struct Unit {
+struct Vector {
   static constexpr int kWords = kSize * kBytes<kType> / 4;
   uint32_t words[kWords];
 
