@@ -108,8 +108,8 @@ def test_tail_is_the_exact_map_of_its_words() -> None:
     for z, word in zip(normals(), words(), strict=True):
         found = torch.nonzero(word[0::2] < 1 << 20).squeeze(1)
         radius = (-2 * ((word[0::2][found].double() + 0.5) / 2.0**32).log()).sqrt()
-        turn = word[1::2][found].double() * (2 * math.pi / 2.0**32)
-        for values, exact in ((z[0::2][found], radius * turn.cos()), (z[1::2][found], radius * turn.sin())):
+        angle = word[1::2][found].double() * (2 * math.pi / 2.0**32)
+        for values, exact in ((z[0::2][found], radius * angle.cos()), (z[1::2][found], radius * angle.sin())):
             error = float((values.double() - exact).abs().max())
             assert error < 2e-6, f"a normal of a small word is off by {error:.1e}"
         checked += len(found)

@@ -222,7 +222,7 @@ def _time(benchmark: Any, made: Made, row: Row) -> None:
         _call(ours.prepare)
         if warm:
             ours.run()
-            # What it overwrites has to be there again.
+            # What it overwrites has to be restored.
             _call(ours.prepare)
 
     effort = made.case.effort(made.size)

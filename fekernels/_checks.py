@@ -88,7 +88,7 @@ def integer(function: str, name: str, value: Any, low: int | None = None, high: 
     """An int, ``low`` or more and less than ``high``.
 
     A size or number that torch.export keeps as a symbol passes: a comparison would fix its range in the exported
-    program. Operators check it again when its value is there.
+    program. Operators check it again when its value is known.
 
     Raises:
         TypeError: what is no whole number by its type, or a bool. ValueError: one out of its range.

@@ -1,4 +1,4 @@
-"""Check that one wheel, compiled under this torch, runs on others, and its sources compile there, with the same bits.
+"""Check that one wheel, compiled under this torch, and its sources give the same bits on other versions of torch.
 
 The wheel is built from a copy of this checkout with the CPU kernels, and the CUDA kernels if there is nvcc.
 It is installed beside the torch of this interpreter, and in new virtual environments with other ones, the oldest
@@ -132,12 +132,12 @@ def compute(python: str, scratch: Path, home: Path | None = None, compiled: bool
     return json.loads(run([python, "-c", VALUES, "compiled" if compiled else "wheel"], cwd=scratch, env=kept))
 
 
-def differing(here: dict, there: dict, how: str) -> int:
+def differing(ours: dict, theirs: dict, how: str) -> int:
     """Say how many results agree, and return how many do not."""
-    differ = [key for key in here["results"] if there["results"].get(key) != here["results"][key]]
-    same = len(here["results"]) - len(differ)
+    differ = [key for key in ours["results"] if theirs["results"].get(key) != ours["results"][key]]
+    same = len(ours["results"]) - len(differ)
     print(
-        f"torch {there['facts']['torch']}, {how}: {same} results with the same bits, {len(differ)} others",
+        f"torch {theirs['facts']['torch']}, {how}: {same} results with the same bits, {len(differ)} others",
         flush=True,
     )
     for key in differ:
@@ -175,8 +175,8 @@ def main() -> None:
             how = f"installed in {time.monotonic() - begin:.0f} s, library of the wheel"
             failures += differing(here, compute(python, scratch), how)
             begin = time.monotonic()
-            there = compute(python, scratch, compiled=True)
-            failures += differing(here, there, f"compiled there, in {time.monotonic() - begin:.0f} s")
+            compiled = compute(python, scratch, compiled=True)
+            failures += differing(here, compiled, f"compiled under it, in {time.monotonic() - begin:.0f} s")
     print(f"wheel check: {'failed' if failures else 'passed'}")
     sys.exit(failures > 0)
 

@@ -1,4 +1,4 @@
-"""What a GPU machine has: versions, tools, the kernels that can be built there."""
+"""What a GPU machine has: versions, tools, the kernels that can be built on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.gpu.checks import NotPossible
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, the device, and which of the tools that a build needs are there."""
+    """Versions, the device, and which of the tools that a build needs were found."""
     facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "system": f"{platform.system()} {platform.machine()} {platform.release()}",

@@ -21,7 +21,7 @@ COPY_SHARE, OVER_COMPILED = 0.90, 1 / 1.4
 
 
 def on_device(likelihood: str, shape: Shape, device: torch.device) -> cases.Problem:
-    """The CPU benchmark's problem, its values made there."""
+    """The CPU benchmark's problem, its values made on the GPU."""
     given = cases.problem(likelihood, shape)
     params = tuple(p.detach().to(device).requires_grad_() for p in given.params)
     mean, logvar = (t.detach().to(device).requires_grad_() for t in (given.mean, given.logvar))

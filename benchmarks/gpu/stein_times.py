@@ -65,7 +65,7 @@ def contestants(
     h = torch.full((1,), 2.0 * d / math.log(n + 1), device=device)
     found: list[tuple[str, str, Callable[[], Any]]] = []
     if n <= largest_plain:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         found.append((EAGER, "fp32", partial(plain, x, s, h)))
         found.append((COMPILED, "fp32", partial(torch.compile(plain), x, s, h)))
     for backend in backends:
@@ -100,7 +100,7 @@ def measure(
                 times = seconds_of(run, device, few)
             except (
                 Exception
-            ) as error:  # of memory, or a compiler that is not there: the others are still of interest
+            ) as error:  # of memory, or a compiler that is missing: the others are still of interest
                 rows.append({**row, "missing": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"})
                 continue
             seconds = statistics.median(times)

@@ -79,7 +79,7 @@ def train(model: VAE, grey: Tensor, settings: Settings, progress: bool = True) -
         mean, logvar = model.posterior(x)
         z = fe.reparameterize(mean, logvar, seed=SEED, stream=POSTERIOR, step=step)
         logits = model.decoder(z)
-        # The decoder's last layer is linear and does not need its output again, so the gradient may take its place.
+        # The decoder's last layer is linear and does not need its output again, so the gradient may overwrite it.
         terms = fe.free_energy(logits, x, mean, logvar, likelihood="bernoulli", inplace_backward=True)
         optimizer.zero_grad()
         terms.free_energy.backward()

@@ -86,7 +86,7 @@ class IMQ(SteinKernel):
     """(c^2 + u)^beta, the inverse multiquadric.
 
     Its discrepancy controls convergence, which that of kernels with light tails does not (Gorham & Mackey 2017,
-    arXiv:1703.01717, theorem 8; there with h = 1).
+    arXiv:1703.01717, theorem 8, with h = 1).
 
     Args:
         beta: in (-1, 0); -0.5 is the usual one.

@@ -138,7 +138,7 @@ def find_compiler() -> tuple[tuple[str, ...], str]:
     tried = []
     for command in [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]:
         if shutil.which(command[0]) is None:
-            tried.append(f"{command[0]} is not there")
+            tried.append(f"{command[0]} was not found")
             continue
         try:
             # The macros name the compiler whatever its command is called, and prove that it takes C++20.
@@ -164,7 +164,7 @@ def find_compiler() -> tuple[tuple[str, ...], str]:
 
 
 def find_nvcc() -> tuple[str, str, tuple[int, ...]]:
-    """nvcc: NVCC when it is set, else the one in CUDA_HOME or CUDA_PATH, else on PATH or in the usual place.
+    """nvcc: NVCC when it is set, else the one in CUDA_HOME or CUDA_PATH, else on PATH or in /usr/local/cuda.
 
     Returns:
         The command, its name with the version, and the architectures to build for.
@@ -173,15 +173,15 @@ def find_nvcc() -> tuple[str, str, tuple[int, ...]]:
         ExtensionUnavailable: with the reason.
     """
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    places = [os.path.join(home, "bin", "nvcc") for home in homes]
+    candidates = [os.path.join(home, "bin", "nvcc") for home in homes]
     if chosen := os.environ.get("NVCC"):
-        places = [chosen]
-    elif not places:
-        places = ["nvcc", "/usr/local/cuda/bin/nvcc"]
-    nvcc = next((found for place in places if (found := shutil.which(place))), None)
+        candidates = [chosen]
+    elif not candidates:
+        candidates = ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next((found for path in candidates if (found := shutil.which(path))), None)
     if nvcc is None:
         raise ExtensionUnavailable(
-            f"no CUDA compiler: {' and '.join(places)} not found. Install the CUDA toolkit >= 12, or set"
+            f"no CUDA compiler: {' and '.join(candidates)} not found. Install the CUDA toolkit >= 12, or set"
             " CUDA_HOME or NVCC"
         )
     try:
@@ -197,12 +197,12 @@ def find_nvcc() -> tuple[str, str, tuple[int, ...]]:
 
 def find_ninja() -> str:
     """The ninja of the PyPI package, else the one on PATH, or ExtensionUnavailable."""
-    places: list[str | None] = [None]  # None is PATH
+    directories: list[str | None] = [None]  # None is PATH
     with contextlib.suppress(ImportError):
         import ninja
 
-        places.insert(0, ninja.BIN_DIR)
-    found = next((path for place in places if (path := shutil.which("ninja", path=place))), None)
+        directories.insert(0, ninja.BIN_DIR)
+    found = next((path for directory in directories if (path := shutil.which("ninja", path=directory))), None)
     if found is None:
         raise ExtensionUnavailable("ninja not found. Run: pip install ninja")
     return found

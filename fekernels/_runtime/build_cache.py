@@ -63,9 +63,9 @@ def cache_directory() -> Path:
     except (
         RuntimeError
     ) as error:  # a container's user with no entry in its password file, or ~ of an unknown one
-        place = f"FEKERNELS_CACHE_DIR={chosen!r} names" if chosen else "there is"
+        names = f"FEKERNELS_CACHE_DIR={chosen!r} names" if chosen else "there is"
         raise ExtensionUnavailable(
-            f"{place} no home directory to build in: set FEKERNELS_CACHE_DIR to a place that can be written"
+            f"{names} no home directory to build in: set FEKERNELS_CACHE_DIR to a directory that can be written"
         ) from error
 
 
@@ -77,7 +77,7 @@ class CachedLibrary:
         source_root: the directory csrc.
 
     Raises:
-        ExtensionUnavailable: with no place for a cache, or flags that cannot be read.
+        ExtensionUnavailable: with no directory for a cache, or flags that cannot be read.
     """
 
     def __init__(self, name: str, source_root: Path) -> None:
@@ -147,7 +147,7 @@ class CachedLibrary:
                 continue
             if reason := _not_private(path):
                 _log.warning(
-                    "the cached library %s is not loaded, because another user could have put it there: it %s.%s",
+                    "the cached library %s is not loaded, because another user could have written it: it %s.%s",
                     *(path, reason, f" Remove it: rm {path}" if self._missing else " Compiling it again"),
                 )
             elif is_intact(path):
@@ -249,19 +249,19 @@ class CachedLibrary:
         if not os.environ.get("FEKERNELS_CACHE_DIR"):
             _tighten(root)
         reason = _not_private(root, is_root=True)
-        place, remedy = root, f"run chmod go-w {root}"
+        path, remedy = root, f"run chmod go-w {root}"
         if reason is None and (reason := _not_private(self._directory)):
-            place, remedy = self._directory, f"remove it: rm -r {self._directory}"
+            path, remedy = self._directory, f"remove it: rm -r {self._directory}"
         if reason is not None:
             raise ExtensionUnavailable(
-                f"no library is loaded from the cache directory {place} or built there, because another user could"
-                f" have put one there: it {reason}. Set FEKERNELS_CACHE_DIR to a directory that only you can write,"
+                f"no library is loaded from the cache directory {path} or built in it, because another user could"
+                f" have written one: it {reason}. Set FEKERNELS_CACHE_DIR to a directory that only you can write,"
                 f" or, if this one is yours, {remedy}"
             )
 
     def _cannot(self, what: str, error: OSError) -> ExtensionUnavailable:
         return ExtensionUnavailable(
-            f"cannot {what} in {self._directory}: {error}. Set FEKERNELS_CACHE_DIR to a place that can be written"
+            f"cannot {what} in {self._directory}: {error}. Set FEKERNELS_CACHE_DIR to a directory that can be written"
         )
 
 
@@ -288,7 +288,7 @@ def _age(path: Path) -> float:
 def _not_private(path: Path, is_root: bool = False) -> str | None:
     """How another user could have written ``path``, or could replace it; None when none but root could.
 
-    ``is_root``: the cache directory itself, which may be a link of this user's to another place, or one like /tmp where
+    ``is_root``: the cache directory itself, which may be a link of this user's, or one like /tmp where
     nobody can replace the entries of others.
     """
     facts = [path.lstat()]
@@ -309,7 +309,7 @@ def _not_private(path: Path, is_root: bool = False) -> str | None:
 def _tighten(path: Path) -> None:
     """Take a group's right to write from the user's own default cache directory.
 
-    Releases up to 2026-11 left it there under umask 002, the default where every user has a group of their own. What
+    Releases up to 2026-11 left it behind under umask 002, the default where every user has a group of their own. What
     lies in it is looked at one by one.
     """
     with contextlib.suppress(OSError):

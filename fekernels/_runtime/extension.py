@@ -59,7 +59,7 @@ def build(device: str = "cpu", verbose: bool = False) -> Path:
         verbose: show the compiler's commands and output.
 
     Returns:
-        The library; one that is already there and whole is not compiled again, but a build that failed before is tried.
+        The library; one that exists and is whole is not compiled again, but a build that failed before is tried.
 
     Raises:
         TypeError: when device is no string, or verbose no bool.
@@ -86,7 +86,7 @@ def build(device: str = "cpu", verbose: bool = False) -> Path:
 
 
 def _cached_library(device: str) -> Path:
-    """The library for ``device`` in the cache directory, built now when it is not there or is damaged."""
+    """The library for ``device`` in the cache directory, built now when it is missing or damaged."""
     cached = CachedLibrary(device, locations.SOURCE_ROOT)
     return cached.find() or _build(cached)
 
@@ -219,7 +219,7 @@ def load() -> None:
 
 
 def unavailable_reason() -> str | None:
-    """Why the compiled kernels are not there, or None when they are.
+    """Why the compiled kernels are missing, or None when they are.
 
     Raises:
         ExtensionUnavailable: when FEKERNELS_BUILD names them ("cpu", "cuda"): no quiet fallback then.
@@ -242,7 +242,7 @@ def library_path() -> Path | None:
 
 
 def has_cuda_kernels() -> bool:
-    """Whether the compiled kernels are there and include CUDA: ``build_info()`` then has the word cuda."""
+    """Whether the compiled kernels are available and include CUDA: ``build_info()`` then has the word cuda."""
     if unavailable_reason() is not None:
         return False
     import torch

@@ -1,7 +1,7 @@
 """The native gradient check: ``csrc/torch/host.cpp``, a module of Python that may be missing.
 
 It is compiled against one release of torch and one Python, while the kernels are compiled or, where a wheel had those,
-at the first step of an optimizer. Whatever stands in its way, the check in Python serves (``optim/_table_cache.py``).
+at the first step of an optimizer. Where it cannot be built, the check in Python serves (``optim/_table_cache.py``).
 """
 
 from __future__ import annotations

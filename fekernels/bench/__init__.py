@@ -81,19 +81,19 @@ def _stein(size: str, progress: bool) -> dict[str, Any]:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fekernels bench", description=__doc__)
     parser.add_argument(
-        "--json", type=Path, metavar="PATH", help="write the rows and the machine's facts there"
+        "--json", type=Path, metavar="PATH", help="write the rows and the machine's facts to PATH"
     )
     parser.add_argument(
         "--markdown",
         type=Path,
         metavar="PATH",
-        help="measure nothing: print README's tables, and draw --plot, from what --json wrote there",
+        help="measure nothing: print README's tables, and draw --plot, from what --json wrote",
     )
     parser.add_argument(
         "--only", choices=[*FAMILIES, *OLD_NAMES], help="one of the parts; svgd is stein's old name"
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="PATH", help="draw the free energy's bandwidth over the width there"
+        "--plot", type=Path, metavar="PATH", help="draw the free energy's bandwidth over the width to PATH"
     )
     parser.add_argument(
         "--quick", action="store_true", help="smaller sizes, in a minute; no figures to quote"

@@ -67,7 +67,7 @@ def _full(at: int, given: Parameter) -> bool:
 
 
 def problem(likelihood: str, shape: Shape, seed: int = 0) -> Problem:
-    """Random values of realistic size; counts are zero in nine places of ten and have a dispersion a column."""
+    """Random values of realistic size; nine counts of ten are zero, and they have a dispersion per column."""
     batch, width, latents = shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -92,7 +92,7 @@ def problem(likelihood: str, shape: Shape, seed: int = 0) -> Problem:
         target = torch.randint(0, CLASSES, (batch, width), generator=generator)
     elif row.target is Target.REAL:
         target = normal(batch, width)
-    else:  # in [0, 1], and above 0 where a density ends there
+    else:  # in [0, 1], and above 0 where a density ends at 0
         target = uniform(batch, width).clamp_min_(1e-6)
     if row.classes:
         params = [normal(batch, width, CLASSES)]

@@ -57,7 +57,7 @@ def run_python(arguments: Sequence[str], timeout: float, **environment: str) -> 
 
 
 def import_seconds(times: int = 7) -> float:
-    """Median time of ``import fekernels`` once torch is there, in fresh processes; one more goes before, unmeasured.
+    """Median time of ``import fekernels`` once torch is imported, in fresh processes; one more goes before, unmeasured.
 
     That one compiles the modules, as an installation does: the others find them compiled also where this process is not
     to write such files.

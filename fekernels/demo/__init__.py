@@ -88,8 +88,8 @@ def digits(settings: Settings, seed: int) -> Data:
     clean = x[test]
     images = clean.view(-1, 1, 8, 8)
     half = math.sqrt(0.5)
-    turn = torch.tensor([[half, -half, 0.0], [half, half, 0.0]]).expand(len(images), 2, 3)
-    rotated = F.grid_sample(images, F.affine_grid(turn, list(images.shape), False), align_corners=False)
+    rotation = torch.tensor([[half, -half, 0.0], [half, half, 0.0]]).expand(len(images), 2, 3)
+    rotated = F.grid_sample(images, F.affine_grid(rotation, list(images.shape), False), align_corners=False)
     noisy = (images + 0.3 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
     # A 4x4 patch of each image, anywhere, is blank.
     corner = torch.randint(0, 5, (2, len(images), 1), generator=generator)

@@ -231,7 +231,7 @@ def times_table(cases: dict[str, dict[str, Timing]]) -> str:
             first, third = (_three_digits(value * 1e6) for value in timing.quartiles())
             median = _three_digits(timing.median * 1e6)
             cells.append(f"{median} us ({first} to {third})  x {_three_digits(ratio.median)}")
-            # The peer's ratio to itself says nothing: there its own times do.
+            # The peer's ratio to itself says nothing: its own times do.
             judged = timing if name == FUSED else ratio
             low, high = judged.quartiles()
             unsteady[f"{name}, {title}"] = (high - low) / judged.median

@@ -95,7 +95,7 @@ def sample(
     Args:
         name: A name of ``NAMES``.
         params: One tensor, or a sequence in the order of ``PARAMETERS[name]``; they broadcast against each other.
-        seed: Start a fresh torch generator on the parameters' device; the same seed gives the same draw there.
+        seed: Start a fresh torch generator on the parameters' device; the same seed gives the same draw on it.
         generator: Or draw from this one. With neither, from torch's default.
         sample_shape: Dimensions put in front: that many independent draws.
 

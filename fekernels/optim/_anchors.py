@@ -59,7 +59,7 @@ class Anchors:
         """The anchor in a parameter's state, put back where it is missing, remembered where somebody set it.
 
         Raises:
-            ValueError: a parameter that has none, as one that took another's place in its group.
+            ValueError: a parameter that has none, as one that was put into a group for another.
         """
         anchor = state.get("anchor")
         if anchor is None:

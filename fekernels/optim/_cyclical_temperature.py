@@ -44,7 +44,7 @@ class CyclicalTemperature(TemperatureScheduler):
         cycle_length: steps of one cycle, >= 1: a run of K steps in M cycles has ceil(K / M).
         proportion_exploration: the paper's beta, in [0, 1). Half a cycle by default: its last fifth, the paper's usual
             choice, has nothing but the small steps of the cosine's end.
-        anneal_lr: also drive `lr`, by the paper's cosine. Turn it off where an lr scheduler of torch owns
+        anneal_lr: also drive `lr`, by the paper's cosine. Switch it off where an lr scheduler of torch owns
             `lr`.
         lr_min: where the cosine ends, >= 0; None is a tenth of each group's initial lr. At 0, the paper's, the last
             steps of a cycle stand still.

@@ -363,7 +363,7 @@ class ParameterGroups(Optimizer):
         """Before the first noise, ranks of a process group take the seed that rank 0 drew.
 
         Not at construction: that would make a collective of it, also for one that trains cold on a single rank, and the
-        group may not be there yet. Groups that were given a seed, or loaded one, keep it.
+        group may not exist yet. Groups that were given a seed, or loaded one, keep it.
         """
         if not has_ranks():
             return

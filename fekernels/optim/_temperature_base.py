@@ -192,7 +192,7 @@ class TemperatureScheduler(LRScheduler):
         self.__dict__.update({k: list(v) if isinstance(v, list) else v for k, v in state.items()})
         try:
             self._go_to(max(self.last_epoch, 0))
-        except Exception:  # of a schedule that cannot say its temperature there
+        except Exception:  # of a schedule that cannot say its temperature at that step
             self.__dict__.update(before)
             raise
 

@@ -67,7 +67,7 @@ class PosteriorSamples:
         policy: what happens beyond max_samples. "fifo" drops the oldest, the least burnt in. "reservoir"
             keeps a uniformly random subset of all that were collected (Vitter 1985, algorithm R), of one long
             chain the better summary.
-        directory: None keeps the samples in memory. A path keeps each as a safetensors file there: written
+        directory: None keeps the samples in memory. A path keeps each as a safetensors file in it: written
             aside and then renamed, so a crash leaves the last consistent set, and the same directory given
             again resumes it.
         device: where samples in memory live; "cpu" costs a copy a sample and no accelerator memory. None:
@@ -103,11 +103,11 @@ class PosteriorSamples:
             raise TypeError(
                 f"PosteriorSamples: directory must be a path or None; got {type(directory).__name__}"
             )
-        place = None if device is None else as_device("PosteriorSamples", "device", device)
+        at = None if device is None else as_device("PosteriorSamples", "device", device)
         self._model = uncompiled(model)
         self._aliases = _tied_names(self._model)
         self._store: MemoryStore | DiskStore
-        self._store = MemoryStore(place) if directory is None else DiskStore(Path(directory))
+        self._store = MemoryStore(at) if directory is None else DiskStore(Path(directory))
         self.calls: int = self._store.counts["calls"]
         self.seen: int = self._store.counts["seen"]
         if len(self._store):
@@ -248,12 +248,12 @@ class PosteriorSamples:
             ValueError: it holds no batch. No sample is changed then, nor where the model raises.
         """
         check_loader(loader)
-        place = None if device is None else as_device("PosteriorSamples.refresh_statistics", "device", device)
+        at = None if device is None else as_device("PosteriorSamples.refresh_statistics", "device", device)
         if not tracking_norms(self._model):
             return self
         # All are measured before the first is changed. They are small beside the weights.
         measured = [
-            measure(self._model, self._weights(sample), loader, place)
+            measure(self._model, self._weights(sample), loader, at)
             for sample in _bar(self._store, len(self), progress)
         ]
         for index, statistics in enumerate(measured):

@@ -64,7 +64,7 @@ def remove_abandoned(parent: Path) -> None:
     for directory in parent.glob(f"{PREFIX}*"):
         try:
             descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT)
-        except OSError:  # removed by another, or in a place that may only be read
+        except OSError:  # removed by another, or in a directory that may only be read
             continue
         try:
             _lock(descriptor, wait=False)

@@ -165,7 +165,7 @@ def _rows_alone(values: Tensor, x: Tensor) -> bool:
     is exactly 0, and where the gradients of the numbers come in times powers of 2, each row's gradient goes out exactly
     as many times as large. The powers are dealt at random, from a generator of their own, and all different up to 8
     rows, so that no pattern of rows that depend on each other goes with them; higher ones would make rounding look like
-    dependence. A row outside the support may turn a zero gradient into NaN (0/0): it says nothing.
+    dependence. A row outside the support may make NaN of a zero gradient (0/0): it says nothing.
     """
     if not values.requires_grad or len(x) == 1:
         return True

@@ -74,7 +74,7 @@ def goodness_of_fit(
     Raises:
         TypeError: an argument of a wrong type or dtype.
         ValueError: a wrong value, shape or device; fewer than two particles; a median bandwidth of 0, as of a chain
-            that stays at one place most of the time.
+            that stays where it is most of the time.
 
     Source: Chwialkowski, Strathmann & Gretton 2016, arXiv:1602.02964, section 3; Liu, Lee & Jordan 2016.
     """

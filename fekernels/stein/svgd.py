@@ -153,8 +153,8 @@ class SVGD:
         self._warned = self._noise is None and len(x) > 1 and bool((x == x[0]).all())
         if self._warned:
             warnings.warn(
-                f"{name}: particles are all equal: at one place they do not repel each other and get the same scores, "
-                "so that they stay together; begin from distinct particles",
+                f"{name}: particles are all equal: they do not repel each other and get the same scores, so that "
+                "they stay together; begin from distinct particles",
                 stacklevel=2,
             )
 
@@ -334,13 +334,13 @@ class SVGD:
             )
 
     def _warn_of_coincidence(self, median: Tensor, step: int) -> None:
-        """Once, where the median says that half of all pairs are at one place. (A GPU is waited for in any case.)"""
+        """Once, where the median says that half of all pairs coincide. (A GPU is waited for in any case.)"""
         if self._warned or len(self._particles) == 1 or float(median) > 0:
             return
         self._warned = True
         warnings.warn(
-            f"{type(self).__name__}: the median bandwidth is 0 at step {step}: so many particles coincide, and those "
-            "at one place do not repel each other; begin from distinct particles, or give a bandwidth",
+            f"{type(self).__name__}: the median bandwidth is 0 at step {step}: so many particles coincide, and "
+            "those do not repel each other; begin from distinct particles, or give a bandwidth",
             stacklevel=6,
         )
 

@@ -167,8 +167,7 @@ def test_a_directory_in_which_others_can_write_is_not_used(
             getattr(build_cache.CachedLibrary("cpu", sources), call)()
         said = str(refused.value)
         assert (
-            f"directory {place} or built there, because another user could have put one there: it {how}"
-            in said
+            f"directory {place} or built in it, because another user could have written one: it {how}" in said
         )
         assert "Set FEKERNELS_CACHE_DIR to a directory that only you can write" in said
     assert before == sorted(path.name for path in cached.parent.iterdir())
@@ -180,7 +179,7 @@ def test_a_cache_that_is_not_used_leaves_the_reference_and_one_warning(
     cached.parent.chmod(0o777)
     done = run(USE + BACKENDS, environment)
     assert done.returncode == 0 and "'reference'" in done.stdout, done.stderr
-    assert "because another user could have put one there" in done.stdout
+    assert "because another user could have written one" in done.stdout
     assert done.stderr.count(f"WARNING {WARNING}") == 1
 
 
@@ -205,7 +204,7 @@ def test_a_file_that_others_could_have_written_is_not_taken(
     else:
         cached.chmod({"everybody": 0o602, "group": 0o620}[how])
     assert build_cache.CachedLibrary("cpu", sources).find() is None
-    said = f"the cached library {cached} is not loaded, because another user could have put it there: it "
+    said = f"the cached library {cached} is not loaded, because another user could have written it: it "
     assert said in caplog.text and "Compiling it again" in caplog.text
     monkeypatch.setenv("CXX", str(tmp_path / "no"))
     assert build_cache.CachedLibrary("cpu", sources).find() is None

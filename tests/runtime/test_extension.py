@@ -255,7 +255,9 @@ def test_an_unknown_mode_is_refused(environment: dict[str, str]) -> None:
 def test_a_cache_that_cannot_be_written(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run(REASON, environment | {"FEKERNELS_CACHE_DIR": str(tmp_path / "file" / "cache")})
-    assert done.returncode == 0 and "Set FEKERNELS_CACHE_DIR to a place that can be written" in done.stdout
+    assert (
+        done.returncode == 0 and "Set FEKERNELS_CACHE_DIR to a directory that can be written" in done.stdout
+    )
 
 
 def test_build_takes_a_device_and_loads_nothing(cached: Path, environment: dict[str, str]) -> None:

@@ -49,7 +49,7 @@ def validate_parameters(
 ) -> None:
     """ValueError, with the parameter's name and the first offender, for one (NaN too) outside the domain.
 
-    Zero and infinity are in it: there the energy has a limit.
+    Zero and infinity, at which the energy has a limit, are in it.
 
     Args:
         function: Name of the public function, which begins the message.

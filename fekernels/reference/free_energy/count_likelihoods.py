@@ -119,9 +119,8 @@ def zero_inflated_negative_binomial(x: Tensor, mu: Tensor, th: Tensor, pi: Tenso
     zero = x == 0
     mu, th = counted(x, mu, th)
     q = -at_zero(mu, th)
-    near = (
-        q > -1
-    )  # there the difference of softplus is -log1p(sigmoid(-pi) (e^q - 1)), which keeps small digits
+    # For q near 0 the difference of softplus is -log1p(sigmoid(-pi) (e^q - 1)), which keeps small digits.
+    near = q > -1
     close = -torch.log1p(torch.sigmoid(-pi) * torch.expm1(torch.where(near, q, 0.0)))
     far = torch.where(pi == -math.inf, -q, softplus(-pi) - softplus(q - pi))
     at = torch.where(near, close, far)

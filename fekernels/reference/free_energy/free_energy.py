@@ -118,8 +118,8 @@ def row_values(
         elements = energy_elements(*observed(params, target, seen, likelihood), likelihood)
         energy = masked_row_sums(elements, seen, weight)
     if latent:
-        there = counted(latent_mask, weight)
-        kl = masked_row_sums(kl_elements(present(latent, there)), there, weight)
+        kept = counted(latent_mask, weight)
+        kl = masked_row_sums(kl_elements(present(latent, kept)), kept, weight)
     if energy is None:
         assert kl is not None, "neither params nor latent given"
         energy = torch.zeros_like(kl)
@@ -194,12 +194,12 @@ def free_energy(
             return operand[rows] if operand.shape[0] == batch else operand
 
         p, q = [part(o) for o in params], [part(o) for o in latent]
-        x, seen, w, there = (None if o is None else o[rows] for o in (target, mask, weight, latent_mask))
-        energies[rows], kls[rows] = row_values(p, x, seen, q, w, likelihood, there)
+        x, seen, w, kept = (None if o is None else o[rows] for o in (target, mask, weight, latent_mask))
+        energies[rows], kls[rows] = row_values(p, x, seen, q, w, likelihood, kept)
         if not gradients:
             continue
 
-        seen, there = counted(seen, w), counted(there, w)
+        seen, kept = counted(seen, w), counted(kept, w)
         scale = torch.ones_like(energies[rows]) if w is None else w.double()
         if reduction == MEAN:
             scale = scale / batch
@@ -214,9 +214,9 @@ def free_energy(
                 found.append(g)
         if latent:
             of_rows = scale * upstream[1][rows].double() if upstream else scale
-            for g in kl_gradients(present(q, there)):
+            for g in kl_gradients(present(q, kept)):
                 g = g * of_rows[:, None]
-                found.append(g if there is None else torch.where(there, g, 0.0))
+                found.append(g if kept is None else torch.where(kept, g, 0.0))
         for i, total in gradients.items():
             g = sum_to(found[i], part(operands[i]).shape)
             if operands[i].shape[0] == batch:

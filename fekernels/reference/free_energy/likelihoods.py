@@ -60,7 +60,7 @@ def mse_sample(generator: torch.Generator | None, r: Tensor) -> Tensor:
 def gaussian(x: Tensor, r: Tensor, s: Tensor | None = None) -> Tensor:
     if s is None:
         return ((r - x) ** 2 + LOG_2PI) / 2
-    z = (r - x) * growth(s / 2)  # exp(-s) alone would overflow early and meet a zero
+    z = (r - x) * growth(s / 2)  # exp(-s) alone would overflow early, times a zero
     return (beside(s, z) + z * z + LOG_2PI) / 2
 
 
@@ -177,7 +177,7 @@ def laplace_sample(generator: torch.Generator | None, r: Tensor, s: Tensor) -> T
 def student(x: Tensor, r: Tensor, s: Tensor, nu: Tensor) -> tuple[Tensor, ...]:
     """nu within float64, u = (r - x)^2 e^-s, whether u / nu is huge, and log(u / nu) + s where it is."""
     (nu,) = or_nan(~(nu < 0), nu)
-    nu = nu.clamp(1e-300, 1e300)  # limits are reached there, to the last digit
+    nu = nu.clamp(1e-300, 1e300)  # limits are reached at the ends, to the last digit
     z = (r - x) * growth(s / 2)
     u = z * z
     huge = u / nu > 1e50

@@ -28,7 +28,7 @@ def momentum_noise_start(beta1: float, t: int) -> float:
 
 
 def momentum_noise_unit(lr: float, beta1: float) -> float:
-    """q: noise put into m at every step has the variance 2 T D / q there."""
+    """q: noise put into m at every step has the variance 2 T D / q in it."""
     return lr * (1 + beta1) / (1 - beta1)
 
 

@@ -44,7 +44,7 @@ def imq(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
 
 
 def laplace(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
-    """p1 and p2 diverge at u = 0 and are 0 there by convention; p3 is not needed, since the discrepancy is infinite."""
+    """p1 and p2 diverge at u = 0, where they count as 0; p3 is not needed, since the discrepancy is infinite."""
     zero = u == 0
     s = torch.sqrt(torch.where(zero, 1.0, u))
     k = torch.exp(-s)
@@ -54,7 +54,7 @@ def laplace(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
 
 
 def matern32(u: Tensor, beta: float, c: float, order: int) -> list[Tensor]:
-    """p2 and p3 diverge at u = 0 and are 0 there by convention: what they are multiplied by vanishes faster."""
+    """p2 and p3 diverge at u = 0, where they count as 0: what they are multiplied by vanishes faster."""
     zero = u == 0
     s = torch.sqrt(torch.where(zero, 1.0, 3 * u))
     decay = torch.exp(-s)

@@ -139,7 +139,7 @@ def pairs_kernel(
     DIRECTION: k and g. BACKWARD: k, g and M = dL/dt, and in totals [B, tiles] each tile's share of dL/dh.
     DISCREPANCY: kp. Where a problem is to be taken `apart` [B], distances and (x_i - x_j).(y_i - y_j), y the scores or
     the upstream gradient, come from differences of x and other [B, pitch, width] as they are given. So where h = 0,
-    when particles are at the same place if all their coordinates are the same, and only k is not 0. Grid: tiles of the
+    when particles coincide if all their coordinates are the same, and only k is not 0. Grid: tiles of the
     strip, problems.
     """
     tiles = tl.cdiv(pitch, N)
@@ -246,7 +246,7 @@ def product_kernel(
 ):  # fmt: skip
     """A strip of out [B, n, d]: factor * (base v_i + sum_j w_ij v_j); with row_sums, of sum_j w_ij (v_i - v_j).
 
-    apart [B]: whether those differences themselves are summed. ADD: to what is there. Grid: tiles of M rows of the
+    apart [B]: whether those differences themselves are summed. ADD: to what `out` holds. Grid: tiles of M rows of the
     strip and D columns, problems.
     """
     batch = tl.program_id(1).to(tl.int64)

@@ -82,7 +82,7 @@ def apart_kernel(
 ):  # fmt: skip
     """phi of the problems that are `sharp` [B], from differences of the particles as they are given, D columns.
 
-    So where h = 0, as when most particles coincide: the mean over the particles at the same place, exactly. Returns at
+    So where h = 0, as when most particles coincide: the mean over those that coincide with it, exactly. Returns at
     once for any other problem: the host need not know which. Grid: blocks of rows, problems.
     """
     batch = tl.program_id(1).to(tl.int64)
