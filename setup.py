@@ -111,9 +111,8 @@ class BuildPy(build_py):
 class PlatformWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()
-        return (
-            tag if self.root_is_pure else ("py3", "none", tag[2])
-        )  # no Python in the library: any version loads it
+        # No Python in the library: any version loads it.
+        return tag if self.root_is_pure else ("py3", "none", tag[2])
 
 
 setuptools.setup(distclass=Distribution, cmdclass={"build_py": BuildPy, "bdist_wheel": PlatformWheel})

@@ -35,11 +35,8 @@ INTEGERS = (
 
 def _python(value: Any) -> Any:
     """A NumPy scalar or an array without dimensions as what it holds; anything else as it is."""
-    if type(value) in (
-        float,
-        int,
-        bool,
-    ):  # all that torch.compile follows, which knows no union of types either
+    # All that torch.compile follows, which knows no union of types either.
+    if type(value) in (float, int, bool):
         return value
     return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
 

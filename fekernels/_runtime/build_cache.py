@@ -182,9 +182,8 @@ class CachedLibrary:
             with _file_lock(self._path.with_name(f"{self._path.name}.lock")):
                 self._raise_known_failure()  # of another process that tried while this one waited
                 if not self._served(instead_of):
-                    for left in self._directory.glob(
-                        f"{self._path.name}.build-*"
-                    ):  # of a builder that was killed
+                    # Of a builder that was killed.
+                    for left in self._directory.glob(f"{self._path.name}.build-*"):
                         shutil.rmtree(left, ignore_errors=True)
                     self._compile(verbose)
         except OSError as error:

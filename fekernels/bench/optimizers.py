@@ -185,11 +185,7 @@ CASES = (
         },
     ),
     _beside_adam(
-        "in_cache",
-        partial(_one, "{} float32 in cache"),
-        ((1, 640_000), (1, 64_000), (1, 512)),
-        0.5,
-        1.8,
+        "in_cache", partial(_one, "{} float32 in cache"), ((1, 640_000), (1, 64_000), (1, 512)), 0.5, 1.8
     ),
     _beside_adam("many_of_1000", _many, ((200, 1_000), (50, 1_000), (2, 16)), 0.2, 0.3),
     _beside_adam("many_of_10000", _many, ((200, 10_000), (50, 10_000), (2, 300)), 0.45, 0.65),

@@ -112,9 +112,8 @@ def _median(shape: Shape) -> Group:
     """The exact median bandwidth, without and with the last one as a hint."""
     x, s, h = problem(shape)
     found = median_bandwidth(x)
-    few = x[
-        : FEW - 1
-    ]  # an odd number of distances: of an even one torch takes the lower of the two middle ones
+    # An odd number of distances: of an even one torch takes the lower of the two middle ones.
+    few = x[: FEW - 1]
     contestants = [
         Contestant(OURS, partial(ours, x, s, h)),
         Contestant(MEDIAN, partial(median_bandwidth, x)),

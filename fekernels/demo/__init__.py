@@ -161,11 +161,7 @@ def sample_langevin(
     )
     # The phase is long enough to do without a burn-in: .98 of the variance by the schedule's own account.
     schedule = CyclicalTemperature(
-        optimizer,
-        settings.cycle_length,
-        settings.exploration,
-        lr_min=settings.lr_min,
-        proportion_burn_in=0.0,
+        optimizer, settings.cycle_length, settings.exploration, lr_min=settings.lr_min, proportion_burn_in=0.0
     )
     samples = PosteriorSamples(model, thinning=settings.thinning)
     path = report.Trajectory()

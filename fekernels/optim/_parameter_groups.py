@@ -288,9 +288,8 @@ class ParameterGroups(Optimizer):
 
         check_groups(f"{self._name}.load_state_dict", state_dict)
         before = [dict(group) for group in self.param_groups]
-        last = self.register_load_state_dict_pre_hook(
-            check
-        )  # after those of the user, which may change everything
+        # After those of the user, which may change everything.
+        last = self.register_load_state_dict_pre_hook(check)
         try:
             super().load_state_dict(state_dict)
         finally:

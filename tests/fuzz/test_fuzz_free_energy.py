@@ -63,9 +63,8 @@ def test_free_energy(problem, backend, reduction, beta, kind, free_bits, seed) -
         there = torch.ones_like(kl.elements)
         there = there if problem.latent_mask is None else there * problem.latent_mask
         means, bounds = kl.elements.mean(0), free_bits * there.mean(0)
-        assume(
-            bool(((means - bounds).abs() > 1e-4).logical_or(bounds == 0).all())
-        )  # either gradient is right
+        # Either gradient is right.
+        assume(bool(((means - bounds).abs() > 1e-4).logical_or(bounds == 0).all()))
         counts = means > bounds
         want_kl = torch.maximum(means, bounds).sum()
         want_kl = want_kl if reduction == "mean" else want_kl * batch if batch else torch.zeros(()).double()

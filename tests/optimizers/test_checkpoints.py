@@ -218,9 +218,8 @@ def test_what_a_checkpoint_lacks_stays_as_constructed(place):
     }
     assert group["decoupled_weight_decay"] is True and group["streams"] == [0, 1, 2]
     assert group["eps"] == 1e-8  # this it has
-    assert all(
-        "noise_unit" not in optimizer.state[p] for p in ours
-    )  # Adam's momentum holds no noise to rescale
+    # Adam's momentum holds no noise to rescale.
+    assert all("noise_unit" not in optimizer.state[p] for p in ours)
     step(optimizer, 1)  # prior_precision keeps it from warning
     assert all(bits_equal(optimizer.state[p]["anchor"], a) for p, a in zip(ours, anchors, strict=True))
 

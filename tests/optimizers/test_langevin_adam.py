@@ -141,9 +141,8 @@ def test_a_cold_step_is_adams(peer, switches, steps_before, place):
     for p, q in zip(theirs, ours, strict=True):
         assert not bits_equal(p, torch.zeros_like(p)) and ulps(q, p, 1e-2) <= 4
         for name, want in adam.state[p].items():
-            floor = {"exp_avg": 1e-2, "step": 1.0}.get(
-                name, 1e-5
-            )  # of gradients of 0.1, which decay may cancel
+            # Of gradients of 0.1, which decay may cancel.
+            floor = {"exp_avg": 1e-2, "step": 1.0}.get(name, 1e-5)
             assert ulps(optimizer.state[q][name], want, floor) <= 8, name
 
 
@@ -181,9 +180,8 @@ def test_trains_as_adam_does(flags, place):
         ]
         mine = dict(flags, backend=place.backend) if make is fe.LangevinAdam else {}
         optimizer = make(groups, lr=0.01, weight_decay=1e-3, **mine)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, [0.02, 0.04], total_steps=80
-        )  # moves betas as well
+        # Moves betas as well.
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.02, 0.04], total_steps=80)
 
         def closure(net=net, optimizer=optimizer):
             assert torch.is_grad_enabled()

@@ -206,10 +206,8 @@ def test_stochastic_rounding_keeps_small_steps(place):
             p.grad = torch.full_like(p, grad)
             optimizer.step()
         moved[stochastic] = (1 - p.detach().double()).mean().item()
-    drift, error = (
-        grad * lr * steps,
-        2.0**-8 * math.sqrt(steps / count),
-    )  # of the mean, from roundings by up to 2^-8
+    # Of the mean, from roundings by up to 2^-8.
+    drift, error = grad * lr * steps, 2.0**-8 * math.sqrt(steps / count)
     assert abs(moved[True] - drift) < 5 * error and drift > 20 * error
     assert moved[False] < 0.05 * drift
 

@@ -140,9 +140,8 @@ def run(rank: int) -> dict[str, Any]:
     optimizer = train(net, rows)
     results["fsdp"] = [p.full_tensor().detach() for p in net.parameters()]
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    results["fsdp_states"] = get_optimizer_state_dict(net, optimizer, options=options).get(
-        "state"
-    )  # rank 0's
+    # Rank 0's.
+    results["fsdp_states"] = get_optimizer_state_dict(net, optimizer, options=options).get("state")
 
     results["seeds"] = drifts(rank, mesh)
 

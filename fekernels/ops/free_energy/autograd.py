@@ -278,20 +278,11 @@ def compute(
     if double or transforms_active() or differentiates_forward():
         from fekernels.reference.free_energy.free_energy import values
 
-        target, mask, *_ = known
-        return FreeEnergyTerms(
-            *values(
-                params,
-                target,
-                mask,
-                operands.latent,
-                weight,
-                likelihood,
-                reduction,
-                beta,
-                operands.latent_mask,
-            )
+        target, mask, _, latent_mask = known
+        terms = values(
+            params, target, mask, operands.latent, weight, likelihood, reduction, beta, latent_mask
         )
+        return FreeEnergyTerms(*terms)
     if half and needs and reduction != NONE:
         # A gradient stored in float16 before a GradScaler's factor is on it would underflow: it is made in backward.
         rows = compute(operands, likelihood, NONE, beta, False)

@@ -112,20 +112,9 @@ def free_energy(
             return terms if factor is beta else _with_beta(terms, beta)
     floating(function, "mean", mean)
     operands = gather(
-        function,
-        params,
-        target,
-        mean,
-        logvar,
-        prior_mean,
-        prior_logvar,
-        mask,
-        weight,
-        likelihood,
-        list(codes),
-        latent_mask,
-        batch_dims,
-    )
+        function, params, target, mean, logvar, prior_mean, prior_logvar, mask, weight, likelihood, list(codes),
+        latent_mask, batch_dims,
+    )  # fmt: skip
     _leave_out(operands, ignored)
     if isinstance(beta, Tensor) and not beta.is_cpu:  # a number of the CPU is taken everywhere
         same_device(function, "beta", beta, operands.latent[0].device)

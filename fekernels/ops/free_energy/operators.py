@@ -205,9 +205,8 @@ def _autograd(ctx: Any, g_energy: Tensor, g_kl: Tensor, _: Any) -> tuple[Any, ..
     gradients = iter(computed)
     results = [next(gradients) if needs >> i & 1 else None for i in range(n_params + n_latent)]
     gradients_of_inputs = results[:n_params], None, None, results[n_params:], None, None, None, None, None
-    return gradients_of_inputs[
-        : len(ctx.needs_input_grad)
-    ]  # the dispatcher leaves out a last argument of None
+    # The dispatcher leaves out a last argument of None.
+    return gradients_of_inputs[: len(ctx.needs_input_grad)]
 
 
 def _gaussian_kl(

@@ -57,9 +57,8 @@ class StepSettings:
     grad_scale: Tensor | None
     found_inf: Tensor | None
 
-    NUMBERS: ClassVar[
-        tuple[str, ...]
-    ] = ()  # of the operation alone, in the order of its struct in csrc/formulas
+    # Of the operation alone, in the order of its struct in csrc/formulas.
+    NUMBERS: ClassVar[tuple[str, ...]] = ()
 
     SWITCHES: ClassVar[tuple[tuple[str, int], ...]] = ()  # with their codes; StepOperation fills it
 

@@ -122,18 +122,9 @@ def terms_kernel(
             x = None
             if target is not None:
                 x = operands.load(
-                    target,
-                    row,
-                    target_pitch,
-                    at,
-                    valid,
-                    row_valid,
-                    column_valid,
-                    codes.FULL,
-                    ROWS,
-                    COLUMNS,
-                    ALIGN,
-                )
+                    target, row, target_pitch, at, valid, row_valid, column_valid,
+                    codes.FULL, ROWS, COLUMNS, ALIGN,
+                )  # fmt: skip
             e, g0, g1, g2, g3 = likelihoods.terms(TERM, p, x)
             # The results are chosen, never multiplied: what is unobserved may be NaN.
             counts = valid
