@@ -86,7 +86,7 @@ def test_the_best_q_is_stationary_and_others_are_worse(orthogonal):
 
 
 def test_one_natural_gradient_step_lands_on_the_posterior():
-    """In natural parameters with rate 1 (MATH.md 3): the gradients' scales must be exact in both m and v."""
+    """In natural parameters with rate 1 (docs/free_energy.md): the gradients' scales must be exact in both m and v."""
     model = PCA(orthogonal=True)
     mean, logvar = (torch.randn(3, Z, dtype=torch.float64, requires_grad=True) for _ in range(2))
     g_mean, g_logvar = torch.autograd.grad(model.free_energy(mean, logvar), (mean, logvar))

@@ -16,7 +16,7 @@ from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops._memory import in_plain_memory
 from fekernels.ops.free_energy.checks import check_gradients, check_operands, has_float64
 
-# A kernel's, as _free_energy_checks.py asks for them; latent_mask comes last, where it may be left out.
+# A kernel's, as checks.py asks for them; latent_mask comes last, where it may be left out.
 OPERANDS = "Tensor[] params, Tensor? target, Tensor? mask, Tensor[] latent, Tensor? weight"
 LAST = "Tensor? latent_mask=None"
 

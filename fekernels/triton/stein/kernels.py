@@ -1,6 +1,6 @@
 """What the Stein kernels share: the radial functions, sums over columns, sizes.
 
-The contract and its truth are in fekernels.reference.stein.svgd_direction; the formulas in MATH.md, section 5.
+The contract and its truth are in fekernels.reference.stein.svgd_direction; the formulas in docs/svgd.md.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
