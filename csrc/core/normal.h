@@ -37,7 +37,7 @@ FE_HD F minus_two_log(F x) {
 // sin and cos of the angle 2 pi word / 2^32: the quadrant is in the top bits (half a quadrant on, so that it is centred),
 // the rest, signed, is an angle in [-pi/4, pi/4), where the minimax polynomials err by 1.3e-8 and 3.9e-8.
 template <class F, class U = typename Lane<F>::Unsigned>
-FE_HD void sincos_turn(U word, F& sine, F& cosine) {
+FE_HD void sincos_of_word(U word, F& sine, F& cosine) {
   using L = Lane<F>;
   using I = typename L::Signed;
   const U rotated = word + 0x20000000u;
@@ -61,7 +61,7 @@ template <class F, class U = typename Lane<F>::Unsigned>
 FE_HD void box_muller(U a, U b, F& first, F& second) {
   const F radius = Lane<F>::sqrt(minus_two_log<F>(uniform<F>(a)));
   F s, c;
-  sincos_turn<F>(b, s, c);
+  sincos_of_word<F>(b, s, c);
   first = radius * c;
   second = radius * s;
 }

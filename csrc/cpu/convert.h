@@ -1,4 +1,4 @@
-// Elements of one of the four dtypes to float32 and back, a run at a time.
+// Elements of one of the four dtypes to float32 and back, a span at a time.
 #pragma once
 
 #include "core/bf16.h"

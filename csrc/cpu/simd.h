@@ -178,7 +178,7 @@ FE_HD void touch_ahead(const T* p) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + 32 * kPageBytes));
 }
 
-// Past the caches, which need not fetch what is overwritten whole; p is aligned to 64 bytes or stands in such a run. A
+// Past the caches, which need not fetch what is overwritten whole; p is aligned to 64 bytes or lies in a span that is. A
 // thread that has streamed calls `end_stream` before others read.
 FE_HD void stream(float* p, FloatV v) {
 #if defined(__AVX512F__)

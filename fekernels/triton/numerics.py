@@ -107,7 +107,7 @@ def minus_two_log(x):
 
 
 @triton.jit
-def sincos_turn(word):
+def sincos_of_word(word):
     """sin and cos of 2 pi word / 2^32."""
     rotated = word + 0x20000000
     x = ((rotated & 0x3FFFFFFF) - 0x20000000).to(tl.int32, bitcast=True).to(tl.float32) * 1.46291807926716e-9
@@ -130,7 +130,7 @@ def sincos_turn(word):
 def box_muller(a, b):
     """Two independent normals from two words (Box & Muller 1958)."""
     radius = tl.sqrt_rn(minus_two_log(uniform(a)))
-    sine, cosine = sincos_turn(b)
+    sine, cosine = sincos_of_word(b)
     return radius * cosine, radius * sine
 
 

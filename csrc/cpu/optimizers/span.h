@@ -1,4 +1,4 @@
-// A run of consecutive elements of one row of the pointer table: the unit of work of a CPU thread.
+// A span of consecutive elements of one row of the pointer table: what a CPU thread steps.
 #pragma once
 
 #include "core/philox.h"
