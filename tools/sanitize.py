@@ -72,6 +72,7 @@ def main() -> int:
 
     selection = arguments.pytest or ([] if arguments.all else TESTS)
     ignored = [] if arguments.pytest or arguments.all else [f"--ignore-glob=*/{name}" for name in OTHERS]
+    ignored += ["-k", "not triton_interpreted"] if ignored else []  # the interpreter calls no compiled kernel
     runtimes = ["libubsan.so" if arguments.only == "undefined" else "libasan.so", "libstdc++.so"]
     failed = False
     for isa in arguments.isa:
