@@ -16,8 +16,8 @@ from tests.support.pairwise import pairwise
 
 SHAPES = ((1, 1), (5, 3), (7, 20), (130, 20), (70, 9), (33, 130), (300, 8), (0, 4), (3, 0))
 OFFSETS = (0, 3, 7, (1 << 33) + 1)  # rows before the first
-# Seed, stream and step, each up to its end.
-KEYS = ((0, 0, 0), (-0x123456789ABCDEF, 2**32 - 4, 17), ((1 << 63) - 1, 1 << 31, 2**32 - 1))
+# Seed, stream and step, each up to its end; streams to which the samples' numbers are added with a carry.
+KEYS = ((0, 0, 0), (-0x123456789ABCDEF, 2**32 - 3, 17), ((1 << 63) - 1, (1 << 31) + 1, 2**32 - 1))
 LATENT_SAMPLE = 3  # the noise's purpose
 
 
