@@ -1,0 +1,93 @@
+"""How much noise minibatch gradients bring beside the noise that the temperature asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fekernels.optim import LangevinAdam
+from fekernels.optim._seeds import is_hot
+
+__all__ = ["GradientNoiseRatio", "gradient_noise_ratio"]
+
+MOST = 1 << 20  # weights that are looked at: their quantiles are known to 0.1% of the weights
+
+
+@dataclass(frozen=True)
+class GradientNoiseRatio:
+    """r of every weight, or of a million evenly spread over all.
+
+    Attributes:
+        ratios: [weights], float32, on the optimizer's device.
+    """
+
+    ratios: Tensor
+
+    @property
+    def median(self) -> float:
+        """Of r over the weights; above 0.1 the variance that is sampled is too large to be called the posterior's."""
+        return self.quantiles((0.5,))[0]
+
+    def quantiles(self, q: Sequence[float] = (0.05, 0.5, 0.95)) -> list[float]:
+        """Of r over the weights."""
+        places = torch.tensor(list(q), dtype=self.ratios.dtype, device=self.ratios.device)
+        return self.ratios.quantile(places).tolist()
+
+
+@torch.no_grad()
+def gradient_noise_ratio(optimizer: Optimizer) -> GradientNoiseRatio:
+    """r = h s^2 / (2 T D) for each weight, of the gradient's variance s^2 and the noise 2 T D / h that a step adds.
+
+    The temperature does not know of a minibatch's noise. The stationary variance is 1 + r times the one that T stands
+    for: exactly where the noise is independent from weight to weight, at most so where it is not. s^2 is taken to be
+    the mean square v that the optimizer keeps, which the mean gradient makes larger while the weights still travel: ask
+    after the burn-in. With gradients of the whole data set r says nothing.
+
+    Nothing is read back from a GPU until a number of the result is.
+
+    Args:
+        optimizer: a `fe.LangevinAdam` that has stepped, at T > 0. Groups at T = 0 or lr = 0 are left out.
+
+    Raises:
+        TypeError: another optimizer. ValueError: no step yet, or no group with noise.
+    """
+    if not isinstance(optimizer, LangevinAdam):
+        raise TypeError(
+            f"gradient_noise_ratio: optimizer must be a LangevinAdam; got {type(optimizer).__name__}"
+        )
+    hot = [group for group in optimizer.param_groups if is_hot(group, unknown=True)]
+    if not hot:
+        raise ValueError("gradient_noise_ratio: optimizer must have a group with temperature > 0; got none")
+    known = [
+        (group, state)
+        for group in hot
+        for state in (optimizer.state.get(p, {}) for p in group["params"])
+        if "exp_avg_sq" in state and state["exp_avg_sq"].numel()
+    ]
+    if not known:
+        raise ValueError("gradient_noise_ratio: optimizer must have made a step with noise; got none")
+    stride = -(-sum(state["exp_avg_sq"].numel() for _, state in known) // MOST)
+    device = known[0][1]["exp_avg_sq"].device
+    return GradientNoiseRatio(torch.cat([_ratios(*each, stride).to(device) for each in known]))
+
+
+def _ratios(group: dict[str, object], state: dict[str, Tensor], stride: int) -> Tensor:
+    """float32 [weights], every ``stride``-th of the parameter's, whatever lies between two of them in memory."""
+
+    def of(name: str) -> Tensor:
+        return torch.as_tensor(group[name], dtype=torch.float64).reshape(())
+
+    def every(name: str) -> Tensor:
+        return state[name].reshape(-1)[::stride].float()
+
+    beta2 = torch.as_tensor(group["betas"][1], dtype=torch.float64).reshape(())  # type: ignore[index]
+    correction = 1 - beta2 ** state["step"].to(beta2.device) if group["bias_correction"] else torch.ones(())
+    second = every("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
+    lr, temperature = of("lr").to(second.device), of("temperature").to(second.device)
+    correction = correction.to(second.device)
+    denominator = torch.maximum((second / correction).sqrt() + of("eps"), lr * of("prior_precision"))
+    return (lr * (every("exp_avg_sq") / correction) / (2 * temperature * denominator)).float()

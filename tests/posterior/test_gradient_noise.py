@@ -1,0 +1,73 @@
+"""What fe.diagnostics.gradient_noise_ratio says of a run is what the run's variance shows."""
+
+import math
+
+import pytest
+import torch
+
+import fekernels as fe
+from fekernels.diagnostics import gradient_noise
+
+
+def test_the_variance_is_one_plus_the_ratio() -> None:
+    """Independent chains on a normal target, with gradients that are as noisy as a small batch's."""
+    chains, curvature_step, noise = 40_000, 0.01, 40.0
+    theta = (torch.randn(chains) * math.sqrt(1.2)).requires_grad_()
+    # eps rules the denominator, so that the preconditioner stands still: D = eps, h = lr / eps.
+    optimizer = fe.LangevinAdam([theta], lr=curvature_step * 1e3, eps=1e3, temperature=1.0, seed=1)
+    for _ in range(600):
+        theta.grad = theta.detach() + math.sqrt(noise) * torch.randn(chains)
+        optimizer.step()
+    ratio = fe.diagnostics.gradient_noise_ratio(optimizer)
+    # v is the noise and the mean square of theta; of 40,000 chains a variance is known to 0.7%.
+    assert ratio.median == pytest.approx(curvature_step * (noise + 1.2) / 2, rel=0.02)
+    assert theta.var().item() == pytest.approx(1 + curvature_step * noise / 2, rel=0.035)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_each_weight_has_the_ratio_of_its_group(amsgrad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cold, hot, other = (torch.randn(n, 3, requires_grad=True) for n in (2, 50, 40))
+    groups = [
+        {"params": [cold], "temperature": 0.0},
+        {"params": [hot], "temperature": 0.5},
+        {
+            "params": [other],
+            "lr": torch.tensor(0.02),
+            "temperature": torch.tensor(2.0),
+            "bias_correction": False,
+        },
+    ]
+    optimizer = fe.LangevinAdam(groups, lr=0.01, prior_precision=150.0, eps=0.1, amsgrad=amsgrad, seed=2)
+    for _ in range(3):
+        for p in (cold, hot, other):
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    expected = []
+    for p, lr, temperature, correction in ((hot, 0.01, 0.5, 1 - 0.999**3), (other, 0.02, 2.0, 1.0)):
+        state = optimizer.state[p]
+        v = state["exp_avg_sq"].double() / correction
+        largest = state["max_exp_avg_sq"].double() / correction if amsgrad else v
+        expected.append((lr * v / (2 * temperature * (largest.sqrt() + 0.1).clamp_min(lr * 150.0))).flatten())
+    found = fe.diagnostics.gradient_noise_ratio(optimizer)
+    torch.testing.assert_close(found.ratios.double(), torch.cat(expected), rtol=1e-5, atol=0)
+    quantiles = torch.cat(expected).quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
+    assert found.quantiles() == pytest.approx(quantiles.tolist(), rel=1e-5)
+    assert found.median == found.quantiles()[1]
+    monkeypatch.setattr(gradient_noise, "MOST", 90)  # of 270 weights every third
+    every_third = [part[::3] for part in expected]
+    torch.testing.assert_close(
+        fe.diagnostics.gradient_noise_ratio(optimizer).ratios.double(),
+        torch.cat(every_third),
+        rtol=1e-5,
+        atol=0,
+    )
+
+
+def test_what_has_no_ratio() -> None:
+    theta = torch.randn(3, requires_grad=True)
+    with pytest.raises(TypeError, match="optimizer must be a LangevinAdam; got SGLD"):
+        fe.diagnostics.gradient_noise_ratio(fe.SGLD([theta], lr=0.1, temperature=1.0))
+    with pytest.raises(ValueError, match="a group with temperature > 0; got none"):
+        fe.diagnostics.gradient_noise_ratio(fe.LangevinAdam([theta], lr=0.1))
+    with pytest.raises(ValueError, match="must have made a step with noise; got none"):
+        fe.diagnostics.gradient_noise_ratio(fe.LangevinAdam([theta], lr=0.1, temperature=1.0, eps=1e-3))
