@@ -73,8 +73,11 @@ def test_the_table_has_every_option_with_every_case(op):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_steps_are_the_formula_and_give_the_cpp_kernels_bits(group, step_kernel):
-    assert GROUPS[group]
-    for step in GROUPS[group]:
+    # An interpreted step takes a tenth of a second: each set of options once, though with every case some of them.
+    interpreted = step_kernel.name == "triton_interpreted"
+    steps = [step for step in GROUPS[group] if not (interpreted and step.repeats)]
+    assert steps
+    for step in steps:
         assert_steps(step_kernel, step)
 
 
@@ -118,11 +121,10 @@ def test_every_16_bit_number_is_read_and_rounded_as_torch_does(dtype, factor, st
 # Rows of a call.
 
 
-@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_one_call_over_many_rows_is_a_call_for_each(op, stochastic, step_kernel):
+def test_one_call_over_many_rows_is_a_call_for_each(op, step_kernel):
     # Two of each dtype, full chunks of a GPU block (4096) and parts of one, steps and streams that differ.
-    options = Options(amsgrad=True, stochastic_rounding=stochastic)
+    options = Options(amsgrad=True, stochastic_rounding=True)
     cases = [
         (Case((4100,)), F32),
         (Case((33, 7), "transposed"), BF16),
@@ -175,7 +177,7 @@ def split(row, sizes, dim):
 
 
 SPLITS = {
-    "with an empty one": ((500,), [3, 0, 250, 247], 0),
+    "with an empty one": ((200,), [3, 0, 100, 97], 0),
     "of rows": ((33, 7), [16, 17], 0),
     "of columns": ((33, 7), [3, 4], 1),
     "of a middle dimension": ((4, 60, 3), [13, 47], 1),

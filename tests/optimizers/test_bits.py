@@ -8,7 +8,7 @@ import torch
 import fekernels as fe
 from tests.support.optimizer_rows import make_row
 from tests.support.optimizers import NOISES, Case, Options
-from tests.support.places import instruction_set, threads
+from tests.support.places import at_places, instruction_set, threads
 from tests.support.tensors import DTYPES, UNIT, bits_equal, lay_out
 
 HOT = dict(lr=0.1, temperature=1.0, eps=0.1, seed=3)
@@ -127,8 +127,11 @@ def test_state_dtype(dtype, states, place):
     assert all(bits_equal(optimizer.state[p][name], tensor) for name, tensor in kept.items())
 
 
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "misaligned", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    **at_places(
+        layout=["transposed", "sliced", "misaligned", "channels_last"], dtype=[torch.float32, torch.bfloat16]
+    )
+)
 def test_layout_of_a_parameter_does_not_change_its_bits(dtype, layout, place):
     values = torch.randn(3, 5, 8, 9).to(dtype)
     plain = leaf(values, place)
@@ -137,23 +140,6 @@ def test_layout_of_a_parameter_does_not_change_its_bits(dtype, layout, place):
     train([p], backend=place.backend, stochastic_rounding=True)
     assert layout == "misaligned" or not p.is_contiguous()
     assert bits_equal(p, plain)
-
-
-@pytest.mark.parametrize("noise", [*NOISES, "cold"])
-def test_optimizer_bits_do_not_depend_on_threads_or_instruction_set(noise, isa):
-    temperature = 0.0 if noise == "cold" else 1.0
-    keywords = dict(noise="momentum" if noise == "cold" else noise, temperature=temperature, backend="cpp")
-    values = [torch.randn(50_001), torch.randn(33, 7), torch.randn(2000).bfloat16()]
-    runs = []
-    for name, count in (("baseline", 1), (isa, 1), (isa, 2)):
-        params = [leaf(v) for v in values]
-        with instruction_set(name), threads(count):
-            optimizer = train(params, steps=2, **keywords)
-        runs.append(
-            [*params, *(optimizer.state[p][key] for p in params for key in ("exp_avg", "exp_avg_sq"))]
-        )
-    for other in runs[1:]:
-        assert all(bits_equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 @pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])

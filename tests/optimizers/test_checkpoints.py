@@ -11,6 +11,7 @@ import torch
 import fekernels as fe
 from tests.support.optimizers import NOISES, noise_unit
 from tests.support.parameters import HOT, step
+from tests.support.places import at_places
 from tests.support.tensors import DTYPES, Frozen, bits_equal
 
 SHAPES = ((33, 7), (130,), (0,))
@@ -57,8 +58,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    **at_places(variant=list(VARIANTS), dtype=[torch.float32, torch.float64, torch.bfloat16])
+)
 def test_a_resumed_run_is_the_uninterrupted_run(dtype, variant, place):
     keywords = {**HOT, **VARIANTS[variant], "backend": place.backend}
     params = parameters(dtype, place)
@@ -105,9 +107,8 @@ def test_rescaling_of_the_momentum_survives_a_restart(place):
     assert not torch.allclose(results["forgetful"], results["uninterrupted"])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+    **at_places(variant=list(VARIANTS), how=[copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 )
 def test_copies_go_on_alike(how, variant, place):
     optimizer = fe.LangevinAdam(

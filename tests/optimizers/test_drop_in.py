@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import fekernels as fe
 from tests.support.optimizers import NOISES
 from tests.support.parameters import HOT, everything, parameters, same, set_gradients, step
-from tests.support.places import CPU_PLACES
+from tests.support.places import CPU_PLACES, PLACES, Place
 from tests.support.tensors import Frozen, bits_equal
 
 # torch.compile.
@@ -32,7 +32,13 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("variant", COMPILED)
+# What is compiled is the operator's call, whatever the backend: one of them tries every variant, each of them one.
+@pytest.mark.parametrize(
+    ("variant", "place"),
+    [(variant, Place("cpp", "cpu")) for variant in COMPILED]
+    + [pytest.param("everything", *each.values, marks=each.marks) for each in PLACES if each.id != "cpp"],
+    indirect=["place"],
+)
 def test_a_compiled_step_is_the_step_and_compiles_once(variant, place, fresh_dynamo):
     eager, traced = (
         fe.LangevinAdam(parameters(place), **{**HOT, **COMPILED[variant]}, backend=place.backend)

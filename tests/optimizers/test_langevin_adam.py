@@ -11,6 +11,7 @@ import fekernels as fe
 from tests.support.formulas import assert_close_to_formula, langevin_adam_formula
 from tests.support.optimizer_rows import Row, make_row
 from tests.support.optimizers import NOISES, Case, Options, noise_unit
+from tests.support.places import at_places
 from tests.support.tensors import DTYPES, UNIT, Frozen, bits_equal
 
 KEYWORDS = (
@@ -71,8 +72,7 @@ SWITCHES = {
 }
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
-@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize(**at_places(switch=list(SWITCHES), noise=NOISES))
 def test_steps_are_the_formula(noise, switch, place):
     options = Options(noise=noise, eps=0.05, **SWITCHES[switch])
     params = [parameter(33, 7), parameter(130)]
@@ -109,18 +109,17 @@ def ulps(got, want, floor):
     return ((got.double() - want.double()).abs() / place.double()).max().item()
 
 
-ADAM_SWITCHES = [
-    pytest.param(dict(amsgrad=a, maximize=m, weight_decay=w), id=f"amsgrad{a:d}-maximize{m:d}-decay{w}")
-    for a in (False, True)
-    for m in (False, True)
-    for w in (0.0, 0.03)
-]
-
-
-@pytest.mark.parametrize("steps_before", [0, 50])
-@pytest.mark.parametrize("switches", ADAM_SWITCHES)
-@pytest.mark.parametrize("peer", [torch.optim.Adam, torch.optim.AdamW], ids=lambda peer: peer.__name__)
-def test_a_cold_step_is_adams(peer, switches, steps_before, place):
+@pytest.mark.parametrize(
+    **at_places(
+        amsgrad=(False, True),
+        maximize=(False, True),
+        weight_decay=(0.0, 0.03),
+        steps_before=(0, 50),
+        peer=[torch.optim.Adam, torch.optim.AdamW],
+    )
+)
+def test_a_cold_step_is_adams(peer, amsgrad, maximize, weight_decay, steps_before, place):
+    switches = dict(amsgrad=amsgrad, maximize=maximize, weight_decay=weight_decay)
     theirs = [parameter(4097), parameter(33, 7, scale=1e-3)]
     adam = peer(theirs, lr=1e-2, fused=True, **switches)
     for _ in range(steps_before):
@@ -246,9 +245,9 @@ def test_a_prior_holds_weights_that_get_no_gradient(temperature, place):
     assert abs(distance - expected) < (5 * expected / math.sqrt(2 * p.numel()) if temperature else 1e-4)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize(
+    **at_places(bad=[math.nan, math.inf, -math.inf], dtype=DTYPES, stochastic=(False, True))
+)
 def test_nan_and_infinity_stay(stochastic, dtype, bad, place):
     p = parameter(200, dtype=dtype).detach().to(place.device)
     p[::2] = bad

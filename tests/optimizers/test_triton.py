@@ -16,6 +16,12 @@ pytest.importorskip("triton", reason="triton is not installed")
 from tests.support.triton import machine_code as triton_aot  # noqa: E402
 
 CAPABILITIES = (80, 90, 100)
+ON_EVERY_ARCHITECTURE = (
+    "cold",
+    "momentum",
+    "sgld",
+    "normal",
+)  # others differ from these as they do on one of them
 
 
 def test_rows_of_several_dtypes_are_refused(interpret):
@@ -33,7 +39,7 @@ def test_rows_of_several_dtypes_are_refused(interpret):
         pytest.param(name, capability, id=f"{name}-sm_{capability}")
         for name in triton_aot.SPECS
         for capability in CAPABILITIES
-        if capability == 90 or name not in triton_aot.VARIANTS
+        if capability == 90 or name in ON_EVERY_ARCHITECTURE
     ],
 )
 def test_compiled_kernel_keeps_to_registers_and_whole_vectors(name, capability):

@@ -7,7 +7,7 @@ the checks of a GPU. Nothing here is a fixture: `python -m benchmarks.gpu_check`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -191,6 +191,7 @@ class Step:
     dtypes: Dtypes
     options: Options
     step_dtype: torch.dtype = F32
+    repeats: bool = field(default=False, compare=False)  # options and dtypes that another case has as well
 
     def __str__(self) -> str:
         return f"{self.op} of {self.case}, {self.dtypes}, {self.options}"
@@ -249,8 +250,9 @@ def _gpu_steps() -> Iterator[Step]:
         # Each case has every value of every factor, each another part of the rows, together all of them.
         begins = [i * len(rows) // len(CASES) for i in range(len(CASES) + 1)]
         for case, begin, end in zip(CASES, begins, begins[1:], strict=False):
-            for row in _completed(rows[begin:end], rows[end:] + rows[:begin]):
-                yield step_of(op, case, row)
+            own = rows[begin:end]
+            for i, row in enumerate(_completed(own, rows[end:] + rows[:begin])):
+                yield replace(step_of(op, case, row), repeats=i >= len(own))
         # The loops for steps without any of the rarer terms, each instance of which is another function.
         dtypes, noises = {row.dtypes for row in rows}, {row.noise for row in rows}
         plain = [noise for noise in PLAIN_NOISE if noise in noises]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
 from fekernels._runtime import backends
+from tests.support.pairwise import pairwise
 
 ISAS = ("avx512", "avx2", "baseline")
 
@@ -36,6 +38,19 @@ ON_GPU = [
     if torch.cuda.is_available()
 ]
 PLACES = [*(pytest.param(place, id=str(place)) for place in CPU_PLACES), *ON_GPU]
+
+
+def at_places(**factors: Sequence[Any]) -> dict[str, Any]:
+    """Arguments of ``pytest.mark.parametrize``: pairwise rows of the factors and the fixture ``place``."""
+    rows = pairwise(**factors, place=PLACES)
+    values = [pytest.param(*row[:-1], *row.place.values, marks=row.place.marks) for row in rows]
+    names = {Place, torch.dtype}
+    return dict(
+        argnames=rows[0]._fields,
+        argvalues=values,
+        indirect=["place"],
+        ids=lambda value: str(value) if type(value) in names else None,
+    )
 
 
 @contextmanager

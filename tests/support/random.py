@@ -89,9 +89,9 @@ KEYS = (
     dict(seed=-(2**63), stream=1, step=2**31, purpose=4),
 )
 # Odd offsets, the ends of a 64-element block, the carry of g // 4 past 2^32, and the last element there is.
-OFFSETS = (0, 1, 2, 3, 5, 61, 63, 64, 4095, 2**34 - 37, 2**34 - 1, 2**34, 2**40 + 3, 2**50 - 1030)
+OFFSETS = (0, 1, 3, 6, 63, 64, 4095, 2**34 - 37, 2**34, 2**40 + 3, 2**50 - 1030)
 # Short of, at and beyond a counter block, a vector, a block of noise and a GPU block.
-COUNTS = (0, 1, 3, 4, 64, 65, 1030)
+COUNTS = (0, 1, 3, 65, 1030)
 SHIFTS = (0, 1, 2, 3)  # elements that the output begins beyond a 16-byte boundary
 DRAWS = pairwise(count=COUNTS, offset=OFFSETS, key=KEYS, shift=SHIFTS)
 

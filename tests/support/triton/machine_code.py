@@ -68,13 +68,6 @@ SPECS = {
     "normal": _draw(random.NORMAL),
 }
 
-VARIANTS = (
-    "temperature_tensor",
-    "bf16_cold",
-    "everything",
-    "sgld_bf16",
-)  # of others, the same on every architecture
-
 _TYPES = {
     "table": "*i64", "layouts": "*i64", "chunks": "*i32", "scratch": "*i32", "out": "*fp32",
     "lr_tensor": "*fp32", "temperature_tensor": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32",
