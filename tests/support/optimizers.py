@@ -256,7 +256,16 @@ def _gpu_steps() -> Iterator[Step]:
         # The loops for steps without any of the rarer terms, each instance of which is another function.
         dtypes, noises = {row.dtypes for row in rows}, {row.noise for row in rows}
         plain = [noise for noise in PLAIN_NOISE if noise in noises]
-        for row in pairwise(case=LONG_CASES, dtypes=[d for d in ROUNDED_DTYPES if d in dtypes], noise=plain):
+        # On the CPU bfloat16 in order stays in registers under two of them, and goes through a buffer out of order.
+        kept = [
+            (LONG_CASES[-1], d, noise)
+            for d in ROUNDED_DTYPES
+            if d[:2] == (BF16, BF16)
+            for noise in ("momentum", "cold")
+        ]
+        for row in pairwise(
+            *kept, case=LONG_CASES, dtypes=[d for d in ROUNDED_DTYPES if d in dtypes], noise=plain
+        ):
             param, state, rounding = row.dtypes
             options = Options(**NOISE[row.noise], stochastic_rounding=rounding)
             yield Step(op, row.case, _dtypes(param, state), options)
