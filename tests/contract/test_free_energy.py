@@ -90,8 +90,9 @@ def test_only_what_is_needed(free_energy_kernel: Kernels) -> None:
 
 @pytest.mark.parametrize("likelihood", range(len(NAMES)), ids=NAMES)
 def test_inplace_is_the_same_in_other_memory(likelihood: int, free_energy_kernel: Kernels) -> None:
-    for dtype in DTYPES[:2]:
-        for columns in (24,) if free_energy_kernel.interpreted else (24, 131):
+    few = free_energy_kernel.interpreted
+    for dtype in DTYPES[:1] if few else DTYPES[:2]:
+        for columns in (24,) if few else (24, 131):
             call = Case(likelihood, (5, columns, 3), dtypes=(dtype,) * 6, masked="some").call()
             wanted = call.run(free_energy_kernel)
             there = replace(call, inplace=True).to(free_energy_kernel.device)
