@@ -4,12 +4,13 @@ import ctypes
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import fekernels as fe
 from fekernels._runtime import backends, extension
@@ -91,23 +92,28 @@ def native() -> object:
     return torch.ops.fekernels_native
 
 
-@pytest.fixture(scope="session")
-def cuda_free_energy(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The free energy's CUDA sources compiled for the CPU."""
+def _compiled_once(factory: pytest.TempPathFactory, name: str, files: Sequence[str]) -> ctypes.CDLL:
+    """CUDA sources compiled for the CPU, by the first of `pytest -n`'s processes that asks for them."""
     cxx = cuda_on_cpu.compiler()
     if cxx is None:
         pytest.skip("no C++ compiler")
-    directory = tmp_path_factory.mktemp("cuda_on_cpu")
-    return cuda_on_cpu.compile_kernels(cxx, directory, cuda_on_cpu.CSRC, cuda_on_cpu.FREE_ENERGY_SOURCES)
+    base = factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    directory.mkdir(exist_ok=True)
+    with FileLock(directory / "lock"):
+        return cuda_on_cpu.compile_kernels(cxx, directory, cuda_on_cpu.CSRC, files)
+
+
+@pytest.fixture(scope="session")
+def cuda_free_energy(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The free energy's CUDA sources compiled for the CPU."""
+    return _compiled_once(tmp_path_factory, "cuda_free_energy", cuda_on_cpu.FREE_ENERGY_SOURCES)
 
 
 @pytest.fixture(scope="session")
 def cuda_steps(tmp_path_factory: pytest.TempPathFactory) -> cuda_on_cpu.Kernels:
     """The CUDA sources of noise and of the optimizers compiled for the CPU."""
-    cxx = cuda_on_cpu.compiler()
-    if cxx is None:
-        pytest.skip("no C++ compiler")
-    return cuda_on_cpu.Kernels(cuda_on_cpu.compile_kernels(cxx, tmp_path_factory.mktemp("cuda_steps")))
+    return cuda_on_cpu.Kernels(_compiled_once(tmp_path_factory, "cuda_steps", cuda_on_cpu.STEP_SOURCES))
 
 
 @pytest.fixture(scope="session")

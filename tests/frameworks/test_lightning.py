@@ -1,5 +1,7 @@
 """Inside Lightning: every precision with clipping and accumulation, checkpoints, both kinds of schedules."""
 
+import functools
+import importlib.util
 import logging
 import warnings
 
@@ -9,8 +11,11 @@ import torch
 import fekernels as fe
 from tests.support.tensors import UNIT, bits_equal
 
-pl = pytest.importorskip("lightning.pytorch", reason="needs the package lightning, which is not installed")
-
+# Imported by the first test that runs, because every process of `pytest -n` collects all tests and this takes seconds.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("lightning") is None,
+    reason="needs the package lightning, which is not installed",
+)
 BATCHES, EPOCHS = 8, 2
 
 
@@ -21,29 +26,37 @@ def data():
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
 
 
-class Module(pl.LightningModule):
-    def __init__(self, make, scheduled=False):
-        super().__init__()
-        torch.manual_seed(1)
-        self.net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
-        self.make, self.scheduled, self.seen = make, scheduled, []
+@functools.cache
+def module_class():
+    import lightning.pytorch
 
-    def training_step(self, batch, index):
-        x, y = batch
-        group = self.optimizers().param_groups[0]
-        self.seen.append((group["lr"], group.get("temperature")))
-        return torch.nn.functional.mse_loss(self.net(x.to(self.dtype)).float(), y.float())
+    class Module(lightning.pytorch.LightningModule):
+        def __init__(self, make, scheduled=False):
+            super().__init__()
+            torch.manual_seed(1)
+            self.net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+            self.make, self.scheduled, self.seen = make, scheduled, []
 
-    def configure_optimizers(self):
-        optimizer = self.make(self.parameters())
-        if not self.scheduled:
-            return optimizer
-        lr = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=20, cycle_momentum=False)
-        temperature = fe.optim.CosineTemperature(optimizer, 20)
-        return [optimizer], [{"scheduler": s, "interval": "step"} for s in (lr, temperature)]
+        def training_step(self, batch, index):
+            x, y = batch
+            group = self.optimizers().param_groups[0]
+            self.seen.append((group["lr"], group.get("temperature")))
+            return torch.nn.functional.mse_loss(self.net(x.to(self.dtype)).float(), y.float())
+
+        def configure_optimizers(self):
+            optimizer = self.make(self.parameters())
+            if not self.scheduled:
+                return optimizer
+            lr = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=20, cycle_momentum=False)
+            temperature = fe.optim.CosineTemperature(optimizer, 20)
+            return [optimizer], [{"scheduler": s, "interval": "step"} for s in (lr, temperature)]
+
+    return Module
 
 
 def trainer(folder, precision, epochs=EPOCHS, **options):
+    import lightning.pytorch as pl
+
     how = {"precision": precision}
     if (
         precision == "16-mixed"
@@ -80,7 +93,7 @@ PRECISIONS = ["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
 def test_it_trains_as_adam_does(precision, tmp_path):
     ends = []
     for make in (torch.optim.Adam, fe.LangevinAdam):
-        module = Module(lambda p, make=make: make(p, lr=0.02))
+        module = module_class()(lambda p, make=make: make(p, lr=0.02))
         run = trainer(tmp_path, precision)
         run.fit(module, data())
         assert run.global_step == EPOCHS * BATCHES // 2
@@ -101,7 +114,7 @@ MAKERS = {
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_resumed_run_is_the_whole_run(name, precision, tmp_path):
-    whole, half, resumed = (Module(MAKERS[name], scheduled=True) for _ in range(3))
+    whole, half, resumed = (module_class()(MAKERS[name], scheduled=True) for _ in range(3))
     trainer(tmp_path, precision).fit(whole, data())
     first = trainer(tmp_path, precision, epochs=1)
     first.fit(half, data())
@@ -116,6 +129,6 @@ def test_a_resumed_run_is_the_whole_run(name, precision, tmp_path):
 
 def test_in_kernel_unscaling_cannot_be_clipped_as_with_torchs_fused_adam(tmp_path):
     for make in (torch.optim.Adam, fe.LangevinAdam):
-        module = Module(lambda p, make=make: make(p, lr=0.02, fused=True))
+        module = module_class()(lambda p, make=make: make(p, lr=0.02, fused=True))
         with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
             trainer(tmp_path, "16-mixed").fit(module, data())

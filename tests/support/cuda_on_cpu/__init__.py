@@ -60,7 +60,10 @@ def compiler() -> list[str] | None:
 def compile_kernels(
     cxx: Sequence[str], directory: Path, csrc: Path = CSRC, sources: Sequence[str] = STEP_SOURCES
 ) -> ctypes.CDLL:
-    """Build these files of ``csrc/cuda`` in ``directory`` and load the library."""
+    """Build these files of ``csrc/cuda`` in ``directory``, unless they have been, and load the library."""
+    library = directory / "cuda_on_cpu.so"
+    if library.exists():
+        return ctypes.CDLL(str(library))
     extra = build.extra_flags()  # those of a sanitizer, say
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-I", str(csrc), "-I", str(HERE), *extra]
     files = [csrc / "cuda" / f"{name}.cu" for name in sources] + [HERE / "kernels.cpp"]
@@ -71,7 +74,6 @@ def compile_kernels(
         running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate()[1] for process in running]
     assert not any(process.returncode for process in running), "\n".join(errors)
-    library = directory / "cuda_on_cpu.so"
     subprocess.run([*cxx, *extra, "-shared", *map(str, objects), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
