@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fekernels.optim import LangevinAdam
-from fekernels.optim._seeds import is_hot
 
 __all__ = ["GradientNoiseRatio", "gradient_noise_ratio"]
 
@@ -59,7 +58,7 @@ def gradient_noise_ratio(optimizer: Optimizer) -> GradientNoiseRatio:
         raise TypeError(
             f"gradient_noise_ratio: optimizer must be a LangevinAdam; got {type(optimizer).__name__}"
         )
-    hot = [group for group in optimizer.param_groups if is_hot(group, unknown=True)]
+    hot = [group for group in optimizer.param_groups if _may_be_hot(group["temperature"])]
     if not hot:
         raise ValueError("gradient_noise_ratio: optimizer must have a group with temperature > 0; got none")
     known = [
@@ -73,6 +72,12 @@ def gradient_noise_ratio(optimizer: Optimizer) -> GradientNoiseRatio:
     stride = -(-sum(state["exp_avg_sq"].numel() for _, state in known) // MOST)
     device = known[0][1]["exp_avg_sq"].device
     return GradientNoiseRatio(torch.cat([_ratios(*each, stride).to(device) for each in known]))
+
+
+def _may_be_hot(temperature: float | Tensor) -> bool:
+    """A temperature on a GPU is not read: there it may be."""
+    on_gpu = isinstance(temperature, Tensor) and temperature.device.type != "cpu"
+    return on_gpu or float(temperature) > 0
 
 
 def _ratios(group: dict[str, object], state: dict[str, Tensor], stride: int) -> Tensor:
