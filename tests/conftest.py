@@ -18,8 +18,17 @@ from tests.fuzz import budget as fuzz_budget
 from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu.free_energy import FreeEnergyKernels
 from tests.support.free_energy_kernels import Kernels, implementation
-from tests.support.optimizer_kernels import GPU_KERNELS, STEP_KERNELS, StepKernel, backend_kernel
-from tests.support.places import CPU_PLACES, GPU_PLACES, ISAS, PLACES, Place, instruction_set
+from tests.support.optimizer_kernels import StepKernel, backend_kernel
+from tests.support.places import (
+    CPU_PLACES,
+    GPU_IMPLEMENTATIONS,
+    GPU_PLACES,
+    IMPLEMENTATIONS,
+    ISAS,
+    PLACES,
+    Place,
+    instruction_set,
+)
 from tests.support.random import NoiseKernel, backend_noise
 from tests.support.stein_kernels import stein_kernels  # noqa: F401 (a fixture)
 from tests.support.stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)
@@ -136,7 +145,7 @@ def fuses(interpret: Callable[..., Any]) -> bool:
     return bool(interpret("fuses"))
 
 
-STEP_PARAMS = [pytest.param(k, marks=pytest.mark.gpu if k in GPU_KERNELS else ()) for k in STEP_KERNELS]
+EACH = [pytest.param(k, marks=pytest.mark.gpu if k in GPU_IMPLEMENTATIONS else ()) for k in IMPLEMENTATIONS]
 
 
 @contextmanager
@@ -154,7 +163,7 @@ def _place_of(request: pytest.FixtureRequest, name: str) -> Iterator[Place]:
     yield place
 
 
-@pytest.fixture(params=STEP_PARAMS)
+@pytest.fixture(params=EACH)
 def step_kernel(request: pytest.FixtureRequest) -> Iterator[StepKernel]:
     """Every implementation of the optimizers' steps."""
     name: str = request.param
@@ -168,7 +177,7 @@ def step_kernel(request: pytest.FixtureRequest) -> Iterator[StepKernel]:
             yield backend_kernel(place, name)
 
 
-@pytest.fixture(params=STEP_PARAMS)
+@pytest.fixture(params=EACH)
 def free_energy_kernel(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """Every implementation of the free energy and of the reparameterisation."""
     name: str = request.param
@@ -181,7 +190,7 @@ def free_energy_kernel(request: pytest.FixtureRequest) -> Iterator[Kernels]:
             yield implementation(place.backend, place.device, name)
 
 
-@pytest.fixture(params=STEP_PARAMS)
+@pytest.fixture(params=EACH)
 def noise_kernel(request: pytest.FixtureRequest) -> Iterator[NoiseKernel]:
     """Every implementation of the noise."""
     name: str = request.param

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.optimizer_kernels import CPU_KERNELS, assert_steps, expected
+from tests.support.optimizer_kernels import assert_steps, expected
 from tests.support.optimizer_rows import OPERATIONS, Row, call, make_row, row_of
 from tests.support.optimizers import (
     BF16,
@@ -32,7 +32,7 @@ from tests.support.optimizers import (
     step_of,
 )
 from tests.support.pairwise import pairwise
-from tests.support.places import instruction_set, threads
+from tests.support.places import CPU_IMPLEMENTATIONS, instruction_set, threads
 from tests.support.tensors import bits_equal, guarded, lay_out
 
 ON_GPUS = [step for step in STEPS if step.on_gpus]
@@ -82,7 +82,7 @@ def test_steps_are_the_formula_and_give_the_cpp_kernels_bits(group, step_kernel)
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
-@pytest.mark.parametrize("step_kernel", CPU_KERNELS, indirect=True)
+@pytest.mark.parametrize("step_kernel", CPU_IMPLEMENTATIONS, indirect=True)
 def test_on_a_cpu_every_tensor_may_have_a_dtype_of_its_own(op, step_kernel):
     steps = [step for step in STEPS if step.op == op and not step.on_gpus]
     assert len(steps) > 15

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.support.free_energy_kernels import Kernels, cpp
-from tests.support.optimizer_kernels import GPU_KERNELS
+from tests.support.places import GPU_IMPLEMENTATIONS
 from tests.support.reparameterize import CASES, SHAPES, Case
 from tests.support.tensors import bits_equal
 
@@ -47,7 +47,7 @@ def test_every_case(shape: tuple[int, int], free_energy_kernel: Kernels, poisone
         "reference",
         "cuda_on_cpu",
         "triton_interpreted",
-        *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU_KERNELS),
+        *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU_IMPLEMENTATIONS),
     ],
     indirect=True,
 )

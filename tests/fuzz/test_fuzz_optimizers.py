@@ -116,7 +116,7 @@ def close(got: Tensor, exact: Tensor, size: Tensor, what: str, steps: int) -> No
     )
 
 
-@examples(0.1)
+@examples(0.15)
 @given(
     settings_of_langevin_adam(), changes(), SHAPES, BACKENDS, st.sampled_from((torch.float32, torch.float64)),
     st.integers(0, 1 << 30), st.booleans(),
@@ -161,7 +161,7 @@ def test_langevin_adam(settings, schedule, shapes, backend, dtype, seed, skip) -
                 assert float(state["step"]) == judge.t
 
 
-@examples(0.04)
+@examples(0.05)
 @given(
     st.floats(0, 1), st.sampled_from((0.0, 1e-3, 0.5)), st.sampled_from((0.0, 0.5, 20.0)), st.sampled_from((0.0, 0.1)),
     st.booleans(), SHAPES, BACKENDS, st.sampled_from((torch.float32, torch.float64)), st.integers(0, 1 << 30),

@@ -12,12 +12,8 @@ import torch
 from tests.support.formulas import FORMULAS, assert_close_to_formula
 from tests.support.optimizer_rows import Row, call, row_of
 from tests.support.optimizers import Options, Step
-from tests.support.places import GPU_PLACES, ISAS, Place
+from tests.support.places import CPU_IMPLEMENTATIONS, Place
 from tests.support.tensors import bits_equal, clone, whole
-
-CPU_KERNELS = ("reference", *(f"cpp-{isa}" for isa in ISAS))
-GPU_KERNELS = tuple(map(str, GPU_PLACES)) if torch.cuda.is_available() else ()
-STEP_KERNELS = (*CPU_KERNELS, "cuda_on_cpu", "triton_interpreted", *GPU_KERNELS)
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class StepKernel:
 
     @property
     def takes_every_dtype(self) -> bool:
-        return self.name in CPU_KERNELS
+        return self.name in CPU_IMPLEMENTATIONS
 
 
 def backend_kernel(place: Place, name: str | None = None) -> StepKernel:

@@ -38,6 +38,10 @@ ON_GPU = [
     if torch.cuda.is_available()
 ]
 PLACES = [*(pytest.param(place, id=str(place)) for place in CPU_PLACES), *ON_GPU]
+# Every implementation of an operator, for the fixtures of the contract tests.
+CPU_IMPLEMENTATIONS = ("reference", *(f"cpp-{isa}" for isa in ISAS))
+GPU_IMPLEMENTATIONS = tuple(map(str, GPU_PLACES)) if torch.cuda.is_available() else ()
+IMPLEMENTATIONS = (*CPU_IMPLEMENTATIONS, "cuda_on_cpu", "triton_interpreted", *GPU_IMPLEMENTATIONS)
 
 
 def at_places(**factors: Sequence[Any]) -> dict[str, Any]:

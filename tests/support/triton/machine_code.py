@@ -77,7 +77,11 @@ _OPTIONAL = ("lr_tensor", "temperature_tensor", "grad_scale", "found_inf")
 
 @dataclass(frozen=True)
 class Code:
-    """Machine code in numbers. local: bytes of stack and local memory a thread; shared: bytes a program."""
+    """Machine code in numbers. local: bytes of stack and local memory a thread; shared: bytes a program.
+
+    loads_128, stores_128: 16 bytes of global memory each, to registers or to shared memory. tensor: instructions for
+    tensor cores (HMMA up to Ampere, HGMMA on Hopper, UTC*MMA on Blackwell).
+    """
 
     registers: int
     local: int
@@ -88,6 +92,8 @@ class Code:
     ptx: str
     llvm: str
     fuses: bool
+    tensor: int
+    atomics: list[str]
 
 
 @functools.cache
@@ -114,7 +120,11 @@ def machine_code(
     signature = {name: "constexpr" if name in constants else of for name, of in types.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {"num_warps": warps, "maxnreg": registers_at_most, **EXACT}
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return read(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
+
+
+def read(binary: Any) -> Code:
+    """What a compiled kernel is made of."""
     usage, sass = _disassemble(binary.asm["cubin"])
     numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert numbers is not None, usage
@@ -124,11 +134,13 @@ def machine_code(
         local=stack + local,
         shared=binary.metadata.shared,
         spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        loads_128=len(re.findall(r"\bLDG\.[\w.]*\b128\b", sass)),
+        loads_128=len(re.findall(r"\b(?:LDG|LDGSTS)\.[\w.]*\b128\b", sass)),
         stores_128=len(re.findall(r"\bSTG\.[\w.]*\b128\b", sass)),
         ptx=binary.asm["ptx"],
         llvm=binary.asm["llir"],
         fuses=binary.metadata.enable_fp_fusion,
+        tensor=len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", sass)),
+        atomics=re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\.[\w.]+", sass),
     )
 
 

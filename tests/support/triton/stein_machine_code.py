@@ -1,8 +1,6 @@
 """Compiles the Triton Stein kernels for a GPU that need not be there, and reads the machine code."""
 
 import functools
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -13,7 +11,7 @@ from fekernels.triton.stein import direct, sq_dist_rank, svgd_direction, tiles
 from fekernels.triton.stein import kernels as stein
 from fekernels.triton.stein import strip_kernels as strips
 from fekernels.triton.stein.strips import PAIRS, ROWS
-from tests.support.triton.machine_code import _disassemble
+from tests.support.triton.machine_code import Code, read
 
 COUNTS = (
     "n", "d", "m", "padded", "per_split", "pitch", "width", "strip", "part", "parts", "first_row", "tile_count",
@@ -23,24 +21,6 @@ MULTIPLES = ("padded", "per_split", "pitch", "width", "strip", "part")  # of 16,
 NUMBERS = ("beta", "c", "diagonal", "temperature", "base", "factor")
 HALVES = ("x_high", "x_low", "v_high", "v_low")
 WIDE = {"state": "*i64", "counts": "*i64", "totals": "*fp64"}
-
-
-@dataclass(frozen=True)
-class Code:
-    """Machine code in numbers. local: bytes of stack and local memory a thread; shared: bytes a program.
-
-    loads_128, stores_128: 16 bytes of global memory each, to registers or to shared memory. tensor: instructions for
-    tensor cores (HMMA up to Ampere, HGMMA on Hopper, UTC*MMA on Blackwell).
-    """
-
-    registers: int
-    local: int
-    shared: int
-    spills: int
-    loads_128: int
-    stores_128: int
-    tensor: int
-    atomics: list[str]
 
 
 @functools.cache
@@ -65,21 +45,7 @@ def _build(
         fn=kernel, signature=types, constexprs=fixed, attrs={(i,): [["tt.divisibility", 16]] for i in aligned}
     )
     options = {"num_warps": warps, "num_stages": stages, **stein.OPTIONS}
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    usage, sass = _disassemble(binary.asm["cubin"])
-    numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-    assert numbers is not None, usage
-    registers, stack, local = (int(n) for n in numbers.groups())
-    return Code(
-        registers=registers,
-        local=stack + local,
-        shared=binary.metadata.shared,
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        loads_128=len(re.findall(r"\b(?:LDG|LDGSTS)\.[\w.]*\b128\b", sass)),
-        stores_128=len(re.findall(r"\bSTG\.[\w.]*\b128\b", sass)),
-        tensor=len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", sass)),
-        atomics=re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\.[\w.]+", sass),
-    )
+    return read(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
 
 
 def build(kernel: Any, capability: int, warps: int = 4, stages: int = 3, **constants: Any) -> Code:
