@@ -79,7 +79,7 @@ def one_tensor(
     ]
     floors = {COPY: 28, ADAM: 28, f"{ADAM}, bf16": 14, PLAIN_SGLD: 12}
     for backend in backends:
-        add = partial(variant, steps=1, backend=backend)
+        add = partial(variant, steps=1, backend=backend, frozen=False)
         contestants.append(add([ours], f"{backend}: T = 0", temperature=0.0))
         floors[f"{backend}: T = 0"] = 28
         for noise in NOISES:
@@ -87,12 +87,15 @@ def one_tensor(
                 add([ours], f"{backend}: T > 0, {noise}", temperature=TEMPERATURE, noise=noise)
             )
             floors[f"{backend}: T > 0, {noise}"] = 28
+        still = f"{backend}: T > 0, frozen"
+        contestants.append(add([ours], still, temperature=TEMPERATURE, noise="momentum", frozen=True))
+        floors[still] = 24
         for name, temperature in (("T = 0", 0.0), ("T > 0", TEMPERATURE)):
             contestants.append(
                 add([half], f"{backend}: bf16 rounded, {name}", temperature=temperature, noise="momentum")
             )
             floors[f"{backend}: bf16 rounded, {name}"] = 14
-        contestants.append(add([sgld], f"{backend}: SGLD"))
+        contestants.append(variant([sgld], f"{backend}: SGLD", steps=1, backend=backend))
         floors[f"{backend}: SGLD"] = 12
     return contestants, floors
 
@@ -183,6 +186,9 @@ def _measure(
         cold = f"{name.split(':')[0]}: T = 0"
         if "T > 0" in name and "bf16" not in name and cold in times:
             row["of_cold"] = seconds / times[cold].device_median
+        if name.endswith("frozen"):
+            adapting = name.replace("frozen", "momentum")
+            row["of_adapting"] = seconds / times[adapting].device_median
         rows.append(row)
     return rows
 
@@ -192,6 +198,7 @@ GOALS = (
     ("float32, share of the copy's bandwidth", lambda n: ": T" in n, "of_copy", 0.90, False),
     ("bfloat16, share of the copy's bandwidth", lambda n: "bf16 rounded" in n, "of_copy", 0.80, False),
     ("T > 0 over T = 0", lambda n: "T > 0" in n and "bf16" not in n, "of_cold", 1.03, True),
+    ("frozen over not frozen", lambda n: "frozen" in n, "of_adapting", 0.92, True),
     ("over fused Adam (SGLD: over tensor operations), device", lambda n: ": " in n, "of_peer", 1.00, True),
     (
         "over fused Adam (SGLD: over tensor operations), as called",

@@ -35,6 +35,7 @@ enum StepFlags : int64_t {
   kDecoupled = 4,
   kBiasCorrection = 8,
   kStochastic = 16,
+  kFrozen = 32,
 };
 
 }  // namespace fe

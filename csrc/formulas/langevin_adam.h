@@ -10,11 +10,16 @@ namespace fe {
 // kAny, as a template argument, leaves the choice to the coefficients.
 enum class Noise : int { kMomentum = 0, kPreconditioned = 1, kIsotropic = 2, kNone = 3, kAny = 4 };
 
+// Of the rarer terms, those that a loop is made for: none, a frozen preconditioner alone, or what the coefficients say.
+enum class RareTerms : int { kPlain = 0, kFrozen = 1, kAll = 2 };
+
 struct LangevinAdamSettings : StepSettings {
   double beta1, beta2, eps;
   double noise_code;
 
   FE_HD Noise noise() const { return static_cast<Noise>(static_cast<int>(noise_code)); }
+  // What the preconditioner is made of. Frozen, it is only read, and nothing but the maximum where there is one.
+  FE_HD Operand second_moment() const { return has(kFrozen) && has(kAmsgrad) ? kMaxExpAvgSq : kExpAvgSq; }
 };
 
 template <class S>
@@ -24,11 +29,13 @@ struct LangevinAdamCoefficients {
   S momentum_scale;  // of exp_avg, whose old noise is in another unit than this step's: sqrt(previous unit / unit)
   S weight_decay, decay_factor, prior_precision, smallest_denominator, grad_scale;
   Noise noise;
-  bool maximize, amsgrad, coupled_decay, decoupled_decay, prior, scaled, rescaled;
+  Operand second_moment;
+  bool maximize, amsgrad, coupled_decay, decoupled_decay, prior, scaled, rescaled, frozen;  // amsgrad: not where frozen
 
-  // Whether any of the rarer terms is in use; the kernels have a loop without them.
-  FE_HD bool extras() const {
-    return maximize || amsgrad || coupled_decay || decoupled_decay || prior || scaled || rescaled;
+  // The loop that serves.
+  FE_HD RareTerms rare_terms() const {
+    if (maximize || amsgrad || coupled_decay || decoupled_decay || prior || scaled || rescaled) return RareTerms::kAll;
+    return frozen ? RareTerms::kFrozen : RareTerms::kPlain;
   }
 };
 
@@ -72,9 +79,9 @@ FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamS
                                                              uint32_t t, double previous_unit) {
   const double h = settings.lr;
   const bool noisy = settings.noisy();
-  const bool corrected = settings.has(kBiasCorrection);
+  const bool corrected = settings.has(kBiasCorrection), frozen = settings.has(kFrozen);
   const double beta1_t = corrected ? integer_power(settings.beta1, t) : 0.0;
-  const double beta2_t = corrected ? integer_power(settings.beta2, t) : 0.0;
+  const double beta2_t = corrected && !frozen ? integer_power(settings.beta2, t) : 0.0;
 
   LangevinAdamCoefficients<S> c{};
   c.noise = noisy ? settings.noise() : Noise::kNone;
@@ -96,8 +103,10 @@ FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamS
   c.rescaled = settings.noise() == Noise::kMomentum && h > 0.0 && previous_unit > 0.0 && previous_unit != unit;
   c.momentum_scale = static_cast<S>(c.rescaled ? Lane<double>::sqrt(previous_unit / unit) : 1.0);
 
+  c.second_moment = settings.second_moment();
+  c.frozen = frozen;
   c.maximize = settings.has(kMaximize);
-  c.amsgrad = settings.has(kAmsgrad);
+  c.amsgrad = settings.has(kAmsgrad) && !frozen;
   c.coupled_decay = settings.weight_decay != 0.0 && !settings.has(kDecoupled);
   c.decoupled_decay = settings.weight_decay != 0.0 && settings.has(kDecoupled);
   c.weight_decay = static_cast<S>(settings.weight_decay);
@@ -111,11 +120,13 @@ FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamS
 }
 
 // One element. `largest` (amsgrad) and `anchor` (prior) are read only where the coefficients say so; `normal` unless
-// kNoise is kNone. kExtras = false leaves out all of `coefficients.extras()`.
-template <Noise kNoise, bool kExtras, class F, class S = typename Lane<F>::Scalar>
+// kNoise is kNone. `exp_avg_sq` is `coefficients.second_moment`, and stays as it is where frozen. kTerms is
+// `coefficients.rare_terms()`, or one that has more.
+template <Noise kNoise, RareTerms kTerms, class F, class S = typename Lane<F>::Scalar>
 FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest, F anchor, F normal,
                          const LangevinAdamCoefficients<S>& c) {
   using L = Lane<F>;
+  constexpr bool kExtras = kTerms == RareTerms::kAll;
   const Noise noise = kNoise == Noise::kAny ? c.noise : kNoise;
   F drift = grad;
   if (kExtras) {
@@ -128,7 +139,9 @@ FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest
     if (c.rescaled) exp_avg = exp_avg * c.momentum_scale;
   }
   exp_avg = L::fma(L::splat(c.one_minus_beta1), drift - exp_avg, exp_avg);
-  exp_avg_sq = L::fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);
+  if (kTerms == RareTerms::kPlain || (kExtras && !c.frozen)) {
+    exp_avg_sq = L::fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);
+  }
   F second_moment = exp_avg_sq;
   if (kExtras && c.amsgrad) second_moment = largest = exp_avg_sq <= largest ? largest : exp_avg_sq;
 
@@ -149,7 +162,7 @@ FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest
 // What formulas/optimizers.def names: the operation for whoever goes through a table of any operation's rows.
 struct LangevinAdam {
   static FE_HD uint32_t operands(const LangevinAdamSettings& settings) {
-    return 1u << kParam | 1u << kGrad | 1u << kExpAvg | 1u << kExpAvgSq |
+    return 1u << kParam | 1u << kGrad | 1u << kExpAvg | 1u << settings.second_moment() |
            (settings.has(kAmsgrad) ? 1u << kMaxExpAvgSq : 0u);
   }
   template <class S>

@@ -22,4 +22,5 @@ FLAGS = {
     "decoupled_weight_decay": 4,
     "bias_correction": 8,
     "stochastic_rounding": 16,
+    "frozen": 32,
 }

@@ -19,6 +19,7 @@ from fekernels.optim import SGLD, LangevinAdam
 __all__ = ["ADAM_COST", "CASES", "parameters", "values"]
 
 COLD, HOT = "T = 0", "T > 0"
+COLD_FROZEN, HOT_FROZEN = f"{COLD}, frozen", f"{HOT}, frozen"
 NOISES = ("momentum", "preconditioned", "isotropic")
 SINGLE, HALF = "LangevinAdam, float32, T = 0", "bfloat16"
 
@@ -26,6 +27,8 @@ SINGLE, HALF = "LangevinAdam, float32, T = 0", "bfloat16"
 # division of the preconditioner. The noise adds arithmetic and moves nothing.
 ADAM_COST = Cost(28, {"root": 1})
 HOT_COST = Cost(28, {"root": 1, "normal": 1})
+# A preconditioner that stands still is not written.
+COLD_FROZEN_COST, HOT_FROZEN_COST = Cost(24, {"root": 1}), Cost(24, {"root": 1, "normal": 1})
 # Stochastic rounding of three tensors wants 16 random bits each.
 HALF_COST = Cost(14, {"root": 1, "random word": 1.5})
 SGLD_COST = Cost(12, {"normal": 1})
@@ -53,13 +56,18 @@ def _problem(shape: Shape) -> Callable[[], list[Parameter]]:
 
 
 def ours(
-    optimizer: LangevinAdam, name: str, temperature: float, noise: str = "momentum", isa: str = ""
+    optimizer: LangevinAdam,
+    name: str,
+    temperature: float,
+    noise: str = "momentum",
+    isa: str = "",
+    frozen: bool = False,
 ) -> Contestant:
     """One setting of an optimizer that several contestants share: no time depends on what the tensors hold."""
     group = optimizer.param_groups[0]
 
     def prepare() -> None:
-        group.update(temperature=temperature, noise=noise)
+        group.update(temperature=temperature, noise=noise, frozen=frozen)
         if isa:
             native_op("set_isa")(isa)
 
@@ -106,6 +114,18 @@ def _cold_and_hot(shape: Shape) -> Group:
     make = _problem(shape)
     optimizer = LangevinAdam(make(), lr=LR, seed=1)
     return Group([peers.adam(make())[0], ours(optimizer, COLD, 0.0), ours(optimizer, HOT, TEMPERATURE)])
+
+
+def _frozen(shape: Shape) -> Group:
+    optimizer = LangevinAdam(_problem(shape)(), lr=LR, seed=1)
+    return Group(
+        [
+            ours(optimizer, COLD, 0.0),  # first: the others need a second moment
+            ours(optimizer, COLD_FROZEN, 0.0, frozen=True),
+            ours(optimizer, HOT, TEMPERATURE),
+            ours(optimizer, HOT_FROZEN, TEMPERATURE, frozen=True),
+        ]
+    )
 
 
 def _sgld(shape: Shape) -> Group:
@@ -190,6 +210,14 @@ CASES = (
     _beside_adam("many_of_1000", _many, ((200, 1_000), (50, 1_000), (2, 16)), 0.2, 0.3),
     _beside_adam("many_of_10000", _many, ((200, 10_000), (50, 10_000), (2, 300)), 0.45, 0.65),
     _beside_adam("many_of_100", _many, ((1_000, 100), (250, 100), (5, 7)), 0.2, None),
+    _case(
+        "frozen",
+        partial(_one, "LangevinAdam {} float32"),
+        LARGE,
+        _frozen,
+        (Row(COLD_FROZEN, COLD, None, COLD_FROZEN), Row(HOT_FROZEN, HOT, 0.92, HOT_FROZEN)),
+        {COLD: ADAM_COST, COLD_FROZEN: COLD_FROZEN_COST, HOT: HOT_COST, HOT_FROZEN: HOT_FROZEN_COST},
+    ),
     _case(
         "sgld",
         partial(_one, "SGLD {} float32"),

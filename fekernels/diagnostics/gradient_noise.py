@@ -44,7 +44,8 @@ def gradient_noise_ratio(optimizer: Optimizer) -> GradientNoiseRatio:
     The temperature does not know of a minibatch's noise. The stationary variance is 1 + r times the one that T stands
     for: exactly where the noise is independent from weight to weight, at most so where it is not. s^2 is taken to be
     the mean square v that the optimizer keeps, which the mean gradient makes larger while the weights still travel: ask
-    after the burn-in. With gradients of the whole data set r says nothing.
+    after the burn-in. (A frozen v is that of the steps before it was frozen.) With gradients of the whole data set r
+    says nothing.
 
     Nothing is read back from a GPU until a number of the result is.
 
@@ -90,7 +91,8 @@ def _ratios(group: dict[str, object], state: dict[str, Tensor], stride: int) -> 
         return state[name].reshape(-1)[::stride].float()
 
     beta2 = torch.as_tensor(group["betas"][1], dtype=torch.float64).reshape(())  # type: ignore[index]
-    correction = 1 - beta2 ** state["step"].to(beta2.device) if group["bias_correction"] else torch.ones(())
+    corrected = group["bias_correction"] and not group["frozen"]
+    correction = 1 - beta2 ** state["step"].to(beta2.device) if corrected else torch.ones(())
     second = every("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
     lr, temperature = of("lr").to(second.device), of("temperature").to(second.device)
     correction = correction.to(second.device)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from fekernels._catalogue.optimizers import NOISES
-from fekernels._checks import number, one_of
+from fekernels._checks import boolean, number, one_of
 from fekernels._runtime.pointer_table import DTYPE_CODES, Row, supported_dtypes
+from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops.optimizers.langevin_adam import OPERATION
 from fekernels.optim._checkpoint import loaded_unit, momentum_unit
+from fekernels.optim._preconditioner import exceeds_float16, memory_weight, scale
 from fekernels.optim._seeds import is_hot
 from fekernels.optim._shards import local_tensor
 from fekernels.optim._state import zero_state
@@ -82,10 +84,13 @@ class LangevinAdam(TableOptimizer):
     the last step that moved it, 0 when that step was cold. When lr or beta1 changes, the noise that exp_avg keeps
     is rescaled by sqrt(q before / q now), without which a cyclical lr would overshoot.
 
+    A group has the value ``frozen`` beside the arguments: see ``freeze_preconditioner``.
+
     Raises:
         TypeError: a hyperparameter of the wrong type; complex parameters or gradients.
         ValueError: one out of its range; several devices in a group; at the step, sparse gradients, a parameter
-            whose elements share memory or that is on the meta device, a state that does not fit.
+            whose elements share memory or that is on the meta device, a state that does not fit, a first gradient in
+            a frozen group.
         RuntimeError: the step counter reached 2^24, the end of float32 counting.
 
     Source: Kingma & Ba 2015 (Adam); Chen, Fox & Guestrin 2014 and Li et al. 2016 (preconditioned SGHMC).
@@ -96,7 +101,7 @@ class LangevinAdam(TableOptimizer):
     _optional_states = ("max_exp_avg_sq", "noise_unit", "anchor")
     _switches = (
         "maximize", "amsgrad", "decoupled_weight_decay", "bias_correction", "stochastic_rounding", "differentiable",
-        "capturable",
+        "capturable", "frozen",
     )  # fmt: skip
 
     def __init__(
@@ -143,8 +148,81 @@ class LangevinAdam(TableOptimizer):
             "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding,
             "backend": backend,
+            "frozen": False,
         }
         super().__init__(params, defaults, seed, anchor)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Groups without ``frozen``, of Adam's checkpoints and earlier releases, have v with its bias correction."""
+        super().__setstate__(state)
+        for values in (self.defaults, *self.param_groups):
+            values.setdefault("frozen", False)
+
+    @never_traced
+    @torch.no_grad()
+    def freeze_preconditioner(self, frozen: bool = True) -> None:
+        """Let the preconditioner D stand still from now on, or, with ``frozen=False``, adapt again.
+
+        While v adapts, D follows the chain, and the drift lacks the term that would correct for that: at small lr the
+        variance comes out too large (1.31 times at lr = 1e-3 sigma, see docs/langevin_adam.md). Frozen, v is read and
+        no longer written (24 instead of 28 bytes a parameter), and the stationary law is exp(-loss / T) to first order
+        in lr. Freeze at the end of a burn-in at T > 0: v of a T = 0 run is that of the optimum.
+
+        v stands without bias correction while it is frozen: freezing divides ``exp_avg_sq`` (and ``max_exp_avg_sq``) of
+        every parameter by 1 - betas[1]^t of its own t, and letting go multiplies by that of its t then, so that D
+        does not jump. At t = 0 both leave v as it is: one that was written by hand, such as a Fisher information, is
+        taken as it stands. So it is where the group value ``frozen``, which checkpoints carry, is set by hand: D =
+        sqrt(v) + eps from then on. bfloat16 moments are rounded to nearest.
+
+        Groups that are so already are left alone. Nothing is read from a GPU, except float16 moments.
+
+        Args:
+            frozen: whether D is to stand still.
+
+        Raises:
+            TypeError: ``frozen`` that is no bool, a state that is no tensor. ValueError: a float16 moment that would be
+                infinite without its bias correction. Nothing has changed then. At the step, a parameter that gets its
+                first gradient while frozen: it has no v yet.
+        """
+        function = f"{self._name}.freeze_preconditioner"
+        frozen = boolean(function, "frozen", frozen)
+        groups = [group for group in self.param_groups if bool(group["frozen"]) is not frozen]
+        scaled: list[tuple[Tensor, Tensor]] = []
+        for group in groups:
+            self._check_group(group)
+            for i, param in enumerate(group["params"]):
+                if not self._has_moments(param):
+                    continue
+                state = self._state_of(group, param, i)
+                weight = memory_weight(group, state["step"])
+                factor = 1 / weight if frozen else weight
+                for key in ("exp_avg_sq", "max_exp_avg_sq"):
+                    if key not in state:
+                        continue
+                    if exceeds_float16(state[key], factor):
+                        raise ValueError(
+                            f"{function}: {key} of params[{i}] must fit float16 without its bias correction 1 - "
+                            "betas[1]^t, by which it is divided; got an infinity (freeze after more steps, or take "
+                            "state_dtype=torch.float32)"
+                        )
+                    scaled.append((state[key], factor))
+        for moment, factor in scaled:
+            scale(moment, factor)
+        for group in groups:
+            group["frozen"] = frozen
+
+    def _has_moments(self, param: Tensor) -> bool:
+        return any(key in self.state.get(param, {}) for key in self._states)
+
+    def _state_of(self, group: dict[str, Any], param: Tensor, i: int) -> dict[str, Any]:
+        if group["frozen"] and param.numel() and not self._has_moments(param):
+            name = f" ({group['param_names'][i]!r})" if "param_names" in group else ""
+            raise ValueError(
+                f"{self._name}: params[{i}]{name} must have exp_avg_sq where the preconditioner is frozen; got its "
+                "first gradient, with which D would be eps (take steps with it before freeze_preconditioner(), or set "
+                "its step, exp_avg and exp_avg_sq by hand)"
+            )
+        return super()._state_of(group, param, i)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

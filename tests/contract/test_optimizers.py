@@ -216,6 +216,30 @@ def test_threads_and_instruction_sets_give_the_same_bits(op, dtype, isa):
         assert same(got, want), str(step)
 
 
+# A preconditioner that stands still.
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_a_frozen_maximum_is_all_that_is_read(layout, step_kernel):
+    options = Options(frozen=True, amsgrad=True)
+    rows = [make_row(Case((65, 3), layout), options) for _ in range(2)]
+    rows[0].exp_avg_sq.fill_(math.nan)
+    without, with_it = (step_kernel.one("langevin_adam_", row, options) for row in rows)
+    assert same(without, with_it, ("param", "exp_avg", "max_exp_avg_sq"))
+
+
+@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
+def test_a_gradient_without_bound_leaves_frozen_moments_alone(stochastic, step_kernel):
+    for dtype in (F32, F64, BF16):
+        options = Options(frozen=True, stochastic_rounding=stochastic)
+        row = make_row(Case((1000,)), options, dtype)
+        row.grad[5], row.grad[600] = math.nan, math.inf
+        after = step_kernel.one("langevin_adam_", row, options)
+        assert bits_equal(after.exp_avg_sq, row.exp_avg_sq)
+        assert after.param.isnan().nonzero().flatten().tolist() == [5]
+        assert after.param[600] == -math.inf
+
+
 # Scalars.
 
 

@@ -41,10 +41,17 @@ def settings_of_langevin_adam(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def changes(draw: st.DrawFn) -> list[dict[str, float]]:
-    """What schedules do to lr and temperature before the second and third step."""
+def changes(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """What schedules do to lr and temperature before the second and third step, and whether v stands still then."""
     factors = st.sampled_from((1.0, 0.1, 3.0))
-    return [{"lr": draw(factors), "temperature": draw(st.sampled_from((1.0, 0.0, 2.0)))} for _ in range(2)]
+    return [
+        {
+            "lr": draw(factors),
+            "temperature": draw(st.sampled_from((1.0, 0.0, 2.0))),
+            "frozen": draw(st.booleans()),
+        }
+        for _ in range(2)
+    ]
 
 
 class Exact:
@@ -54,6 +61,7 @@ class Exact:
         self.theta, self.stream, self.anchor = theta.double(), stream, torch.zeros_like(theta).double()
         self.m, self.v, self.largest = (torch.zeros_like(self.theta) for _ in range(3))
         self.t, self.h_prev, self.hot_prev, self.beta1_prev = 0, 0.0, False, 0.0
+        self.frozen = False
         # The largest terms that each was a sum of so far: what rounding is measured against.
         self.size = {"theta": self.theta.abs(), "m": self.m, "v": self.v}
 
@@ -61,6 +69,15 @@ class Exact:
         total = sum(term.abs() for term in terms)
         self.size[name] = torch.maximum(self.size[name], total)
         return sum(terms[1:], terms[0])
+
+    def freeze(self, frozen: bool, o: dict[str, Any]) -> None:
+        weight = 1 - o["betas"][1] ** self.t if o["bias_correction"] else 1.0
+        if frozen != self.frozen:
+            factor = 1 / weight if frozen else weight
+            self.v, self.largest, self.size["v"] = (
+                x * factor for x in (self.v, self.largest, self.size["v"])
+            )
+        self.frozen = frozen
 
     def step(self, g: Tensor, o: dict[str, Any]) -> None:
         self.t += 1
@@ -74,10 +91,12 @@ class Exact:
             self.theta = self.theta * (1 - h * o["weight_decay"])
         else:
             g = g + o["weight_decay"] * self.theta
-        self.v = self._sum("v", beta2 * self.v, (1 - beta2) * g * g)
+        if not self.frozen:
+            self.v = self._sum("v", beta2 * self.v, (1 - beta2) * g * g)
+            self.largest = torch.maximum(self.largest, self.v)
         drift = g + o["prior_precision"] * (self.theta - self.anchor)
         bc1, bc2 = (1 - beta1**self.t, 1 - beta2**self.t) if o["bias_correction"] else (1.0, 1.0)
-        self.largest = torch.maximum(self.largest, self.v)
+        bc2 = 1.0 if self.frozen else bc2
         D = ((self.largest if o["amsgrad"] else self.v) / bc2).sqrt() + o["eps"]
         D = D.clamp_min(h * o["prior_precision"])
         if o["noise"] == "momentum":
@@ -137,6 +156,9 @@ def test_langevin_adam(settings, schedule, shapes, backend, dtype, seed, skip) -
             change = schedule[number - 1]
             group["lr"] *= change["lr"]
             group["temperature"] *= change["temperature"]
+            optimizer.freeze_preconditioner(change["frozen"])
+            for judge in exact:
+                judge.freeze(change["frozen"], settings)
         for i, (param, judge) in enumerate(zip(params, exact, strict=True)):
             param.grad = normal(param.shape, shapes[i][2])
             if skip and number == 1 and i == 0:  # a parameter without a gradient keeps what it had

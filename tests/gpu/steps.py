@@ -60,6 +60,7 @@ class StepCase:
     scaled: bool = False  # as under GradScaler: grad_scale at every step, found_inf at the second
     grad_size: float = 1.0
     anchors: bool = False  # a list of anchors
+    frozen: tuple[int, ...] = ()  # before which steps the preconditioner is frozen, then let go, and so on
     steps: int = 3
 
 
@@ -105,6 +106,8 @@ def run_steps(case: StepCase, backend: str, device: torch.device) -> list[tuple[
             param.grad = (
                 None if step == 0 and i % 3 == 1 else arrange(grad.to(param.dtype), case.grad_layout, device)
             )
+        if step in case.frozen:
+            optimizer.freeze_preconditioner(not group["frozen"])
         if case.scaled:
             optimizer.grad_scale = torch.tensor(128.0 if step != 1 else 96.0, device=device)
             optimizer.found_inf = torch.tensor(float(step == 1), device=device)
@@ -149,6 +152,13 @@ def step_cases() -> list[StepCase]:
         StepCase("tensor lr and temperature, float64", {**HOT, "noise": "isotropic"}, scalars=F64),
         StepCase("grad_scale and found_inf", HOT, scaled=True),
         StepCase("mixed dtypes in a group", HOT, dtypes=(F32, BF16, F64, F16), schedule=CHANGING[:4]),
+        StepCase("frozen, and let go", HOT, dtypes=(F32, BF16, F64, F16), steps=6, frozen=(2, 4)),
+        StepCase(
+            "frozen with its maximum",
+            {**EVERYTHING, "stochastic_rounding": True},
+            dtypes=(F32, BF16),
+            frozen=(2,),
+        ),
         StepCase("gradients alone unaligned", HOT, grad_layout="misaligned"),
         StepCase("strided, everything", EVERYTHING, layout="strided", grad_layout="strided", anchors=True),
         StepCase("gradients near the smallest numbers", HOT, grad_size=1e-21),

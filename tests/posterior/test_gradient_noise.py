@@ -71,3 +71,20 @@ def test_what_has_no_ratio() -> None:
         fe.diagnostics.gradient_noise_ratio(fe.LangevinAdam([theta], lr=0.1))
     with pytest.raises(ValueError, match="must have made a step with noise; got none"):
         fe.diagnostics.gradient_noise_ratio(fe.LangevinAdam([theta], lr=0.1, temperature=1.0, eps=1e-3))
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_frozen_preconditioner_keeps_its_ratio(amsgrad: bool) -> None:
+    theta = torch.randn(50, requires_grad=True)
+    optimizer = fe.LangevinAdam([theta], lr=0.01, temperature=1.0, eps=1e-3, amsgrad=amsgrad, seed=3)
+
+    def steps(count: int) -> torch.Tensor:
+        for _ in range(count):
+            theta.grad = torch.randn(50)
+            optimizer.step()
+        return fe.diagnostics.gradient_noise_ratio(optimizer).ratios
+
+    adapting = steps(3)
+    optimizer.freeze_preconditioner()
+    frozen = steps(2)
+    torch.testing.assert_close(frozen, adapting, rtol=1e-5, atol=0)

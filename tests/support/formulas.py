@@ -46,10 +46,12 @@ def langevin_adam_formula(
         theta = theta * (1 - o.lr * o.weight_decay)
     else:
         g = g + o.weight_decay * theta
-    v = o.beta2 * v + (1 - o.beta2) * g * g
+    if not o.frozen:
+        v = o.beta2 * v + (1 - o.beta2) * g * g
     g_hat = g + o.prior_precision * (theta - (anchor if o.anchor else 0.0))
     bc1, bc2 = (1 - o.beta1**t, 1 - o.beta2**t) if o.bias_correction else (1.0, 1.0)
-    largest = torch.maximum(largest, v) if o.amsgrad else largest
+    bc2 = 1.0 if o.frozen else bc2
+    largest = torch.maximum(largest, v) if o.amsgrad and not o.frozen else largest
     second = largest if o.amsgrad else v
     bound = torch.full((), o.lr * o.prior_precision, dtype=dtype)
     D = torch.maximum((second / bc2).sqrt() + o.eps, bound)

@@ -117,6 +117,7 @@ class Options:
     decoupled_weight_decay: bool = False
     bias_correction: bool = True
     stochastic_rounding: bool = False
+    frozen: bool = False
     seed: int = SEED
     anchor: bool = False
     t: int = 9  # of the step, counted from 1: where the series of the first steps has a dozen terms
@@ -170,6 +171,8 @@ EXTREMES = {
     "the unit is the same": dict(noise_unit=noise_unit(0.02, 0.8)),
     "the unit is another placement's": dict(noise="preconditioned", noise_unit=LR_CHANGED),
     "uncorrected and late": dict(bias_correction=False, t=1000),
+    "frozen from the first step on": dict(frozen=True, t=1),
+    "frozen with its maximum": dict(frozen=True, amsgrad=True),
 }
 
 # Options, and the noise unit that a step with them leaves behind where 0.7 was before.
@@ -215,7 +218,7 @@ _SHARED: dict[str, Sequence[Any]] = dict(
 VARIANTS: dict[str, list[Any]] = {
     "langevin_adam_": pairwise(
         dtypes=ROUNDED_DTYPES, noise=list(NOISE), prior=list(PRIOR), decay=list(DECAY), t=(9, 1000),
-        amsgrad=(False, True), bias_correction=(False, True), **_SHARED,
+        amsgrad=(False, True), bias_correction=(False, True), frozen=(False, True), **_SHARED,
     ),
     "sgld_": pairwise(
         dtypes=[row for row in ROUNDED_DTYPES if row[0] == row[1]], noise=("momentum", "cold"),
@@ -256,18 +259,27 @@ def _gpu_steps() -> Iterator[Step]:
         # The loops for steps without any of the rarer terms, each instance of which is another function.
         dtypes, noises = {row.dtypes for row in rows}, {row.noise for row in rows}
         plain = [noise for noise in PLAIN_NOISE if noise in noises]
-        # On the CPU bfloat16 in order stays in registers under two of them, and goes through a buffer out of order.
+        frozen = (False, True) if op == "langevin_adam_" else (False,)
+        # On the CPU bfloat16 in order stays in registers under two of them, and goes through a buffer out of order; and
+        # a v that stands still makes another instance.
         kept = [
-            (LONG_CASES[-1], d, noise)
+            (case, d, noise, still)
             for d in ROUNDED_DTYPES
             if d[:2] == (BF16, BF16)
+            for case in (LONG_CASES[0], LONG_CASES[-1])
             for noise in ("momentum", "cold")
+            for still in frozen
         ]
+        kept += [(LONG_CASES[0], (F32, F32, False), noise, still) for noise in plain for still in frozen]
         for row in pairwise(
-            *kept, case=LONG_CASES, dtypes=[d for d in ROUNDED_DTYPES if d in dtypes], noise=plain
+            *kept,
+            case=LONG_CASES,
+            dtypes=[d for d in ROUNDED_DTYPES if d in dtypes],
+            noise=plain,
+            frozen=frozen,
         ):
             param, state, rounding = row.dtypes
-            options = Options(**NOISE[row.noise], stochastic_rounding=rounding)
+            options = Options(**NOISE[row.noise], stochastic_rounding=rounding, frozen=row.frozen)
             yield Step(op, row.case, _dtypes(param, state), options)
         for case in LONG_CASES:
             yield Step(op, case, _dtypes(F32, F32), EVERYTHING)
@@ -284,11 +296,11 @@ def _cpu_steps() -> Iterator[Step]:
         for row in pairwise(
             case=(Case((70,)), Case((13, 7), "contiguous", "transposed"), Case((300,), "misaligned")),
             param=every, grad=every, state=every, anchor=every, noise=PLAIN_NOISE, rounding=(False, True),
-            amsgrad=(False, True), prior=("bounds the step", "none"),
+            amsgrad=(False, True), prior=("bounds the step", "none"), frozen=(False, True),
         ):  # fmt: skip
-            noise = NOISE[row.noise] if op == "langevin_adam_" else {}
+            own = NOISE[row.noise] | dict(frozen=row.frozen) if op == "langevin_adam_" else {}
             options = Options(
-                **noise, **PRIOR[row.prior], amsgrad=row.amsgrad, stochastic_rounding=row.rounding
+                **own, **PRIOR[row.prior], amsgrad=row.amsgrad, stochastic_rounding=row.rounding
             )
             step = Step(op, row.case, Dtypes(row.param, row.grad, row.state, row.anchor), options)
             if not step.on_gpus:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import math
+import mmap
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -54,6 +59,30 @@ def clone(tensor: Tensor, device: str | None = None) -> Tensor:
     """A copy of all the memory that a tensor is a view of, seen as it was."""
     memory = whole(tensor).to(device or tensor.device, copy=True)
     return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def read_only(tensor: Tensor) -> Tensor:
+    """A contiguous copy in pages that cannot be written: who tries, dies. See ``survives``."""
+    pages = mmap.mmap(-1, tensor.numel() * tensor.element_size())
+    copy = torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
+    copy.copy_(tensor)
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (ctypes.c_void_p(copy.data_ptr()), ctypes.c_size_t(len(pages)), ctypes.c_int(mmap.PROT_READ))
+    assert libc.mprotect(*arguments) == 0, os.strerror(ctypes.get_errno())
+    return copy
+
+
+def survives(run: Callable[[], object]) -> bool:
+    """Whether ``run`` ends well in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        try:
+            run()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def bits_equal(a: Tensor, b: Tensor) -> bool:

@@ -6,6 +6,8 @@ namespace fe::FE_ISA {
 
 namespace {
 
+constexpr RareTerms kPlain = RareTerms::kPlain, kStill = RareTerms::kFrozen, kAll = RareTerms::kAll;
+
 // Pointers to the elements of a contiguous stretch, which `index` numbers; index is a multiple of kBlock.
 template <class T>
 struct Operands {
@@ -23,8 +25,9 @@ struct Operands {
   }
 };
 
-template <Noise kNoise, bool kExtras>
+template <Noise kNoise, RareTerms kTerms>
 void run_blocks(const Operands<float>& operands, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
+  constexpr bool kExtras = kTerms == kAll;
   const LangevinAdamCoefficients<float> c = span.single;
   const NoiseKey key = span.noise;
   // The words of the next iteration are drawn beside the arithmetic of this one: each fills the other's waiting time.
@@ -43,20 +46,21 @@ void run_blocks(const Operands<float>& operands, int64_t blocks, uint64_t index,
       FloatV largest{}, anchor{};
       if (kExtras && c.amsgrad) largest = load(operands.largest + e);
       if (kExtras && operands.anchor) anchor = load(operands.anchor + e);
-      langevin_adam<kNoise, kExtras>(param, load(operands.grad + e), exp_avg, exp_avg_sq, largest, anchor, normals[i], c);
+      langevin_adam<kNoise, kTerms>(param, load(operands.grad + e), exp_avg, exp_avg_sq, largest, anchor, normals[i], c);
       store(operands.param + e, param);
       store(operands.exp_avg + e, exp_avg);
-      store(operands.exp_avg_sq + e, exp_avg_sq);
+      if (kTerms == kPlain || (kExtras && !c.frozen)) store(operands.exp_avg_sq + e, exp_avg_sq);
       if (kExtras && c.amsgrad) store(operands.largest + e, largest);
     }
   }
 }
 
 // All four operands in bfloat16, without extras. The bits of RoundingNoise are drawn in registers.
-template <Noise kNoise, bool kStochastic>
+template <Noise kNoise, bool kStochastic, RareTerms kTerms>
 void run_bf16_blocks(const Operands<uint16_t>& operands, int64_t blocks, uint64_t index, const LangevinAdamSpan& span) {
   const LangevinAdamCoefficients<float> c = span.single;
   const NoiseKey key = span.noise, rounding = span.rounding, second = second_stream(rounding);
+  constexpr bool kMoves = kTerms != kStill;  // exp_avg_sq does
   constexpr int kVectors = 8, kTurn = kVectors * kLanes;  // elements that have their halves in one vector of counters
   for (int64_t at = 0; at < blocks * kBlock; at += kTurn) {
     operands.touch_operands_ahead(at);
@@ -68,7 +72,7 @@ void run_bf16_blocks(const Operands<uint16_t>& operands, int64_t blocks, uint64_
       if (kNoise != Noise::kNone) draw_normals<InPairs>((first + i * kLanes) / 4, key, normals + i);
       if (kStochastic) draw_words<InPairs>((first + i * kLanes) / 4, rounding, words + i);
     }
-    if (kStochastic) draw_words<InOrder, 1>(first / 8, second, halves);
+    if (kStochastic && kMoves) draw_words<InOrder, 1>(first / 8, second, halves);
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; i += 2) {
       const int64_t e = at + i * kLanes;
@@ -77,17 +81,17 @@ void run_bf16_blocks(const Operands<uint16_t>& operands, int64_t blocks, uint64_
       FloatV largest{}, anchor{};
 #pragma GCC unroll 2
       for (int k = 0; k < 2; ++k)
-        langevin_adam<kNoise, false>(param.part[k], grad.part[k], exp_avg.part[k], exp_avg_sq.part[k], largest, anchor,
+        langevin_adam<kNoise, kTerms>(param.part[k], grad.part[k], exp_avg.part[k], exp_avg_sq.part[k], largest, anchor,
                                      normals[i + k], c);
       if (kStochastic) {
         const UnsignedV even = words[i], odd = words[i + 1], both = halves[i / 2];
         param.store(operands.param + e, even & 0xffffu, odd & 0xffffu);
         exp_avg.store(operands.exp_avg + e, even >> 16, odd >> 16);
-        exp_avg_sq.store(operands.exp_avg_sq + e, both & 0xffffu, both >> 16);
+        if (kMoves) exp_avg_sq.store(operands.exp_avg_sq + e, both & 0xffffu, both >> 16);
       } else {
         param.store_nearest(operands.param + e);
         exp_avg.store_nearest(operands.exp_avg + e);
-        exp_avg_sq.store_nearest(operands.exp_avg_sq + e);
+        if (kMoves) exp_avg_sq.store_nearest(operands.exp_avg_sq + e);
       }
     }
   }
@@ -97,40 +101,48 @@ template <class T>
 using BlockLoop = void (*)(const Operands<T>&, int64_t, uint64_t, const LangevinAdamSpan&);
 
 BlockLoop<float> block_loop(const LangevinAdamCoefficients<float>& c) {
-  static constexpr BlockLoop<float> loops[4][2] = {
-      {run_blocks<Noise::kMomentum, false>, run_blocks<Noise::kMomentum, true>},
-      {run_blocks<Noise::kPreconditioned, false>, run_blocks<Noise::kPreconditioned, true>},
-      {run_blocks<Noise::kIsotropic, false>, run_blocks<Noise::kIsotropic, true>},
-      {run_blocks<Noise::kNone, false>, run_blocks<Noise::kNone, true>},
+  // Instances cost compile time: a frozen step with noise beside the momentum has none of its own.
+  static constexpr BlockLoop<float> loops[4][3] = {
+      {run_blocks<Noise::kMomentum, kPlain>, run_blocks<Noise::kMomentum, kStill>, run_blocks<Noise::kMomentum, kAll>},
+      {run_blocks<Noise::kPreconditioned, kPlain>, run_blocks<Noise::kPreconditioned, kAll>,
+       run_blocks<Noise::kPreconditioned, kAll>},
+      {run_blocks<Noise::kIsotropic, kPlain>, run_blocks<Noise::kIsotropic, kAll>, run_blocks<Noise::kIsotropic, kAll>},
+      {run_blocks<Noise::kNone, kPlain>, run_blocks<Noise::kNone, kStill>, run_blocks<Noise::kNone, kAll>},
   };
-  return loops[static_cast<int>(c.noise)][c.extras()];
+  return loops[static_cast<int>(c.noise)][static_cast<int>(c.rare_terms())];
 }
 
-// Null where the elements go through a buffer.
+// Null where the elements go through a buffer, as frozen ones do that are rounded to nearest.
 BlockLoop<uint16_t> bf16_block_loop(const LangevinAdamSpan& span) {
-  if (span.single.extras()) return nullptr;
-  switch (span.single.noise) {
-    case Noise::kNone: return span.stochastic ? run_bf16_blocks<Noise::kNone, true> : run_bf16_blocks<Noise::kNone, false>;
-    case Noise::kMomentum:
-      return span.stochastic ? run_bf16_blocks<Noise::kMomentum, true> : run_bf16_blocks<Noise::kMomentum, false>;
-    default: return nullptr;
-  }
+  static constexpr BlockLoop<uint16_t> loops[2][3] = {
+      {run_bf16_blocks<Noise::kMomentum, false, kPlain>, run_bf16_blocks<Noise::kMomentum, true, kPlain>,
+       run_bf16_blocks<Noise::kMomentum, true, kStill>},
+      {run_bf16_blocks<Noise::kNone, false, kPlain>, run_bf16_blocks<Noise::kNone, true, kPlain>,
+       run_bf16_blocks<Noise::kNone, true, kStill>},
+  };
+  const LangevinAdamCoefficients<float>& c = span.single;
+  const RareTerms terms = c.rare_terms();
+  if (terms == kAll || (terms == kStill && !span.stochastic)) return nullptr;
+  if (c.noise != Noise::kMomentum && c.noise != Noise::kNone) return nullptr;
+  return loops[c.noise == Noise::kNone][span.stochastic + (terms == kStill)];
 }
 
 uint32_t loaded_operands(const LangevinAdamSpan& span) {
-  return 1u << kParam | 1u << kGrad | 1u << kExpAvg | 1u << kExpAvgSq |
+  return 1u << kParam | 1u << kGrad | 1u << kExpAvg | 1u << span.single.second_moment |
          (span.single.amsgrad ? 1u << kMaxExpAvgSq : 0u) | (span.data[kAnchor] ? 1u << kAnchor : 0u);
 }
 
 uint32_t saved_operands(const LangevinAdamSpan& span) {
-  return 1u << kParam | 1u << kExpAvg | 1u << kExpAvgSq | (span.single.amsgrad ? 1u << kMaxExpAvgSq : 0u);
+  return 1u << kParam | 1u << kExpAvg | (span.single.frozen ? 0u : 1u << kExpAvgSq) |
+         (span.single.amsgrad ? 1u << kMaxExpAvgSq : 0u);
 }
 
 void run_buffered_float(const LangevinAdamSpan& span, BlockLoop<float> loop, int64_t begin, int64_t count) {
   run_buffered<float>(span, begin, count, loaded_operands(span), saved_operands(span),
                     [&](Buffers<float>& s, uint64_t index, int blocks) {
                       const float* anchor = span.data[kAnchor] ? s.data[kAnchor] : nullptr;
-                      loop({s.data[kParam], s.data[kGrad], s.data[kExpAvg], s.data[kExpAvgSq], s.data[kMaxExpAvgSq], anchor},
+                      loop({s.data[kParam], s.data[kGrad], s.data[kExpAvg], s.data[span.single.second_moment],
+                            s.data[kMaxExpAvgSq], anchor},
                            blocks, index, span);
                     });
 }
@@ -149,8 +161,8 @@ void run_buffered_double(const LangevinAdamSpan& span) {
                        }
                        const double* anchor = s.data[kAnchor];
                        for (int e = s.shift; e < s.shift + s.count; ++e)
-                         langevin_adam<kNoise, true>(s.data[kParam][e], s.data[kGrad][e], s.data[kExpAvg][e],
-                                                     s.data[kExpAvgSq][e], s.data[kMaxExpAvgSq][e],
+                         langevin_adam<kNoise, kAll>(s.data[kParam][e], s.data[kGrad][e], s.data[kExpAvg][e],
+                                                     s.data[c.second_moment][e], s.data[kMaxExpAvgSq][e],
                                                      span.data[kAnchor] ? anchor[e] : 0.0,
                                                      static_cast<double>(normals[e]), c);
                      });
@@ -175,7 +187,8 @@ void run_straight(const LangevinAdamSpan& span, BlockLoop<T> loop, BlockLoop<flo
     return base ? base + first : nullptr;
   };
   run_buffered_float(span, buffered, span.begin, head);
-  loop({at(kParam), at(kGrad), at(kExpAvg), at(kExpAvgSq), at(kMaxExpAvgSq), at(kAnchor)}, blocks, span.index + head, span);
+  loop({at(kParam), at(kGrad), at(kExpAvg), at(span.single.second_moment), at(kMaxExpAvgSq), at(kAnchor)}, blocks,
+       span.index + head, span);
   run_buffered_float(span, buffered, first + blocks * kBlock, span.count - head - blocks * kBlock);
 }
 

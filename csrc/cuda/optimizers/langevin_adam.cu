@@ -17,12 +17,12 @@ template <class S, int kSize>
 struct Elements {
   S param[kSize], grad[kSize], exp_avg[kSize], exp_avg_sq[kSize], largest[kSize], anchor[kSize], normal[kSize];
 
-  template <Noise kNoise, bool kExtras>
+  template <Noise kNoise, RareTerms kTerms>
   FE_DEVICE void update(const LangevinAdamCoefficients<S>& c) {
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
-      langevin_adam<kNoise, kExtras, S>(param[k], grad[k], exp_avg[k], exp_avg_sq[k], largest[k], anchor[k], normal[k],
-                                        c);
+      langevin_adam<kNoise, kTerms, S>(param[k], grad[k], exp_avg[k], exp_avg_sq[k], largest[k], anchor[k], normal[k],
+                                       c);
     }
   }
 };
@@ -43,11 +43,11 @@ struct Kernel {
     ParamVector param, grad;
     StateVector exp_avg, exp_avg_sq;
 
-    FE_DEVICE void load(const TableRow& row, int64_t index) {
+    FE_DEVICE void load(const TableRow& row, Operand second_moment, int64_t index) {
       param.load(row.pointers[kParam], index);
       grad.load(row.pointers[kGrad], index);
       exp_avg.load(row.pointers[kExpAvg], index);
-      exp_avg_sq.load(row.pointers[kExpAvgSq], index);
+      exp_avg_sq.load(row.pointers[second_moment], index);
     }
   };
 
@@ -56,10 +56,12 @@ struct Kernel {
   template <bool kExtras, Noise kNoise>
   static FE_DEVICE void update_vectors(const SharedWork& work, Operands& ahead, const Coefficients& c, const Keys& keys) {
     const TableRow& row = work.row;
+    const Operand second_moment = kExtras ? c.second_moment : kExpAvgSq;
+    const bool frozen = kExtras && c.frozen;
     for (int u = static_cast<int>(threadIdx.x); u < work.vectors; u += kThreads) {
       const int64_t index = work.first + static_cast<int64_t>(u) * kSize;
       Operands now = ahead;
-      if (u + kThreads < work.vectors) ahead.load(row, index + kThreads * kSize);
+      if (u + kThreads < work.vectors) ahead.load(row, second_moment, index + kThreads * kSize);
       StateVector largest_unit{};
       ParamVector anchor_unit{};
       const bool amsgrad = kExtras && c.amsgrad;
@@ -68,7 +70,7 @@ struct Kernel {
 
       const uint64_t block = static_cast<uint64_t>(row.offset + index) / 4;
       Words<uint32_t> second{};
-      if (kStateType == kBFloat16 && keys.stochastic) second = words_of_block(block / 2, keys.second_rounding);
+      if (kStateType == kBFloat16 && keys.stochastic && !frozen) second = words_of_block(block / 2, keys.second_rounding);
 #pragma unroll
       for (int group = 0; group < kSize; group += 4) {
         Normals<float> n{};
@@ -94,9 +96,9 @@ struct Kernel {
           e.normal[k] = static_cast<S>(normals[k]);
         }
         if constexpr (kExtras) {
-          e.template update<Noise::kAny, true>(c);
+          e.template update<Noise::kAny, RareTerms::kAll>(c);
         } else {
-          e.template update<kNoise, false>(c);
+          e.template update<kNoise, RareTerms::kPlain>(c);
         }
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -111,7 +113,7 @@ struct Kernel {
       }
       now.param.store(row.pointers[kParam], index);
       now.exp_avg.store(row.pointers[kExpAvg], index);
-      now.exp_avg_sq.store(row.pointers[kExpAvgSq], index);
+      if (!frozen) now.exp_avg_sq.store(row.pointers[kExpAvgSq], index);
       if (amsgrad) largest_unit.store(row.pointers[kMaxExpAvgSq], index);
     }
   }
@@ -128,21 +130,22 @@ struct Kernel {
       e.param[0] = load_element<kParamType>(row.pointers[kParam], p.at[kParam]);
       e.grad[0] = load_element<kParamType>(row.pointers[kGrad], p.at[kGrad]);
       e.exp_avg[0] = load_element<kStateType>(row.pointers[kExpAvg], p.at[kExpAvg]);
-      e.exp_avg_sq[0] = load_element<kStateType>(row.pointers[kExpAvgSq], p.at[kExpAvgSq]);
+      e.exp_avg_sq[0] = load_element<kStateType>(row.pointers[c.second_moment], p.at[c.second_moment]);
       if (c.amsgrad) e.largest[0] = load_element<kStateType>(row.pointers[kMaxExpAvgSq], p.at[kMaxExpAvgSq]);
       if (c.prior && row.pointers[kAnchor] != 0) {
         e.anchor[0] = load_any<S>(anchor_type, row.pointers[kAnchor], p.at[kAnchor]);
       }
       if (c.noise != Noise::kNone) e.normal[0] = static_cast<S>(normal_of(g, keys.noise));
-      e.template update<Noise::kAny, true>(c);
+      e.template update<Noise::kAny, RareTerms::kAll>(c);
 
       uint32_t word = 0, half = 0;
       if (kRounds && keys.stochastic) {
         word = word_of(g, keys.rounding);
-        if (kStateType == kBFloat16) half = word_of(g / 2, keys.second_rounding) >> (16 * (g % 2)) & 0xffffu;
+        if (kStateType == kBFloat16 && !c.frozen) half = word_of(g / 2, keys.second_rounding) >> (16 * (g % 2)) & 0xffffu;
       }
       store_element<kParamType>(row.pointers[kParam], p.at[kParam], e.param[0], {keys.stochastic, word & 0xffffu});
       store_element<kStateType>(row.pointers[kExpAvg], p.at[kExpAvg], e.exp_avg[0], {keys.stochastic, word >> 16});
+      if (c.frozen) continue;
       store_element<kStateType>(row.pointers[kExpAvgSq], p.at[kExpAvgSq], e.exp_avg_sq[0], {keys.stochastic, half});
       if (!c.amsgrad) continue;
       store_element<kStateType>(row.pointers[kMaxExpAvgSq], p.at[kMaxExpAvgSq], e.largest[0], {keys.stochastic, half});
@@ -172,7 +175,7 @@ struct Kernel {
       const Work work = block_work(call.step);
       const int vectors = work.count > 0 && takes_vectors<kParamType, kSize>(*work.row) ? work.count / kSize : 0;
       if (static_cast<int>(threadIdx.x) < vectors) {
-        ahead.load(*work.row, work.first + static_cast<int64_t>(threadIdx.x) * kSize);
+        ahead.load(*work.row, call.settings.second_moment(), work.first + static_cast<int64_t>(threadIdx.x) * kSize);
       }
       // The loads above travel while thread 0 computes the powers and roots.
       share_work(work, vectors, shared.work);
@@ -185,7 +188,7 @@ struct Kernel {
     if (!work.scalars.skip && work.count > 0) {
       const Coefficients c = shared.coefficients;
       const Keys keys = row_keys(call.step, work);
-      if (!kHasPlainLoop || c.extras()) {
+      if (!kHasPlainLoop || c.rare_terms() != RareTerms::kPlain) {
         update_vectors<true, Noise::kNone>(work, ahead, c, keys);
       } else if constexpr (kHasPlainLoop) {
         update_vectors_plain(work, ahead, c, keys);

@@ -38,6 +38,7 @@ class LangevinAdamSettings(StepSettings):
     found_inf: Tensor | None
     beta1_tensor: Tensor | None = None  # for the operator, which reads it; kernels take numbers
     beta2_tensor: Tensor | None = None
+    frozen: bool = False  # exp_avg_sq and its maximum are read as they stand, and not written
 
     NUMBERS: ClassVar[tuple[str, ...]] = ("beta1", "beta2", "eps", "noise")
 

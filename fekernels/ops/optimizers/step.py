@@ -104,7 +104,7 @@ class StepOperation:
         switches: the names of the settings that are bools.
         numbers: of those that are plain numbers.
         arguments: the settings in the operator's order, without those that follow ``backend``.
-        late: those that follow it.
+        late: those that follow it, with their values where a call leaves them out.
     """
 
     def __init__(self, name: str, settings: type[StepSettings], tensors: tuple[str, ...]) -> None:
@@ -116,7 +116,7 @@ class StepOperation:
         self.numbers = tuple(
             key for key, kind in kinds.items() if kind == "float" and f"{key}_tensor" not in kinds
         )
-        self.late = tuple(field.name for field in given if field.default is not MISSING)
+        self.late = {field.name: field.default for field in given if field.default is not MISSING}
         self.arguments = tuple(key for key in kinds if key not in self.late)
         self.lists = (*(f"{key}s" for key in tensors), "streams", "shards")
         self._order = (*self.lists, *self.arguments, "backend", *self.late)
@@ -126,14 +126,15 @@ class StepOperation:
             for key in tensors
         ]
         early = [f"{SCHEMA_TYPES[kinds[key]]} {key}" for key in self.arguments]
-        late = [f"{SCHEMA_TYPES[kinds[key]]} {key}=None" for key in self.late]
+        late = [f"{SCHEMA_TYPES[kinds[key]]} {key}={value}" for key, value in self.late.items()]
         arguments = [*written, "int[] streams", "int[] shards", *early, "str? backend=None", *late]
         define_in_place(f"{name}({', '.join(arguments)}) -> ()", self.step_lists)
 
     def step_lists(self, *args: Any, **named: Any) -> None:
         """The operator. What kernels cannot read by its address, the reference steps by operators."""
         given = {
-            **dict.fromkeys(("backend", *self.late)),
+            "backend": None,
+            **self.late,
             **dict(zip(self._order, args, strict=False)),
             **named,
         }

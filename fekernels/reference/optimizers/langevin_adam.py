@@ -52,14 +52,17 @@ def langevin_adam_(rows: Sequence[Row], s: LangevinAdamSettings) -> None:
             theta = theta * (1 - h * s.weight_decay)
         elif s.weight_decay:  # 0 times an infinite parameter is NaN
             g = g + s.weight_decay * theta
-        v = s.beta2 * v + (1 - s.beta2) * g * g
+        if not s.frozen:
+            v = s.beta2 * v + (1 - s.beta2) * g * g
         anchor = row.anchor.to(dtype) if row.anchor is not None else 0.0
         g_hat = g + s.prior_precision * (theta - anchor) if s.prior_precision else g
-        bc1, bc2 = (1 - s.beta1**t, 1 - s.beta2**t) if s.bias_correction else (1.0, 1.0)
+        bc1 = 1 - s.beta1**t if s.bias_correction else 1.0
+        bc2 = 1 - s.beta2**t if s.bias_correction and not s.frozen else 1.0
         largest = v
         if s.amsgrad:
             assert row.max_exp_avg_sq is not None
-            largest = torch.maximum(row.max_exp_avg_sq.to(dtype), v)
+            stored = row.max_exp_avg_sq.to(dtype)
+            largest = stored if s.frozen else torch.maximum(stored, v)
         D = torch.clamp((largest / bc2).sqrt() + s.eps, min=h * s.prior_precision)
 
         unit = momentum_noise_unit(h, s.beta1)
@@ -79,9 +82,10 @@ def langevin_adam_(rows: Sequence[Row], s: LangevinAdamSettings) -> None:
 
         store(row, row.param, theta, "param", s, t)
         store(row, row.exp_avg, m, "exp_avg", s, t)
-        store(row, row.exp_avg_sq, v, "exp_avg_sq", s, t)
-        if s.amsgrad and row.max_exp_avg_sq is not None:
-            row.max_exp_avg_sq.copy_(torch.maximum(row.max_exp_avg_sq, row.exp_avg_sq))
+        if not s.frozen:
+            store(row, row.exp_avg_sq, v, "exp_avg_sq", s, t)
+            if s.amsgrad and row.max_exp_avg_sq is not None:
+                row.max_exp_avg_sq.copy_(torch.maximum(row.max_exp_avg_sq, row.exp_avg_sq))
         if row.noise_unit is not None and h > 0:
             row.noise_unit.fill_(unit if noisy and s.noise == "momentum" else 0.0)
         row.step.add_(1)

@@ -40,7 +40,8 @@ def coefficients(
     beta2_t = tl.full((), 0.0, tl.float64)
     if codes.BIAS_CORRECTION & FLAGS:
         beta1_t = numerics.integer_power(beta1, t)
-        beta2_t = numerics.integer_power(beta2, t)
+        if not codes.FROZEN & FLAGS:
+            beta2_t = numerics.integer_power(beta2, t)
     inverse_root_bias2 = 1.0 / tl.sqrt(1.0 - beta2_t)
     step_size = h / (1.0 - beta1_t)
 
@@ -78,6 +79,7 @@ def update(
 ):  # fmt: skip
     """`langevin_adam` of csrc/formulas/langevin_adam.h; `shared`: the coefficients.
 
+    `exp_avg_sq` is the maximum where that is frozen, and what is frozen stays as it is.
     Where not `noisy` the normal is not even multiplied by 0, as D may be infinite.
     """
     (
@@ -99,11 +101,13 @@ def update(
     if codes.RESCALE & FLAGS:
         exp_avg = exp_avg * momentum_scale
     exp_avg = tl.fma(drift - exp_avg, one_minus_beta1, exp_avg)
-    exp_avg_sq = tl.fma(grad * one_minus_beta2, grad, exp_avg_sq * beta2)
     second_moment = exp_avg_sq
-    if codes.AMSGRAD & FLAGS:
-        largest = tl.where(exp_avg_sq <= largest, largest, exp_avg_sq)
-        second_moment = largest
+    if not codes.FROZEN & FLAGS:
+        exp_avg_sq = tl.fma(grad * one_minus_beta2, grad, exp_avg_sq * beta2)
+        second_moment = exp_avg_sq
+        if codes.AMSGRAD & FLAGS:
+            largest = tl.where(exp_avg_sq <= largest, largest, exp_avg_sq)
+            second_moment = largest
 
     denominator = tl.fma(numerics.square_root(second_moment), inverse_root_bias2, eps)
     if codes.PRIOR & FLAGS:
@@ -135,15 +139,20 @@ def span(
     ANCHOR: tl.constexpr = DTYPES >> 24 & 255
     REAL: tl.constexpr = tl.float64 if DTYPES & 255 == codes.FLOAT64 else tl.float32
     ROUND: tl.constexpr = codes.STOCHASTIC & FLAGS != 0
+    FROZEN: tl.constexpr = codes.FROZEN & FLAGS != 0
+    MAXIMUM_ALONE: tl.constexpr = FROZEN and codes.AMSGRAD & FLAGS != 0
     param_at, grad_at, exp_avg_at, exp_avg_sq_at, largest_at, anchor_at = addresses
     for at in range(0, left, BLOCK):
         mask, first, offsets = rows_of.offsets(begin, at, left, layouts, layout, BLOCK, VECTOR, GROUP)
         param = rows_of.read(param_at, first, offsets[0], mask, PARAM, VECTOR).to(REAL)
         grad = rows_of.read(grad_at, first, offsets[1], mask, GRAD, VECTOR).to(REAL)
         exp_avg = rows_of.read(exp_avg_at, first, offsets[2], mask, STATE, VECTOR).to(REAL)
-        exp_avg_sq = rows_of.read(exp_avg_sq_at, first, offsets[3], mask, STATE, VECTOR).to(REAL)
+        if MAXIMUM_ALONE:
+            exp_avg_sq = rows_of.read(largest_at, first, offsets[4], mask, STATE, VECTOR).to(REAL)
+        else:
+            exp_avg_sq = rows_of.read(exp_avg_sq_at, first, offsets[3], mask, STATE, VECTOR).to(REAL)
         largest = exp_avg_sq
-        if codes.AMSGRAD & FLAGS:
+        if (codes.AMSGRAD & FLAGS) and not FROZEN:
             largest = rows_of.read(largest_at, first, offsets[4], mask, STATE, VECTOR).to(REAL)
         anchor = tl.zeros((BLOCK,), REAL)
         if codes.PRIOR & FLAGS:
@@ -167,13 +176,14 @@ def span(
         half = word
         if ROUND and (PARAM == codes.BFLOAT16 or STATE == codes.BFLOAT16):
             word = rows_of.rounding_words(here, order, key, BLOCK, VECTOR, GROUP)
-            if STATE == codes.BFLOAT16:
+            if STATE == codes.BFLOAT16 and not FROZEN:
                 half = rows_of.rounding_halves(here, order, key, BLOCK, VECTOR)
         rows_of.write(param_at, first, offsets[0], param, word & 0xFFFF, mask, PARAM, VECTOR, ROUND)
         rows_of.write(exp_avg_at, first, offsets[2], exp_avg, word >> 16, mask, STATE, VECTOR, ROUND)
-        rows_of.write(exp_avg_sq_at, first, offsets[3], exp_avg_sq, half, mask, STATE, VECTOR, ROUND)
-        if codes.AMSGRAD & FLAGS:
-            rows_of.write(largest_at, first, offsets[4], largest, half, mask, STATE, VECTOR, ROUND)
+        if not FROZEN:
+            rows_of.write(exp_avg_sq_at, first, offsets[3], exp_avg_sq, half, mask, STATE, VECTOR, ROUND)
+            if codes.AMSGRAD & FLAGS:
+                rows_of.write(largest_at, first, offsets[4], largest, half, mask, STATE, VECTOR, ROUND)
 
 
 @triton.jit(

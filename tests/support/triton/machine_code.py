@@ -19,7 +19,7 @@ from fekernels.triton.optimizers import codes, langevin_adam, sgld, table_rows
 
 F32, BF16 = 0, 2
 FLOAT32, ALL_BF16 = F32, BF16 | BF16 << 8 | BF16 << 16
-CORRECTED, STOCHASTIC, LAST = 8, 16, 32
+CORRECTED, STOCHASTIC, FROZEN = 8, 16, 32
 EVERYTHING = 0b111_1100_0011  # every term of the formula, and a tensor wherever there can be one
 
 
@@ -35,16 +35,16 @@ class Spec:
 
 
 def _step(noise: int, flags: int = 0, dtypes: int = FLOAT32, tensors: tuple[str, ...] = ()) -> Spec:
-    reads = 4 + bool(flags & codes.AMSGRAD.value) + bool(flags & codes.PRIOR.value)
-    writes = 3 + bool(flags & codes.AMSGRAD.value)
+    adapting_maximum = bool(flags & codes.AMSGRAD.value and not flags & FROZEN)
+    reads = 4 + adapting_maximum + bool(flags & codes.PRIOR.value)
+    writes = 2 if flags & FROZEN else 3 + adapting_maximum
     rescale = codes.RESCALE.value if noise in (0, 3) else 0  # T = 0 with noise="momentum" rescales as well
-    flags |= CORRECTED | LAST | rescale
+    flags |= CORRECTED | rescale
     constants = dict(NOISE=noise, FLAGS=flags, DTYPES=dtypes, **table_rows.configuration(dtypes, flags))
     return Spec(langevin_adam.langevin_adam_kernel, constants, reads, writes, tensors)
 
 
 def _sgld(flags: int, dtypes: int) -> Spec:
-    flags |= LAST
     constants = dict(NOISE=True, FLAGS=flags, DTYPES=dtypes, **table_rows.configuration(dtypes, flags))
     return Spec(sgld.sgld_kernel, constants, 2, 1)
 
@@ -62,6 +62,9 @@ SPECS = {
     "temperature_tensor": _step(0, codes.MAYBE_QUIET.value, tensors=("temperature_tensor",)),
     "bf16_cold": _step(3, STOCHASTIC, ALL_BF16),
     "bf16_momentum": _step(0, STOCHASTIC, ALL_BF16),
+    "frozen": _step(0, FROZEN),
+    "frozen_maximum": _step(3, FROZEN | codes.AMSGRAD.value),
+    "bf16_frozen": _step(0, STOCHASTIC | FROZEN, ALL_BF16),
     "everything": _step(0, EVERYTHING, tensors=("lr_tensor", "grad_scale", "found_inf")),
     "sgld": _sgld(0, FLOAT32),
     "sgld_bf16": _sgld(STOCHASTIC, ALL_BF16),
