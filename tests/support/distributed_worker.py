@@ -53,6 +53,7 @@ def step_through(params: dict[str, Tensor], distribute: Any, **switches: Any) ->
     for i in range(STEPS):
         for p in params.values():
             p.grad = distribute(gradient(tuple(p.shape), i), p)
+        optimizer.freeze_preconditioner(i == 2)  # and then lets go
         optimizer.step()
     return optimizer
 

@@ -130,7 +130,9 @@ struct Kernel {
       e.param[0] = load_element<kParamType>(row.pointers[kParam], p.at[kParam]);
       e.grad[0] = load_element<kParamType>(row.pointers[kGrad], p.at[kGrad]);
       e.exp_avg[0] = load_element<kStateType>(row.pointers[kExpAvg], p.at[kExpAvg]);
-      e.exp_avg_sq[0] = load_element<kStateType>(row.pointers[c.second_moment], p.at[c.second_moment]);
+      // An index of the offsets that is not known to the compiler would put all of them into memory.
+      const int64_t second = c.second_moment == kExpAvgSq ? p.at[kExpAvgSq] : p.at[kMaxExpAvgSq];
+      e.exp_avg_sq[0] = load_element<kStateType>(row.pointers[c.second_moment], second);
       if (c.amsgrad) e.largest[0] = load_element<kStateType>(row.pointers[kMaxExpAvgSq], p.at[kMaxExpAvgSq]);
       if (c.prior && row.pointers[kAnchor] != 0) {
         e.anchor[0] = load_any<S>(anchor_type, row.pointers[kAnchor], p.at[kAnchor]);
