@@ -8,7 +8,7 @@ from fekernels._runtime import extension
 
 extension.check_torch_version(torch.__version__)
 
-from fekernels import losses, optim, random, stein  # noqa: E402
+from fekernels import losses, optim, posterior, random, stein  # noqa: E402
 from fekernels._runtime.backends import BackendUnavailable, backends, use_backend  # noqa: E402
 from fekernels._runtime.extension import build  # noqa: E402
 from fekernels.losses import (  # noqa: E402
@@ -36,6 +36,7 @@ from fekernels.stein import (  # noqa: E402
 
 if TYPE_CHECKING:
     from fekernels import diagnostics
+    from fekernels.posterior import Chains, ControlVariate, sample_posterior
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,8 @@ __all__ = [
     "SGLD",
     "SVGD",
     "BackendUnavailable",
+    "Chains",
+    "ControlVariate",
     "FreeEnergyLoss",
     "FreeEnergyTerms",
     "GaussianMixturePrior",
@@ -66,18 +69,24 @@ __all__ = [
     "monte_carlo_kl",
     "optim",
     "pairwise_sq_dist_median",
+    "posterior",
     "random",
     "reparameterize",
+    "sample_posterior",
     "stein",
     "svgd_direction",
     "use_backend",
 ]
 
+_OF_POSTERIOR = ("Chains", "ControlVariate", "sample_posterior")
+
 
 def __getattr__(name: str) -> Any:
-    """``diagnostics`` at its first use: who only trains does not wait for it at the import."""
-    if name != "diagnostics":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """``diagnostics`` and what makes posteriors at their first use: who only trains does not wait at the import."""
     import importlib
 
-    return importlib.import_module("fekernels.diagnostics")
+    if name == "diagnostics":
+        return importlib.import_module("fekernels.diagnostics")
+    if name in _OF_POSTERIOR:
+        return getattr(importlib.import_module("fekernels.posterior"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

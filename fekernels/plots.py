@@ -11,9 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fekernels.diagnostics import Calibration
+from fekernels.diagnostics import Calibration, split_rhat
 
-__all__ = ["GREY", "entropies", "panels", "reliability", "trajectory", "training"]
+__all__ = [
+    "GREY",
+    "entropies",
+    "panels",
+    "posterior",
+    "posterior_run",
+    "reliability",
+    "trace",
+    "trajectory",
+    "training",
+]
 
 GREY = "#8a8a8a"
 
@@ -112,3 +122,50 @@ def trajectory(ax: Axes, weights: Sequence[Tensor], steps: Sequence[int], sampli
     ax.figure.colorbar(dots, ax=ax, label="step", pad=0.01)
     ax.set(xlabel=f"first direction ({share[0]:.0%})", ylabel=f"second direction ({share[1]:.0%})")
     ax.legend(frameon=False, fontsize=9)
+
+
+def trace(ax: Axes, draws: Tensor, label: str = "") -> None:
+    """The course of one number, chain by chain.
+
+    Args:
+        draws: [chains, draws].
+        label: of the vertical axis.
+    """
+    for k, chain in enumerate(draws.tolist()):
+        ax.plot(chain, color=f"C{k % 10}", lw=0.6, alpha=0.8)
+    ax.set(xlabel="draw", ylabel=label, xlim=(0, draws.shape[1]))
+
+
+def posterior(ax: Axes, draws: Tensor, label: str = "") -> None:
+    """Densities of one number, a line per chain over that of all.
+
+    Args:
+        draws: [chains, draws].
+        label: of the horizontal axis.
+    """
+    finite = draws[draws.isfinite()]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    bins = torch.linspace(low, high if high > low else low + 1e-12, 31).tolist()
+    ax.hist(finite.tolist(), bins, density=True, color=GREY, alpha=0.3)
+    for k, chain in enumerate(draws.tolist()):
+        ax.hist(chain, bins, density=True, histtype="step", color=f"C{k % 10}", lw=1)
+    ax.set(xlabel=label, ylabel="density", yticks=[])
+
+
+def posterior_run(draws: Tensor, losses: Tensor, names: Sequence[str], most: int = 4) -> Figure:
+    """Trace and density of the weights with the largest R-hat, and of the loss.
+
+    Args:
+        draws: [chains, draws, weights].
+        losses: [chains, samples].
+        names: of the weights.
+        most: how many weights are shown.
+    """
+    order = split_rhat(draws).nan_to_num(0.0).argsort(descending=True)[:most].tolist()
+    figure, axes = panels(len(order) + 1, 2, (9, 1.9 * (len(order) + 1)))
+    for row, at in enumerate(order):
+        trace(axes[row, 0], draws[..., at], names[at])
+        posterior(axes[row, 1], draws[..., at], names[at])
+    trace(axes[-1, 0], losses, "loss")
+    posterior(axes[-1, 1], losses, "loss")
+    return figure

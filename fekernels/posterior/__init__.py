@@ -1,5 +1,36 @@
-"""Samples of a posterior: kept in memory or on disk, and what they predict together."""
+"""Samples of a posterior: chains and runs that make them, memory and disk that keep them, what they predict."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fekernels.posterior.samples import PosteriorSamples
 
-__all__ = ["PosteriorSamples"]
+if TYPE_CHECKING:
+    from fekernels.posterior.chains import Chains
+    from fekernels.posterior.control_variate import ControlVariate
+    from fekernels.posterior.report import PosteriorReport
+    from fekernels.posterior.run import PosteriorRun, sample_posterior
+
+__all__ = [
+    "Chains",
+    "ControlVariate",
+    "PosteriorReport",
+    "PosteriorRun",
+    "PosteriorSamples",
+    "sample_posterior",
+]
+
+# At their first use: who only trains does not wait for them at the import.
+_LATER = {
+    "Chains": "chains",
+    "ControlVariate": "control_variate",
+    "PosteriorReport": "report",
+    "PosteriorRun": "run",
+    "sample_posterior": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

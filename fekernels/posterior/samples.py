@@ -6,10 +6,11 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
@@ -18,6 +19,9 @@ from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, p
 from fekernels.posterior.prediction import Activation, Average, Prediction
 from fekernels.posterior.running_statistics import check_loader, measure, tracking_norms
 from fekernels.posterior.store import DiskStore, MemoryStore, as_path, read_file, shapes, write_file
+
+if TYPE_CHECKING:
+    from fekernels.posterior.convergence import SampleDiagnostics
 
 __all__ = ["PosteriorSamples", "Prediction"]
 
@@ -73,6 +77,8 @@ class PosteriorSamples:
         device: where samples in memory live; "cpu" costs a copy a sample and no accelerator memory. None:
             beside the model.
         seed: of the reservoir's choices.
+        chains: how many chains hand in their draws in turn by `collect(state)`, one of each and then the next.
+        optimizer: the one that samples, whose gradient noise `predict` then looks at.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -89,6 +95,8 @@ class PosteriorSamples:
         directory: str | Path | None = None,
         device: torch.device | str | None = "cpu",
         seed: int = 0,
+        chains: int = 1,
+        optimizer: Optimizer | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"PosteriorSamples: model must be a torch.nn.Module; got {type(model).__name__}")
@@ -103,6 +111,12 @@ class PosteriorSamples:
             raise TypeError(
                 f"PosteriorSamples: directory must be a path or None; got {type(directory).__name__}"
             )
+        self.chains = integer("PosteriorSamples", "chains", chains, 1)
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"PosteriorSamples: optimizer must be a torch.optim.Optimizer or None; got {type(optimizer).__name__}"
+            )
+        self._optimizer, self._warned = optimizer, False
         at = None if device is None else as_device("PosteriorSamples", "device", device)
         self._model = uncompiled(model)
         self._aliases = _tied_names(self._model)
@@ -163,9 +177,21 @@ class PosteriorSamples:
     def _due(self, calls: int) -> int:
         return max(calls - self.burn_in, 0) // self.thinning
 
-    def collect(self) -> None:
-        """Keep the present weights now, whatever burn_in and thinning say; max_samples and policy hold."""
+    def collect(self, state: Mapping[str, Tensor] | None = None) -> None:
+        """Keep the present weights now, whatever burn_in and thinning say; max_samples and policy hold.
+
+        Args:
+            state: weights to keep instead of the model's, as its `state_dict` has them: of `Chains.states`, say.
+        """
         sample = self._snapshot()
+        if state is not None:
+            missing = [name for name in sample if name not in state]
+            if missing:
+                raise ValueError(
+                    f"PosteriorSamples.collect: state must hold {missing[0]!r}; got {sorted(state)}"
+                )
+            sample = {name: state[name].detach() for name in sample}
+            self._check_shapes(shapes(sample), "state")
         if len(self):
             self._check_shapes(self._store.shapes, "the samples so far")
         self.seen += 1
@@ -215,6 +241,47 @@ class PosteriorSamples:
         """
         for sample in _bar(self._store, len(self), progress):
             yield call(self._model, self._weights(sample), (args, kwargs))
+
+    def diagnostics(self) -> SampleDiagnostics:
+        """Split R-hat and effective sample size of all weights, chains apart.
+
+        One chain is compared with itself, first half and second; several tell more (`chains=`). All samples are held
+        in memory for it.
+
+        Raises:
+            ValueError: fewer than 4 draws of a chain, or a reservoir of several chains, which keeps no order.
+        """
+        from fekernels.posterior.convergence import LEAST, diagnose
+
+        if len(self) < LEAST * self.chains:
+            raise ValueError(
+                f"PosteriorSamples.diagnostics: there must be {LEAST} draws of each of {self.chains} chains; "
+                f"got {len(self)} in all"
+            )
+        if self.chains > 1 and self.policy == "reservoir":
+            raise ValueError(
+                "PosteriorSamples.diagnostics: policy must be 'fifo' to tell several chains apart; got 'reservoir'"
+            )
+        return diagnose(self._in_turn(), self._trained(), self.chains)
+
+    def _in_turn(self) -> list[dict[str, Tensor]]:
+        """From the first draw of chain 0 that is still kept."""
+        first = -(self.seen - len(self)) % self.chains
+        return [self._store.read(index) for index in range(first, len(self))]
+
+    def _trained(self) -> list[str]:
+        return [name for name, p in self._model.named_parameters() if p.requires_grad]
+
+    def _warn_of_doubt(self) -> None:
+        """Once, with the numbers."""
+        if self._warned:
+            return
+        self._warned = True
+        # Not before it is needed: who only trains does not wait for it at the import.
+        from fekernels.posterior.convergence import doubts
+
+        for doubt in doubts(self._in_turn(), self._trained(), self.chains, self._optimizer):
+            warnings.warn(f"PosteriorSamples.predict: {doubt}", stacklevel=3)
 
     def _weights(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
         parameters, buffers = self._model.named_parameters(), self._model.named_buffers()
@@ -297,12 +364,15 @@ class PosteriorSamples:
 
         Warns:
             UserWarning: dim is -1 and the output has four dimensions or more: [B, C, H, W] would be averaged over
-                the wrong one. Naming the dimension (dim=1, dim=3) is the answer.
+                the wrong one. Naming the dimension (dim=1, dim=3) is the answer. Once, with the number: the samples are
+                worth fewer than 50 independent ones; the optimizer given at construction has a `gradient_noise_ratio`
+                above 0.1.
         """
         if not len(self):
             raise ValueError(
                 "PosteriorSamples.predict: there must be a sample; got none (update or collect first)"
             )
+        self._warn_of_doubt()
         owner = "PosteriorSamples.predict"
         average = Average(owner, activation, dim)
         output = check_pick(owner, output)

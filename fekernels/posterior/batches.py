@@ -1,0 +1,103 @@
+"""Batches of any shape that a loader gives: their rows, parts of them, and several side by side."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_batches",
+    "concatenated",
+    "endless",
+    "map_tensors",
+    "rows",
+    "shapes",
+    "split",
+    "stacked",
+    "tensors",
+]
+
+
+def map_tensors(function: Callable[..., Any], batch: Any, *others: Any) -> Any:
+    """``function`` of every tensor of nested tuples, lists and mappings, and of those at its place in ``others``."""
+    if isinstance(batch, Mapping):
+        return {
+            key: map_tensors(function, value, *(other[key] for other in others))
+            for key, value in batch.items()
+        }
+    if isinstance(batch, (list, tuple)):
+        parts = [map_tensors(function, *together) for together in zip(batch, *others, strict=True)]
+        named = hasattr(batch, "_fields")
+        return type(batch)(*parts) if named else type(batch)(parts)
+    return function(batch, *others) if isinstance(batch, Tensor) else batch
+
+
+def tensors(batch: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(found.append, batch)
+    return found
+
+
+def rows(owner: str, batch: Any) -> int:
+    """Data points of a batch: the length of its first tensor.
+
+    Raises:
+        TypeError: a batch without a tensor that has rows.
+    """
+    for tensor in tensors(batch):
+        if tensor.dim():
+            return len(tensor)
+    raise TypeError(f"{owner}: a batch of loader must hold a tensor with rows; got {type(batch).__name__}")
+
+
+def shapes(batch: Any) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors(batch)]
+
+
+def split(owner: str, batch: Any, size: int) -> list[Any]:
+    """``size`` rows at a time of every tensor that has as many rows as the first; the rest goes with each part."""
+    count = rows(owner, batch)
+
+    def part(start: int) -> Any:
+        return map_tensors(lambda t: t[start : start + size] if t.dim() and len(t) == count else t, batch)
+
+    return [part(start) for start in range(0, count, size)]
+
+
+def stacked(batches: Sequence[Any]) -> Any:
+    """One batch whose tensors are those of ``batches`` along a new first dimension."""
+    return map_tensors(lambda *tensors: torch.stack(tensors), batches[0], *batches[1:])
+
+
+def concatenated(batches: Iterable[Any]) -> Any:
+    """One batch with the rows of all."""
+    first, *others = batches
+    return map_tensors(lambda *parts: torch.cat(parts) if parts[0].dim() else parts[0], first, *others)
+
+
+def check_batches(owner: str, loader: Any) -> None:
+    """TypeError where ``loader`` does not start anew each time: an iterator would be used up by its first pass."""
+    if not isinstance(loader, Iterable) or iter(loader) is loader:
+        raise TypeError(
+            f"{owner}: loader must be an iterable of batches that starts anew every time, such as a DataLoader or a "
+            f"list; got {type(loader).__name__}"
+        )
+
+
+def endless(owner: str, loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of ``loader``, begun again whenever they end.
+
+    Raises:
+        ValueError: it holds no batch.
+    """
+    for _ in itertools.count():
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(f"{owner}: loader must hold a batch; got none")

@@ -1,0 +1,196 @@
+"""Several copies of a network side by side: one call of the model, one step of the optimizer for all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fekernels import random
+from fekernels._checks import boolean, integer, number
+from fekernels._runtime.torch_internals import uncompiled
+from fekernels.posterior.batches import shapes, stacked
+
+__all__ = ["Chains", "LossFunction"]
+
+LossFunction = Callable[[Any, Any], Tensor]
+State = dict[str, Tensor]
+
+# Of the noise that moves the chains apart: not a stream that an optimizer gives its parameters, which count from 0.
+JITTER = 0xFFFFFFFE
+
+
+class _Loss(nn.Module):
+    """``loss_fn(model, batch)`` as a module, so that functional_call can put other weights into the model."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss_fn(self.model, batch)
+
+
+class Chains:
+    """n copies of a network as stacked tensors, which one optimizer steps at once.
+
+        chains = fe.Chains(model, 4)
+        optimizer = fe.LangevinAdam(chains.parameters(), temperature=1 / N, prior_precision=1 / N)
+        for batch in loader:
+            optimizer.zero_grad()
+            chains.losses(loss_fn, batch).sum().backward()   # the sum: each chain gets its own loss's gradient
+            optimizer.step()
+
+    The noise of an element comes from its place in the stacked tensor: every chain has noise of its own, and the first
+    k chains go the same way whatever n is. The model is called once for all chains (`torch.vmap`); random layers draw
+    for each chain apart.
+
+    Args:
+        model: the network; copied, never written. Parameters that require no gradient are shared by the chains, buffers
+            are each chain's own.
+        n: number of chains, >= 1.
+        jitter: standard deviation of the Gaussian noise that is added to every weight of every chain at the start: a
+            number, or a mapping from names to numbers or tensors of the parameters' shapes. R-hat can only see what
+            lies between the starts.
+        vectorize: False calls the model chain by chain, for models that `torch.vmap` cannot take.
+        seed: of the jitter.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        n: int,
+        *,
+        jitter: float | Mapping[str, float | Tensor] = 0.0,
+        vectorize: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Chains: model must be a torch.nn.Module; got {type(model).__name__}")
+        self.n = integer("Chains", "n", n, 1, 1 << 31)
+        self.vectorize = boolean("Chains", "vectorize", vectorize)
+        seed = integer("Chains", "seed", seed, -(1 << 63), 1 << 64)
+        self._model = copy.deepcopy(uncompiled(model))
+        trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        if not trained:
+            raise ValueError("Chains: model must have a parameter that requires a gradient; got none")
+        self._parameters = {
+            name: nn.Parameter(p.detach().repeat(self.n, *(1 for _ in p.shape)))
+            for name, p in trained.items()
+        }
+        self._buffers = {
+            name: b.detach().repeat(self.n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
+        }
+        if isinstance(jitter, Mapping):
+            unknown = sorted(set(jitter) - set(trained))
+            if unknown:
+                raise ValueError(f"Chains: jitter must name parameters of the model; got {unknown[0]!r}")
+        else:
+            jitter = dict.fromkeys(trained, number("Chains", "jitter", jitter))
+        self._disperse(jitter, seed)
+
+    @torch.no_grad()
+    def _disperse(self, scales: Mapping[str, float | Tensor], seed: int) -> None:
+        for i, (name, copies) in enumerate(self._parameters.items()):
+            scale = scales.get(name, 0.0)
+            if isinstance(scale, Tensor) or scale:
+                noise = random.normal(copies.shape, seed=seed, stream=JITTER, step=i, device=copies.device)
+                copies.add_(noise.to(copies.dtype) * scale)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        count = sum(p[0].numel() for p in self._parameters.values())
+        return f"Chains({self.n} of {type(self._model).__name__}, {count:,} weights each)"
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The stacked parameters, [n, *shape] each, in the order of the model's."""
+        return iter(self._parameters.values())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The same with the model's names."""
+        return iter(self._parameters.items())
+
+    def train(self, mode: bool = True) -> Chains:
+        """Training mode of the copied model, as `torch.nn.Module.train`; at first it is the model's own."""
+        self._model.train(mode)
+        return self
+
+    def eval(self) -> Chains:
+        return self.train(False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What each chain returns for the same inputs: the model's answer with a first dimension of n."""
+        return self._call(self._model, "", args, kwargs, None)
+
+    def losses(self, loss_fn: LossFunction, batch: Any, *, each: bool = False) -> Tensor:
+        """[n]: ``loss_fn(model, batch)``, a scalar, with every chain's weights.
+
+        Args:
+            batch: what loss_fn takes, the same for all chains.
+            each: ``batch`` is a sequence of n batches, one for each chain.
+        """
+        module = _Loss(self._model, loss_fn)
+        if not each:
+            losses = self._call(module, "model.", (batch,), {}, None)
+        elif len(batch) != self.n:
+            raise ValueError(
+                f"Chains.losses: batch must be {self.n} batches with each=True; got {len(batch)}"
+            )
+        elif self.vectorize and all(shapes(other) == shapes(batch[0]) for other in batch):
+            losses = self._call(module, "model.", (stacked(batch),), {}, 0)
+        else:
+            losses = self._call_each(module, "model.", [(one,) for one in batch], {})
+        if not isinstance(losses, Tensor) or losses.shape != (self.n,):
+            came = tuple(losses.shape[1:]) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(f"Chains.losses: loss_fn must return a scalar tensor; got {came}")
+        return losses
+
+    def _call(
+        self,
+        module: nn.Module,
+        prefix: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        in_dim: int | None,
+    ) -> Any:
+        if not self.vectorize:
+            return self._call_each(module, prefix, [args] * self.n, kwargs)
+
+        def one(own: State, its: State, args: tuple[Any, ...]) -> Any:
+            return torch.func.functional_call(module, {**own, **its}, args, kwargs)
+
+        weights: State = {prefix + name: p for name, p in self._parameters.items()}
+        buffers = {prefix + name: b for name, b in self._buffers.items()}
+        return torch.vmap(one, in_dims=(0, 0, in_dim), randomness="different")(weights, buffers, args)
+
+    def _call_each(
+        self, module: nn.Module, prefix: str, args: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]
+    ) -> Any:
+        tensors: State = {**self._parameters, **self._buffers}
+        unbound = {prefix + name: tensor.unbind(0) for name, tensor in tensors.items()}
+        return stacked([
+            torch.func.functional_call(module, {name: parts[k] for name, parts in unbound.items()}, args[k], kwargs)
+            for k in range(self.n)
+        ])  # fmt: skip
+
+    def model(self) -> nn.Module:
+        """A copy of the network, with the weights that it had when the chains were made."""
+        return copy.deepcopy(self._model)
+
+    def states(self) -> list[State]:
+        """The weights and buffers of each chain, as `load_state_dict` of the model takes them; copies."""
+        saved = self._model.state_dict()
+        own = {**self._parameters, **self._buffers}
+        return [
+            {name: own[name][k].detach().clone() if name in own else value for name, value in saved.items()}
+            for k in range(self.n)
+        ]

@@ -1,0 +1,134 @@
+"""Minibatch gradients with most of their noise taken out: Baker, Fearnhead, Fox & Nemeth 2019 (arXiv:1706.05439)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fekernels._runtime.torch_internals import uncompiled
+from fekernels.posterior.batches import check_batches, rows
+from fekernels.posterior.chains import Chains, LossFunction
+
+__all__ = ["ControlVariate", "full_gradient", "gradients"]
+
+
+def gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Of a loss by parameters, zeros where it does not depend on one."""
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+def full_gradient(
+    owner: str, model: nn.Module, loss_fn: LossFunction, loader: Iterable[Any]
+) -> tuple[list[Tensor], int]:
+    """The gradient of the mean loss over all data points of a loader, every point counting the same; their number."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total = [torch.zeros_like(p) for p in parameters]
+    points = 0
+    for batch in loader:
+        count = rows(owner, batch)
+        with torch.enable_grad():
+            found = gradients(loss_fn(model, batch), parameters)
+        torch._foreach_add_(total, found, alpha=count)
+        points += count
+    if not points:
+        raise ValueError(f"{owner}: loader must hold a batch; got none")
+    torch._foreach_div_(total, points)
+    return total, points
+
+
+class ControlVariate:
+    """Gradients g_B(theta) - g_B(centre) + g(centre), whose noise is small near the centre.
+
+        control = fe.ControlVariate(model, loss_fn, loader)       # a pass over the data: the gradient at the centre
+        for batch in loader:
+            control.backward(batch)                               # in place of loss.backward()
+            optimizer.step()
+
+    The mean is that of g_B(theta), the variance that of a difference: 0 at the centre, and growing with the square of
+    the distance from it. So a sampler near trained weights may take steps that plain minibatches forbid; far from them
+    the difference is noisier than the gradient. `fe.sample_posterior` measures which it is.
+
+    Args:
+        model: the network, or `fe.Chains` of several, whose weights as they are now are the centre; of chains, their
+            mean.
+        loss_fn: loss_fn(model, batch), the mean loss over the batch.
+        loader: an iterable of batches that starts anew every time: the data whose full gradient is taken.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    def __init__(self, model: nn.Module | Chains, loss_fn: LossFunction, loader: Iterable[Any]) -> None:
+        if not isinstance(model, (nn.Module, Chains)):
+            raise TypeError(
+                f"ControlVariate: model must be a torch.nn.Module or fe.Chains; got {type(model).__name__}"
+            )
+        if not callable(loss_fn):
+            raise TypeError(f"ControlVariate: loss_fn must be callable; got {type(loss_fn).__name__}")
+        check_batches("ControlVariate", loader)
+        self._model = model if isinstance(model, Chains) else uncompiled(model)
+        self._loss_fn, self._loader = loss_fn, loader
+        self._centre: nn.Module = (
+            model.model() if isinstance(model, Chains) else copy.deepcopy(uncompiled(model))
+        )
+        self._points = 0
+        self.recentre()
+
+    @property
+    def full_gradient(self) -> list[Tensor]:
+        """The gradient of the mean loss over the loader's data at the centre, a tensor for each parameter."""
+        return [g.clone() for g in self._full]
+
+    def recentre(self) -> None:
+        """Make the present weights the centre (of chains, their mean); a pass over the data."""
+        with torch.no_grad():
+            for own, now in zip(self._of_centre(), self._parameters(), strict=True):
+                own.copy_(now.mean(0) if isinstance(self._model, Chains) else now)
+        self._full, self._points = full_gradient("ControlVariate", self._centre, self._loss_fn, self._loader)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for p in self._model.parameters() if p.requires_grad]
+
+    def _of_centre(self) -> list[nn.Parameter]:
+        return [p for p in self._centre.parameters() if p.requires_grad]
+
+    def backward(self, batch: Any) -> Tensor:
+        """Write ``.grad`` of every parameter, and return the loss of the batch ([n] for chains), detached.
+
+        Random layers draw the same at both places, else their noise would be in the difference.
+        """
+        parameters = self._parameters()
+        with torch.enable_grad(), _replayed(parameters[0].device) as again:
+            if isinstance(self._model, Chains):
+                loss = self._model.losses(self._loss_fn, batch)
+            else:
+                loss = self._loss_fn(self._model, batch)
+            found = gradients(loss.sum(), parameters)
+            again()
+            at_centre = gradients(self._loss_fn(self._centre, batch), self._of_centre())
+        correction = torch._foreach_sub(self._full, at_centre)
+        for p, g, c in zip(parameters, found, correction, strict=True):
+            p.grad = g.add_(c)
+        return loss.detach()
+
+
+@contextmanager
+def _replayed(device: torch.device) -> Iterator[Any]:
+    """What it gives is called to draw again, from torch's generators, what was drawn since."""
+    states = [torch.get_rng_state()]
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        states.append(torch.cuda.get_rng_state(device))
+
+    def again() -> None:
+        torch.set_rng_state(states[0])
+        if on_gpu:
+            torch.cuda.set_rng_state(states[1], device)
+
+    yield again

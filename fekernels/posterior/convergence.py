@@ -1,0 +1,131 @@
+"""How far kept draws can be believed: R-hat and effective sample size of their weights, chains apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fekernels.diagnostics.chains import effective_sample_size, split_rhat
+from fekernels.diagnostics.gradient_noise import gradient_noise_ratio
+
+__all__ = ["ParameterDiagnostics", "SampleDiagnostics", "diagnose", "doubts", "smaller_size"]
+
+LEAST = 4  # draws of a chain: two in each half
+SEEN = 256  # weights whose effective sizes stand for all
+ENOUGH = 50  # effective samples: a standard deviation is then known to 10%
+MOST_NOISE = 0.1  # r, by which the variance is too large
+
+
+class ParameterDiagnostics(NamedTuple):
+    """Of one parameter's weights: the largest R-hat and the smallest effective sample size, bulk or tail."""
+
+    rhat_max: float
+    ess_min: float
+
+
+@dataclass(frozen=True)
+class SampleDiagnostics:
+    """Whether chains agree, and how many independent draws the kept ones are worth, weight by weight.
+
+    Weights that never differ (a frozen layer) count nowhere.
+
+    Attributes:
+        rhat_max, rhat_median: of `fe.diagnostics.split_rhat` over the weights; believe draws below 1.01.
+        ess_min, ess_median: over the weights, of the smaller one of the bulk's and the tail's effective sample size.
+        chains, draws: how many chains, and kept draws of each.
+        by_parameter: the worst of each parameter, by its name.
+    """
+
+    rhat_max: float
+    rhat_median: float
+    ess_min: float
+    ess_median: float
+    chains: int
+    draws: int
+    by_parameter: dict[str, ParameterDiagnostics] = field(repr=False)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.chains} chains of {self.draws} draws: R-hat up to {self.rhat_max:.3f} (median "
+            f"{self.rhat_median:.3f}), effective sample size from {self.ess_min:.0f} (median {self.ess_median:.0f})"
+        ]
+        lines += [
+            f"  {name}: {each.rhat_max:.3f}, {each.ess_min:.0f}" for name, each in self.by_parameter.items()
+        ]
+        return "\n".join(lines)
+
+
+def smaller_size(draws: Tensor) -> Tensor:
+    """The smaller one of the bulk's and the tail's effective sample size."""
+    return torch.minimum(effective_sample_size(draws), effective_sample_size(draws, "tail"))
+
+
+def diagnose(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int) -> SampleDiagnostics:
+    """Of samples in the order in which they were drawn, a draw of every chain after the other."""
+    draws = len(samples) // chains
+    rhats, sizes = [], []
+    worst: dict[str, ParameterDiagnostics] = {}
+    for name in names:
+        weights = torch.stack([sample[name].flatten().double() for sample in samples[: draws * chains]])
+        by_chain = weights.view(draws, chains, -1).transpose(0, 1)
+        moves = (weights != weights[0]).any(0)
+        if not bool(moves.any()):
+            continue
+        rhat, size = split_rhat(by_chain)[moves], smaller_size(by_chain)[moves]
+        rhats.append(rhat)
+        sizes.append(size)
+        worst[name] = ParameterDiagnostics(float(rhat.max()), float(size.min()))
+    if not rhats:
+        return SampleDiagnostics(math.nan, math.nan, 0.0, 0.0, chains, draws, {})
+    rhat, size = torch.cat(rhats), torch.cat(sizes)
+    return SampleDiagnostics(
+        float(rhat.max()), float(rhat.median()), float(size.min()), float(size.median()), chains, draws, worst
+    )
+
+
+def effective_draws(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int) -> float:
+    """About how many independent draws all are worth: the median over some weights of every parameter."""
+    draws = len(samples) // chains
+    if draws < LEAST:
+        return float(len(samples))
+    each = max(1, SEEN // max(len(names), 1))
+    columns = []
+    for name in names:
+        numel = samples[0][name].numel()
+        if numel:
+            at = torch.linspace(0, numel - 1, min(numel, each)).round().long()
+            columns.append(torch.stack([s[name].flatten()[at].double() for s in samples[: draws * chains]]))
+    values = torch.cat(columns, 1)
+    values = values[:, (values != values[0]).any(0)].view(draws, chains, -1).transpose(0, 1)
+    size = smaller_size(values)
+    size = size[size.isfinite()]
+    return float(size.median()) if len(size) else float(len(samples))
+
+
+def doubts(
+    samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int, optimizer: Optimizer | None
+) -> list[str]:
+    """Why averages over these samples are not the posterior's, with the numbers."""
+    found = []
+    size = effective_draws(samples, names, chains) if samples else 0.0
+    if size < ENOUGH:
+        found.append(
+            f"{len(samples)} samples are worth about {size:.0f} independent ones, fewer than {ENOUGH}: averages over "
+            "them are not yet the posterior's. Sample longer, or with a larger lr and thinning; fe.sample_posterior "
+            "chooses both"
+        )
+    if optimizer is not None:
+        ratio = gradient_noise_ratio(optimizer).median
+        if ratio > MOST_NOISE:
+            found.append(
+                f"the gradients' noise is r = {ratio:.2f} of what the temperature asks for, more than {MOST_NOISE}: "
+                f"the variance that was sampled is up to {1 + ratio:.2f} times the posterior's. Take a smaller lr, "
+                "larger batches or fe.ControlVariate"
+            )
+    return found

@@ -1,0 +1,136 @@
+"""Which gradient a posterior run takes, with which preconditioner and step size: measured, not guessed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fekernels.posterior.pilot import curvature, difference_noise, flat, information
+from fekernels.posterior.walk import BETA1, CONTROL_VARIATES, FULL, MINIBATCHES, Plan, Walk
+
+__all__ = ["MOST_NOISE", "make_plan", "offset"]
+
+MOST_NOISE = 0.1  # r: the variance is then too large by a tenth at most
+MOST_MOTION = 0.5  # x = h k / D of the median weight: half the way to the mode in a step
+# Of the step that is unstable in the stiffest direction: the variance there is a quarter too large, that of no single
+# weight is, whose share of it is small.
+STIFFEST = 0.2
+CALL = 1 << 15  # what a call of the model costs besides its rows, in rows times weights
+PILOT_STEPS, PILOT_BATCHES = 30, 16
+ATTEMPTS = 4
+DEAD = 1e-6  # of the largest denominator, for weights without gradients
+
+
+def offset(walk: Walk) -> Tensor:
+    """[n]: how far chains are from their mode, in standard deviations of the posterior (root mean square)."""
+    losses, gradients = walk.energy.full_gradient()
+    if not bool(losses.isfinite().all()):
+        raise ValueError(
+            f"sample_posterior: loss_fn must be finite at the model's weights; got {float(losses[0])}"
+        )
+    slope = flat(gradients) + walk.prior * flat(walk.parameters)
+    precision = flat(information(walk.energy)) + walk.prior
+    return (slope.square() / precision.clamp_min(1e-30)).mean(1).mul(walk.data.data_size).sqrt()
+
+
+def make_plan(
+    walk: Walk, control_variates: str | bool, lr: float | None, freeze: bool
+) -> tuple[Plan, list[Tensor]]:
+    """The plan, and the Fisher information of a data point where it was measured: at hot places around the centres.
+
+    At the centres itself the curvature of a network is that of its optimum, and differences of gradients are 0.
+    """
+    fisher = information(walk.energy)
+    denominators = _denominators(walk, fisher, lr, freeze)
+    h = _largest(walk, denominators, fisher, lr)
+    cheap = _cost(walk, FULL) < 8 * _cost(walk, CONTROL_VARIATES)
+    plans: list[Plan] = []
+    for _ in range(ATTEMPTS):
+        walk.to_centre()
+        pilot = Plan(FULL if cheap else CONTROL_VARIATES, denominators, h, [], 0.0, True)
+        walk.follow(pilot)
+        walk.go(min(10 * PILOT_STEPS, max(PILOT_STEPS, math.ceil(5 / MOST_MOTION))), "pilot")
+        if not bool(flat(walk.parameters).isfinite().all()):
+            h /= 4
+            continue
+        fisher = information(walk.energy)
+        denominators = _denominators(walk, fisher, lr, freeze)
+        plans = _plans(walk, denominators, fisher, lr, freeze)
+        used = [p for p in plans if p.way == pilot.way]
+        # At places that are too hot, differences are noisier than they are where the chains will be.
+        if used and used[0].way == CONTROL_VARIATES and used[0].lr < h / 2:
+            h = used[0].lr
+            continue
+        break
+    if not plans:
+        raise ValueError(
+            f"sample_posterior: loss_fn must stay finite near the model's weights; it did not at lr = {h:.3g}"
+        )
+    allowed = {
+        "auto": (FULL, MINIBATCHES, CONTROL_VARIATES),
+        True: (CONTROL_VARIATES,),
+        False: (MINIBATCHES,),
+    }
+    # One batch of all the data has no noise that control variates could take out.
+    found = [p for p in plans if p.way in allowed[control_variates]] or [p for p in plans if p.way == FULL]
+    if lr is None:
+        return max(found, key=lambda p: p.lr / _cost(walk, p.way)), fisher
+    quiet = [p for p in found if p.ratio <= MOST_NOISE]
+    if quiet:
+        return min(quiet, key=lambda p: _cost(walk, p.way)), fisher
+    return min(found, key=lambda p: p.ratio), fisher
+
+
+def _denominators(walk: Walk, fisher: list[Tensor], lr: float | None, freeze: bool) -> list[Tensor]:
+    """The curvature, so that all weights relax alike; for a given lr, or where it is to adapt, what Adam has."""
+    if lr is None and freeze:
+        found = [f + walk.prior for f in fisher]
+    else:
+        found = [(f / walk.data.batch).sqrt() for f in fisher]
+    largest = float(flat(found).max())
+    if largest == 0:  # a loss that no batch tells from another: its curvature is all there is
+        units = [torch.ones_like(f) for f in fisher]
+        largest = max(float(curvature(walk.energy, units, walk.temperature).max()), 1e-30)
+        found = [largest * unit for unit in units]
+    # What no gradient reaches would be thrown about by its first noise.
+    return [f.clamp_min(DEAD * largest) for f in found]
+
+
+def _cost(walk: Walk, way: str) -> float:
+    """Of a step of one chain, in rows of data."""
+    data, call = walk.data, CALL / walk.weights
+    if way == FULL:
+        return data.points + call * (1 if data.whole is not None else data.batches)
+    return (data.batch + call) * (2 if way == CONTROL_VARIATES else 1)
+
+
+def _largest(walk: Walk, denominators: list[Tensor], fisher: list[Tensor], lr: float | None) -> float:
+    """The step size that motion and stability allow."""
+    if lr is not None:
+        return lr
+    stiffest = float(curvature(walk.energy, denominators, walk.temperature).max())
+    stiffest += walk.prior / float(flat(denominators).min())
+    bound = STIFFEST * 2 * (1 + BETA1) / (1 - BETA1) / max(stiffest, 1e-30)
+    motion = float(((flat(fisher) + walk.prior) / flat(denominators)).median())
+    return min(bound, MOST_MOTION / max(motion, 1e-30))
+
+
+def _plans(
+    walk: Walk, denominators: list[Tensor], fisher: list[Tensor], lr: float | None, freeze: bool
+) -> list[Plan]:
+    h = _largest(walk, denominators, fisher, lr)
+    rest = 1 - walk.data.batch / walk.data.points  # a batch of all the data has no noise
+    noises = {
+        MINIBATCHES: [f * (rest / walk.data.batch) for f in fisher],
+        FULL: [torch.zeros_like(f) for f in fisher],
+    }
+    if rest > 0:
+        noises[CONTROL_VARIATES] = difference_noise(walk.energy, walk.centre, PILOT_BATCHES)
+    found = []
+    for way, noise in noises.items():
+        of_lr = float((flat(noise) / flat(denominators)).median()) / (2 * walk.temperature)
+        own = h if lr is not None else min(h, MOST_NOISE / max(of_lr, 1e-30))
+        found.append(Plan(way, denominators, own, noise, own * of_lr, freeze))
+    return found

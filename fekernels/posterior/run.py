@@ -1,0 +1,321 @@
+"""From a trained network to samples of its posterior, and an answer to whether they can be believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fekernels._checks import boolean, integer, number
+from fekernels._runtime.ranks import draw_seed
+from fekernels._runtime.torch_internals import uncompiled
+from fekernels.diagnostics.chains import split_rhat
+from fekernels.optim import LangevinAdam
+from fekernels.posterior.batches import check_batches
+from fekernels.posterior.chains import LossFunction
+from fekernels.posterior.convergence import smaller_size
+from fekernels.posterior.pilot import Data, flat
+from fekernels.posterior.plan import MOST_NOISE, make_plan, offset
+from fekernels.posterior.report import PosteriorReport
+from fekernels.posterior.samples import PosteriorSamples
+from fekernels.posterior.walk import BETA1, Plan, Walk
+
+__all__ = ["PosteriorRun", "sample_posterior"]
+
+OWNER = "sample_posterior"
+NEEDED = 100  # effective draws of each chain, and
+RHAT = 1.02  # the largest R-hat, of what is believed (Vehtari et al. 2021: 1.01, of four chains of 1,000)
+INFLATION = 1.15  # of the variance
+HOPELESS = 1.5  # R-hat of chains in different places, which a run four times as long will not mend
+SPACING = 1.3  # autocorrelation times between samples
+RECORDS = 4  # positions remembered of a sample's steps
+LONGER = 2  # times that a run may be doubled
+MOST_STEPS = 1 << 17  # of sampling, where nobody says how many
+TRAIN_STEPS, TRAIN_EPOCHS, TRAIN_LR = 500, 3, 0.02
+UNTRAINED = 3.0  # standard deviations of the posterior, from which on the model counts as not trained
+
+
+@dataclass(frozen=True)
+class PosteriorRun:
+    """What `sample_posterior` gives.
+
+    Attributes:
+        samples: a `PosteriorSamples` with the draws of all chains, one of each in turn.
+        report: whether they can be believed, and how they came about.
+    """
+
+    samples: PosteriorSamples
+    report: PosteriorReport
+
+
+def sample_posterior(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    loader: Iterable[Any],
+    *,
+    data_size: int,
+    prior_precision: float,
+    chains: int = 4,
+    samples: int = 100,
+    lr: float | None = None,
+    thinning: int | None = None,
+    burn_in: int | None = None,
+    control_variates: str | bool = "auto",
+    freeze: bool = True,
+    seed: int | None = None,
+    progress: bool = True,
+) -> PosteriorRun:
+    """Sample the posterior of a network's weights, and measure whether the samples can be believed.
+
+        run = fe.sample_posterior(model, loss_fn, loader, data_size=len(data), prior_precision=1.0)
+        print(run.report)
+        prediction = run.samples.predict(x)
+
+    The posterior is that of N = ``data_size`` points, -log p = N mean loss + prior_precision / 2 |theta|^2. The steps:
+
+    1. *Starts.* Chain 0 begins at the model's weights, the others are trained for a while from random weights of the
+       same size, in pairs of opposite sign: R-hat only sees what lies between the starts.
+    2. *Pilot.* A few hot steps; there the Fisher information F of a point, the largest curvature, and the variance of
+       the gradient with and without control variates (`ControlVariate`) are measured.
+    3. *Plan.* D = F + prior / N, frozen, so that all weights relax alike. Of full gradients, minibatches and control
+       variates the one that moves furthest for its cost, with noise r <= 0.1 (`gradient_noise_ratio`), x = h k / D <=
+       0.5 of the median weight, and a fifth of the step that would be unstable in the stiffest direction.
+    4. *Burn-in* until the walk is 20 autocorrelation times long; samples 1.3 of these times apart. A run of which R-hat
+       or effective sizes say that it was too short goes on, to four times the length at most, with the samples spread
+       over all of it.
+
+    Args:
+        model: a trained network; one that is not is trained first, for at least 500 steps. It is not written to.
+        loss_fn: loss_fn(model, batch), the mean of -log p over the points of the batch. A squared error is that of a
+            Gaussian only with its variance: mse / (2 sigma^2).
+        loader: an iterable of batches that starts anew every time, such as a DataLoader or a list.
+        data_size: N, the number of points the mean loss stands for.
+        prior_precision: of the Gaussian prior itself, around 0, not divided by N.
+        chains: how many run side by side, >= 2 (one cannot be compared), all in one call of the model.
+        samples: kept of each chain.
+        lr: step size of `LangevinAdam` with Adam's own D; None measures, with D as above.
+        thinning: steps between samples. burn_in: steps before them. None measures both.
+        control_variates: "auto" chooses, True and False allow only control variates or plain minibatches.
+        freeze: False lets the preconditioner adapt, with what that does to the variance (docs/langevin_adam.md).
+        seed: of starts and noise; None draws one from torch's default generator.
+        progress: a tqdm bar.
+
+    Returns:
+        samples and report. With any arguments: look at ``report.converged`` before anything else.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came. Nothing was changed then.
+    """
+    walk_data, seed = _checked(
+        model, loss_fn, loader, data_size, prior_precision, chains, samples, lr, thinning, burn_in,
+        control_variates, freeze, seed, progress,
+    )  # fmt: skip
+    notes: list[str] = []
+    if walk_data.points != data_size:
+        notes.append(
+            f"the loader holds {walk_data.points:,} points, data_size says {data_size:,}: which the posterior is of"
+        )
+    with _Bar(walk_data, progress) as tick:
+        walk = Walk(uncompiled(model), loss_fn, walk_data, prior_precision, chains, seed, tick)
+        _start(walk, notes)
+        walk.recentre()
+        plan, fisher = make_plan(walk, control_variates, lr, freeze)
+        walk.follow(plan)
+        before = walk.steps
+        time = walk.burn_in(burn_in)
+        burnt = walk.steps - before
+        every = thinning or max(1, min(MOST_STEPS // samples, math.ceil(SPACING * time)))
+        kept, losses, trace, every = _draw(walk, samples, every, thinning is None)
+    collected = PosteriorSamples(model, chains=chains)
+    for states in kept:
+        for state in states:
+            collected.collect(state)
+    settings = {
+        "gradient": plan.way, "lr": plan.lr, "burn_in": burnt, "thinning": every, "chains": chains, "samples": samples,
+        "autocorrelation_time": time, "epochs": walk_data.epochs, "prior_precision": prior_precision, "seed": seed,
+    }  # fmt: skip
+    return PosteriorRun(collected, _report(walk, plan, fisher, trace, losses, settings, notes))
+
+
+class _Bar:
+    """A tqdm bar of unknown length, or none."""
+
+    def __init__(self, data: Data, progress: bool) -> None:
+        self._data, self._bar = data, None
+        if progress:
+            from tqdm import tqdm
+
+            self._bar = tqdm(desc=OWNER, unit=" steps", leave=False)
+
+    def __enter__(self) -> Any:
+        return self._tick
+
+    def _tick(self, what: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description(f"{what}, {self._data.epochs:.0f} epochs", refresh=False)
+            self._bar.update()
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _checked(
+    model: Any, loss_fn: Any, loader: Any, data_size: Any, prior_precision: Any, chains: Any, samples: Any, lr: Any,
+    thinning: Any, burn_in: Any, control_variates: Any, freeze: Any, seed: Any, progress: Any,
+) -> tuple[Data, int]:  # fmt: skip
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{OWNER}: model must be a torch.nn.Module; got {type(model).__name__}")
+    if not callable(loss_fn):
+        raise TypeError(f"{OWNER}: loss_fn must be callable; got {type(loss_fn).__name__}")
+    check_batches(OWNER, loader)
+    size = integer(OWNER, "data_size", data_size, 1)
+    number(OWNER, "prior_precision", prior_precision)
+    integer(OWNER, "chains", chains, 2)
+    integer(OWNER, "samples", samples, 4)
+    if lr is not None:
+        number(OWNER, "lr", lr, above=0.0)
+    for name, value, least in (("thinning", thinning, 1), ("burn_in", burn_in, 0)):
+        if value is not None:
+            integer(OWNER, name, value, least)
+    if control_variates != "auto" and not isinstance(control_variates, bool):
+        raise ValueError(f"{OWNER}: control_variates must be 'auto', True or False; got {control_variates!r}")
+    boolean(OWNER, "freeze", freeze)
+    boolean(OWNER, "progress", progress)
+    seed = draw_seed() if seed is None else integer(OWNER, "seed", seed, -(1 << 62), 1 << 62)
+    return Data(OWNER, loader, size, seed), seed
+
+
+def _start(walk: Walk, notes: list[str]) -> None:
+    """Chain 0 where the model is, the others where they come to from random weights of the same size."""
+    first = [p.detach().clone() for p in walk.parameters]
+    trained = float(offset(walk)[0]) <= UNTRAINED
+    generator = torch.Generator().manual_seed(walk.seed & ((1 << 63) - 1))
+    whole = float(flat(walk.parameters)[0].float().square().mean().sqrt())
+    with torch.no_grad():
+        for p in walk.parameters:
+            size = max(float(p[0].float().square().mean().sqrt()), 0.1 * whole, 1e-3)
+            draw = torch.randn((walk.n // 2, *p.shape[1:]), generator=generator) * size
+            p[1:] = torch.stack((draw, -draw), 1).flatten(0, 1)[: walk.n - 1].to(p)
+    steps = max(TRAIN_STEPS, math.ceil(TRAIN_EPOCHS * walk.data.batches))
+    adam = LangevinAdam(walk.parameters, lr=TRAIN_LR, prior_precision=walk.prior, seed=walk.seed)
+    for k in range(steps):
+        for group in adam.param_groups:
+            group["lr"] = TRAIN_LR * 0.5 * (1 + math.cos(math.pi * k / steps))
+        batches = walk.data.next(walk.n)
+        walk.step(adam, walk.energy.gradients_of(batches)[1], "starts")
+    if trained:
+        with torch.no_grad():
+            for p, own in zip(walk.parameters, first, strict=True):
+                p[0] = own[0]
+    _gather_lost(walk, steps, notes)
+
+
+@torch.no_grad()
+def _gather_lost(walk: Walk, steps: int, notes: list[str]) -> None:
+    """Chains that came to no place of the posterior are put to the best one, and the report says so."""
+    potential = walk.potential(walk.energy.full_gradient()[0])
+    # Ten standard deviations off in every weight: what the burn-in still brings back.
+    lost = ~(potential - potential.nan_to_num(math.inf).min() <= 10.0 + 10.0 * walk.weights)
+    if not bool(lost.any()):
+        return
+    best = int(potential.nan_to_num(math.inf).argmin())
+    for p in walk.parameters:
+        p[lost] = p[best].clone()
+    notes.append(
+        f"{int(lost.sum())} of {walk.n} chains that started from random weights came to nowhere as likely in {steps} "
+        f"steps and began with chain {best} instead: R-hat does not see modes far from it"
+    )
+
+
+def _draw(
+    walk: Walk, samples: int, every: int, may_go_on: bool
+) -> tuple[list[list[dict[str, Tensor]]], Tensor, Tensor, int]:
+    """Samples, their losses [chains, samples], the course [chains, positions, weights], and the thinning."""
+    trace: list[Tensor] = []
+    kept: list[list[dict[str, Tensor]]] = []
+    losses: list[Tensor] = []
+    batch = walk.data.whole if walk.data.whole is not None else walk.data.next(1)[0][0]
+    for doubled in range(LONGER + 1):
+        while len(kept) < samples:
+            walk.go(every, "samples", trace, max(1, every // RECORDS))
+            kept.append(walk.chains.states())
+            with torch.no_grad():
+                losses.append(walk.chains.losses(walk.loss_fn, batch).cpu())
+        course = torch.stack(trace, 1)
+        rhat = float(split_rhat(course).nan_to_num(0.0).max())
+        enough = rhat < RHAT and float(smaller_size(course).min()) >= NEEDED * walk.n
+        if (
+            enough
+            or not may_go_on
+            or rhat > HOPELESS
+            or doubled == LONGER
+            or 2 * every * samples > MOST_STEPS
+        ):
+            break
+        kept, losses, every = kept[1::2], losses[1::2], 2 * every
+    return kept, torch.stack(losses, 1), course, every
+
+
+def _report(
+    walk: Walk,
+    plan: Plan,
+    fisher: list[Tensor],
+    course: Tensor,
+    losses: Tensor,
+    settings: dict[str, Any],
+    notes: list[str],
+) -> PosteriorReport:
+    finite = bool(course.isfinite().all())
+    rhat = float(split_rhat(course).nan_to_num(0.0).max()) if finite else math.inf
+    size = float(smaller_size(course).min()) if finite else 0.0
+    of_loss = float(split_rhat(losses).nan_to_num(math.inf))
+    inflation = _inflation(walk, plan, fisher, course) if finite else math.inf
+    if not finite:
+        notes.append("weights became infinite: take a smaller lr")
+    if rhat >= RHAT:
+        agree = ", though their losses do" if of_loss < RHAT else ""
+        notes.append(
+            f"chains disagree{agree}: R-hat is {rhat:.2f}, to be below {RHAT}. They are in different modes, or the run "
+            "was too short for its autocorrelation"
+        )
+    if size < NEEDED * walk.n:
+        notes.append(
+            f"the chains are worth {size:.0f} independent draws, fewer than {NEEDED * walk.n}: sample longer"
+        )
+    if plan.ratio > MOST_NOISE * 1.001 or inflation > INFLATION:
+        notes.append(
+            f"the gradient's noise (r = {plan.ratio:.2f}) and the step make the variance {inflation:.2f} times the "
+            "posterior's: take a smaller lr, larger batches or control variates"
+        )
+    if not plan.frozen:
+        notes.append(
+            "the preconditioner adapts: the variance is right only where it averages over more than a relaxation"
+        )
+    converged = finite and rhat < RHAT and size >= NEEDED * walk.n and inflation <= INFLATION
+    return PosteriorReport(
+        converged, rhat, size, of_loss, plan.ratio, inflation, settings, tuple(notes), course, losses, walk.names()
+    )  # fmt: skip
+
+
+def _inflation(walk: Walk, plan: Plan, fisher: list[Tensor], course: Tensor) -> float:
+    """The median over weights of V / (V - E), V the variance of the course and E what noise and step add to it.
+
+    With gradients of covariance S = s H / k for every weight's s and k, the stationary covariance is T H^-1 and, to
+    first order in h, h / (2 D) (s / k + T (1 - b) / (1 + b)) besides: for correlated weights less than r says.
+    """
+    tracked = walk.tracked
+    denominator, noise, point = (
+        flat(each)[:, tracked].cpu().double().mean(0) for each in (plan.denominators, plan.noise, fisher)
+    )
+    extra = plan.lr / (2 * denominator) * (
+        noise / (point + walk.prior) + walk.temperature * (1 - BETA1) / (1 + BETA1)
+    )  # fmt: skip
+    variance = course.double().flatten(0, 1).var(0)
+    ratio = plan.lr * noise / (2 * walk.temperature * denominator)
+    own = torch.maximum(variance - extra, variance / (1.05 + ratio))
+    return float((variance / own).nan_to_num(1.0).median())

@@ -1,0 +1,168 @@
+"""Chains on their way: which gradient moves them, how far, and what is remembered of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fekernels.optim import LangevinAdam
+from fekernels.posterior.chains import Chains, LossFunction
+from fekernels.posterior.convergence import smaller_size
+from fekernels.posterior.pilot import Data, Energy, flat
+
+__all__ = ["BETA1", "CONTROL_VARIATES", "FULL", "MINIBATCHES", "Plan", "Walk"]
+
+FULL, MINIBATCHES, CONTROL_VARIATES = "full gradients", "minibatches", "control variates"
+BETA1 = 0.9
+EPS = 1e-6  # what LangevinAdam wants without a prior; D has it taken off
+TRACKED = 1024  # weights whose course is kept, evenly spread over all
+LENGTHS = 20  # autocorrelation times that a burn-in lasts
+FIRST, LONGEST = 128, 4096  # steps of a burn-in
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How chains move.
+
+    Attributes:
+        way: the gradient that is used.
+        denominators: D of every weight, [n, *shape] each.
+        lr: h, the step size.
+        noise: the variance of that gradient.
+        ratio: the median over the weights of r = h noise / (2 T D).
+        frozen: whether D stands still.
+    """
+
+    way: str
+    denominators: list[Tensor]
+    lr: float
+    noise: list[Tensor]
+    ratio: float
+    frozen: bool
+
+
+class Walk:
+    """n chains, the data they look at, and the steps they take."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        data: Data,
+        prior_precision: float,
+        n: int,
+        seed: int,
+        tick: Callable[[str], None],
+    ) -> None:
+        self.model, self.loss_fn, self.data, self.n, self.seed, self.tick = (
+            model,
+            loss_fn,
+            data,
+            n,
+            seed,
+            tick,
+        )
+        self.temperature = 1.0 / data.data_size
+        self.prior = prior_precision / data.data_size
+        self.chains = Chains(model, n)
+        self.parameters = list(self.chains.parameters())
+        self.energy = Energy(self.chains, loss_fn, data)
+        self.steps = 0
+        self.weights = sum(p[0].numel() for p in self.parameters)
+        self.tracked = torch.linspace(0, self.weights - 1, min(self.weights, TRACKED)).round().long()
+
+    def names(self) -> tuple[str, ...]:
+        """Of the weights that are tracked."""
+        every = [f"{name}[{i}]" for name, p in self.chains.named_parameters() for i in range(p[0].numel())]
+        return tuple(every[i] for i in self.tracked.tolist())
+
+    def recentre(self) -> None:
+        """Make each chain's place its centre; a pass over the data."""
+        centres = Chains(self.model, self.n)
+        with torch.no_grad():
+            for own, now in zip(centres.parameters(), self.parameters, strict=True):
+                own.copy_(now)
+        self.centre = Energy(centres, self.loss_fn, self.data)
+        self.at_centre = self.centre.full_gradient()[1]
+
+    @torch.no_grad()
+    def to_centre(self) -> None:
+        for p, c in zip(self.parameters, self.centre.chains.parameters(), strict=True):
+            p.copy_(c)
+
+    def potential(self, losses: Tensor) -> Tensor:
+        """[n]: the negative logarithm of the posterior, but for a constant."""
+        squares = flat(self.parameters).double().square().sum(1)
+        return self.data.data_size * (losses.double() + self.prior / 2 * squares)
+
+    def follow(self, plan: Plan) -> None:
+        """Go on by ``plan``, with no memory of the steps before."""
+        self.plan = plan
+        self.optimizer = LangevinAdam(
+            self.parameters, lr=plan.lr, betas=(BETA1, 0.999), eps=EPS, temperature=self.temperature,
+            prior_precision=self.prior, seed=self.seed + self.steps,
+        )  # fmt: skip
+        for p, d in zip(self.parameters, plan.denominators, strict=True):
+            # float32 whatever the parameter is: a squared variance of bfloat16 would be off by a percent.
+            self.optimizer.state[p].update(
+                step=torch.zeros((), device=p.device),
+                exp_avg=torch.zeros_like(p),
+                exp_avg_sq=(d - EPS).clamp_min(0.0).square().to(p.dtype),
+            )
+        if plan.frozen and hasattr(self.optimizer, "freeze_preconditioner"):
+            self.optimizer.freeze_preconditioner()
+        elif plan.frozen:
+            self.optimizer.param_groups[0].update(betas=(BETA1, 1 - 1e-12), bias_correction=False)
+
+    def gradients(self) -> list[Tensor]:
+        """What a step takes: of a batch for each chain, so that their noises are independent, or of all the data."""
+        if self.plan.way == FULL:
+            return self.energy.full_gradient()[1]
+        batches = self.data.next(self.n)
+        found = self.energy.gradients_of(batches)[1]
+        if self.plan.way == CONTROL_VARIATES:
+            torch._foreach_sub_(found, self.centre.gradients_of(batches)[1])
+            torch._foreach_add_(found, self.at_centre)
+        return found
+
+    def step(self, optimizer: torch.optim.Optimizer, gradients: list[Tensor], what: str) -> None:
+        for p, g in zip(self.parameters, gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+        self.steps += 1
+        self.tick(what)
+
+    def go(self, steps: int, what: str, trace: list[Tensor] | None = None, stride: int = 1) -> None:
+        """Take steps, and remember every ``stride``-th place of the tracked weights in ``trace``."""
+        for k in range(steps):
+            self.step(self.optimizer, self.gradients(), what)
+            if trace is not None and (k + 1) % stride == 0:
+                trace.append(flat(self.parameters)[:, self.tracked].cpu())
+
+    def burn_in(self, steps: int | None) -> float:
+        """Walk until the walk is 20 autocorrelation times long. Returns that time, in steps."""
+        trace: list[Tensor] = []
+        if steps is not None:
+            self.go(steps, "burn-in", trace)
+            return autocorrelation_time(trace[steps // 2 :]) if steps >= 16 else 1.0
+        length = FIRST
+        while True:
+            self.go(length - len(trace), "burn-in", trace)
+            time = autocorrelation_time(trace[length // 2 :])
+            if length >= LENGTHS * time or length >= LONGEST:
+                return time
+            length *= 2
+
+
+def autocorrelation_time(trace: list[Tensor]) -> float:
+    """In records of the trace: of the slowest weights but for the slowest twentieth.
+
+    Of each chain by itself: those in different modes would never forget them, however far apart their draws are.
+    """
+    draws = torch.stack(trace)  # [records, chains, weights]
+    count, chains, weights = draws.shape
+    sizes = smaller_size(draws.view(1, count, chains * weights)).nan_to_num(1.0).view(chains, weights).sum(0)
+    return chains * count / max(float(sizes.quantile(0.05)), 1.0)

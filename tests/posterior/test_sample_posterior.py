@@ -1,0 +1,143 @@
+"""sample_posterior with its defaults: the answer is right, or the report says that it is not."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fekernels as fe
+from fekernels.posterior import PosteriorRun
+from tests.support.posteriors import Problem, linear_regression, logistic_regression, two_modes
+
+
+def run(problem: Problem, **options: Any) -> PosteriorRun:
+    args, sizes = problem.arguments()
+    return fe.sample_posterior(*args, **sizes, progress=False, seed=1, **options)
+
+
+def weights(result: PosteriorRun) -> Tensor:
+    names = [name for name, _ in result.samples[0].items()]
+    return torch.stack(
+        [torch.cat([sample[n].flatten() for n in names]) for sample in result.samples]
+    ).double()
+
+
+def test_linear_regression_by_control_variates_in_150_epochs() -> None:
+    problem = linear_regression()
+    result = run(problem)
+    report, drawn = result.report, weights(result)
+    assert report.converged and not report.warnings, str(report)
+    assert report.settings["gradient"] == "control variates"
+    assert report.settings["epochs"] <= 150
+    assert report.ess_min >= 400
+    assert len(result.samples) == 400
+    assert 0.9 < float((drawn.var(0) / problem.std**2).mean()) < 1.15
+    assert float(((drawn.mean(0) - problem.mean) / problem.std).abs().max()) < 0.2  # of 20, at 400 draws
+    diagnostics = result.samples.diagnostics()
+    assert (diagnostics.chains, diagnostics.draws) == (4, 100)
+    assert diagnostics.rhat_median < 1.01
+    assert "Nothing measured speaks against" in str(report)
+
+
+def test_logistic_regression_agrees_with_nuts() -> None:
+    problem = logistic_regression()
+    result = run(problem)
+    drawn = weights(result)
+    assert result.report.converged, str(result.report)
+    assert result.report.rhat_max < 1.02
+    ratio = drawn.std(0) / problem.std
+    assert 0.85 < float(ratio.min()) and float(ratio.max()) < 1.15
+    assert float(((drawn.mean(0) - problem.mean) / problem.std).abs().max()) < 0.2
+
+
+def test_minibatch_noise_is_named_with_its_factor() -> None:
+    problem = linear_regression(n=4000, d=6, batch=100)
+    result = run(problem, control_variates=False, lr=0.02, samples=100)
+    report, drawn = result.report, weights(result)
+    true = float((drawn.var(0) / problem.std**2).mean())
+    assert true > 1.5
+    assert abs(report.variance_inflation / true - 1) < 0.2, (report.variance_inflation, true)
+    assert not report.converged
+    assert any("gradient's noise" in warning and "variance" in warning for warning in report.warnings)
+    assert str(report).startswith("NOT to be believed")
+
+
+def test_chains_in_two_modes_are_not_called_converged() -> None:
+    report = run(two_modes()).report
+    assert not report.converged
+    assert report.rhat_max > 1.1
+    assert any("disagree" in warning for warning in report.warnings)
+
+
+def test_the_same_seed_gives_the_same_samples_and_the_model_stays_as_it_is() -> None:
+    problem = linear_regression(n=600, d=3, batch=100)
+    before = [p.clone() for p in problem.model.parameters()]
+    settings = {"samples": 8, "thinning": 2, "burn_in": 20}
+    first, second = (weights(run(problem, **settings)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(p, own) for p, own in zip(problem.model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in problem.model.parameters())
+
+
+def test_an_untouched_preconditioner_a_loader_of_another_size_and_a_short_run_are_said() -> None:
+    problem = linear_regression(n=600, d=3, batch=100)
+    args, sizes = problem.arguments()
+    result = fe.sample_posterior(
+        *args, **{**sizes, "data_size": 500}, freeze=False, samples=4, thinning=1, burn_in=20, progress=False, seed=0
+    )  # fmt: skip
+    said = " ".join(result.report.warnings)
+    assert "600 points, data_size says 500" in said
+    assert "preconditioner adapts" in said
+    assert "sample longer" in said
+    assert not result.report.converged
+
+
+def test_the_picture_has_a_row_for_each_of_the_worst_weights_and_the_loss() -> None:
+    result = run(linear_regression(n=600, d=3, batch=100), samples=8, thinning=2, burn_in=20)
+    figure = result.report.plot()
+    assert len(figure.axes) == 2 * (3 + 1)
+    assert {axis.get_ylabel() for axis in figure.axes[::2]} == {"weight[0]", "weight[1]", "weight[2]", "loss"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": 3}, TypeError, "model must be a torch.nn.Module; got int"),
+        ({"loss_fn": 3}, TypeError, "loss_fn must be callable; got int"),
+        ({"loader": iter([])}, TypeError, "loader must be an iterable of batches that starts anew"),
+        ({"loader": []}, ValueError, "loader must hold a batch; got none"),
+        ({"data_size": 0}, ValueError, "data_size must be at least 1; got 0"),
+        ({"prior_precision": -1.0}, ValueError, "prior_precision must be finite and >= 0; got -1"),
+        ({"chains": 1}, ValueError, "chains must be at least 2; got 1"),
+        ({"samples": 3}, ValueError, "samples must be at least 4; got 3"),
+        ({"lr": 0.0}, ValueError, "lr must be finite and > 0; got 0"),
+        ({"thinning": 0}, ValueError, "thinning must be at least 1; got 0"),
+        (
+            {"control_variates": "yes"},
+            ValueError,
+            "control_variates must be 'auto', True or False; got 'yes'",
+        ),
+        ({"freeze": 1}, TypeError, "freeze must be"),
+    ],
+)
+def test_bad_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    problem = linear_regression(n=60, d=2, batch=20)
+    arguments: dict[str, Any] = {
+        "model": problem.model, "loss_fn": problem.loss_fn, "loader": problem.loader, "data_size": 60,
+        "prior_precision": 1.0, "progress": False,
+    }  # fmt: skip
+    with pytest.raises(error, match=f"sample_posterior: {message}"):
+        fe.sample_posterior(**{**arguments, **changes})
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    def loss_fn(model: nn.Module, rows: Tensor) -> Tensor:
+        return model(rows).sum() * float("nan")
+
+    with pytest.raises(
+        ValueError, match="sample_posterior: loss_fn must be finite at the model's weights; got nan"
+    ):
+        fe.sample_posterior(
+            nn.Linear(1, 1), loss_fn, [torch.ones(4, 1)], data_size=4, prior_precision=1.0, progress=False
+        )
