@@ -78,6 +78,13 @@ def _stein(size: str, progress: bool) -> dict[str, Any]:
     return {"svgd": rows, "svgd_memory": peaks}
 
 
+def _posterior(size: str, progress: bool) -> dict[str, Any]:
+    rows = measure(FAMILIES["posterior"], size, progress)
+    print(table(rows))
+    print("\nfloat32. Chains: the whole step of all of them, and what is not forward and backward.")
+    return {"posterior": rows}
+
+
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fekernels bench", description=__doc__)
     parser.add_argument(

@@ -5,7 +5,7 @@ A new case is one ``Case`` in the ``CASES`` of its family's file; tables, JSON, 
 
 from __future__ import annotations
 
-from fekernels.bench import free_energy, optimizers, random, stein
+from fekernels.bench import free_energy, optimizers, posterior, random, stein
 from fekernels.bench.case import Case
 
 __all__ = ["CASES", "FAMILIES", "find"]
@@ -15,6 +15,7 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     "optimizers": optimizers.CASES,
     "free_energy": free_energy.CASES,
     "stein": stein.CASES,
+    "posterior": posterior.CASES,
 }
 CASES: dict[str, Case] = {case.name: case for cases in FAMILIES.values() for case in cases}
 

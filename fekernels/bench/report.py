@@ -13,6 +13,7 @@ KEYS = {
     "optimizers": ("rows", None),
     "free_energy": ("free_energy", "free_energy_memory"),
     "stein": ("svgd", "svgd_memory"),
+    "posterior": ("posterior", None),
 }
 
 BELOW_FLOOR = "floor"  # instead of NO, where this run's floor is above the aim

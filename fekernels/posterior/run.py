@@ -34,7 +34,7 @@ HOPELESS = 1.5  # R-hat of chains in different places, which a run four times as
 SPACING = 1.3  # autocorrelation times between samples
 RECORDS = 4  # positions remembered of a sample's steps
 LONGER = 2  # times that a run may be doubled
-MOST_STEPS = 1 << 17  # of sampling, where nobody says how many
+MOST_STEPS = 1 << 16  # of sampling, where nobody says how many
 TRAIN_STEPS, TRAIN_EPOCHS, TRAIN_LR = 500, 3, 0.02
 UNTRAINED = 3.0  # standard deviations of the posterior, from which on the model counts as not trained
 

@@ -1,0 +1,162 @@
+"""The posterior's cases: chains side by side, control variates, and the diagnostics of draws."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fekernels.bench.case import Case, Group, Row, Shape, product
+from fekernels.bench.timing import Contestant
+from fekernels.diagnostics import effective_sample_size, split_rhat
+from fekernels.optim import SGLD
+from fekernels.posterior import Chains, ControlVariate
+
+__all__ = ["CASES"]
+
+CHAINS, LOOP = "Chains, SGLD", "a plain loop over the models"
+OUR_STEP, LOOP_STEP = "SGLD's step", "the loop's updates"
+CONTROL, TWICE = "ControlVariate", "two gradient steps"
+OURS, ARVIZ = "fekernels", "ArviZ"
+LR, TEMPERATURE = 1e-4, 1e-4
+INPUTS, CLASSES = 64, 10
+
+
+def _network(width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(INPUTS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)
+    )
+
+
+def _batch(rows: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(rows, INPUTS, generator=generator), torch.randint(CLASSES, (rows,), generator=generator)
+
+
+def _loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def _chains(shape: Shape) -> Group:
+    """[chains, width of the hidden layers, rows of a batch]: a step of all chains."""
+    count, width, rows = shape
+    batch = _batch(rows)
+    chains = Chains(_network(width), count)
+    optimizer = SGLD(chains.parameters(), LR, temperature=TEMPERATURE, seed=0)
+    models = [_network(width) for _ in range(count)]
+    noise = math.sqrt(2 * TEMPERATURE * LR)
+
+    def ours() -> None:
+        optimizer.zero_grad()
+        chains.losses(_loss, batch).sum().backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def update() -> None:
+        for model in models:
+            for p in model.parameters():
+                assert p.grad is not None
+                p.add_(p.grad, alpha=-LR).add_(torch.randn_like(p), alpha=noise)
+
+    def loop() -> None:
+        for model in models:
+            model.zero_grad()
+            _loss(model, batch).backward()
+        update()
+
+    ours()
+    loop()
+    return Group([
+        Contestant(CHAINS, ours), Contestant(LOOP, loop), Contestant(OUR_STEP, optimizer.step),
+        Contestant(LOOP_STEP, update),
+    ])  # fmt: skip
+
+
+def _control(shape: Shape) -> Group:
+    """[width of the hidden layers, rows of a batch]: a gradient step."""
+    width, rows = shape
+    batches = [_batch(rows)]
+    model, plain = _network(width), _network(width)
+    control = ControlVariate(model, _loss, batches)
+    optimizers = [SGLD(m.parameters(), LR, temperature=TEMPERATURE, seed=k) for k, m in enumerate((model, plain))]
+
+    def controlled() -> None:
+        control.backward(batches[0])
+        optimizers[0].step()
+
+    def twice() -> None:
+        for _ in range(2):
+            optimizers[1].zero_grad()
+            _loss(plain, batches[0]).backward()
+            optimizers[1].step()
+
+    return Group([Contestant(CONTROL, controlled), Contestant(TWICE, twice)])
+
+
+def _arviz() -> Callable[[Tensor], None]:
+    stats: Any = importlib.import_module("arviz_stats.base").array_stats
+
+    def diagnose(draws: Tensor) -> None:
+        weights = draws.movedim(-1, 0).numpy()
+        stats.rhat(weights, chain_axis=1, draw_axis=2)
+        for method in ("bulk", "tail"):
+            stats.ess(weights, chain_axis=1, draw_axis=2, method=method)
+
+    return diagnose
+
+
+def _diagnostics(shape: Shape) -> Group:
+    """[chains, draws, weights]: R-hat and both effective sample sizes of every weight."""
+    draws = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+    def ours() -> None:
+        split_rhat(draws)
+        for kind in ("bulk", "tail"):
+            effective_sample_size(draws, kind)  # type: ignore[arg-type]
+
+    contestants = [Contestant(OURS, ours)]
+    try:
+        contestants.append(Contestant(ARVIZ, partial(_arviz(), draws)))
+    except ImportError:
+        return Group(contestants, {ARVIZ: "arviz-stats is not installed"})
+    return Group(contestants)
+
+
+def _weights(width: int) -> int:
+    return sum(p.numel() for p in _network(width).parameters())
+
+
+CASES = (
+    Case(
+        "posterior/chains",
+        lambda shape: f"{shape[0]} chains, {_weights(shape[1]) / 1e6:.1f}M weights each, batch {shape[2]}",
+        ((16, 960, 64), (4, 128, 64), (2, 16, 8)),
+        _chains,
+        (Row(CHAINS, LOOP, 0.65), Row(OUR_STEP, LOOP_STEP, 0.1, "all but forward and backward")),
+        lambda shape: shape[0] * _weights(shape[1]),
+    ),
+    Case(
+        "posterior/control_variate",
+        lambda shape: f"a step with control variates, {_weights(shape[0]) / 1e6:.1f}M weights, batch {shape[1]}",
+        ((960, 64), (128, 64), (16, 8)),
+        _control,
+        (Row(CONTROL, TWICE, 1.1),),
+        lambda shape: _weights(shape[0]),
+    ),
+    Case(
+        "posterior/diagnostics",
+        lambda shape: "R-hat and effective sizes, {} x {} x {:,}".format(*shape),
+        ((8, 500, 1000), (8, 100, 100), (4, 20, 8)),
+        _diagnostics,
+        (Row(OURS, ARVIZ, 0.02),),
+        product,
+        rounds=3,
+    ),
+)  # fmt: skip
