@@ -149,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
             "optimizers": partial(_optimizers, size, progress),
             "free_energy": partial(_free_energy, size, progress, arguments.plot),
             "stein": partial(_stein, size, progress),
+            "posterior": partial(_posterior, size, progress),
         }
         for family in FAMILIES if arguments.only is None else (arguments.only,):
             print("\n" * bool(measured), end="")

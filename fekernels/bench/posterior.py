@@ -37,7 +37,9 @@ def _network(width: int) -> nn.Sequential:
 
 def _batch(rows: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(rows, INPUTS, generator=generator), torch.randint(CLASSES, (rows,), generator=generator)
+    return torch.randn(rows, INPUTS, generator=generator), torch.randint(
+        CLASSES, (rows,), generator=generator
+    )
 
 
 def _loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -85,7 +87,9 @@ def _control(shape: Shape) -> Group:
     batches = [_batch(rows)]
     model, plain = _network(width), _network(width)
     control = ControlVariate(model, _loss, batches)
-    optimizers = [SGLD(m.parameters(), LR, temperature=TEMPERATURE, seed=k) for k, m in enumerate((model, plain))]
+    optimizers = [
+        SGLD(m.parameters(), LR, temperature=TEMPERATURE, seed=k) for k, m in enumerate((model, plain))
+    ]
 
     def controlled() -> None:
         control.backward(batches[0])
@@ -119,13 +123,13 @@ def _diagnostics(shape: Shape) -> Group:
     def ours() -> None:
         split_rhat(draws)
         for kind in ("bulk", "tail"):
-            effective_sample_size(draws, kind)  # type: ignore[arg-type]
+            effective_sample_size(draws, kind)
 
     contestants = [Contestant(OURS, ours)]
     try:
         contestants.append(Contestant(ARVIZ, partial(_arviz(), draws)))
     except ImportError:
-        return Group(contestants, {ARVIZ: "arviz-stats is not installed"})
+        return Group(contestants, {ARVIZ: "pip install arviz-stats"})
     return Group(contestants)
 
 
