@@ -112,10 +112,8 @@ class Walk:
                 exp_avg=torch.zeros_like(p),
                 exp_avg_sq=(d - EPS).clamp_min(0.0).square().to(p.dtype),
             )
-        if plan.frozen and hasattr(self.optimizer, "freeze_preconditioner"):
+        if plan.frozen:  # as it stands, which at t = 0 it does
             self.optimizer.freeze_preconditioner()
-        elif plan.frozen:
-            self.optimizer.param_groups[0].update(betas=(BETA1, 1 - 1e-12), bias_correction=False)
 
     def gradients(self) -> list[Tensor]:
         """What a step takes: of a batch for each chain, so that their noises are independent, or of all the data."""
