@@ -1,11 +1,12 @@
-"""``python -m fekernels demo``: a network on scikit-learn's digits, optimized by Adam, sampled by LangevinAdam."""
+"""``python -m fekernels demo``: a network on scikit-learn's digits, optimized by Adam, in an ensemble, and sampled."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from tqdm import tqdm
 from fekernels import backends
 from fekernels.demo import report
 from fekernels.demo.figure import draw
-from fekernels.optim import CyclicalTemperature, LangevinAdam, PosteriorSamples
+from fekernels.posterior import PosteriorRun, PosteriorSamples, sample_posterior
 
 Pair = tuple[Tensor, Tensor]  # inputs [n, 64], labels [n]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the experiment. The sampler's were chosen on the validation sets of other splits than these."""
+    """Sizes of the experiment."""
 
     # Few training digits, so that the weights are uncertain; the many others make the test's own noise small.
     train: int = 400
@@ -37,21 +38,17 @@ class Settings:
     weight_decays: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     adam_steps: int = 1200
     check_every: int = 16
-    # LangevinAdam: every temperature is run, in units of the 1/N of Bayes' posterior; the one that is best on the
-    # validation set counts. 0 is the control, the same schedule and averaging without noise; it and 1 are
-    # reported beside the chosen one.
-    temperatures: tuple[float, ...] = (0.0, 0.01, 0.03, 1.0)
-    learning_rate: float = 2e-2
-    lr_min: float = 2e-3
-    prior_precision: float = 2.5e-4
-    cycle_length: int = 500
-    cycles: int = 8
-    exploration: float = 0.3
-    thinning: int = 25
-
-    @property
-    def sampler_steps(self) -> int:
-        return self.cycle_length * self.cycles
+    # Networks of the ensemble, each trained as the tuned one from other weights; together they see as many batches as
+    # the sampler.
+    members: int = 5
+    # Langevin-Adam: a posterior run at every temperature, of the likelihood alone and in units of Bayes'; the one that
+    # is best on the validation set counts. 1 is reported beside it.
+    temperatures: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    prior_precision: float = 10.0  # about that of the initial weights
+    chains: int = 4
+    samples: int = 25
+    burn_in: int = 600
+    thinning: int = 20
 
 
 QUICK = Settings(
@@ -60,11 +57,12 @@ QUICK = Settings(
     learning_rates=(1e-2,),
     weight_decays=(0.0, 1e-3),
     adam_steps=64,
-    temperatures=(0.0, 0.03, 1.0),
-    cycle_length=64,
-    cycles=2,
-    exploration=0.1,
-    thinning=4,
+    members=2,
+    temperatures=(0.1, 1.0),
+    chains=2,
+    samples=4,
+    burn_in=20,
+    thinning=2,
 )
 
 
@@ -118,63 +116,61 @@ def batches(data: Pair, size: int, steps: int, seed: int) -> Iterator[Pair]:
         yield data[0][rows], data[1][rows]
 
 
-def train_adam(data: Data, settings: Settings, seed: int, bar: tqdm) -> tuple[PosteriorSamples, str]:
-    """The point estimate: torch's Adam, its learning rate, weight decay and last step chosen on the validation set."""
-    best = (math.inf, "")
+@dataclass(frozen=True)
+class Fit:
+    """A network that was trained, and how: by its validation loss."""
+
+    loss: float
+    lr: float
+    decay: float
+    step: int
+    weights: dict[str, Tensor]
+
+
+def train(data: Data, settings: Settings, lr: float, decay: float, steps: int, seed: int) -> Fit:
+    """By torch's Adam, stopped at the step that is best on the validation set."""
     model = network(settings.width, seed)
-    chosen = PosteriorSamples(model, max_samples=1)
-    for lr in settings.learning_rates:
-        for decay in settings.weight_decays:
-            trained = network(settings.width, seed)
-            optimizer = torch.optim.Adam(trained.parameters(), lr=lr, weight_decay=decay, fused=True)
-            stream = batches(data.train, settings.batch, settings.adam_steps, seed)
-            for step, (x, y) in enumerate(stream, 1):
-                optimizer.zero_grad()
-                F.cross_entropy(trained(x), y).backward()
-                optimizer.step()
-                bar.update()
-                if step % settings.check_every == 0:
-                    with torch.no_grad():
-                        loss = F.cross_entropy(trained(data.validation[0]), data.validation[1]).item()
-                    if loss < best[0]:
-                        best = (loss, f"lr {lr:g}, weight decay {decay:g}, step {step}")
-                        model.load_state_dict(trained.state_dict())
-                        chosen.collect()
-    return chosen, best[1]
-
-
-def sample_langevin(
-    data: Data, settings: Settings, share: float, seed: int, bar: tqdm
-) -> tuple[PosteriorSamples, report.Trajectory]:
-    """Posterior samples at `share` of the temperature 1/N, by cycles of exploration at T = 0 and of sampling.
-
-    At share 0 the "sampling" phases collect too, from the same steps without noise.
-    """
-    model = network(settings.width, seed)
-    optimizer = LangevinAdam(
-        model.parameters(),
-        lr=settings.learning_rate,
-        # The loss is a mean over N digits, so T = 1/N is Bayes; the prior has variance T / prior_precision.
-        temperature=share / settings.train,
-        prior_precision=settings.prior_precision,
-        seed=seed,
-    )
-    # The phase is long enough to do without a burn-in: .98 of the variance by the schedule's own account.
-    schedule = CyclicalTemperature(
-        optimizer, settings.cycle_length, settings.exploration, lr_min=settings.lr_min, proportion_burn_in=0.0
-    )
-    samples = PosteriorSamples(model, thinning=settings.thinning)
-    path = report.Trajectory()
-    for x, y in batches(data.train, settings.batch, settings.sampler_steps, seed):
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=decay, fused=True)
+    best = Fit(math.inf, lr, decay, 0, {})
+    for step, (x, y) in enumerate(batches(data.train, settings.batch, steps, seed), 1):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
+        F.cross_entropy(model(x), y).backward()
         optimizer.step()
-        collected = schedule.sampling and samples.update()
-        path.add(loss, optimizer.param_groups[0]["lr"], schedule.sampling, collected, model)
-        schedule.step()
-        bar.update()
-    return samples, path
+        if step % settings.check_every == 0 or step == steps:
+            with torch.no_grad():
+                loss = F.cross_entropy(model(data.validation[0]), data.validation[1]).item()
+            if loss < best.loss:
+                weights = {name: value.clone() for name, value in model.state_dict().items()}
+                best = Fit(loss, lr, decay, step, weights)
+    return best
+
+
+def together(fits: Sequence[Fit], settings: Settings) -> PosteriorSamples:
+    """What predicts with all of these networks."""
+    kept = PosteriorSamples(network(settings.width, 0))
+    for fit in fits:
+        kept.collect(fit.weights)
+    return kept
+
+
+def sample(data: Data, settings: Settings, fit: Fit, temperature: float, seed: int) -> PosteriorRun:
+    """A posterior run from the tuned network, with the likelihood of as many digits as there are over `temperature`."""
+    model = network(settings.width, seed)
+    model.load_state_dict(fit.weights)
+    x, y = data.train
+    return sample_posterior(
+        model,
+        lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+        list(zip(x.split(settings.batch), y.split(settings.batch), strict=True)),
+        data_size=round(len(x) / temperature),
+        prior_precision=settings.prior_precision,
+        chains=settings.chains,
+        samples=settings.samples,
+        burn_in=settings.burn_in,
+        thinning=settings.thinning,
+        seed=seed,
+        progress=False,
+    )
 
 
 def validation_loss(samples: PosteriorSamples, data: Data) -> float:
@@ -184,25 +180,41 @@ def validation_loss(samples: PosteriorSamples, data: Data) -> float:
 
 
 def one_seed(settings: Settings, seed: int, bar: tqdm) -> report.SeedResult:
-    """Everything that one split has to say: the tuned point estimate, the control, and the chosen sampler."""
+    """Everything that one split has to say: the tuned point estimate, the ensemble, and the sampler."""
     data = digits(settings, seed)
-    point, how = train_adam(data, settings, seed, bar)
-    runs = {share: sample_langevin(data, settings, share, seed, bar) for share in settings.temperatures}
-    losses = {share: validation_loss(samples, data) for share, (samples, _) in runs.items()}
-    share = min((share for share in runs if share > 0), key=lambda share: losses[share])
+    fits = []
+    for lr in settings.learning_rates:
+        for decay in settings.weight_decays:
+            fits.append(train(data, settings, lr, decay, settings.adam_steps, seed))
+            bar.update()
+    point = min(fits, key=lambda fit: fit.loss)
+    runs = {}
+    for temperature in settings.temperatures:
+        runs[temperature] = sample(data, settings, point, temperature, seed)
+        bar.update()
+    losses = {temperature: validation_loss(run.samples, data) for temperature, run in runs.items()}
+    chosen = min(losses, key=lambda temperature: losses[temperature])
+    cost = runs[chosen].report.settings["batches"]
+    members = []
+    for member in range(settings.members):
+        steps = max(settings.check_every, round(cost / settings.members))
+        members.append(train(data, settings, point.lr, point.decay, steps, (seed + 1) * 1000 + member))
+        bar.update()
     predictors = {
-        report.ADAM: point,
-        report.CONTROL: runs[0.0][0],
-        report.LANGEVIN: runs[share][0],
-        report.BAYES: runs[1.0][0],
+        report.ADAM: together([point], settings),
+        report.ENSEMBLE: together(members, settings),
+        report.LANGEVIN: runs[chosen].samples,
+        report.BAYES: runs[1.0].samples,
     }
     return report.SeedResult(
-        chosen={report.ADAM: how, report.LANGEVIN: f"T = {share:g}/N"},
+        chosen={
+            report.ADAM: f"lr {point.lr:g}, weight decay {point.decay:g}, step {point.step}",
+            report.LANGEVIN: f"T = {chosen:g}",
+        },
         outcomes={
             name: report.judge(samples, data.inputs, data.labels) for name, samples in predictors.items()
         },
-        trajectory=runs[share][1],
-        samples=len(runs[share][0]),
+        reports={report.LANGEVIN: runs[chosen].report, report.BAYES: runs[1.0].report},
     )
 
 
@@ -215,8 +227,10 @@ def introduction(settings: Settings, seeds: int) -> str:
             f"Network 64-{settings.width}-{settings.width}-10, batches of {settings.batch}.",
             f"Adam: {rates} learning rates x {decays} weight decays, up to {settings.adam_steps} steps each, "
             "stopped early.",
-            f"LangevinAdam: {len(settings.temperatures)} temperatures, {settings.sampler_steps} steps each in "
-            f"{settings.cycles} cycles of learning rate and temperature; PosteriorSamples averages.",
+            f"Ensemble: {settings.members} networks trained like the tuned one, together for as many gradients as the "
+            "sampler's.",
+            f"fe.sample_posterior: {len(settings.temperatures)} temperatures, {settings.chains} chains, "
+            f"{settings.samples} samples of each.",
         ]
     )
 
@@ -238,12 +252,14 @@ def main(argv: list[str] | None = None) -> int:
     # Looks for the compiled kernels, and compiles them where this is their first use.
     kernels = backends()["langevin_adam_", "cpu"].in_use
     print(f"{introduction(settings, seeds)}\nLangevinAdam runs on the {kernels} backend.", flush=True)
-    pairs = len(settings.learning_rates) * len(settings.weight_decays)
-    steps = pairs * settings.adam_steps + len(settings.temperatures) * settings.sampler_steps
+    fits = len(settings.learning_rates) * len(settings.weight_decays)
+    fits += len(settings.temperatures) + settings.members
     threads = torch.get_num_threads()
     results = []
-    with tqdm(total=seeds * steps, unit="step", smoothing=0.05) as bar:
+    with tqdm(total=seeds * fits, unit="fit", smoothing=0.05) as bar, warnings.catch_warnings():
         try:
+            # One network, and five, are not posterior samples, and few draws are what is compared here.
+            warnings.filterwarnings("ignore", message=".*samples are worth about")
             # Networks this small lose time to a second thread.
             torch.set_num_threads(1)
             for seed in range(seeds):

@@ -9,7 +9,7 @@ import torch
 
 from fekernels import plots
 from fekernels.demo import report
-from fekernels.diagnostics import calibration
+from fekernels.diagnostics import calibration, split_rhat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-COLORS = {report.ADAM: "#b5523b", report.LANGEVIN: "#1f5a93", report.BAYES: "#7fa8d1"}
+COLORS = {
+    report.ADAM: "#b5523b",
+    report.ENSEMBLE: "#2c8c6b",
+    report.LANGEVIN: "#1f5a93",
+    report.BAYES: "#7fa8d1",
+}
 SHIFTS = {"clean": "#444444", "rotated": "#d08c2e", "noisy": "#2c8c6b", "occluded": "#8854a8"}
 MOST_NATS = 2.31  # log 10, of ten digits
 
@@ -30,12 +35,12 @@ def draw(results: Sequence[report.SeedResult]) -> Figure:
     _entropies(axes[0, 2], results, report.LANGEVIN)
     axes[0, 2].sharey(axes[0, 1])
     _losses_by_split(axes[1, 0], results)
-    path = results[0].trajectory
-    plots.training(axes[1, 1], path.loss, path.lr, path.sampling, path.collected, COLORS[report.LANGEVIN])
-    axes[1, 1].set_title("First split: loss and learning rate of the sampler")
-    steps = [at * report.RECORD_EVERY for at in range(len(path.weights))]
-    plots.trajectory(axes[1, 2], path.weights, steps, [path.sampling[step] for step in steps])
-    axes[1, 2].set_title("First split: the weights, two principal directions")
+    run = results[0].reports[report.LANGEVIN]
+    plots.trace(axes[1, 1], run.losses, "training loss of the samples")
+    axes[1, 1].set_title("First split: the sampler's chains")
+    worst = int(split_rhat(run.trace).nan_to_num(0.0).argmax())
+    plots.posterior(axes[1, 2], run.trace[..., worst], run.names[worst])
+    axes[1, 2].set_title(f"First split: the weight with the largest R-hat, {run.rhat_max:.2f}")
     return figure
 
 

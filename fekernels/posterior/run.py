@@ -136,7 +136,8 @@ def sample_posterior(
             collected.collect(state)
     settings = {
         "gradient": plan.way, "lr": plan.lr, "burn_in": burnt, "thinning": every, "chains": chains, "samples": samples,
-        "autocorrelation_time": time, "epochs": walk_data.epochs, "prior_precision": prior_precision, "seed": seed,
+        "autocorrelation_time": time, "epochs": walk_data.epochs,
+        "batches": walk_data.looked_at / walk_data.batch, "prior_precision": prior_precision, "seed": seed,
     }  # fmt: skip
     return PosteriorRun(collected, _report(walk, plan, fisher, trace, losses, settings, notes))
 

@@ -31,11 +31,12 @@ def test_quick_demo_prints_everything_and_draws(tmp_path, capsys):
         "ECE",
         "shifted ECE",
         "AUROC rotated",
+        "runs call themselves converged",
         "Verdict",
         "Time of one optimizer step",
     ):
         assert word in printed
-    assert "1024/1024" in bars  # the progress bar ends where it said it would
+    assert "12/12" in bars  # the progress bar ends where it said it would
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 50_000
 
 
@@ -100,7 +101,7 @@ def test_batches_go_through_whole_epochs():
     assert seen[:10].tolist() != seen[10:].tolist()
 
 
-def result(adam, sampled, control):
+def result(adam, sampled, ensemble):
     def outcome(value):
         scores = {
             "accuracy": 0.9,
@@ -117,9 +118,9 @@ def result(adam, sampled, control):
     outcomes = {
         report.ADAM: outcome(adam),
         report.LANGEVIN: outcome(sampled),
-        report.CONTROL: outcome(control),
+        report.ENSEMBLE: outcome(ensemble),
     }
-    return report.SeedResult({}, {**outcomes, report.BAYES: outcome(2.0)}, report.Trajectory(), 1)
+    return report.SeedResult({}, {**outcomes, report.BAYES: outcome(2.0)}, {})
 
 
 def in_one_line(results):
@@ -130,11 +131,12 @@ def test_the_verdict_follows_the_numbers():
     better = in_one_line([result(0.30, 0.20, 0.201), result(0.31, 0.21, 0.209), result(0.32, 0.221, 0.221)])
     assert "Sampling beats the tuned point estimate in NLL" in better
     assert "does NOT clearly beat the tuned point estimate in ECE" in better
-    assert "Detection of shifted digits: better in AUROC noisy, worse in none" in better
-    assert "improves nothing clearly" in better
-    worse = in_one_line([result(0.20, 0.30, 0.2), result(0.21, 0.31, 0.2), result(0.22, 0.321, 0.2)])
+    assert "beside the tuned point estimate: better in AUROC noisy, worse in none" in better
+    assert "does NOT clearly beat the ensemble in NLL" in better
+    worse = in_one_line([result(0.20, 0.30, 0.2), result(0.21, 0.31, 0.2), result(0.22, 0.321, 0.221)])
     assert "Sampling is WORSE than the tuned point estimate in NLL" in worse
-    assert "better in none, worse in AUROC noisy" in worse and "and worsens NLL" in worse
+    assert "Sampling is WORSE than the ensemble in NLL" in worse
+    assert "beside the ensemble: better in none, worse in AUROC noisy" in worse
     unclear = in_one_line([result(0.20, 0.30, 0.2), result(0.30, 0.20, 0.2), result(0.25, 0.24, 0.2)])
     assert "Sampling does NOT clearly beat the tuned point estimate in NLL" in unclear
     assert "one split cannot tell" in report.verdict([result(0.3, 0.2, 0.2)])
@@ -171,7 +173,8 @@ def test_a_busy_host_is_told(fused, langevin, busy):
 
 def test_paired_interval_by_hand():
     difference, width = report.compare([1.0, 2.0, 3.0], [0.0, 2.0, 2.5])
-    # Differences 1, 0, .5: standard error .5/sqrt(3), and Student's t of 2 degrees of freedom is 4.3027 at 97.5%.
+    # Differences 1, 0, .5, of standard deviation .5; Student's t of 2 degrees of freedom is 4.3027 at 97.5%. The splits
+    # share digits: the variance of their mean is 1/3 + 1097/700 of a difference's.
     assert difference == pytest.approx(0.5)
-    assert width == pytest.approx(4.302653 * 0.5 / math.sqrt(3), rel=1e-6)
+    assert width == pytest.approx(4.302653 * 0.5 * math.sqrt(1 / 3 + 1097 / 700), rel=1e-6)
     assert report.compare([1.0], [0.5]) == (0.5, math.inf)
