@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fekernels.bench.case import Case, Group, Row, Shape, product
+from fekernels.bench.case import Case, Group, Row, Shape, product, short
 from fekernels.bench.timing import Contestant
 from fekernels.diagnostics import effective_sample_size, split_rhat
 from fekernels.optim import SGLD
@@ -109,9 +109,10 @@ def _arviz() -> Callable[[Tensor], None]:
 
     def diagnose(draws: Tensor) -> None:
         weights = draws.movedim(-1, 0).numpy()
-        stats.rhat(weights, chain_axis=1, draw_axis=2)
-        for method in ("bulk", "tail"):
-            stats.ess(weights, chain_axis=1, draw_axis=2, method=method)
+        axes = {"chain_axis": 1, "draw_axis": 2}
+        stats.rhat(weights, method="rank", **axes)
+        stats.ess(weights, method="bulk", **axes)
+        stats.ess(weights, method="tail", prob=(0.05, 0.95), **axes)
 
     return diagnose
 
@@ -140,15 +141,15 @@ def _weights(width: int) -> int:
 CASES = (
     Case(
         "posterior/chains",
-        lambda shape: f"{shape[0]} chains, {_weights(shape[1]) / 1e6:.1f}M weights each, batch {shape[2]}",
+        lambda shape: f"{shape[0]} chains of {short(_weights(shape[1]))}, batch {shape[2]}",
         ((16, 960, 64), (4, 128, 64), (2, 16, 8)),
         _chains,
-        (Row(CHAINS, LOOP, 0.65), Row(OUR_STEP, LOOP_STEP, 0.1, "all but forward and backward")),
+        (Row(CHAINS, LOOP, 0.65), Row(OUR_STEP, LOOP_STEP, 0.1, "updates")),
         lambda shape: shape[0] * _weights(shape[1]),
     ),
     Case(
         "posterior/control_variate",
-        lambda shape: f"a step with control variates, {_weights(shape[0]) / 1e6:.1f}M weights, batch {shape[1]}",
+        lambda shape: f"control variates, {short(_weights(shape[0]))}, batch {shape[1]}",
         ((960, 64), (128, 64), (16, 8)),
         _control,
         (Row(CONTROL, TWICE, 1.1),),

@@ -34,7 +34,7 @@ HOPELESS = 1.5  # R-hat of chains in different places, which a run four times as
 SPACING = 1.3  # autocorrelation times between samples
 RECORDS = 4  # positions remembered of a sample's steps
 LONGER = 2  # times that a run may be doubled
-MOST_STEPS = 1 << 16  # of sampling, where nobody says how many
+MOST_STEPS = 1 << 15  # of sampling, where nobody says how many
 TRAIN_STEPS, TRAIN_EPOCHS, TRAIN_LR = 500, 3, 0.02
 UNTRAINED = 3.0  # standard deviations of the posterior, from which on the model counts as not trained
 
@@ -279,7 +279,7 @@ def _report(
     if not finite:
         notes.append("weights became infinite: take a smaller lr")
     if rhat >= RHAT:
-        agree = ", though their losses do" if of_loss < RHAT else ""
+        agree = ", though their losses agree" if of_loss < RHAT else ""
         notes.append(
             f"chains disagree{agree}: R-hat is {rhat:.2f}, to be below {RHAT}. They are in different modes, or the run "
             "was too short for its autocorrelation"

@@ -1,5 +1,6 @@
 """sample_posterior with its defaults: the answer is right, or the report says that it is not."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,7 +9,14 @@ from torch import Tensor, nn
 
 import fekernels as fe
 from fekernels.posterior import PosteriorRun
-from tests.support.posteriors import Problem, linear_regression, logistic_regression, two_modes
+from tests.support.posteriors import (
+    STORED,
+    Problem,
+    gapped_network,
+    linear_regression,
+    logistic_regression,
+    two_modes,
+)
 
 
 def run(problem: Problem, **options: Any) -> PosteriorRun:
@@ -68,6 +76,18 @@ def test_chains_in_two_modes_are_not_called_converged() -> None:
     assert not report.converged
     assert report.rhat_max > 1.1
     assert any("disagree" in warning for warning in report.warnings)
+
+
+def test_a_network_is_as_uncertain_as_nuts_says_or_its_report_says_no() -> None:
+    problem = gapped_network()
+    known = json.loads(STORED.read_text())["gapped_network"]
+    assert known["rhat_max"] < 1.01 and known["ess_min"] > 1000
+    result = run(problem, samples=50, burn_in=500, thinning=20)
+    predicted = result.samples.predict(torch.tensor(known["x"])[:, None], None).std.flatten()
+    ratio = predicted / torch.tensor(known["std"])
+    assert not result.report.converged or bool(((ratio > 0.75) & (ratio < 1.25)).all())
+    # Whatever the weights' R-hat says: the gap is wider than the noise, and of the right size within a half.
+    assert 0.5 < float(ratio.min()) and float(ratio.max()) < 2.0
 
 
 def test_the_same_seed_gives_the_same_samples_and_the_model_stays_as_it_is() -> None:
