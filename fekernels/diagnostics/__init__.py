@@ -5,16 +5,21 @@ from fekernels.diagnostics.gradient_noise import GradientNoiseRatio, gradient_no
 from fekernels.diagnostics.predictions import (
     Calibration,
     auroc,
+    brier_score,
     calibration,
     mutual_information,
     predictive_entropy,
 )
+from fekernels.diagnostics.trajectory import TrajectoryKL, configurational_temperature
 
 __all__ = [
     "Calibration",
     "GradientNoiseRatio",
+    "TrajectoryKL",
     "auroc",
+    "brier_score",
     "calibration",
+    "configurational_temperature",
     "effective_sample_size",
     "gradient_noise_ratio",
     "mutual_information",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fekernels.diagnostics.denominators import noise_and_denominator, number_of
+
 __all__ = ["GradientNoiseRatio", "gradient_noise_ratio"]
 
 MOST = 1 << 20  # weights that are looked at: their quantiles are known to 0.1% of the weights
@@ -83,17 +85,9 @@ def _may_be_hot(temperature: float | Tensor) -> bool:
 def _ratios(group: dict[str, object], state: dict[str, Tensor], stride: int) -> Tensor:
     """float32 [weights], every ``stride``-th of the parameter's, whatever lies between two of them in memory."""
 
-    def of(name: str) -> Tensor:
-        return torch.as_tensor(group[name], dtype=torch.float64).reshape(())
-
     def every(name: str) -> Tensor:
         return state[name].reshape(-1)[::stride].float()
 
-    beta2 = torch.as_tensor(group["betas"][1], dtype=torch.float64).reshape(())  # type: ignore[index]
-    corrected = group["bias_correction"] and not group["frozen"]
-    correction = 1 - beta2 ** state["step"].to(beta2.device) if corrected else torch.ones(())
-    second = every("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
-    lr, temperature = of("lr").to(second.device), of("temperature").to(second.device)
-    correction = correction.to(second.device)
-    denominator = torch.maximum((second / correction).sqrt() + of("eps"), lr * of("prior_precision"))
-    return (lr * (every("exp_avg_sq") / correction) / (2 * temperature * denominator)).float()
+    noise, denominator = noise_and_denominator(group, state, every)
+    lr, temperature = (number_of(group, key, noise.device) for key in ("lr", "temperature"))
+    return (lr * noise / (2 * temperature * denominator)).float()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fekernels._checks import integer
 
-__all__ = ["Calibration", "auroc", "calibration", "mutual_information", "predictive_entropy"]
+__all__ = ["Calibration", "auroc", "brier_score", "calibration", "mutual_information", "predictive_entropy"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,27 @@ def _floats(owner: str, name: str, value: Any, least_dims: int) -> Tensor:
     return tensor.double()
 
 
+def _checked(owner: str, probabilities: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Probabilities [n, C] in float64 and labels [n] in int64."""
+    p = _floats(owner, "probabilities", probabilities, 2)
+    target = torch.as_tensor(labels).detach().cpu()
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(f"{owner}: labels must be integers; got {target.dtype}")
+    if p.ndim != 2 or not p.numel():
+        raise ValueError(f"{owner}: probabilities must have shape (n, C), n >= 1; got {tuple(p.shape)}")
+    if target.shape != p.shape[:1]:
+        raise ValueError(f"{owner}: labels must have shape ({len(p)},); got {tuple(target.shape)}")
+    if int(target.min()) < 0 or int(target.max()) >= p.shape[1]:
+        raise ValueError(
+            f"{owner}: labels must be in [0, {p.shape[1]}); got {int(target.min())} to {int(target.max())}"
+        )
+    if not bool(((p >= 0) & (p <= 1 + 1e-6)).all()):
+        raise ValueError(
+            f"{owner}: probabilities must be in [0, 1]; got {float(p.min())} to {float(p.max())}"
+        )
+    return p, target.long()
+
+
 def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
     """Expected calibration error and reliability bins (Guo et al. 2017, arXiv:1706.04599).
 
@@ -58,24 +79,8 @@ def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
         TypeError, ValueError: wrong dtypes, shapes that do not fit, no point at all, labels outside [0, C),
             probabilities outside [0, 1].
     """
-    p = _floats("calibration", "probabilities", probabilities, 2)
-    target = torch.as_tensor(labels).detach().cpu()
+    p, target = _checked("calibration", probabilities, labels)
     bins = integer("calibration", "bins", bins, 1)
-    if target.is_floating_point() or target.dtype == torch.bool:
-        raise TypeError(f"calibration: labels must be integers; got {target.dtype}")
-    if p.ndim != 2 or not p.numel():
-        raise ValueError(f"calibration: probabilities must have shape (n, C), n >= 1; got {tuple(p.shape)}")
-    if target.shape != p.shape[:1]:
-        raise ValueError(f"calibration: labels must have shape ({len(p)},); got {tuple(target.shape)}")
-    if int(target.min()) < 0 or int(target.max()) >= p.shape[1]:
-        raise ValueError(
-            f"calibration: labels must be in [0, {p.shape[1]}); "
-            f"got {int(target.min())} to {int(target.max())}"
-        )
-    if not bool(((p >= 0) & (p <= 1 + 1e-6)).all()):
-        raise ValueError(
-            f"calibration: probabilities must be in [0, 1]; got {float(p.min())} to {float(p.max())}"
-        )
     confidence, predicted = p.max(dim=1)
     right = (predicted == target).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
@@ -91,6 +96,21 @@ def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
 def predictive_entropy(probabilities: Any) -> Tensor:
     """Entropy in nats over the last dimension, float64: [..., C] -> [...]. A probability of 0 adds 0."""
     return torch.special.entr(_floats("predictive_entropy", "probabilities", probabilities, 1)).sum(-1)
+
+
+def brier_score(probabilities: Any, labels: Any) -> float:
+    """Mean squared distance of class probabilities from the truth (Brier 1950): 0 is certain and right, 2 is wrong.
+
+    A proper score: it rewards accuracy and calibration together. For two classes it is twice the one-column form.
+
+    Args:
+        probabilities: [n, C]. labels: [n] integer classes.
+
+    Raises:
+        TypeError, ValueError: as :func:`calibration`.
+    """
+    p, target = _checked("brier_score", probabilities, labels)
+    return float((p - torch.nn.functional.one_hot(target, p.shape[1])).square().sum(1).mean())
 
 
 def mutual_information(probabilities: Any) -> Tensor:

@@ -34,12 +34,12 @@ def full_gradient(
         count = rows(owner, batch)
         with torch.enable_grad():
             found = gradients(loss_fn(model, batch), parameters)
-        torch._foreach_add_(total, found, alpha=count)
+        for t, g in zip(total, found, strict=True):
+            t.add_(g, alpha=count)
         points += count
     if not points:
         raise ValueError(f"{owner}: loader must hold a batch; got none")
-    torch._foreach_div_(total, points)
-    return total, points
+    return [t.div_(points) for t in total], points
 
 
 class ControlVariate:
@@ -112,9 +112,8 @@ class ControlVariate:
             found = gradients(loss.sum(), parameters)
             again()
             at_centre = gradients(self._loss_fn(self._centre, batch), self._of_centre())
-        correction = torch._foreach_sub(self._full, at_centre)
-        for p, g, c in zip(parameters, found, correction, strict=True):
-            p.grad = g.add_(c)
+        for p, g, batch, full in zip(parameters, found, at_centre, self._full, strict=True):
+            p.grad = g.add_(full - batch)
         return loss.detach()
 
 

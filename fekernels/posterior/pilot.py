@@ -112,11 +112,11 @@ class Energy:
             share = rows(self.data.owner, batch) / self.data.points
             loss, found = self.gradient(batch)
             losses = losses.to(loss.device) + loss * share
-            torch._foreach_mul_(found, share)
             if total is None:
-                total = found
+                total = [g * share for g in found]
             else:
-                torch._foreach_add_(total, found)
+                for t, g in zip(total, found, strict=True):
+                    t.add_(g, alpha=share)
         assert total is not None
         return losses, total
 
@@ -175,7 +175,8 @@ def curvature(energy: Energy, denominators: list[Tensor], temperature: float) ->
             p.copy_(at + v * (sign * step))
         total = [torch.zeros_like(p) for p in parameters]
         for batch in batches:
-            torch._foreach_add_(total, energy.gradient(batch)[1], alpha=1 / len(batches))
+            for t, g in zip(total, energy.gradient(batch)[1], strict=True):
+                t.add_(g, alpha=1 / len(batches))
         return total
 
     for _ in range(ITERATIONS):
@@ -200,9 +201,8 @@ def difference_noise(energy: Energy, centre: Energy, count: int) -> list[Tensor]
     squares: list[Tensor] = []
     for k in range(count):
         batch, weight = energy.data.next(1)[0]
-        found = energy.gradient(batch)[1]
-        torch._foreach_sub_(found, centre.gradient(batch)[1])
-        torch._foreach_mul_(found, weight)
+        pairs = zip(energy.gradient(batch)[1], centre.gradient(batch)[1], strict=True)
+        found = [(here - there) * weight for here, there in pairs]
         if not mean:
             mean, squares = [g.clone() for g in found], [torch.zeros_like(g) for g in found]
             continue

@@ -122,8 +122,9 @@ class Walk:
         batches = self.data.next(self.n)
         found = self.energy.gradients_of(batches)[1]
         if self.plan.way == CONTROL_VARIATES:
-            torch._foreach_sub_(found, self.centre.gradients_of(batches)[1])
-            torch._foreach_add_(found, self.at_centre)
+            at_centre = self.centre.gradients_of(batches)[1]
+            for g, batch, full in zip(found, at_centre, self.at_centre, strict=True):
+                g.sub_(batch).add_(full)
         return found
 
     def step(self, optimizer: torch.optim.Optimizer, gradients: list[Tensor], what: str) -> None:
