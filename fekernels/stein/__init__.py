@@ -1,5 +1,6 @@
 """Particles that follow a target: their Stein direction, the discrepancy, median bandwidths and the sampler."""
 
+from fekernels.ops.stein.kernel_matrix import kernel_matrix, thinning
 from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy
 from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein import kernels
@@ -19,10 +20,12 @@ __all__ = [
     "SVGDResult",
     "TanhAnnealing",
     "goodness_of_fit",
+    "kernel_matrix",
     "kernel_stein_discrepancy",
     "kernels",
     "median_bandwidth",
     "pairwise_sq_dist_median",
     "svgd_direction",
+    "thinning",
 ]
 __all__ += kernels.__all__

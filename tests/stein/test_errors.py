@@ -110,10 +110,62 @@ GOODNESS = [
         "particles must be at least 2 (n, for a pair); got 1",
     ),
 ]
+INFINITE = (
+    {"kernel": "laplace"}, ValueError, f"kernel must be one of {FINITE}; got 'laplace', whose discrepancy is infinite"
+)  # fmt: skip
+NO_WIDTH = ({"bandwidth": 0.0}, ValueError, "bandwidth must be > 0")
+MATRIX = [
+    INFINITE,
+    NO_WIDTH,
+    ({"others": X}, ValueError, "others and other_scores must be given together; got others alone"),
+    (
+        {"other_scores": X},
+        ValueError,
+        "others and other_scores must be given together; got other_scores alone",
+    ),
+    ({"others": 1.0, "other_scores": X}, TypeError, "others must be a tensor; got float"),
+    (
+        {"others": X[:1], "other_scores": X},
+        ValueError,
+        "others must have shape (2, m, 3) like particles; got (1, 4, 3)",
+    ),
+    (
+        {"others": X[0], "other_scores": X},
+        ValueError,
+        "others must have shape (2, m, 3) like particles; got (4, 3)",
+    ),
+    (
+        {"others": X.to("meta"), "other_scores": X},
+        ValueError,
+        "others must be on cpu like the others; got meta",
+    ),
+    ({"others": X, "other_scores": X.long()}, TypeError, "other_scores must be float32"),
+    (
+        {"others": X, "other_scores": X[:, :2]},
+        ValueError,
+        "other_scores must have shape (2, 4, 3) like others; got (2, 2, 3)",
+    ),
+]
+THINNING = [
+    INFINITE,
+    NO_WIDTH,
+    ({"m": 0}, ValueError, "m must be"),
+    ({"m": 2.0}, TypeError, "m must be an int; got float"),
+    (
+        {"particles": X[:, :0], "scores": X[:, :0]},
+        ValueError,
+        "particles must be at least 1; got shape (2, 0, 3)",
+    ),
+    ({"scores": (X + 1) / 0}, ValueError, "scores must be finite; got a NaN or an infinity"),
+    ({"particles": X.exp().exp()}, ValueError, "particles must be finite; got a NaN or an infinity"),
+]
+REQUIRED = {"thinning": {"m": 2}}
 FUNCTIONS = {
     "svgd_direction": OPERANDS + DIRECTION,
     "kernel_stein_discrepancy": OPERANDS + DISCREPANCY,
     "goodness_of_fit": OPERANDS + GOODNESS,
+    "kernel_matrix": OPERANDS + MATRIX,
+    "thinning": OPERANDS + THINNING,
 }
 CALLS = [
     pytest.param(function, *call, id=f"{function}-{i}")
@@ -124,7 +176,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("function", "change", "error", "message"), CALLS)
 def test_bad_arguments(function, change, error, message, monkeypatch):
-    arguments = {**GOOD, **change}
+    arguments = {**GOOD, **REQUIRED.get(function, {}), **change}
     tensors = {
         name: value
         for name, value in arguments.items()

@@ -25,12 +25,31 @@ from fekernels.reference.stein.kernels import (
 )
 from fekernels.reference.stein.svgd_direction import plain_centred, plain_distances, plain_kernel
 
-__all__ = ["kernel_stein_discrepancy", "kernel_stein_discrepancy_backward", "plain_discrepancy"]
+__all__ = [
+    "kernel_stein_discrepancy",
+    "kernel_stein_discrepancy_backward",
+    "plain_discrepancy",
+    "stein_block",
+]
 
 
-def _products(xi: Tensor, si: Tensor, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """s.s' and (s - s').(x - y), both [B, r, n]."""
-    return si @ s.mT, difference_products(xi, si, x, s)
+def stein_block(
+    xi: Tensor, si: Tensor, x: Tensor, s: Tensor, h: Tensor, kernel: int, beta: float, c: float,
+    squares: Tensor | None = None, products: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """kp [B, r, n] of rows [B, r, d] and columns [B, n, d], all float64, centred alike; h [B, 1, 1].
+
+    squares, products: x.x and x.s of the columns, [B, n], for whoever calls this for few rows at a time.
+    """
+    d = x.shape[2]
+    inner = si @ s.mT
+    if kernel == LINEAR:
+        products = (s * x).sum(2) if products is None else products
+        return (xi @ x.mT + 1) * inner + (si * xi).sum(2).unsqueeze(2) + products.unsqueeze(1) + d
+    across = difference_products(xi, si, x, s, products)
+    u, divisor = over_bandwidth(square_distances(xi, x, squares), h)
+    k, p1, p2 = radial(kernel, u, beta, c, 2)
+    return k * inner + (p1 * (across + d) - _times(u, p2)) / divisor
 
 
 def kernel_stein_discrepancy(
@@ -43,22 +62,13 @@ def kernel_stein_discrepancy(
     c: float,
 ) -> Tensor:
     """sum_{i != j} w_i w_j kp(i, j), float64 [B, m]; weights [1 or B, n, m], bandwidth [B]."""
-    batch, n, d = particles.shape
+    batch, n, _ = particles.shape
     sums = torch.zeros(batch, weights.shape[2], dtype=torch.float64, device=particles.device)
     for part in problems(batch, n):
         x, s, h = _operands(particles[part], scores[part], bandwidth[part], kernel)
         w = (weights if weights.shape[0] == 1 else weights[part]).double()
         for rows in row_blocks(n):
-            xi, si = x[:, rows], s[:, rows]
-            inner, across = _products(xi, si, x, s)
-            if kernel == LINEAR:
-                own = (s * x).sum(2)
-                kp = (xi @ x.mT + 1) * inner + own[:, rows].unsqueeze(2) + own.unsqueeze(1) + d
-            else:
-                t = square_distances(xi, x)
-                u, divisor = over_bandwidth(t, h)
-                k, p1, p2 = radial(kernel, u, beta, c, 2)
-                kp = k * inner + (p1 * (across + d) - _times(u, p2)) / divisor
+            kp = stein_block(x[:, rows], s[:, rows], x, s, h, kernel, beta, c)
             kp.diagonal(rows.start, 1, 2).zero_()
             sums[part] += (w[:, rows] * (kp @ w)).sum(1)
     return sums
@@ -90,7 +100,7 @@ def kernel_stein_discrepancy_backward(
         by_bandwidth = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
         for rows in row_blocks(n):
             xi, si = x[:, rows], s[:, rows]
-            inner, across = _products(xi, si, x, s)
+            inner, across = si @ s.mT, difference_products(xi, si, x, s)
             both = (w[:, rows] * grad[part].double().unsqueeze(1)) @ w.mT
             both.diagonal(rows.start, 1, 2).zero_()
             if kernel == LINEAR:
@@ -146,7 +156,7 @@ def plain_discrepancy(
         kp = off * ((x @ x.mT + 1) * (s @ s.mT) + own.unsqueeze(-1) + own.unsqueeze(-2) + d)
         return (w * (kp @ w)).sum(-2)
     x = plain_centred(x)
-    inner, across = _products(x, s, x, s)
+    inner, across = s @ s.mT, difference_products(x, s, x, s)
     k, g, g2 = plain_kernel(x, bandwidth.double(), kernel, beta, c, 2)
     t, _ = plain_distances(x)
     kp = k * inner + g * (across + d) - g2 * t

@@ -98,10 +98,13 @@ def repulsion(weights: Tensor, rows: Tensor, x: Tensor) -> Tensor:
     return torch.stack(sums, 2) if sums else torch.zeros_like(rows)
 
 
-def difference_products(xi: Tensor, yi: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """(x_i - x_j).(y_i - y_j) [..., r, n], of few dimensions from differences."""
+def difference_products(
+    xi: Tensor, yi: Tensor, x: Tensor, y: Tensor, products: Tensor | None = None
+) -> Tensor:
+    """(x_i - x_j).(y_i - y_j) [..., r, n], of few dimensions from differences. products: x_j.y_j, where known."""
     if x.shape[-1] > APART:
-        own_rows, own = (yi * xi).sum(-1).unsqueeze(-1), (y * x).sum(-1).unsqueeze(-2)
+        own_rows = (yi * xi).sum(-1).unsqueeze(-1)
+        own = ((y * x).sum(-1) if products is None else products).unsqueeze(-2)
         return own_rows + own - yi @ x.mT - xi @ y.mT
     total = torch.zeros((), dtype=x.dtype, device=x.device)
     for one, other, own, its in zip(*(t.unbind(-1) for t in (xi, x, yi, y)), strict=True):
@@ -109,11 +112,15 @@ def difference_products(xi: Tensor, yi: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return total.expand(*xi.shape[:-1], x.shape[-2])
 
 
-def square_distances(rows: Tensor, x: Tensor) -> Tensor:
-    """t [B, r, n] from centred float64 rows [B, r, d] and x [B, n, d]; 0 exactly where two particles coincide."""
+def square_distances(rows: Tensor, x: Tensor, own: Tensor | None = None) -> Tensor:
+    """t [B, r, n] from centred float64 rows [B, r, d] and x [B, n, d]; 0 exactly where two particles coincide.
+
+    own: x.x [B, n], where known.
+    """
     if x.shape[-1] <= DIRECT:
         return torch.cdist(rows, x, compute_mode="donot_use_mm_for_euclid_dist").square()
-    squares = rows.square().sum(-1).unsqueeze(-1) + x.square().sum(-1).unsqueeze(-2)
+    own = x.square().sum(-1) if own is None else own
+    squares = rows.square().sum(-1).unsqueeze(-1) + own.unsqueeze(-2)
     t = torch.baddbmm(squares, rows, x.mT, alpha=-2)
     return torch.where(coincide(t, squares), 0.0, t)
 
