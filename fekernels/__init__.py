@@ -24,7 +24,13 @@ from fekernels.losses import (  # noqa: E402
     monte_carlo_kl,
     reparameterize,
 )
-from fekernels.optim import SGLD, LangevinAdam, PosteriorSamples, UnifiedOptimizer  # noqa: E402
+from fekernels.optim import (  # noqa: E402
+    SGLD,
+    LangevinAdam,
+    PosteriorSamples,
+    UnifiedOptimizer,
+    VariationalAdam,
+)
 from fekernels.stein import (  # noqa: E402
     SVGD,
     kernel_stein_discrepancy,
@@ -52,6 +58,7 @@ __all__ = [
     "LangevinAdam",
     "PosteriorSamples",
     "UnifiedOptimizer",
+    "VariationalAdam",
     "VampPrior",
     "__version__",
     "backends",

@@ -5,6 +5,7 @@
 #include "cpu/free_energy/free_energy.h"
 #include "cpu/stein/kernel_stein_discrepancy.h"
 #include "cpu/optimizers/optimizers.h"
+#include "cpu/optimizers/variational_kl.h"
 #include "cpu/random.h"
 #include "cpu/free_energy/reparameterize.h"
 #include "cpu/stein/sq_dist_rank.h"
@@ -17,6 +18,7 @@ struct CpuKernels {
   FillPhilox* fill_philox;
 #define FE_OPTIMIZER(Name, name) Name##Kernel* name;
 #include "formulas/optimizers.def"
+  VariationalKlKernel* variational_kl;
   TermKernel* free_energy;
   CategoricalKernel* categorical;
   ReparameterizeKernel* reparameterize;

@@ -9,6 +9,7 @@ namespace fe::FE_ISA {
 FillPhilox fill_philox;
 #define FE_OPTIMIZER(Name, name) Name##Kernel name##_span;
 #include "formulas/optimizers.def"
+VariationalKlKernel variational_kl;
 TermKernel free_energy_tasks;
 CategoricalKernel categorical_positions;
 ReparameterizeKernel reparameterize, reparameterize_backward;
@@ -25,6 +26,7 @@ constexpr CpuKernels kernels{
     fill_philox,
 #define FE_OPTIMIZER(Name, name) name##_span,
 #include "formulas/optimizers.def"
+    variational_kl,
     free_energy_tasks,
     categorical_positions,
     reparameterize,

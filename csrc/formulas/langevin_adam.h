@@ -160,7 +160,7 @@ FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest
 }
 
 // What formulas/optimizers.def names: the operation for whoever goes through a table of any operation's rows.
-struct LangevinAdam {
+struct LangevinAdam : StepTraits {
   static FE_HD uint32_t operands(const LangevinAdamSettings& settings) {
     return 1u << kParam | 1u << kGrad | 1u << kExpAvg | 1u << settings.second_moment() |
            (settings.has(kAmsgrad) ? 1u << kMaxExpAvgSq : 0u);

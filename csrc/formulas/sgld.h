@@ -49,7 +49,7 @@ FE_HD void sgld(F& param, F grad, F anchor, F normal, const SgldCoefficients<S>&
 }
 
 // As LangevinAdam of formulas/langevin_adam.h.
-struct Sgld {
+struct Sgld : StepTraits {
   static FE_HD uint32_t operands(const SgldSettings&) { return 1u << kParam | 1u << kGrad; }
   template <class S>
   static FE_HD SgldCoefficients<S> coefficients(const SgldSettings& settings, double grad_scale, uint32_t, double) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/lane.h"
+#include "core/philox.h"
 #include "core/pointer_table.h"
 
 namespace fe {
@@ -14,6 +15,18 @@ struct StepSettings {
 
   FE_HD bool has(StepFlags flag) const { return static_cast<int64_t>(flags) & flag; }
   FE_HD bool noisy() const { return temperature > 0.0 && lr > 0.0; }
+};
+
+// What an operation is unless it says otherwise.
+struct StepTraits {
+  static constexpr Purpose kNoise = kLangevinNoise;
+  static constexpr bool kAdvances = true;    // the parameter's t goes up by one
+  static constexpr bool kWritesUnit = true;  // the row's noise_unit is the step's to write
+
+  // The noise's counter, of step t and of what stands at the row's noise_unit.
+  static FE_HD uint32_t noise_step(uint32_t t, double) { return t; }
+  // Whether the elements' indices matter; else a dense row may be gone through as it lies in memory.
+  static FE_HD bool numbered(const StepSettings& settings) { return settings.noisy(); }
 };
 
 }  // namespace fe

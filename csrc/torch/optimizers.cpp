@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <type_traits>
@@ -93,7 +94,7 @@ void check_steps_cpu(const Tensor& table) {
 
 // What a span needs of its row; the coefficients are the caller's to add.
 void describe_row(const fe::TableRow& row, const int64_t* layouts, int64_t seed, uint32_t t, int64_t flags,
-                  fe::Span& span) {
+                  uint32_t noise_step, fe::Purpose purpose, fe::Span& span) {
   static constexpr int kDtypeByte[fe::kOperands] = {0, 1, 2, 2, 2, 3};
   for (int operand = 0; operand < fe::kOperands; ++operand) {
     span.data[operand] = reinterpret_cast<void*>(row.pointers[operand]);
@@ -101,7 +102,7 @@ void describe_row(const fe::TableRow& row, const int64_t* layouts, int64_t seed,
   }
   span.layout = row.layout ? layouts + row.layout - 1 : nullptr;
   const uint32_t stream = static_cast<uint32_t>(row.stream);
-  span.noise = fe::noise_key(seed, t, stream, fe::kLangevinNoise);
+  span.noise = fe::noise_key(seed, noise_step, stream, purpose);
   span.rounding = fe::noise_key(seed, t, stream, fe::kStochasticRounding);
   span.stochastic = flags & fe::kStochastic;
 }
@@ -210,8 +211,9 @@ void step_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, 
     Span& span = spans[r];
     check_row(row, words, n_words, operands);
     const uint32_t t = next_step(row);
-    describe_row(row, words, seed, t, static_cast<int64_t>(settings.flags), span);
     const double unit = row.noise_unit ? *reinterpret_cast<const double*>(row.noise_unit) : 0.0;
+    describe_row(row, words, seed, t, static_cast<int64_t>(settings.flags), Operation::noise_step(t, unit),
+                 Operation::kNoise, span);
     // Most rows are at the same step and in the same unit: their coefficients are computed once.
     if (r > 0 && last_t == t && last_unit == unit) {
       span.single = spans[r - 1].single;
@@ -223,15 +225,52 @@ void step_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, 
     last_t = t;
     last_unit = unit;
     // What does not ask for an element's logical index may go through memory as it lies.
-    if (row.dense && !settings.noisy() && !span.stochastic) span.layout = nullptr;
+    if (row.dense && !Operation::numbered(settings) && !span.stochastic) span.layout = nullptr;
   }
   const int64_t elements = cut_rows(rows, n_rows, pieces);
   run_pieces(pieces, elements, spans, fe::cpu_kernels().*Operation::kKernel);
   const double unit = Operation::noise_unit(settings);
   for (int64_t r = 0; r < n_rows; ++r) {
-    if (settings.lr > 0.0 && rows[r].noise_unit) *reinterpret_cast<double*>(rows[r].noise_unit) = unit;
-    advance_step(rows[r]);
+    if (Operation::kWritesUnit && settings.lr > 0.0 && rows[r].noise_unit) *reinterpret_cast<double*>(rows[r].noise_unit) = unit;
+    if (Operation::kAdvances) advance_step(rows[r]);
   }
+}
+
+// Segments are added in a tree, as those of a free energy's row: pairs of neighbours, then of pairs.
+double tree(const double* sums, int64_t count) {
+  if (count == 1) return sums[0];
+  int64_t half = 1;
+  while (2 * half < count) half *= 2;
+  return tree(sums, half) + tree(sums + half, count - half);
+}
+
+Tensor variational_kl_cpu(const Tensor& mean, const Tensor& spread, double ess, double weight_decay, double temperature,
+                          bool deviations) {
+  STD_TORCH_CHECK(mean.scalar_type() == ScalarType::Float && spread.scalar_type() == ScalarType::Float &&
+                      mean.is_contiguous() && spread.is_contiguous() && mean.numel() == spread.numel(),
+                  "mean and spread must be contiguous float32 of one size");
+  const double prior_precision = ess * weight_decay;
+  fe::VariationalKlCall call{static_cast<const float*>(mean.const_data_ptr()), static_cast<const float*>(spread.const_data_ptr()),
+                             mean.numel(),
+                             {static_cast<float>(std::sqrt(prior_precision)), static_cast<float>(prior_precision),
+                              static_cast<float>(weight_decay), static_cast<float>((temperature - 1.0) * weight_decay), deviations},
+                             nullptr};
+  const int64_t segments = call.segments();
+  std::vector<double> sums(2 * segments);
+  call.sums = sums.data();
+  torch::stable::parallel_for(0, segments, fe::kParallelElements / fe::kKlSegment, [&](int64_t begin, int64_t end) {
+    fe::cpu_kernels().variational_kl(call, begin, end);
+  });
+  std::vector<double> each(segments);
+  const int64_t size[1] = {2};
+  Tensor out = torch::stable::empty({size, size_t{1}}, ScalarType::Double);
+  auto* to = static_cast<double*>(out.mutable_data_ptr());
+  for (int64_t which = 0; which < 2; ++which) {
+    for (int64_t i = 0; i < segments; ++i) each[i] = sums[2 * i + which];
+    to[which] = segments ? tree(each.data(), segments) : 0.0;
+  }
+  to[0] *= 0.5;
+  return out;
 }
 
 #if defined(FE_HAVE_CUDA)
@@ -312,12 +351,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
 #define FE_OPTIMIZER(Name, name) m.def(#name "_" FE_STEP_ARGUMENTS);
 #include "formulas/optimizers.def"
   m.def("check_steps(Tensor table) -> ()");
+  m.def(
+      "variational_kl(Tensor mean, Tensor spread, float ess, float weight_decay, float temperature, bool deviations) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
 #define FE_OPTIMIZER(Name, name) m.impl(#name "_", TORCH_BOX(&step_cpu<Name>));
 #include "formulas/optimizers.def"
   m.impl("check_steps", TORCH_BOX(&check_steps_cpu));
+  m.impl("variational_kl", TORCH_BOX(&variational_kl_cpu));
 }
 
 #if defined(FE_HAVE_CUDA)

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["DTYPES", "FLAGS", "NOISES", "NO_NOISE", "OPERATIONS"]
 
 # Each an operator of this name and a `_`, in files of this name.
-OPERATIONS = ("langevin_adam", "sgld")
+OPERATIONS = ("langevin_adam", "sgld", "variational_accumulate", "variational_adam", "variational_draw")
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")  # in the order of their codes
 

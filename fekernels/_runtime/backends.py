@@ -34,6 +34,7 @@ KERNELS = {
     "philox_uniform": "random",
     "philox_normal": "random",
     **{f"{name}_": f"optimizers.{name}" for name in OPERATIONS},
+    "variational_kl": "optimizers.variational_kl",
     "free_energy": "free_energy.free_energy",
     "reparameterize": "free_energy.reparameterize",
     "reparameterize_backward": "free_energy.reparameterize",
@@ -43,8 +44,9 @@ KERNELS = {
     "sq_dist_rank": "stein.sq_dist_rank",
 }
 
-# These have no CUDA C++ kernel: Triton's tensor-core products are what one would be written for.
+# These have no CUDA C++ kernel: Triton's tensor-core products are what one would be written for, and a KL is no loop's.
 WITHOUT_CUDA = (
+    "variational_kl",
     "svgd_direction",
     "svgd_direction_backward",
     "kernel_stein_discrepancy",

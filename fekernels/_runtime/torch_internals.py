@@ -26,6 +26,7 @@ __all__ = [
     "AnyNorm",
     "apply_directly",
     "argument_names",
+    "copy_all",
     "differentiates_forward",
     "dispatch_modes",
     "is_legacy_batched",
@@ -55,6 +56,8 @@ is_of_transform: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wra
 is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 # Whether autograd left a tensor of zeros without memory; its data_ptr(), 0, says that of freed storage too.
 is_unwritten_zeros: Callable[[Tensor], bool] = Tensor._is_zerotensor
+# Many copies in one call; torch has no public name for any of its operators over lists.
+copy_all: Callable[[list[Tensor], list[Tensor]], None] = torch._foreach_copy_
 # Gamma(shape, 1) from a generator, which torch.distributions.Gamma does not take.
 standard_gamma: Callable[..., Tensor] = torch._standard_gamma
 

@@ -11,6 +11,7 @@ from fekernels.optim.temperature import (
     TemperatureScheduler,
 )
 from fekernels.optim.unified import UnifiedOptimizer
+from fekernels.optim.variational_adam import VariationalAdam, WeightGaussian
 from fekernels.posterior.samples import PosteriorSamples
 
 __all__ = [
@@ -24,4 +25,6 @@ __all__ = [
     "PosteriorSamples",
     "TemperatureScheduler",
     "UnifiedOptimizer",
+    "VariationalAdam",
+    "WeightGaussian",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "check_group",
     "check_groups",
     "check_state",
+    "loaded_draws",
     "loaded_step",
     "loaded_unit",
     "momentum_unit",
@@ -25,7 +26,10 @@ __all__ = [
 
 # A float32 step counter ends at 2^24: from it on adding 1 changes nothing, and the noise would repeat.
 LAST_FLOAT32_STEP = 1 << 24
-LIKE_THE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "anchor")
+LIKE_THE_PARAMETER = (
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "anchor",
+    "mean", "hessian", "deviation", "scale", "scale_exp_avg", "scale_exp_avg_sq",
+)  # fmt: skip
 
 
 def _kind(value: object) -> str:
@@ -94,6 +98,8 @@ def check_state(function: str, where: str, param: Tensor, state: Any, required: 
         loaded_step(function, where, state["step"])
     if "noise_unit" in state:
         loaded_unit(function, where, state["noise_unit"])
+    if "draws" in state:
+        loaded_draws(function, where, state["draws"])
     for key in LIKE_THE_PARAMETER:
         if key in state and not (key == "anchor" and state[key] is None):
             _check_tensor(function, f"{key} of {where}", param, state[key])
@@ -132,3 +138,15 @@ def loaded_step(function: str, where: str, step: Any) -> Tensor:
 
 def loaded_unit(function: str, where: str, unit: Any) -> float:
     return number(function, f"noise_unit of {where}", _one_number(function, f"noise_unit of {where}", unit))
+
+
+def loaded_draws(function: str, where: str, draws: Any) -> Tensor:
+    """How many draws were made in training contexts and in others: float64 [2], on the CPU."""
+    if not isinstance(draws, Tensor) or draws.is_meta or draws.numel() != 2:
+        came = tuple(draws.shape) if isinstance(draws, Tensor) else _kind(draws)
+        raise ValueError(f"{function}: draws of {where} must be a tensor of two numbers; got {came}")
+    last = (1 << 32) - 1
+    counts = [number(function, f"draws of {where}", value) for value in draws.tolist()]
+    if any(count > last or count != math.floor(count) for count in counts):
+        raise ValueError(f"{function}: draws of {where} must be whole numbers in [0, {last}]; got {counts}")
+    return torch.tensor(counts, dtype=torch.float64)

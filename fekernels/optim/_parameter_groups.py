@@ -39,6 +39,7 @@ class ParameterGroups(Optimizer):
     """An optimizer without its step: parameter groups, seeds and streams, anchors and checkpoints."""
 
     _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
+    _numbers: tuple[str, ...] = ("weight_decay", "prior_precision")  # those that are finite and not negative
     _anchors: Anchors
     _drawn_seed: int | None  # until ranks have agreed on one
     _states: tuple[str, ...] = ("step",)  # that a parameter has from its first step on
@@ -116,8 +117,8 @@ class ParameterGroups(Optimizer):
         """Raise where a group value is of a wrong type or out of its range; what only looks different is put right."""
         self._check_number(group, "lr", tensor=True)
         self._check_number(group, "temperature", tensor=True)
-        self._check_number(group, "weight_decay")
-        self._check_number(group, "prior_precision")
+        for key in self._numbers:
+            self._check_number(group, key)
         for key in self._switches:
             value = group[key]
             if value is not False and value is not True:  # 0 and 1 as torch.optim.Adam takes them
@@ -348,7 +349,7 @@ class ParameterGroups(Optimizer):
         state["step"] = loaded_step(self._name, "a parameter", saved["step"]).to(param.device)
         for key, value in saved.items():
             if (
-                key in ("step", "noise_unit", "anchor")
+                key in ("step", "noise_unit", "anchor", "draws")
                 or not isinstance(value, Tensor)
                 or not value.is_floating_point()
             ):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fekernels._runtime.torch_internals import local_shape_and_offset
 
-__all__ = ["is_sharded", "local_tensor", "shard_geometry"]
+__all__ = ["is_sharded", "local_tensor", "shard_geometry", "sum_over_shards"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -19,6 +19,19 @@ def is_sharded(tensor: Tensor) -> bool:
 def local_tensor(tensor: Tensor) -> Tensor:
     """The part of a DTensor that lives here; any other tensor as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def sum_over_shards(value: Tensor, param: Tensor) -> Tensor:
+    """What the shards of ``param`` make together, of what its local part makes: the same on every rank."""
+    if not is_sharded(param):
+        return value
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard
+
+    for dim, placement in enumerate(param.placements):  # type: ignore[attr-defined]
+        if isinstance(placement, Shard):
+            dist.all_reduce(value, group=param.device_mesh.get_group(dim))  # type: ignore[attr-defined]
+    return value
 
 
 def shard_geometry(function: str, param: Tensor) -> tuple[int, int, int] | None:

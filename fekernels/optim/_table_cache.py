@@ -121,7 +121,8 @@ class TableCache:
         self.dtypes = {param.dtype for param in params}
         self.noise_units = all(row.noise_unit is not None for row in rows)
         self.params = list(params)
-        self.live = [param for param in params if param.grad is not None]
+        grads = self.gradients(params)
+        self.live = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
         self.tables: list[PointerTable] = []
         fitted = [None] if by_rows else [readable(row) for row in rows]
         self.rows = rows if None in fitted else []
@@ -129,7 +130,7 @@ class TableCache:
             return
         given, rows = rows, [row for row in fitted if row is not None]
         self.copies = [new.grad for row, new in zip(given, rows, strict=True) if new is not row]
-        self.missing = [param.grad is None for param in params]
+        self.missing = [grad is None for grad in grads]
         self.sharded = any(map(is_sharded, self.live))
         self.states = states
         self.values = [value for state in states for value in state.values()]
@@ -157,6 +158,10 @@ class TableCache:
                 self.params, self.live, grads, self.states, self.values, self.tensors
             )
 
+    def gradients(self, params: list[Tensor]) -> list[Tensor | None]:
+        """What stands in the rows for the gradients, those that have none left out."""
+        return [param.grad for param in params]
+
     def _ordinary(self) -> bool:
         """Whether the native check sees all: no shards, whose memory is another tensor's, no class's own ``grad``."""
         return not self.sharded and set(map(type, self.params)) <= {Tensor, torch.nn.Parameter}
@@ -174,7 +179,7 @@ class TableCache:
             return True
         if len(params) != len(self.params) or not all(map(is_, params, self.params)):
             return False
-        grads = [param.grad for param in params]
+        grads = self.gradients(params)
         if [grad is None for grad in grads] != self.missing:
             return False
         live, local = [grad for grad in grads if grad is not None], self.live

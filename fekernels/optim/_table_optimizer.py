@@ -197,7 +197,7 @@ class TableOptimizer(ParameterGroups):
         rows = self._rows(group)
         live = [i for i, param in enumerate(group["params"]) if param.grad is not None]
         for i, row in zip(live, rows, strict=True):
-            check_row(self._name, f"params[{i}]", row)
+            check_row(self._name, f"params[{i}]", row, self._operation.names)
         self._anchors.prune(self.param_groups)
         states = [self.state[group["params"][i]] for i in live]
         return TableCache(group, states, rows, by_rows, None if by_rows else host())
@@ -242,7 +242,8 @@ class TableOptimizer(ParameterGroups):
         values["lr"], values["lr_tensor"] = self._scalar(group, "lr")
         values["temperature"], values["temperature_tensor"] = self._scalar(group, "temperature")
         for name in operation.numbers:
-            values[name] = float(group[name])
+            if name in group:
+                values[name] = float(group[name])
         for name in operation.switches:
             values[name] = bool(group[name])
         values.update(self._own_settings(group, moving))

@@ -36,6 +36,38 @@ def check_bits_of_whole(placement, backend, results):
         assert all(bits_equal(got, want) for got, want in zip(gathered[name], wanted, strict=True)), name
 
 
+def check_draws(placement, estimator, results):
+    gathered = results[f"{placement}-{estimator}"]
+    whole = {name: value.requires_grad_() for name, value in worker.parameters().items() if name in gathered}
+    optimizer = worker.draw_through(whole, lambda g, p: g, estimator=estimator)
+    for name, p in whole.items():
+        state = optimizer.state[p]
+        wanted = [p, *(state[key] for key in sorted(state) if key not in ("step", "draws"))]
+        assert len(wanted) == (4 if estimator == "natural" else 8)
+        keys = ["param", *(key for key in sorted(state) if key not in ("step", "draws"))]
+        for key, got, want in zip(keys, gathered[name], wanted, strict=True):
+            assert bits_equal(got, want), f"{placement}, {estimator}: {key} of {name}"
+    torch.testing.assert_close(results[f"{placement}-{estimator}-kl"], optimizer.kl(), rtol=1e-6, atol=0)
+
+
+def check_draws_apart(samples, results):
+    """Each rank's product of its own gradient and noise, averaged; the gradients' own average for the mean."""
+    first, second = results[f"sync-{samples}"]
+    assert bits_equal(first, second)
+    start, std = torch.linspace(-1, 1, 9).double(), 1 / (30 * (1 + 1e-4)) ** 0.5
+    g = product = torch.zeros(9, dtype=torch.float64)
+    for rank in range(worker.WORLD):
+        for draw in range(1, samples + 1):
+            seed = 11 + rank * 0x9E3779B97F4A7C15
+            xi = fe.random.normal(9, seed=seed, stream=0, step=draw, purpose=2).double()
+            slope = (start + std * xi).sinh()
+            g, product = g + slope / worker.WORLD / samples, product + slope * xi / worker.WORLD / samples
+    h_hat = product / std
+    h = 1 + 0.1 * (h_hat - 1) + 0.005 * (h_hat - 1) ** 2 / (1 + 1e-4)
+    mean = start - 0.05 * (1 + 1e-4) * (g + 1e-4 * start) / (h + 1e-4)
+    torch.testing.assert_close(first.double(), torch.stack([mean, h]), rtol=1e-5, atol=1e-6)
+
+
 def check_seeds(results):
     drawn = results["rank 0's"]
     for name in ("ddp", "ddp, hot later", "fsdp"):
@@ -57,6 +89,10 @@ def test_two_processes_are_one(tmp_path):
     for placement in ("shard0", "shard1", "replicate"):
         for backend in ("auto", "reference"):
             check_bits_of_whole(placement, backend, results)
+        for estimator in ("natural", "reparam"):
+            check_draws(placement, estimator, results)
+    for samples in (1, 2):
+        check_draws_apart(samples, results)
 
 
 @pytest.fixture

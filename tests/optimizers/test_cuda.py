@@ -12,7 +12,17 @@ import torch
 
 from tests.support.cuda_on_cpu import INVALID_VALUE, SUCCESS, Kernels
 from tests.support.optimizer_rows import OPERATIONS, call, make_row, settings_of, tables_of
-from tests.support.optimizers import BF16, F16, F32, F64, GPU_DTYPES, Case, Options
+from tests.support.optimizers import (
+    BF16,
+    F16,
+    F32,
+    F64,
+    GPU_DTYPES,
+    VARIATIONAL,
+    VARIATIONAL_DTYPES,
+    Case,
+    Options,
+)
 from tests.support.tensors import Frozen, bits_equal
 
 CASES = [
@@ -45,11 +55,11 @@ def test_launches_can_be_replayed_in_any_order_of_threads_and_blocks(in_both_ord
         assert table.scratch.item() == 0
         call(op, expected, options, "cpp")
     for row, want in zip(rows, expected, strict=True):
-        assert row.step.item() == options.t - 1 + REPLAYS
+        assert row.step.item() == options.t - 1 + REPLAYS * (options.steps_after(op) - options.t + 1)
         assert all(bits_equal(tensor, getattr(want, name)) for name, tensor in row.tensors().items())
 
 
-@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("op", [op for op in OPERATIONS if op != "variational_draw_"])
 def test_found_inf_skips_everything_in_any_order(in_both_orders, op):
     options = Options(noise_unit=0.5, found_inf=1.0)
     rows = [make_row(case, options) for case in CASES[:2]]
@@ -64,6 +74,11 @@ def test_there_are_kernels_for_the_dtypes_that_a_table_on_a_gpu_may_have(cuda_st
     found = {(p, s) for p, s in product(every, every) if cuda_steps.supports("langevin_adam", p, p, s)}
     assert found == set(GPU_DTYPES)
     assert all(cuda_steps.supports("sgld", dtype, dtype) for dtype in every)
+    for op in VARIATIONAL:
+        found = {
+            (p, s) for p, s in product(every, every) if cuda_steps.supports(op.removesuffix("_"), p, p, s)
+        }
+        assert found == set(VARIATIONAL_DTYPES)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tests.support.tensors import UNIT
 NAMES = ("reference", "cpp", "triton", "cuda")
 OPS = {
     *("philox_bits", "philox_uniform", "philox_normal", "langevin_adam_", "sgld_"),
+    *("variational_draw_", "variational_accumulate_", "variational_adam_", "variational_kl"),
     *("free_energy", "reparameterize", "reparameterize_backward"),
     *("svgd_direction", "svgd_direction_backward", "kernel_stein_discrepancy", "sq_dist_rank"),
 }

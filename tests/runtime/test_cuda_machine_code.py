@@ -15,7 +15,7 @@ import pytest
 from fekernels._runtime import build
 from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu import CSRC
-from tests.support.optimizers import GPU_DTYPES
+from tests.support.optimizers import GPU_DTYPES, VARIATIONAL_DTYPES
 
 pytestmark = pytest.mark.slow
 
@@ -102,8 +102,12 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MachineC
 
 
 def test_no_kernel_spills(machine_code):
-    # Langevin-Adam, SGLD, random; free energy: the fast kernels, those for everything, and the others; scale, z.
-    assert len(machine_code) == len(GPU_DTYPES) + 4 + 3 + len(PLAIN_TERMS) + 7 + 4 + 3 + 3 + 1 + 2
+    # Langevin-Adam, SGLD, random; of the variational ones a draw, two sums and two steps; free energy: the fast kernels,
+    # those for everything, and the others; scale, z.
+    assert (
+        len(machine_code)
+        == len(GPU_DTYPES) + 4 + 3 + 5 * len(VARIATIONAL_DTYPES) + len(PLAIN_TERMS) + 7 + 4 + 3 + 3 + 1 + 2
+    )
     for kernel, code in machine_code.items():
         assert (code.stack, code.spilled) == (0, 0), kernel
         assert ".local" not in code.ptx, kernel

@@ -58,6 +58,31 @@ def step_through(params: dict[str, Tensor], distribute: Any, **switches: Any) ->
     return optimizer
 
 
+def draw_through(params: dict[str, Tensor], distribute: Any, **switches: Any) -> fe.VariationalAdam:
+    """``step_through`` of a Gaussian over the weights, by one draw and by two."""
+    switches = dict(lr=0.05, ess=30.0, betas=(0.8, 0.9), seed=11) | switches
+    optimizer = fe.VariationalAdam(list(params.items()), **switches)
+    for i in range(STEPS):
+        for sample in range(1 + i % 2):
+            with optimizer.sampled_params(train=True):
+                for p in params.values():
+                    p.grad = distribute(gradient(tuple(p.shape), i + sample), p)
+        optimizer.step()
+    return optimizer
+
+
+def draw_apart(samples: int) -> fe.VariationalAdam:
+    """Replicas with draws of their own, each with its own gradient there."""
+    param = nn.Parameter(torch.linspace(-1, 1, 9))
+    optimizer = fe.VariationalAdam([param], 0.05, 30.0, betas=(0.8, 0.9), seed=11, sync=True)
+    for _ in range(samples):
+        with optimizer.sampled_params(train=True):
+            optimizer.zero_grad()
+            param.cosh().sum().backward()
+    optimizer.step()
+    return optimizer
+
+
 def drifts(rank: int, mesh: Any) -> dict[str, Any]:
     """Optimizers that draw their own seed, on ranks that are seeded apart: do the replicas stay one?"""
     from torch.distributed.fsdp import fully_shard
@@ -166,4 +191,28 @@ def run(rank: int) -> dict[str, Any]:
                 tensors = [p, state["exp_avg"], state["exp_avg_sq"]]
                 gathered[key] = [t.full_tensor().detach() for t in tensors]
             results[f"{name}-{backend}"] = copy.deepcopy(gathered)
+        for estimator in ("natural", "reparam"):
+            params = {
+                key: nn.Parameter(distribute_tensor(value.clone(), mesh, [placement]))
+                for key, value in parameters().items()
+                if key in chosen
+            }
+            drawn = draw_through(params, distribute, estimator=estimator)
+            results[f"{name}-{estimator}"] = copy.deepcopy(
+                {key: [p.full_tensor().detach(), *whole_states(drawn.state[p])] for key, p in params.items()}
+            )
+            results[f"{name}-{estimator}-kl"] = drawn.kl()
+
+    for samples in (1, 2):
+        optimizer = draw_apart(samples)
+        (p,) = optimizer.param_groups[0]["params"]
+        mine = torch.stack([p.detach(), optimizer.state[p]["hessian"]])
+        both = [torch.empty_like(mine) for _ in range(WORLD)]
+        dist.all_gather(both, mine)
+        results[f"sync-{samples}"] = both
     return results
+
+
+def whole_states(state: dict[str, Any]) -> list[Tensor]:
+    """Those of the parameter's shape, by their names."""
+    return [state[key].full_tensor() for key in sorted(state) if key not in ("step", "draws")]

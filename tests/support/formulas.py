@@ -15,6 +15,10 @@ from tests.support.optimizers import Options, noise_unit
 
 def langevin_noise(row: Row, options: Options) -> Tensor:
     """xi as the contract names it: purpose 0, the stream, the step after its increment; of a shard its part."""
+    return noise(row, options.seed, options.t, 0)
+
+
+def noise(row: Row, seed: int, counter: int, purpose: int) -> Tensor:
     shape = row.param.shape
     offset, run, pitch = row.shard or (0, max(shape.numel(), 1), max(shape.numel(), 1))
     i = torch.arange(shape.numel())
@@ -22,7 +26,7 @@ def langevin_noise(row: Row, options: Options) -> Tensor:
     count = int(index.max()) + 1 if len(index) else 0
     with fe.use_backend("reference"):
         drawn = fe.random.normal(
-            count, seed=options.seed, stream=row.stream, step=options.t, offset=offset, purpose=0
+            count, seed=seed, stream=row.stream, step=counter, offset=offset, purpose=purpose
         )
     return drawn[index].view(shape)
 
@@ -118,4 +122,61 @@ def assert_close_to_formula(
     )
 
 
-FORMULAS = {"langevin_adam_": langevin_adam_formula, "sgld_": sgld_formula}
+def variational_draw_formula(
+    row: Row, options: Options, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """theta = mean + xi s, in ``dtype``; the mean is what rounds to the parameter, or that itself."""
+    o, param, mean = options, row.param.cpu(), row.exp_avg.cpu()
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[param.element_size()]
+    known = mean.to(param.dtype).view(bits) == param.view(bits)
+    mean = (
+        torch.where(known, mean.to(dtype), param.to(dtype)) if param.element_size() == 2 else param.to(dtype)
+    )
+    spread = row.exp_avg_sq.cpu().to(dtype)
+    deviation = spread if o.deviations else (o.temperature / o.ess / (spread + o.prior_decay)).sqrt()
+    xi = noise(row, o.seed, o.t, 2).to(dtype)
+    return {"param": mean + deviation * xi if o.temperature > 0 else mean, "exp_avg": mean}
+
+
+def variational_accumulate_formula(
+    row: Row, options: Options, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """The sums of g and g xi, in ``dtype``."""
+    assert row.noise_unit is not None
+    g, total, product = (getattr(row, name).cpu().to(dtype) for name in ("grad", "exp_avg", "exp_avg_sq"))
+    xi = noise(row, options.seed, int(row.noise_unit), 2).to(dtype)
+    if options.samples == 0:
+        total, product = torch.zeros_like(total), torch.zeros_like(product)
+    return {"exp_avg": total + g, "exp_avg_sq": product + g * xi}
+
+
+def variational_adam_formula(
+    row: Row, options: Options, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """MATH: IVON's rule at a temperature, line by line in ``dtype``."""
+    o, delta, ess = options, options.prior_decay, options.ess
+    rounded = row.param.element_size() == 2 and not o.samples
+    names = ("max_exp_avg_sq" if rounded else "param", "grad", "exp_avg", "exp_avg_sq", "anchor")
+    mean, g, gm, h, product = (getattr(row, name).cpu().to(dtype) for name in names)
+    scale = (o.grad_scale or 1.0) * (o.samples or 1.0)
+    g = g / scale
+    gm = o.beta1 * gm + (1 - o.beta1) * g
+    if o.temperature > 0:
+        assert row.noise_unit is not None
+        product = product / scale if o.samples else g * noise(row, o.seed, int(row.noise_unit), 2).to(dtype)
+        s = (o.temperature / (ess * (h + delta))).sqrt()
+        h_hat = product / s
+        h = o.beta2 * h + (1 - o.beta2) * h_hat + 0.5 * (1 - o.beta2) ** 2 * (h - h_hat) ** 2 / (h + delta)
+    move = (gm / (1 - o.beta1**o.t) + delta * mean) / (h + delta)
+    mean = mean - o.lr * o.lr_scale * move.clamp(-o.clip_radius, o.clip_radius)
+    outputs = {"param": mean, "exp_avg": gm, "exp_avg_sq": h}
+    return outputs | ({"max_exp_avg_sq": mean} if rounded else {})
+
+
+FORMULAS = {
+    "langevin_adam_": langevin_adam_formula,
+    "sgld_": sgld_formula,
+    "variational_draw_": variational_draw_formula,
+    "variational_accumulate_": variational_accumulate_formula,
+    "variational_adam_": variational_adam_formula,
+}

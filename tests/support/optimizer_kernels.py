@@ -74,7 +74,7 @@ def assert_is_the_formula(step: Step, before: Row, after: Row) -> None:
             value = torch.maximum(value, after.exp_avg_sq.double())
         stochastic = step.options.stochastic_rounding
         assert_close_to_formula(getattr(after, name), value, eager[name], f"{step}: {name}", stochastic)
-    assert after.step.item() == step.options.t
+    assert after.step.item() == step.options.steps_after(step.op)
 
 
 def assert_steps(kernel: StepKernel, step: Step, after: Row | None = None) -> None:

@@ -6,6 +6,7 @@ the checks of a GPU. Nothing here is a fixture: `python -m benchmarks.gpu_check`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -14,12 +15,23 @@ import torch
 
 from fekernels._catalogue import optimizers
 from fekernels._runtime import pointer_table
-from fekernels.ops.optimizers import langevin_adam, sgld
+from fekernels.ops.optimizers import (
+    langevin_adam,
+    sgld,
+    variational_accumulate,
+    variational_adam,
+    variational_draw,
+)
 from tests.support.pairwise import pairwise
 
 SEED = 0x1234_5678_9ABC_DEF0
 NOISES = tuple(optimizers.NOISES)
-OPERATIONS = {op.OPERATION.name: op.OPERATION for op in (langevin_adam, sgld)}
+LANGEVIN = ("langevin_adam_", "sgld_")
+OPERATIONS = {
+    op.OPERATION.name: op.OPERATION
+    for op in (langevin_adam, sgld, variational_draw, variational_accumulate, variational_adam)
+}
+VARIATIONAL = tuple(name for name in OPERATIONS if name not in LANGEVIN)
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
@@ -92,6 +104,15 @@ GPU_DTYPES = [(param, state) for param, states in pointer_table.GPU_STATES.items
 ROUNDED_DTYPES = [(*pair, False) for pair in GPU_DTYPES] + [(*p, True) for p in GPU_DTYPES if BF16 in p]
 
 
+# Of the variational operations: a 16-bit parameter is the rounding of a mean in float32.
+VARIATIONAL_DTYPES = [(F32, F32), (F64, F64), (BF16, F32), (F16, F32)]
+
+
+def state_dtype(op: str, param: torch.dtype) -> torch.dtype:
+    """One that every backend has with this parameter."""
+    return dict(VARIATIONAL_DTYPES)[param] if op in VARIATIONAL else param
+
+
 # Options.
 
 
@@ -124,6 +145,17 @@ class Options:
     noise_unit: float = 0.0  # of the last step that moved, see noise_unit()
     grad_scale: float | None = None
     found_inf: float | None = None
+    # Of the variational operations alone. Their weight_decay must keep h + weight_decay above 0 where h is 0.
+    prior_decay: float = 0.3
+    ess: float = 40.0
+    deviations: float = 0.0
+    clip_radius: float = math.inf
+    lr_scale: float = 1.3
+    samples: float = 0.0
+
+    def steps_after(self, op: str) -> int:
+        """What the row's step is then, from t - 1 on."""
+        return self.t - (op == "variational_accumulate_")
 
     def __str__(self) -> str:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -202,6 +234,8 @@ class Step:
     @property
     def on_gpus(self) -> bool:
         """Whether GPUs have a kernel for these dtypes; SGLD has no states."""
+        if self.op in VARIATIONAL:
+            return self.dtypes.grad == self.dtypes.param and self.dtypes[::2] in VARIATIONAL_DTYPES
         state = self.dtypes.state if self.op == "langevin_adam_" else self.dtypes.param
         return self.dtypes.grad == self.dtypes.param and (self.dtypes.param, state) in GPU_DTYPES
 
@@ -225,6 +259,59 @@ VARIANTS: dict[str, list[Any]] = {
         prior=[prior for prior in PRIOR if "bounds" not in prior], decay=("none", "coupled"), t=(9, 1000), **_SHARED,
     ),
 }  # fmt: skip
+# Those of a variational operation: options by name, dtypes of parameter and states.
+DRAWS = {
+    "curvature": {},
+    "deviations": dict(deviations=1.0),
+    "cold": dict(temperature=0.0),
+    "no decay of its own": dict(prior_decay=0.0625, ess=3.0),
+}
+SUMS = {"first": {}, "further": dict(samples=1.0)}
+VARIATIONAL_STEPS = {
+    "one draw": {},
+    "clipped": dict(clip_radius=0.2),
+    "scaled": dict(grad_scale=512.0),
+    "cold": dict(temperature=0.0),
+    "sums": dict(samples=3.0),
+    "cold sums, scaled": dict(samples=2.0, temperature=0.0, grad_scale=512.0),
+    "late": dict(t=1000, beta1=0.99),
+    "betas are 0": dict(beta1=0.0, beta2=0.0, t=1),
+    "lr is 0": dict(lr=0.0),
+}
+OPTIONS = {
+    "variational_draw_": DRAWS,
+    "variational_accumulate_": SUMS,
+    "variational_adam_": VARIATIONAL_STEPS,
+}
+
+
+def variational_step(
+    op: str, case: Case, dtypes: Dtypes, options: str, step_dtype: torch.dtype = F32
+) -> Step:
+    # The draw's number is no product of anything.
+    return Step(op, case, dtypes, Options(**{"noise_unit": 37.0, **OPTIONS[op][options]}), step_dtype)
+
+
+def _sums_of_16_bits(op: str, param: torch.dtype, options: str) -> bool:
+    """What there is not: then the mean is stepped in the parameter's place."""
+    return op == "variational_adam_" and param in (BF16, F16) and "sums" in options
+
+
+def _variational_steps() -> Iterator[Step]:
+    for op, options in OPTIONS.items():
+        seen: set[Any] = set()
+        for row in pairwise(
+            case=[*CASES, *LONG_CASES],
+            dtypes=VARIATIONAL_DTYPES,
+            options=list(options),
+            step_dtype=(F32, F64),
+        ):
+            param, state = row.dtypes
+            if _sums_of_16_bits(op, param, row.options):
+                continue
+            step = variational_step(op, row.case, _dtypes(param, state), row.options, row.step_dtype)
+            yield replace(step, repeats=row.case in seen and (row.dtypes, row.options) in seen)
+            seen.update((row.case, (row.dtypes, row.options)))
 
 
 def step_of(op: str, case: Case, variant: Any) -> Step:
@@ -292,7 +379,7 @@ def _gpu_steps() -> Iterator[Step]:
 def _cpu_steps() -> Iterator[Step]:
     """Dtypes that no GPU has kernels for."""
     every = (F32, F64, BF16, F16)
-    for op in OPERATIONS:
+    for op in LANGEVIN:
         for row in pairwise(
             case=(Case((70,)), Case((13, 7), "contiguous", "transposed"), Case((300,), "misaligned")),
             param=every, grad=every, state=every, anchor=every, noise=PLAIN_NOISE, rounding=(False, True),
@@ -306,5 +393,15 @@ def _cpu_steps() -> Iterator[Step]:
             if not step.on_gpus:
                 yield step
 
+    for op in ("variational_accumulate_", "variational_adam_"):
+        for row in pairwise(
+            case=(Case((70,)), Case((13, 7), "contiguous", "transposed")),
+            dtypes=VARIATIONAL_DTYPES, grad=every, options=list(OPTIONS[op]),
+        ):  # fmt: skip
+            param, state = row.dtypes
+            step = variational_step(op, row.case, Dtypes(param, row.grad, state, row.grad), row.options)
+            if not step.on_gpus:
+                yield step
 
-STEPS: list[Step] = [*_gpu_steps(), *_cpu_steps()]
+
+STEPS: list[Step] = [*_gpu_steps(), *_variational_steps(), *_cpu_steps()]

@@ -158,6 +158,8 @@ void run_buffered(const Span& span, int64_t begin, int64_t count, uint32_t loade
     buffers.shift = index % kAlignedIndex;
     buffers.count = kBufferElements - buffers.shift < count ? kBufferElements - buffers.shift : count;
     const int slots = (buffers.shift + buffers.count + kBlock - 1) / kBlock * kBlock;
+    // The others' offsets are the parameter's where their strides are.
+    if (span.layout && !(loaded >> kParam & 1u)) buffers.offsets.of(span.layout, kParam, begin, buffers.count);
     for (int operand = 0; operand < kOperands; ++operand)
       if (loaded >> operand & 1u) buffers.load(span, static_cast<Operand>(operand), begin);
     body(buffers, index - buffers.shift, slots / kBlock);

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -76,8 +77,10 @@ def check_lists(
             )
 
 
-def check_row(function: str, where: str, row: Row) -> None:
+def check_row(function: str, where: str, row: Row, names: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raise where tensors do not fit their parameter: kernels go by addresses and would not notice.
+
+    ``names``: of the operation, as ``StepOperation`` has them.
 
     Raises:
         TypeError: what is no tensor. ValueError: a wrong shape, dtype, device or layout, a parameter or state whose
@@ -86,9 +89,10 @@ def check_row(function: str, where: str, row: Row) -> None:
     param, step, unit = row.param, row.step, row.noise_unit
     states = {"exp_avg": row.exp_avg, "exp_avg_sq": row.exp_avg_sq, "max_exp_avg_sq": row.max_exp_avg_sq}
     operands = {"param": param, "grad": row.grad, **states, "anchor": row.anchor}
-    for name, tensor in {**operands, "step": step, "noise_unit": unit}.items():
-        if tensor is None and name not in ("param", "grad", "step"):
+    for key, tensor in {**operands, "step": step, "noise_unit": unit}.items():
+        if tensor is None and key not in ("param", "grad", "step"):
             continue
+        name = names.get(key, key)
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{function}: {name} of {where} must be a tensor; got {type(tensor).__name__}")
         if tensor.layout is not torch.strided:
@@ -97,16 +101,17 @@ def check_row(function: str, where: str, row: Row) -> None:
             raise ValueError(
                 f"{function}: {name} of {where} must be on {param.device} like its parameter; got {tensor.device}"
             )
-        if name not in operands:
+        if key not in operands:
             continue
         check_like(function, f"{name} of {where}", tensor, param, ValueError)
-        _check_values(function, name, where, tensor)
+        _check_values(function, name, where, tensor, written=key not in ("grad", "anchor"))
     if step.numel() != 1 or step.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"{function}: step of {where} must be one float32 or float64; got {step.dtype} of shape {tuple(step.shape)}"
+            f"{function}: {names.get('step', 'step')} of {where} must be one float32 or float64; got {step.dtype} of "
+            f"shape {tuple(step.shape)}"
         )
     if unit is not None:
-        check_unit(function, where, unit)
+        check_unit(function, where, unit, names.get("noise_unit", "noise_unit"))
     dtypes = {str(tensor.dtype) for tensor in states.values() if tensor is not None}
     if len(dtypes) > 1:
         raise ValueError(
@@ -114,24 +119,24 @@ def check_row(function: str, where: str, row: Row) -> None:
         )
 
 
-def check_unit(function: str, where: str, unit: Tensor) -> None:
+def check_unit(function: str, where: str, unit: Tensor, name: str = "noise_unit") -> None:
     """ValueError for what is not one float64, finite and not negative; a GPU's value is not read."""
     if unit.numel() != 1 or unit.dtype != torch.float64:
         raise ValueError(
-            f"{function}: noise_unit of {where} must be one float64; got {unit.dtype} of shape {tuple(unit.shape)}"
+            f"{function}: {name} of {where} must be one float64; got {unit.dtype} of shape {tuple(unit.shape)}"
         )
     if unit.device.type == "cpu" and has_plain_memory(unit):
-        number(function, f"noise_unit of {where}", unit.item())
+        number(function, f"{name} of {where}", unit.item())
 
 
-def _check_values(function: str, name: str, where: str, tensor: Tensor) -> None:
+def _check_values(function: str, name: str, where: str, tensor: Tensor, written: bool) -> None:
     if tensor.is_meta:
         raise ValueError(f"{function}: {name} of {where} must hold values; got a tensor on the meta device")
     if not has_plain_memory(tensor):
         if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and not is_unwritten_zeros(tensor):
             _check_storage(function, name, where, tensor)
         return
-    if name not in ("grad", "anchor") and not tensor.is_contiguous() and overlaps_itself(tensor):
+    if written and not tensor.is_contiguous() and overlaps_itself(tensor):
         raise SharedElements(
             f"{function}: {name} of {where} must have memory of its own for every element; got strides "
             f"{tensor.stride()} for shape {tuple(tensor.shape)} (clone it)"
@@ -161,10 +166,10 @@ def readable(row: Row) -> Row | None:
     return replace(row, grad=grad, anchor=anchor)
 
 
-def readable_rows(function: str, rows: Sequence[Row]) -> list[Row | None]:
+def readable_rows(function: str, rows: Sequence[Row], names: Mapping[str, str]) -> list[Row | None]:
     """``readable`` of each row; all are checked before any of them moves."""
     for i, row in enumerate(rows):
-        check_row(function, f"params[{i}]", row)
+        check_row(function, f"params[{i}]", row, names)
         if row.param.device != rows[0].param.device:
             raise ValueError(
                 f"{function}: params must be on one device; got {rows[0].param.device} and {row.param.device}"

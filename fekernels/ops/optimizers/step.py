@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,6 @@ __all__ = ["StepOperation", "StepSettings"]
 # The numbers at the head of every operation's row, before the flags: struct StepSettings in csrc/formulas/step.h.
 HEAD = ("lr", "temperature", "weight_decay", "prior_precision")
 OPTIONAL = ("max_exp_avg_sq", "noise_unit", "anchor")  # tensors of a row whose list may be empty
-ONLY_READ = ("grad", "anchor")
 SCHEMA_TYPES = {"float": "float", "bool": "bool", "int": "int", "str": "str", "Tensor | None": "Tensor?"}
 
 
@@ -99,6 +99,8 @@ class StepOperation:
         name: of the operator, and of its function in every backend.
         settings: its dataclass.
         tensors: the fields of a ``Row`` that it takes, in the operator's order.
+        names: what of these is another thing to this operation, by the name that users know it by.
+        only_read: those of the tensors that it does not write.
 
     Attributes:
         switches: the names of the settings that are bools.
@@ -107,8 +109,15 @@ class StepOperation:
         late: those that follow it, with their values where a call leaves them out.
     """
 
-    def __init__(self, name: str, settings: type[StepSettings], tensors: tuple[str, ...]) -> None:
-        self.name, self.settings, self.tensors = name, settings, tensors
+    def __init__(
+        self,
+        name: str,
+        settings: type[StepSettings],
+        tensors: tuple[str, ...],
+        names: Mapping[str, str] = MappingProxyType({}),
+        only_read: tuple[str, ...] = ("grad", "anchor"),
+    ) -> None:
+        self.name, self.settings, self.tensors, self.names = name, settings, tensors, names
         given = fields(settings)  # type: ignore[arg-type]  # every operation's own is a dataclass
         kinds = {field.name: str(field.type) for field in given}
         self.switches = tuple(key for key, kind in kinds.items() if kind == "bool")
@@ -118,12 +127,13 @@ class StepOperation:
         )
         self.late = {field.name: field.default for field in given if field.default is not MISSING}
         self.arguments = tuple(key for key in kinds if key not in self.late)
-        self.lists = (*(f"{key}s" for key in tensors), "streams", "shards")
+        self._lists = {key: f"{names.get(key, key)}s" for key in tensors}
+        self.lists = (*self._lists.values(), "streams", "shards")
         self._order = (*self.lists, *self.arguments, "backend", *self.late)
         letters = iter("abcdefghijkl")
         written = [
-            f"Tensor[] {key}s" if key in ONLY_READ else f"Tensor({next(letters)}!)[] {key}s"
-            for key in tensors
+            f"Tensor[] {listed}" if key in only_read else f"Tensor({next(letters)}!)[] {listed}"
+            for key, listed in self._lists.items()
         ]
         early = [f"{SCHEMA_TYPES[kinds[key]]} {key}" for key in self.arguments]
         late = [f"{SCHEMA_TYPES[kinds[key]]} {key}={value}" for key, value in self.late.items()]
@@ -143,12 +153,12 @@ class StepOperation:
             return
         settings = self.settings(**{key: given[key] for key in (*self.arguments, *self.late)})
         settings.check(self.name, given)
-        tensors = {key: given[f"{key}s"] for key in self.tensors}
+        tensors = {key: given[listed] for key, listed in self._lists.items()}
         check_lists(
             self.name,
             params,
-            {f"{key}s": tensors[key] for key in self.tensors if key not in OPTIONAL},
-            {f"{key}s": tensors[key] for key in self.tensors if key in OPTIONAL},
+            {listed: given[listed] for key, listed in self._lists.items() if key not in OPTIONAL},
+            {listed: given[listed] for key, listed in self._lists.items() if key in OPTIONAL},
             given["streams"],
             given["shards"],
         )
@@ -158,13 +168,13 @@ class StepOperation:
             )
         rows = [
             Row(
-                **{key: values[i] for key, values in tensors.items() if values},
+                **{"grad": params[i], **{key: values[i] for key, values in tensors.items() if values}},
                 stream=given["streams"][i],
                 shard=shard_of(given["shards"], i),
             )
             for i in range(len(params))
         ]
-        fitted = readable_rows(self.name, rows)
+        fitted = readable_rows(self.name, rows, self.names)
         device = params[0].device
         check_scalars(
             self.name, device, lr_tensor=settings.lr_tensor, temperature_tensor=settings.temperature_tensor,

@@ -49,12 +49,12 @@ def _draw(draw, index: Tensor, numel: int, contiguous: bool, *key: int) -> Tenso
     return draw(int(index[-1]) - first + 1, *key[:3], first, key[3], index.device)[index - first]
 
 
-def noise_like(row: Row, seed: int, t: int) -> Tensor:
+def noise_like(row: Row, seed: int, t: int, purpose: int = LANGEVIN_NOISE) -> Tensor:
     """The float32 normals of one parameter shaped like it."""
     numel, shard = row.param.numel(), row.shard
     index = global_index(numel, shard or (0, max(numel, 1), max(numel, 1)), row.param.device)
     whole = shard is None or shard[1] >= numel
-    return _draw(normals, index, numel, whole, seed, row.stream, t, LANGEVIN_NOISE).view(row.param.shape)
+    return _draw(normals, index, numel, whole, seed, row.stream, t, purpose).view(row.param.shape)
 
 
 def store(row: Row, target: Tensor, value: Tensor, which: str, settings: StepSettings, t: int) -> None:

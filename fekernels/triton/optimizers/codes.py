@@ -53,6 +53,7 @@ MAYBE_QUIET = tl.constexpr(1024)
 
 # Purposes of the noise.
 LANGEVIN_NOISE = tl.constexpr(random.LANGEVIN_NOISE)
+WEIGHT_SAMPLE = tl.constexpr(random.WEIGHT_SAMPLE)
 STOCHASTIC_ROUNDING = tl.constexpr(random.STOCHASTIC_ROUNDING)
 
 VERSION = zlib.crc32(repr([(n, v.value) for n, v in sorted(globals().items()) if n.isupper()]).encode())

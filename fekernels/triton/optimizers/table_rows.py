@@ -200,8 +200,11 @@ def global_index(begin, BLOCK: tl.constexpr, order):
 
 
 @triton.jit
-def normals(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr):
-    """Langevin noise of elements begin .. begin + BLOCK - 1 of a row.
+def normals(
+    begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr,
+    PURPOSE: tl.constexpr = codes.LANGEVIN_NOISE,
+):  # fmt: skip
+    """Normal numbers of elements begin .. begin + BLOCK - 1 of a row.
 
     order = offset, length, pitch, in_order. in_order: consecutive elements are consecutive in the whole parameter and
     `offset` is a multiple of GROUP, so that elements share counter blocks; VECTOR says so at compile time.
@@ -210,12 +213,12 @@ def normals(begin, order, key, BLOCK: tl.constexpr, VECTOR: tl.constexpr, GROUP:
     offset, length, pitch, in_order = order
     seed, t, stream = key
     if VECTOR:
-        return numerics.normals_from(offset + begin, BLOCK, seed, t, stream, codes.LANGEVIN_NOISE, GROUP)
+        return numerics.normals_from(offset + begin, BLOCK, seed, t, stream, PURPOSE, GROUP)
     else:
         if in_order:
-            z = numerics.normals_from(offset + begin, BLOCK, seed, t, stream, codes.LANGEVIN_NOISE, 4)
+            z = numerics.normals_from(offset + begin, BLOCK, seed, t, stream, PURPOSE, 4)
         else:
-            z = numerics.normals_at(global_index(begin, BLOCK, order), seed, t, stream, codes.LANGEVIN_NOISE)
+            z = numerics.normals_at(global_index(begin, BLOCK, order), seed, t, stream, PURPOSE)
         return z
 
 
@@ -295,6 +298,16 @@ def chunk_of(table, chunks, block, GROUP: tl.constexpr):
     stream = tl.load(row + codes.STREAM).to(tl.uint32)
     order = (offset, length, tl.load(row + codes.PITCH), in_order)
     return begin, left, (a0, a1, a2, a3, a4, a5), layout, order, t, stream, vector
+
+
+@triton.jit
+def draw_number(row):
+    """What stands at a row's noise_unit where that counts draws of the weights; 0 where there is none."""
+    at = tl.load(row + codes.NOISE_UNIT)
+    number = tl.full((), 0.0, tl.float64)
+    if at != 0:
+        number = tl.load(at.to(tl.pointer_type(tl.float64)))
+    return number.to(tl.int64).to(tl.uint32)
 
 
 @triton.jit

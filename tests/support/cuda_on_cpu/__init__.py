@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels._catalogue import optimizers
 from fekernels._runtime import build
 from fekernels._runtime.pointer_table import CHUNK, DTYPE_CODES, PointerTable
 from fekernels.ops.optimizers.step import StepSettings
@@ -24,7 +25,7 @@ from tests.support.tensors import clone
 
 HERE = Path(__file__).parent
 CSRC = ROOT / "csrc"
-STEP_SOURCES = ("random", "optimizers/langevin_adam", "optimizers/sgld")
+STEP_SOURCES = ("random", *(f"optimizers/{name}" for name in optimizers.OPERATIONS))
 FREE_ENERGY_SOURCES = tuple(
     f"free_energy/{name}"
     for name in ("counts", "other", "gaussian", "categorical", "free_energy", "reparameterize", "scale")
@@ -94,7 +95,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        for name in ("langevin_adam", "sgld"):
+        for name in optimizers.OPERATIONS:
             supports = getattr(library, f"fe_cuda_{name}_supports")
             supports.argtypes, supports.restype = [ctypes.c_int64], ctypes.c_bool
 

@@ -1,0 +1,41 @@
+// The KL of a weight's Gaussian to its prior N(0, 1 / (ess weight_decay)) on one element.
+#pragma once
+
+#include "core/functions.h"
+
+namespace fe {
+
+struct VariationalKlCoefficients {
+  float root_prior_precision, prior_precision;  // prior_precision: ess weight_decay
+  float weight_decay, heat;                     // heat: (temperature - 1) weight_decay
+  bool deviations;                              // whether `spread` is std itself, not the loss's curvature
+};
+
+}  // namespace fe
+
+namespace fe::inline FE_ISA {
+
+// twice_kl = prior_precision mean^2 + r - 1 - log r and log r, r being the ratio of the variances: r - 1 comes without the
+// subtraction, which near r = 1 leaves no digits.
+template <class F>
+struct VariationalKl {
+  F twice_kl, log_ratio;
+
+  static FE_HD VariationalKl of(F mean, F spread, const VariationalKlCoefficients& c) {
+    using L = Lane<F>;
+    F excess, ratio;
+    if (c.deviations) {
+      const F root = spread * c.root_prior_precision;
+      excess = L::fma(root, root, L::splat(-1.0f));
+      ratio = root * root;
+    } else {
+      const F precision = spread + c.weight_decay;
+      excess = L::divide(c.heat - spread, precision);
+      ratio = L::divide(L::splat(c.weight_decay + c.heat), precision);
+    }
+    const F remainder = log1p_parts<F>(excess, ratio).below(excess);
+    return {L::fma(mean * c.prior_precision, mean, remainder), excess - remainder};
+  }
+};
+
+}  // namespace fe::inline FE_ISA

@@ -1,0 +1,281 @@
+"""Draws of the weights from their mean-field Gaussian: contexts, and the sums over several draws of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fekernels._checks import boolean
+from fekernels._runtime import backends
+from fekernels._runtime.pointer_table import PointerTable, Row
+from fekernels._runtime.ranks import has_ranks
+from fekernels._runtime.torch_internals import copy_all
+from fekernels.ops.optimizers import variational_accumulate, variational_draw
+from fekernels.ops.optimizers.parameter_rows import check_row, group_rows, readable
+from fekernels.ops.optimizers.step import StepOperation, StepSettings
+from fekernels.ops.optimizers.variational_accumulate import VariationalAccumulateSettings
+from fekernels.ops.optimizers.variational_draw import VariationalDrawSettings
+from fekernels.optim._parameter_groups import LAST_SEED
+from fekernels.optim._shards import is_sharded, local_tensor, shard_geometry
+from fekernels.optim._state import zero_state
+from fekernels.optim._table_cache import TableCache
+from fekernels.optim._table_optimizer import TableOptimizer
+
+__all__ = ["WeightDraws"]
+
+# Of the streams of draws outside training: however many are made, those of training stay the same. The hash of a name
+# has 31 bits.
+EVALUATION = 0x80000000
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the ranks' seeds
+
+
+class DrawTable(TableCache):
+    """A group's pointer table for draws, which take no gradient: every parameter is one of its rows."""
+
+    def gradients(self, params: list[Tensor]) -> list[Tensor | None]:
+        return list(params)
+
+
+class WeightDraws(TableOptimizer):
+    """An optimizer of a Gaussian over the weights, without its step."""
+
+    _mc_samples: int
+    _sync: bool
+    _draw_caches: dict[tuple[int, bool], DrawTable]
+    _inside: str  # of which context: "training", "evaluation", or none
+    _drawn: list[list[Tensor | None]] | None  # gradients of the last draw, by group, where they are in no sum
+    _samples: int  # draws whose gradients are in the sums
+    _sums: dict[Tensor, tuple[Tensor, Tensor]]  # of the gradient, and of its product with the draw's normal
+    _summed: set[Tensor]  # the parameters whose sums are of this step
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_mc_samples": self._mc_samples, "_sync": self._sync}
+
+    def _reset_caches(self) -> None:
+        super()._reset_caches()
+        self._draw_caches = {}
+        self._inside = ""
+        self._sums = {}
+        self._forget_draws()
+
+    def _forget_draws(self) -> None:
+        self._drawn, self._samples, self._summed = None, 0, set()
+
+    # Subclasses say what their states hold.
+
+    def _spread(self, state: dict[str, Any]) -> tuple[Tensor, bool]:
+        """What draws take the standard deviation from, and whether it is that itself."""
+        raise NotImplementedError
+
+    def _always_sums(self) -> bool:
+        """Whether each step goes by the sums, also of one draw."""
+        return False
+
+    # Contexts.
+
+    @contextmanager
+    def sampled_params(self, train: bool = False) -> Iterator[None]:
+        """Inside, the parameters are a draw from their Gaussian; outside, its mean, to the bit.
+
+        Args:
+            train: whether ``backward`` inside gives the gradients of the next ``step``, which averages over the
+                training contexts since the last. Other contexts have noise of their own: however often a model is
+                evaluated, training goes on with the same.
+
+        Raises:
+            TypeError: train is no bool. RuntimeError: inside another context.
+        """
+        boolean("sampled_params", "train", train)
+        if self._inside:
+            raise RuntimeError(
+                "sampled_params: must not be entered inside another context, whose draw would be taken for the mean"
+            )
+        with torch.no_grad():
+            if train:
+                self._fold()
+            self._draw(train)
+        self._inside = "training" if train else "evaluation"
+        try:
+            yield
+        finally:
+            self._inside = ""
+            with torch.no_grad():
+                self._restore()
+        if not train:
+            return
+        self._drawn = [[param.grad for param in group["params"]] for group in self.param_groups]
+        if self._samples or self._mc_samples > 1 or self._always_sums():
+            with torch.no_grad():
+                self._fold()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As for every torch optimizer; the gradients of a draw since the last step are summed before."""
+        with torch.no_grad():
+            self._fold()
+        super().zero_grad(set_to_none)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As ``fe.LangevinAdam.load_state_dict``; draws since the last step are forgotten."""
+        if self._inside:
+            raise RuntimeError(f"{self._name}: load_state_dict must be called outside of sampled_params")
+        super().load_state_dict(state_dict)
+
+    def _restore(self) -> None:
+        for group in self.param_groups:
+            params = list(map(local_tensor, group["params"]))
+            means = [local_tensor(self.state[param]["mean"]) for param in group["params"]]
+            copy_all(params, means)
+
+    # Draws.
+
+    def _draw(self, train: bool) -> None:
+        """Every parameter becomes a draw, and its state's ``mean`` what it was."""
+        if self._drawn_seed is not None:
+            self._agree_on_seed()
+        work: list[tuple[DrawTable, VariationalDrawSettings, str]] = []
+        for index, group in enumerate(self.param_groups):
+            self._check_group(group)
+            if not group["params"]:
+                continue
+            if len(group["streams"]) != len(group["params"]):
+                self._add_streams(group)
+            backend = backends.choose(group["params"][0].device.type, group["backend"])
+            by_rows = backends.takes_rows(backend)
+            cache = self._draw_caches.get((index, train))
+            if cache is not None and (by_rows or cache.streams != group["streams"]):
+                cache = None
+            if cache is None or not cache.point_to_gradients(group["params"], self.state, False):
+                self._check_params(group)
+                rows = self._draw_rows(group, train)
+                states = [self.state[param] for param in group["params"]]
+                cache = DrawTable(group, states, rows, by_rows)
+            self._draw_caches[index, train] = cache
+            work.append((cache, self._draw_settings(group), backend))
+        for cache, settings, backend in work:
+            operation = variational_draw.OPERATION
+            if cache.rows:
+                operation.step_rows(cache.rows, settings, backend)
+            elif cache.tables:
+                operation.step_tables(cache.tables, settings, backend)
+            # The kernel wrote through pointers: tell autograd, which checks that what it saved was not overwritten.
+            torch.autograd.graph.increment_version(cache.live)
+
+    def _draw_rows(self, group: dict[str, Any], train: bool) -> list[Row]:
+        rows = []
+        for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
+            state = self._state_of(group, param, i)
+            local, count = local_tensor(param), state["draws"]
+            row = Row(
+                local,
+                local,
+                count[:1] if train else count[1:],
+                stream if train else stream ^ EVALUATION,
+                local_tensor(state["mean"]),
+                local_tensor(self._spread(state)[0]),
+                shard=shard_geometry(self._name, param),
+            )
+            check_row(self._name, f"params[{i}]", row, variational_draw.OPERATION.names)
+            rows.append(row)
+        return rows
+
+    def _draw_settings(self, group: dict[str, Any]) -> VariationalDrawSettings:
+        temperature, tensor = self._scalar(group, "temperature")
+        deviations = self._spread(self.state[group["params"][0]])[1]
+        return VariationalDrawSettings(
+            temperature=temperature,
+            temperature_tensor=tensor,
+            weight_decay=group["weight_decay"],
+            ess=group["ess"],
+            deviations=float(deviations),
+            seed=self._rank_seed(group),
+        )
+
+    def _rank_seed(self, group: dict[str, Any]) -> int:
+        """The seed of this process' draws: every rank its own with ``sync``."""
+        seed: int = group["seed"]
+        if not (self._sync and has_ranks()):
+            return seed
+        mixed = (seed + dist.get_rank() * GOLDEN) % (2 * LAST_SEED)
+        return mixed - 2 * LAST_SEED if mixed >= LAST_SEED else mixed
+
+    # Sums over draws.
+
+    def _fold(self) -> None:
+        """Add the gradients of the last training context to the sums, unless they are in them."""
+        if self._drawn is None:
+            return
+        grads, self._drawn = self._drawn, None
+        work = []
+        for group, group_grads in zip(self.param_groups, grads, strict=True):
+            backend = backends.choose(group["params"][0].device.type, group["backend"])
+            rows = [self._sum_row(group, i, grad) for i, grad in enumerate(group_grads) if grad is not None]
+            live = [
+                param for param, grad in zip(group["params"], group_grads, strict=True) if grad is not None
+            ]
+            for samples in (0, 1):  # the first of a step overwrites what is left of the last
+                mine = [
+                    row for row, p in zip(rows, live, strict=True) if (p in self._summed) == bool(samples)
+                ]
+                settings = VariationalAccumulateSettings(float(samples), self._rank_seed(group), None)
+                work.append((mine, settings, backend))
+        for mine, settings, backend in work:
+            run_rows(variational_accumulate.OPERATION, mine, settings, backend)
+        for group, group_grads in zip(self.param_groups, grads, strict=True):
+            self._summed.update(
+                p for p, grad in zip(group["params"], group_grads, strict=True) if grad is not None
+            )
+        self._samples += 1
+
+    def _sum_row(self, group: dict[str, Any], i: int, grad: Tensor) -> Row:
+        param, state = group["params"][i], self.state[group["params"][i]]
+        local = local_tensor(param)
+        if param not in self._sums:
+            dtype = self._state_dtype(group, param)
+            self._sums[param] = (
+                zero_state(local, dtype, group["backend"]),
+                zero_state(local, dtype, group["backend"]),
+            )
+        total, product = self._sums[param]
+        row = Row(
+            local, local_tensor(grad), state["step"], group["streams"][i], total, product,
+            noise_unit=state["draws"][:1], shard=shard_geometry(self._name, param),
+        )  # fmt: skip
+        check_row(self._name, f"params[{i}]", row, variational_accumulate.OPERATION.names)
+        return row
+
+    def _average_over_ranks(self) -> int:
+        """With ``sync``: the sums become those of all ranks. Returns how many draws they are of."""
+        if not (self._sync and has_ranks()):
+            return self._samples
+        for group in self.param_groups:
+            for param in group["params"]:
+                if is_sharded(param):
+                    raise ValueError(
+                        f"{self._name}: sync=True takes plain parameters, of which every rank has all; got a DTensor"
+                    )
+                if param in self._summed:
+                    for total in self._sums[param]:
+                        dist.all_reduce(total)
+        return self._samples * dist.get_world_size()
+
+
+def run_rows(operation: StepOperation, rows: Sequence[Row], settings: StepSettings, backend: str) -> None:
+    """One call of the operation over rows whose tensors are new at every step, or nearly so."""
+    if not rows:
+        return
+    fitted = [readable(row) for row in rows]
+    if backends.takes_rows(backend) or None in fitted:
+        operation.step_rows(rows, settings, backend)
+        return
+    tables = [PointerTable(part) for part in group_rows([row for row in fitted if row is not None])]
+    operation.step_tables(tables, settings, backend)
+
+
+def each(groups: Sequence[dict[str, Any]], call: Callable[[dict[str, Any], Tensor], Any]) -> list[Any]:
+    """``call(group, parameter)`` of every parameter."""
+    return [call(group, param) for group in groups for param in group["params"]]

@@ -1,0 +1,486 @@
+"""fe.VariationalAdam: contexts, the step by one draw and by several, and what happens around them."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+import fekernels as fe
+from tests.support.optimizers import BF16, F16, F32, F64
+from tests.support.tensors import Frozen, bits_equal
+
+ESTIMATORS = ("natural", "reparam")
+ESS, DELTA = 40.0, 0.05
+
+
+def parameters(dtype: torch.dtype = F32) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((7,), (5, 3), (1,))
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+
+
+def make(params=None, lr=0.1, ess=ESS, **options) -> fe.VariationalAdam:
+    given = dict(weight_decay=DELTA, betas=(0.8, 0.9), seed=11) | options
+    return fe.VariationalAdam(parameters() if params is None else params, lr, ess, **given)
+
+
+def all_of(optimizer: fe.VariationalAdam) -> list[torch.nn.Parameter]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def loss_of(params: list[torch.nn.Parameter]) -> Tensor:
+    """Not a quadratic: what a draw changes is more than its gradient's mean."""
+    return sum(
+        (torch.cosh(0.5 * param.float()).sum() + param.float().sum() for param in params), torch.zeros(())
+    )
+
+
+def train(optimizer: fe.VariationalAdam, steps: int, samples: int = 1) -> None:
+    for _ in range(steps):
+        for _ in range(samples):
+            with optimizer.sampled_params(train=True):
+                optimizer.zero_grad()
+                loss_of(all_of(optimizer)).backward()
+        optimizer.step()
+
+
+def same(a: fe.VariationalAdam, b: fe.VariationalAdam) -> bool:
+    pairs = zip(all_of(a), all_of(b), strict=True)
+    return all(
+        bits_equal(p, q) and all(bits_equal(a.state[p][key], b.state[q][key]) for key in a.state[p])
+        for p, q in pairs
+    )
+
+
+def xi(param: Tensor, stream: int, draw: int, seed: int = 11) -> Tensor:
+    return fe.random.normal(param.shape, seed=seed, stream=stream, step=draw, purpose=2)
+
+
+# Against the papers.
+
+
+def transcribed(
+    params: list[Tensor], steps: int, samples: int, estimator: str, T: float, clip: float = math.inf
+) -> list[Tensor]:
+    """MATH section 3 line by line, in float64; h_hat and gradients are means over the draws."""
+    means = [param.detach().double() for param in params]
+    h = [torch.ones_like(m) for m in means]
+    s = [torch.full_like(m, 1 / math.sqrt(ESS * (1 + DELTA))) for m in means]
+    rho = [torch.log(torch.expm1(each)) for each in s]
+    gm, v, rm, rv = ([torch.zeros_like(m) for m in means] for _ in range(4))
+    draw, (b1, b2) = 0, (0.8, 0.9)
+
+    def adam(x: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int) -> Tensor:
+        m.mul_(b1).add_((1 - b1) * g)
+        v.mul_(b2).add_((1 - b2) * g * g)
+        return x - 0.1 * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + 1e-8)
+
+    for t in range(1, steps + 1):
+        sums = [(torch.zeros_like(m), torch.zeros_like(m)) for m in means]
+        if estimator == "natural":
+            s = [(T / (ESS * (each + DELTA))).sqrt() for each in h]
+        for _ in range(samples):
+            draw += 1
+            noise = [xi(param, i, draw).double() for i, param in enumerate(params)]
+            leaves = [(m + d * x).requires_grad_() for m, d, x in zip(means, s, noise, strict=True)]
+            loss = sum((torch.cosh(0.5 * leaf).sum() + leaf.sum() for leaf in leaves), torch.zeros(()))
+            for (g, p), each, x in zip(sums, torch.autograd.grad(loss, leaves), noise, strict=True):
+                g += each / samples
+                p += each * x / samples
+        for i, (g, p) in enumerate(sums):
+            if estimator == "reparam":
+                means[i] = adam(means[i], g + DELTA * means[i], gm[i], v[i], t)
+                slope = p + DELTA * s[i] - T / (ESS * s[i])
+                rho[i] = adam(rho[i], slope * torch.sigmoid(rho[i]), rm[i], rv[i], t)
+                s[i] = torch.nn.functional.softplus(rho[i])
+                continue
+            gm[i] = b1 * gm[i] + (1 - b1) * g
+            h_hat = p / s[i]
+            h[i] = b2 * h[i] + (1 - b2) * h_hat + (1 - b2) ** 2 * (h[i] - h_hat) ** 2 / (h[i] + DELTA) / 2
+            move = (gm[i] / (1 - b1**t) + DELTA * means[i]) / (h[i] + DELTA)
+            means[i] = means[i] - 0.1 * (1 + DELTA) * move.clamp(-clip, clip)
+    return means
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("T", [1.0, 0.25])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_trajectories_are_those_of_the_papers(estimator, T, samples):
+    optimizer = make(estimator=estimator, temperature=T)
+    expected = transcribed(parameters(), 12, samples, estimator, T)
+    train(optimizer, 12, samples)
+    for param, mean in zip(all_of(optimizer), expected, strict=True):
+        torch.testing.assert_close(param.double(), mean, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("clip_radius", [math.inf, 0.05])
+def test_trajectories_are_those_of_ivon_opt(clip_radius, samples, monkeypatch):
+    ivon = pytest.importorskip("ivon", reason="ivon-opt is not installed")
+    theirs_params = parameters()
+    options = dict(hess_init=0.5, weight_decay=DELTA, mc_samples=samples, clip_radius=clip_radius)
+    theirs = ivon.IVON(theirs_params, lr=0.3, ess=ESS, beta1=0.9, beta2=0.99, **options)
+    ours = make(lr=0.3, betas=(0.9, 0.99), **options)
+    draw = 0
+
+    def noise(count: int, **_: object) -> Tensor:
+        return torch.cat([xi(param, i, draw).flatten() for i, param in enumerate(theirs_params)])
+
+    monkeypatch.setattr(torch, "randn", noise)
+    for _ in range(20):
+        for _ in range(samples):
+            draw += 1
+            for optimizer, params in ((theirs, theirs_params), (ours, all_of(ours))):
+                with optimizer.sampled_params(train=True):
+                    optimizer.zero_grad()
+                    loss_of(params).backward()
+        theirs.step()
+        ours.step()
+        for p, q in zip(theirs_params, all_of(ours), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_bounds_each_step():
+    optimizer, before = make(clip_radius=0.01), parameters()
+    train(optimizer, 1)
+    expected = transcribed(before, 1, 1, "natural", 1.0, clip=0.01)
+    for param, mean, start in zip(all_of(optimizer), expected, before, strict=True):
+        torch.testing.assert_close(param.double(), mean, rtol=1e-6, atol=1e-7)
+        assert (param - start).abs().max() <= 0.1 * (1 + DELTA) * 0.01 * 1.001
+
+
+def test_lr_is_rescaled_only_where_asked_for():
+    plain, scaled = make(rescale_lr=False, hess_init=3.0), make(hess_init=3.0)
+    scaled.param_groups[0]["lr"] /= 3.0 + DELTA
+    for optimizer in (plain, scaled):
+        train(optimizer, 3)
+    for p, q in zip(all_of(plain), all_of(scaled), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+# Draws.
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
+def test_a_draw_is_mean_and_noise_and_leaving_restores_every_bit(dtype, estimator):
+    optimizer = make(parameters(dtype), estimator=estimator, hess_init=2.0)
+    params = all_of(optimizer)
+    with torch.no_grad():
+        params[0][:2] = torch.tensor([-0.0, math.inf])
+    before = [param.detach().clone() for param in params]
+    std = 1 / math.sqrt(ESS * (2.0 + DELTA))
+    for train_too in (True, False):
+        with optimizer.sampled_params(train=train_too):
+            for i, (param, start) in enumerate(zip(params, before, strict=True)):
+                stream = i if train_too else i ^ 0x80000000
+                drawn = start.double() + std * xi(param, stream, 1).double()
+                tolerance = max(torch.finfo(dtype).eps, 1e-6 if estimator == "reparam" else 3e-7)
+                torch.testing.assert_close(param.double(), drawn, rtol=tolerance, atol=tolerance)
+            assert not any(bits_equal(p, b) for p, b in zip(params, before, strict=True))
+            if train_too:
+                loss_of(params).backward()
+        assert all(bits_equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("train_too", [False, True])
+def test_an_exception_inside_restores_the_mean_and_counts_no_draw(train_too):
+    optimizer = make()
+    frozen = Frozen(all_of(optimizer))
+    with pytest.raises(KeyError, match="inside"), optimizer.sampled_params(train=train_too):
+        assert not frozen.unchanged()
+        loss_of(all_of(optimizer)).backward()
+        raise KeyError("inside")
+    assert frozen.unchanged()
+    with pytest.raises(RuntimeError, match="step must follow a backward inside"):
+        optimizer.step()
+    assert frozen.unchanged()
+    train(optimizer, 1)  # and the next goes on
+
+
+def test_backward_outside_of_the_context_is_an_error_of_autograd():
+    optimizer = make()
+    with optimizer.sampled_params(train=True):
+        loss = all_of(optimizer)[0].square().sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_evaluation_does_not_change_the_noise_of_training():
+    plain, watched = make(), make()
+    for steps in (2, 3):
+        train(plain, steps)
+        train(watched, steps)
+        for _ in range(steps):
+            with watched.sampled_params():
+                loss_of(all_of(watched))
+    assert all(bits_equal(p, q) for p, q in zip(all_of(plain), all_of(watched), strict=True))
+    assert watched.state[all_of(watched)[0]]["draws"].tolist() == [5, 5]
+
+
+def test_at_temperature_0_the_draw_is_the_mean():
+    for estimator in ESTIMATORS:
+        optimizer = make(estimator=estimator, temperature=0.0)
+        frozen, (before, *_) = Frozen(all_of(optimizer)), optimizer.posterior()
+        key = "deviation" if estimator == "reparam" else "hessian"
+        spread = optimizer.state[all_of(optimizer)[0]][key].clone()
+        with optimizer.sampled_params(train=True):
+            assert frozen.unchanged()
+            loss_of(all_of(optimizer)).backward()
+        optimizer.step()
+        assert not frozen.unchanged() and bits_equal(optimizer.state[all_of(optimizer)[0]][key], spread)
+        assert not before.std.any() or estimator == "reparam"
+
+
+# Several draws.
+
+
+def test_the_gradients_of_a_context_survive_any_zeroing():
+    def loop(zero: str) -> fe.VariationalAdam:
+        optimizer = make()
+        module = torch.nn.ParameterList(all_of(optimizer))
+        for _ in range(4):
+            for _ in range(3):
+                if zero == "before":
+                    optimizer.zero_grad()
+                with optimizer.sampled_params(train=True):
+                    if zero == "inside":
+                        optimizer.zero_grad()
+                    if zero == "module":
+                        module.zero_grad()
+                    if zero == "in place":
+                        optimizer.zero_grad(set_to_none=False)
+                    loss_of(all_of(optimizer)).backward()
+                if zero == "module after":
+                    module.zero_grad()
+            optimizer.step()
+            if zero == "before":
+                optimizer.zero_grad()
+        return optimizer
+
+    expected = loop("inside")
+    for zero in ("before", "module", "in place", "module after"):
+        assert same(loop(zero), expected), zero
+
+
+def test_a_step_of_one_draw_whose_gradients_were_dropped_is_the_step():
+    expected, dropped = make(), make()
+    train(expected, 1)
+    with dropped.sampled_params(train=True):
+        loss_of(all_of(dropped)).backward()
+    torch.nn.ParameterList(all_of(dropped)).zero_grad()
+    dropped.step()
+    for p, q in zip(all_of(expected), all_of(dropped), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_closure_is_called_for_every_draw(estimator, samples):
+    looped, closed = (make(estimator=estimator, mc_samples=samples) for _ in range(2))
+    losses: list[float] = []
+
+    def closure() -> Tensor:
+        with closed.sampled_params(train=True):
+            closed.zero_grad()
+            loss = loss_of(all_of(closed))
+            loss.backward()
+        losses.append(loss.item())
+        return loss
+
+    train(looped, 2, samples)
+    for _ in range(2):
+        losses.clear()
+        mean = closed.step(closure)
+        assert len(losses) == samples and mean.item() == pytest.approx(sum(losses) / samples)
+    assert same(looped, closed)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_parameter_without_gradient_gets_no_step(samples):
+    optimizer = make()
+    used, idle = all_of(optimizer)[:2], all_of(optimizer)[2]
+    before = idle.detach().clone()
+    for _ in range(samples):
+        with optimizer.sampled_params(train=True):
+            optimizer.zero_grad()
+            loss_of(used).backward()
+    optimizer.step()
+    assert bits_equal(idle, before) and optimizer.state[idle]["step"].item() == 0
+    assert all(optimizer.state[param]["step"].item() == 1 for param in used)
+
+
+# Mistakes.
+
+
+def test_contexts_and_steps_in_each_other_are_refused():
+    optimizer = make()
+    frozen = Frozen(all_of(optimizer))
+    with optimizer.sampled_params():
+        drawn = Frozen(all_of(optimizer))
+        with pytest.raises(RuntimeError, match="must not be entered inside another"):
+            with optimizer.sampled_params(train=True):
+                pass
+        with pytest.raises(RuntimeError, match="step must be called outside of sampled_params"):
+            optimizer.step()
+        with pytest.raises(RuntimeError, match="load_state_dict must be called outside of sampled_params"):
+            optimizer.load_state_dict(optimizer.state_dict())
+        assert drawn.unchanged()
+    assert frozen.unchanged()
+    with pytest.raises(RuntimeError, match="there was none since the last step"):
+        optimizer.step()
+    with pytest.raises(TypeError, match="train must be a bool; got int"), optimizer.sampled_params(train=1):
+        pass
+    assert frozen.unchanged()
+
+
+REFUSED = {
+    "ess": (dict(ess=0.0), ValueError, "ess must be finite and > 0; got 0.0"),
+    "ess_type": (dict(ess="40"), TypeError, "ess must be a number; got str"),
+    "hess_init": (dict(hess_init=-1.0), ValueError, "hess_init must be finite and > 0; got -1.0"),
+    "weight_decay": (dict(weight_decay=-0.1), ValueError, "weight_decay must be finite and >= 0; got -0.1"),
+    "temperature": (dict(temperature=-1.0), ValueError, "temperature must be finite and >= 0; got -1.0"),
+    "lr": (dict(lr=math.nan), ValueError, "lr must be finite and >= 0; got nan"),
+    "betas": (dict(betas=0.9), TypeError, "betas must be a pair of numbers; got 0.9"),
+    "beta": (dict(betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be in \[0, 1\); got 1.0"),
+    "clip_radius": (dict(clip_radius=0.0), ValueError, "clip_radius must be > 0; got 0.0"),
+    "mc_samples": (dict(mc_samples=0), ValueError, "mc_samples must be .*; got 0"),
+    "estimator": (
+        dict(estimator="vogn"),
+        ValueError,
+        "estimator must be one of natural, reparam; got 'vogn'",
+    ),
+    "scale": (dict(scale="exp"), ValueError, "scale must be one of softplus, log; got 'exp'"),
+    "sync": (dict(sync=2), TypeError, "sync must be a bool; got int"),
+    "rescale_lr": (dict(rescale_lr="yes"), TypeError, "rescale_lr must be a bool; got str"),
+    "backend": (dict(backend="opencl"), ValueError, "backend must be one of auto, .*; got 'opencl'"),
+    "seed": (dict(seed=1.5), TypeError, "seed must be"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_bad_hyperparameters(change, error, message):
+    params = parameters()
+    frozen = Frozen(params)
+    with pytest.raises(error, match=f"VariationalAdam: {message}"):
+        make(params, **change)
+    optimizer = make()
+    train(optimizer, 1)
+    if {"mc_samples", "sync", "seed", "estimator", "scale"}.isdisjoint(change):
+        before = Frozen(all_of(optimizer))
+        optimizer.param_groups[0].update(change)
+        with pytest.raises(error, match=f"VariationalAdam: {message}"), optimizer.sampled_params(train=True):
+            pass
+        assert before.unchanged()
+    assert frozen.unchanged()
+
+
+def test_groups_must_agree_on_the_estimator():
+    optimizer = make()
+    for key, value, must in (
+        ("estimator", "reparam", "be the same in every group"),
+        ("scale", "log", "be the same in every group"),
+        ("sync", True, "be given to the optimizer"),
+        ("mc_samples", 2, "be given to the optimizer"),
+    ):
+        with pytest.raises(ValueError, match=f"VariationalAdam: {key} must {must}"):
+            optimizer.add_param_group({"params": parameters(), key: value})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_sparse_gradients_are_refused_and_change_nothing(samples):
+    table = torch.nn.Embedding(7, 3, sparse=True)
+    optimizer = make(table.parameters(), mc_samples=samples)
+    frozen = Frozen([table.weight])
+    with pytest.raises(ValueError, match="must be dense"):
+        with optimizer.sampled_params(train=True):
+            table(torch.tensor([1, 2])).sum().backward()
+        optimizer.step()
+    assert frozen.unchanged()
+
+
+# Groups, schedules, copies.
+
+
+def test_groups_have_their_own_values():
+    params = parameters()
+    optimizer = make(
+        [{"params": params[:1], "ess": 4.0, "lr": 0.0}, {"params": params[1:], "temperature": 0.25}]
+    )
+    means = [param.detach().clone() for param in params]
+    with optimizer.sampled_params(train=True):
+        spread = [(p - m) / xi(p, i, 1) for i, (p, m) in enumerate(zip(params, means, strict=True))]
+        loss_of(params).backward()
+    for each, ess in zip(spread, (4.0, 160.0, 160.0), strict=True):
+        torch.testing.assert_close(
+            each, torch.full_like(each, 1 / math.sqrt(ess * 1.05)), rtol=2e-3, atol=1e-4
+        )
+    optimizer.step()
+    assert bits_equal(params[0], means[0]) and not bits_equal(params[1], means[1])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_schedules_and_tensors_move_lr_and_temperature(estimator):
+    numbers = make(estimator=estimator)
+    tensors = make(estimator=estimator, lr=torch.tensor(0.1), temperature=torch.tensor(1.0))
+    for optimizer in (numbers, tensors):
+        lr = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        temperature = fe.optim.ExponentialTemperature(optimizer, gamma=0.5)
+        for _ in range(4):
+            train(optimizer, 1)
+            lr.step()
+            temperature.step()
+    for p, q in zip(all_of(numbers), all_of(tensors), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_at_lr_0_without_a_draw_makes_the_states():
+    optimizer = make(lr=0.0)
+    frozen = Frozen(all_of(optimizer))
+    optimizer.step()
+    assert frozen.unchanged() and all("hessian" in optimizer.state[param] for param in all_of(optimizer))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_copies_go_on_alike(estimator, copied):
+    params = parameters()
+    optimizer = make(params, estimator=estimator)
+    train(optimizer, 2)
+    _, other = copied((params, optimizer))
+    for each in (optimizer, other):
+        train(each, 2)
+    assert same(optimizer, other)
+
+
+# 16-bit parameters.
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_the_mean_of_16_bit_parameters_moves_by_less_than_they_show(dtype, estimator):
+    optimizer = make(parameters(dtype), lr=1e-4, estimator=estimator)
+    begins = [param.detach().float() for param in all_of(optimizer)]
+    train(optimizer, 20)
+    for param, begin in zip(all_of(optimizer), begins, strict=True):
+        mean = optimizer.state[param]["mean"]
+        assert mean.dtype == F32 and (mean != begin).all() and bits_equal(param, mean.to(dtype))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_16_bit_parameters_that_somebody_sets_are_the_new_mean(samples):
+    optimizer = make(parameters(BF16))
+    train(optimizer, 2, samples)
+    param = all_of(optimizer)[0]
+    with torch.no_grad():
+        param[:3] = torch.tensor([1.0, 2.0, 3.0])
+    kept = optimizer.state[param]["mean"].clone()
+    with optimizer.sampled_params():
+        pass
+    mean = optimizer.state[param]["mean"]
+    assert mean[:3].tolist() == [1.0, 2.0, 3.0] and bits_equal(mean[3:], kept[3:])
+    assert param[:3].tolist() == [1.0, 2.0, 3.0]
