@@ -37,7 +37,7 @@ def sample_arguments(op):
     return tuple(captured)
 
 
-OPS = ("philox_bits", "philox_uniform", "philox_normal", "langevin_adam_", "sgld_")
+OPS = ("philox_bits", "philox_uniform", "philox_normal", *OPERATIONS)
 
 
 @pytest.mark.parametrize("op", OPS)

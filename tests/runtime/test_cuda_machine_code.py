@@ -102,7 +102,7 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MachineC
 
 
 def test_no_kernel_spills(machine_code):
-    # Langevin-Adam, SGLD, random; of the variational ones a draw, two sums and two steps; free energy: the fast kernels,
+    # Langevin-Adam, SGLD, random; of the variational a draw, two sums and two steps; free energy: the fast kernels,
     # those for everything, and the others; scale, z.
     assert (
         len(machine_code)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fekernels._catalogue.random import WEIGHT_SAMPLE
-from fekernels._runtime.pointer_table import Row
+from fekernels._runtime.pointer_table import Row, step_numbers
 from fekernels.reference.optimizers.step import computing_dtype, noise_like
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def variational_accumulate_(rows: Sequence[Row], s: VariationalAccumulateSetting
     """exp_avg and exp_avg_sq are the sums; noise_unit has the number of the draw."""
     if s.found_inf is not None and float(s.found_inf) != 0:
         return
+    step_numbers([row.step for row in rows])  # which raises where the parameter has no step left
     for row in rows:
         assert row.exp_avg is not None and row.exp_avg_sq is not None and row.noise_unit is not None
         dtype = computing_dtype(row)
