@@ -1,6 +1,7 @@
 // Which instruction set runs: the best that this processor has, unless FEKERNELS_ISA or set_isa names another.
 #pragma once
 
+#include "cpu/diagnostics/chain_statistics.h"
 #include "cpu/free_energy/categorical.h"
 #include "cpu/free_energy/free_energy.h"
 #include "cpu/stein/kernel_stein_discrepancy.h"
@@ -29,6 +30,7 @@ struct CpuKernels {
   DiscrepancyWorkspace* kernel_stein_discrepancy_workspace;
   RankKernel* sq_dist_rank;
   SqDistKernel* sq_dist;
+  ChainKernel* chain_statistics;
 };
 
 // The kernels in use. Throws std::invalid_argument when FEKERNELS_ISA names a set that is unknown, was not compiled or

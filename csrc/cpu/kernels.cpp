@@ -19,6 +19,7 @@ DiscrepancyKernel kernel_stein_discrepancy;
 DiscrepancyWorkspace kernel_stein_discrepancy_workspace;
 RankKernel sq_dist_rank;
 SqDistKernel sq_dist;
+ChainKernel chain_statistics;
 
 extern const CpuKernels kernels;
 constexpr CpuKernels kernels{
@@ -39,6 +40,7 @@ constexpr CpuKernels kernels{
     kernel_stein_discrepancy_workspace,
     sq_dist_rank,
     sq_dist,
+    chain_statistics,
 };
 
 }  // namespace fe::FE_ISA

@@ -54,7 +54,7 @@ WITHOUT_CUDA = (
 )
 
 # What no user calls, so that no table of backends shows it.
-INTERNAL = {"scale_": "free_energy.free_energy"}
+INTERNAL = {"scale_": "free_energy.free_energy", "chain_statistics": "diagnostics.chain_statistics"}
 
 BY_ROWS = "reference"  # of an optimizer's step; the other backends take pointer tables
 

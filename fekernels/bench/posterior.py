@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fekernels.bench.case import Case, Group, Row, Shape, product, short
 from fekernels.bench.timing import Contestant
-from fekernels.diagnostics import effective_sample_size, split_rhat
+from fekernels.diagnostics import chain_statistics
 from fekernels.optim import SGLD
 from fekernels.posterior import Chains, ControlVariate
 
@@ -121,12 +121,7 @@ def _diagnostics(shape: Shape) -> Group:
     """[chains, draws, weights]: R-hat and both effective sample sizes of every weight."""
     draws = torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
-    def ours() -> None:
-        split_rhat(draws)
-        for kind in ("bulk", "tail"):
-            effective_sample_size(draws, kind)
-
-    contestants = [Contestant(OURS, ours)]
+    contestants = [Contestant(OURS, partial(chain_statistics, draws))]
     try:
         contestants.append(Contestant(ARVIZ, partial(_arviz(), draws)))
     except ImportError:

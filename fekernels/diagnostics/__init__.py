@@ -1,6 +1,11 @@
 """What to ask of a sampler and of the predictions it makes: convergence, calibration, uncertainty, detection."""
 
-from fekernels.diagnostics.chains import effective_sample_size, split_rhat
+from fekernels.diagnostics.chains import (
+    ChainStatistics,
+    chain_statistics,
+    effective_sample_size,
+    split_rhat,
+)
 from fekernels.diagnostics.gradient_noise import GradientNoiseRatio, gradient_noise_ratio
 from fekernels.diagnostics.predictions import (
     Calibration,
@@ -14,11 +19,13 @@ from fekernels.diagnostics.trajectory import TrajectoryKL, configurational_tempe
 
 __all__ = [
     "Calibration",
+    "ChainStatistics",
     "GradientNoiseRatio",
     "TrajectoryKL",
     "auroc",
     "brier_score",
     "calibration",
+    "chain_statistics",
     "configurational_temperature",
     "effective_sample_size",
     "gradient_noise_ratio",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fekernels.diagnostics.chains import effective_sample_size, split_rhat
+from fekernels.diagnostics.chains import chain_statistics
 from fekernels.diagnostics.gradient_noise import gradient_noise_ratio
 
 __all__ = ["ParameterDiagnostics", "SampleDiagnostics", "diagnose", "doubts", "smaller_size"]
@@ -63,7 +63,7 @@ class SampleDiagnostics:
 
 def smaller_size(draws: Tensor) -> Tensor:
     """The smaller one of the bulk's and the tail's effective sample size."""
-    return torch.minimum(effective_sample_size(draws), effective_sample_size(draws, "tail"))
+    return chain_statistics(draws).size
 
 
 def diagnose(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int) -> SampleDiagnostics:
@@ -77,7 +77,8 @@ def diagnose(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains:
         moves = (weights != weights[0]).any(0)
         if not bool(moves.any()):
             continue
-        rhat, size = split_rhat(by_chain)[moves], smaller_size(by_chain)[moves]
+        found = chain_statistics(by_chain)
+        rhat, size = found.rhat[moves], found.size[moves]
         rhats.append(rhat)
         sizes.append(size)
         worst[name] = ParameterDiagnostics(float(rhat.max()), float(size.min()))

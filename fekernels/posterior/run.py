@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from fekernels._checks import boolean, integer, number
 from fekernels._runtime.ranks import draw_seed
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.diagnostics.chains import split_rhat
+from fekernels.diagnostics.chains import chain_statistics, split_rhat
 from fekernels.optim import LangevinAdam
 from fekernels.posterior.batches import check_batches
 from fekernels.posterior.chains import LossFunction
-from fekernels.posterior.convergence import smaller_size
 from fekernels.posterior.pilot import Data, flat
 from fekernels.posterior.plan import MOST_NOISE, make_plan, offset
 from fekernels.posterior.report import PosteriorReport
@@ -248,8 +247,9 @@ def _draw(
             with torch.no_grad():
                 losses.append(walk.chains.losses(walk.loss_fn, batch).cpu())
         course = torch.stack(trace, 1)
-        rhat = float(split_rhat(course).nan_to_num(0.0).max())
-        enough = rhat < RHAT and float(smaller_size(course).min()) >= NEEDED * walk.n
+        found = chain_statistics(course)
+        rhat = float(found.rhat.nan_to_num(0.0).max())
+        enough = rhat < RHAT and float(found.size.min()) >= NEEDED * walk.n
         if (
             enough
             or not may_go_on
@@ -272,8 +272,9 @@ def _report(
     notes: list[str],
 ) -> PosteriorReport:
     finite = bool(course.isfinite().all())
-    rhat = float(split_rhat(course).nan_to_num(0.0).max()) if finite else math.inf
-    size = float(smaller_size(course).min()) if finite else 0.0
+    found = chain_statistics(course)
+    rhat = float(found.rhat.nan_to_num(0.0).max()) if finite else math.inf
+    size = float(found.size.min()) if finite else 0.0
     of_loss = float(split_rhat(losses).nan_to_num(math.inf))
     inflation = _inflation(walk, plan, fisher, course) if finite else math.inf
     if not finite:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import fekernels as fe
-from fekernels.diagnostics import chains
+from fekernels._runtime import backends
+from fekernels.reference.diagnostics import chain_statistics as reference
 
 SHAPES = ((1, 4), (2, 4), (2, 5), (4, 7), (4, 11), (8, 10), (3, 100), (4, 501))
 KINDS = {
@@ -80,11 +81,31 @@ def test_many_weights_are_the_single_ones_in_any_blocks(monkeypatch: pytest.Monk
         whole = measure(draws)
         assert whole.shape == (4, 5) and whole.dtype == torch.float64
         assert torch.equal(whole[1, 2], measure(draws[:, :, 1, 2]))
-        monkeypatch.setattr(chains, "BLOCK", 3 * 20 * 7)
+        monkeypatch.setattr(reference, "BLOCK", 3 * 20 * 7)
         assert torch.equal(measure(draws), whole)
         monkeypatch.undo()
         assert torch.equal(measure(draws.numpy()), whole)
         assert measure(draws[..., :0]).shape == (4, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 4), (1, 5), (2, 7), (3, 50), (4, 101), (2, 2000)], ids=str)
+def test_the_kernel_has_the_references_numbers(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    if backends.choose("cpu") != "cpp":
+        pytest.skip("no compiled kernels")
+    kinds = [autoregressive(shape, *kind, weights=5) for kind in KINDS.values()]
+    kinds += [kinds[0].round(), (kinds[0] > 1).double(), kinds[0] * 0 + 3, -kinds[0].sign() * 0]
+    draws = torch.cat(kinds, -1).to(dtype)
+    draws[0, 2, 0] = math.nan
+    native = fe.diagnostics.chain_statistics(draws)
+    with fe.use_backend("reference"):
+        plain = fe.diagnostics.chain_statistics(draws)
+    for ours, theirs in zip(native, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0, equal_nan=True)
+    separate = [fe.diagnostics.split_rhat(draws)]
+    separate += [fe.diagnostics.effective_sample_size(draws, kind) for kind in ("bulk", "tail")]
+    for together, alone in zip(native, separate, strict=True):
+        torch.testing.assert_close(together, alone, rtol=0, atol=0, equal_nan=True)
 
 
 def test_draws_that_say_nothing() -> None:

@@ -1,0 +1,1 @@
+"""What samplers' draws are judged by, in plain PyTorch."""
