@@ -46,6 +46,12 @@ def run_all():
         p = torch.ones(3, requires_grad=True)
         p.grad = torch.ones(3)
         make([p], lr=0.1).step()
+    variational = fe.VariationalAdam([p], 0.1, 10)
+    for _ in range(2):  # the first draw's gradient is summed when the second begins
+        with variational.sampled_params(train=True):
+            p.grad = torch.ones(3)
+    variational.step()
+    variational.kl()
     mean, logvar = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 3)
     z = fe.reparameterize(mean, logvar, seed=0)
     fe.free_energy(z, torch.zeros(2, 3), mean, logvar).free_energy.backward()
