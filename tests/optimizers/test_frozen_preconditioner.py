@@ -4,9 +4,7 @@ That a frozen step is the formula's, to the bit alike everywhere, is in contract
 """
 
 import copy
-import io
 import math
-import pickle
 
 import pytest
 import torch
@@ -235,67 +233,6 @@ def test_frozen_moments_are_not_written(name, noise, amsgrad, request):
 
         assert survives(run), f"{dtype}, {rounding}"
         assert not survives(lambda rows=rows: rows[0].exp_avg_sq.add_(1))
-
-
-# Checkpoints and copies.
-
-
-def through_a_file(state_dict):
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-@pytest.mark.parametrize(**at_places(dtype=[torch.float32, torch.bfloat16], amsgrad=[False, True]))
-def test_a_frozen_checkpoint_goes_on_to_the_bit(dtype, amsgrad, place):
-    keywords = dict(amsgrad=amsgrad, stochastic_rounding=dtype == torch.bfloat16)
-    optimizer = stepped(place, 3, dtype, **keywords)
-    optimizer.freeze_preconditioner()
-    step(optimizer, 3)
-    saved = through_a_file(optimizer.state_dict())
-    assert saved["param_groups"][0]["frozen"] is True
-    weights = [p.detach().clone().requires_grad_() for p in optimizer.param_groups[0]["params"]]
-    resumed = fe.LangevinAdam(weights, **{**HOT, "seed": None}, **keywords, backend=place.backend)
-    resumed.load_state_dict(saved)
-    copies = [resumed, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
-    for i in (4, 5):
-        step(optimizer, i)
-        for other in copies:
-            step(other, i)
-    optimizer.freeze_preconditioner(False)
-    step(optimizer, 6)
-    for other in copies:
-        other.freeze_preconditioner(False)
-        step(other, 6)
-        assert same(optimizer, other)
-
-
-def test_adams_checkpoint_is_not_frozen(place):
-    theirs = parameters(place)
-    adam = torch.optim.Adam(theirs, lr=0.1)
-    step(adam, 0)
-    optimizer = stepped(place, temperature=0.0)
-    optimizer.freeze_preconditioner()
-    optimizer.load_state_dict(through_a_file(adam.state_dict()))
-    assert optimizer.param_groups[0]["frozen"] is False
-    held = Frozen(moments(optimizer))
-    step(optimizer, 1)
-    assert not held.unchanged()
-
-
-def test_an_optimizer_of_an_earlier_release_unpickles(place):
-    optimizer = stepped(place)
-    state = optimizer.__getstate__()
-    for values in (state["defaults"], *state["param_groups"]):
-        del values["frozen"]
-    old = fe.LangevinAdam.__new__(fe.LangevinAdam)
-    old.__setstate__(state)
-    step(old, 3)
-    old.freeze_preconditioner()
-    held = Frozen(moments(old))
-    step(old, 4)
-    assert held.unchanged()
 
 
 # What is refused.
