@@ -42,6 +42,7 @@ from fekernels.stein import (  # noqa: E402
 
 if TYPE_CHECKING:
     from fekernels import diagnostics
+    from fekernels import plots as plots
     from fekernels.posterior import Chains, ControlVariate, sample_posterior
 
 __version__ = "0.1.0"
@@ -89,11 +90,11 @@ _OF_POSTERIOR = ("Chains", "ControlVariate", "sample_posterior")
 
 
 def __getattr__(name: str) -> Any:
-    """``diagnostics`` and what makes posteriors at their first use: who only trains does not wait at the import."""
+    """At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots"."""
     import importlib
 
-    if name == "diagnostics":
-        return importlib.import_module("fekernels.diagnostics")
+    if name in ("diagnostics", "plots"):
+        return importlib.import_module(f"fekernels.{name}")
     if name in _OF_POSTERIOR:
         return getattr(importlib.import_module("fekernels.posterior"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ struct CpuKernels {
 #define FE_OPTIMIZER(Name, name) Name##Kernel* name;
 #include "formulas/optimizers.def"
   VariationalKlKernel* variational_kl;
-  TermKernel* free_energy;
+  TermKernelOf* free_energy;
   CategoricalKernel* categorical;
   ReparameterizeKernel* reparameterize;
   ReparameterizeKernel* reparameterize_backward;

@@ -10,7 +10,7 @@ FillPhilox fill_philox;
 #define FE_OPTIMIZER(Name, name) Name##Kernel name##_span;
 #include "formulas/optimizers.def"
 VariationalKlKernel variational_kl;
-TermKernel free_energy_tasks;
+TermKernelOf free_energy_kernel;
 CategoricalKernel categorical_positions;
 ReparameterizeKernel reparameterize, reparameterize_backward;
 SvgdKernel svgd_direction, svgd_direction_backward;
@@ -28,7 +28,7 @@ constexpr CpuKernels kernels{
 #define FE_OPTIMIZER(Name, name) name##_span,
 #include "formulas/optimizers.def"
     variational_kl,
-    free_energy_tasks,
+    free_energy_kernel,
     categorical_positions,
     reparameterize,
     reparameterize_backward,

@@ -21,13 +21,17 @@ namespace {
 // costs three of an energy's, and a thread that had all of them was waited for.
 void run(const std::vector<const fe::TermCall*>& calls) {
   int64_t total = 0;
-  for (const fe::TermCall* call : calls) total += call->rows * call->columns;
-  fe::TermKernel* kernel = fe::cpu_kernels().free_energy;
+  std::vector<fe::TermKernel*> kernels;
+  for (const fe::TermCall* call : calls) {
+    total += call->rows * call->columns;
+    kernels.push_back(fe::cpu_kernels().free_energy(call->term));
+    STD_TORCH_CHECK(kernels.back(), "likelihood ", call->term, " has no elementwise kernel");
+  }
   torch::stable::parallel_for(0, total, fe::kParallelElements, [&](int64_t begin, int64_t end) {
-    for (const fe::TermCall* call : calls) {
-      const int64_t tasks = call->tasks();
+    for (size_t i = 0; i < calls.size(); ++i) {
+      const int64_t tasks = calls[i]->tasks();
       const auto share = [&](int64_t at) { return static_cast<int64_t>(static_cast<double>(at) / total * tasks); };
-      kernel(*call, share(begin), end == total ? tasks : share(end));
+      kernels[i](*calls[i], share(begin), end == total ? tasks : share(end));
     }
   });
 }

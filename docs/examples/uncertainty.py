@@ -30,7 +30,7 @@ import fekernels as fe
 from fekernels.diagnostics import auroc, calibration
 
 Rows = tuple[Tensor, Tensor]
-PRIOR = 10.0  # precision of every weight: about that of the initial ones
+PRIOR = 1.0  # precision of every weight
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,22 @@ def svgd_ensemble(printed: str, bars: str) -> None:
     assert "360/360" in bars
 
 
+def uncertainty(printed: str, bars: str) -> None:
+    rows = re.findall(
+        r"^\| ([A-Z][^|]*|ensemble) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]*) \|", printed, re.MULTILINE
+    )
+    methods = [
+        "Adam", "ensemble", "LangevinAdam", "SGLD", "VariationalAdam, natural", "VariationalAdam, reparam", "SVGD"
+    ]  # fmt: skip
+    assert [row[0] for row in rows] == 2 * methods
+    assert all(float(row[1]) < 0.95 and float(row[2]) < 2.31 for row in rows)  # no worse than guessing
+    assert rows[7][4] == "" and float(rows[8][4]) > 0.5  # one network of a regression has no spread
+    assert "14/14" in bars
+
+
 SAYS: dict[str, Callable[[str, str], None]] = {
-    check.__name__: check for check in (vae_digits, svgd_collapse, svgd_posteriors, svgd_ensemble)
+    check.__name__: check
+    for check in (vae_digits, svgd_collapse, svgd_posteriors, svgd_ensemble, uncertainty)
 }
 
 

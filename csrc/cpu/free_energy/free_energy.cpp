@@ -276,15 +276,17 @@ void row_tasks(const TermCall& call, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void free_energy_tasks(const TermCall& call, int64_t begin, int64_t end) {
-  switch (call.term) {
-    case kStandardNormalKl: return row_tasks<NormalKl>(call, begin, end);
-    case kNormalKl: return row_tasks<NormalPriorKl>(call, begin, end);
-    case kValue: return row_tasks<Value>(call, begin, end);
+TermKernel* free_energy_kernel(int32_t term) {
+  switch (term) {
+    case kStandardNormalKl: return row_tasks<NormalKl>;
+    case kNormalKl: return row_tasks<NormalPriorKl>;
+    case kValue: return row_tasks<Value>;
   }
-  Likelihoods::visit(call.term, [&]<template <class> class Term>() {
-    if constexpr (!Term<float>::kClasses) row_tasks<Term>(call, begin, end);
+  TermKernel* found = nullptr;
+  Likelihoods::visit(term, [&]<template <class> class Term>() {
+    if constexpr (!Term<float>::kClasses) found = row_tasks<Term>;
   });
+  return found;
 }
 
 }  // namespace fe::FE_ISA

@@ -56,4 +56,7 @@ struct TermCall {
 // Tasks begin .. end - 1, in row-major order of (block of rows, segment).
 using TermKernel = void(const TermCall& call, int64_t begin, int64_t end);
 
+// The kernel of a likelihood or a KL, null for one that has classes.
+using TermKernelOf = TermKernel*(int32_t term);
+
 }  // namespace fe
