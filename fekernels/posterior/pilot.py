@@ -5,6 +5,7 @@ Everything is for each chain at its own place: a list of stacked tensors [n, *sh
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator
@@ -101,6 +102,13 @@ class Energy:
             found = gradients(losses.sum(), list(self.chains.parameters()))
         self.data.looked_at += points
         return losses.detach(), found
+
+    @torch.no_grad()
+    def some_losses(self) -> Tensor:
+        """Losses [n] of the first batches, the same ones at every call."""
+        batches = list(itertools.islice(self.data.loader, PROBED))
+        self.data.looked_at += sum(rows(self.data.owner, batch) for batch in batches) * self.chains.n
+        return torch.stack([self.chains.losses(self.loss_fn, batch) for batch in batches]).mean(0)
 
     def full_gradient(self) -> tuple[Tensor, list[Tensor]]:
         """Of all the data, every point counting the same."""

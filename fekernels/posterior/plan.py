@@ -19,7 +19,8 @@ MOST_MOTION = 0.5  # x = h k / D of the median weight: half the way to the mode 
 STIFFEST = 0.2
 CALL = 1 << 15  # what a call of the model costs besides its rows, in rows times weights
 PILOT_STEPS, PILOT_BATCHES = 30, 16
-ATTEMPTS = 4
+ATTEMPTS = 8
+FLOWN = 20  # times the potential of a sampler
 DEAD = 1e-6  # of the largest denominator, for weights without gradients
 
 
@@ -47,12 +48,16 @@ def make_plan(
     h = _largest(walk, denominators, fisher, lr)
     cheap = _cost(walk, FULL) < 8 * _cost(walk, CONTROL_VARIATES)
     plans: list[Plan] = []
+    walk.to_centre()
+    ground = walk.potential(walk.energy.some_losses())
     for _ in range(ATTEMPTS):
         walk.to_centre()
         pilot = Plan(FULL if cheap else CONTROL_VARIATES, denominators, h, [], 0.0, True)
         walk.follow(pilot)
         walk.go(min(10 * PILOT_STEPS, max(PILOT_STEPS, math.ceil(5 / MOST_MOTION))), "pilot")
-        if not bool(flat(walk.parameters).isfinite().all()):
+        # A sampler's potential lies half a unit a weight above its mode; far more, and it is on its way to infinity.
+        climbed = walk.potential(walk.energy.some_losses()) - ground
+        if not bool((climbed < FLOWN * (walk.weights + FLOWN)).all()):
             h /= 4
             continue
         fisher = information(walk.energy)
