@@ -59,11 +59,13 @@ def run_python(arguments: Sequence[str], timeout: float, **environment: str) -> 
 def import_seconds(times: int = 7) -> float:
     """Median time of ``import fekernels`` once torch is imported, in fresh processes; one more goes before, unmeasured.
 
-    That one compiles the modules, as an installation does: the others find them compiled also where this process is not
-    to write such files.
+    That one compiles the modules, as an installation does: the others find them compiled. Where this process is not to
+    write such files, they go to a directory of their own, torch's too, which takes seconds.
     """
     with tempfile.TemporaryDirectory() as directory:
-        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": directory}
+        compiled = {}
+        if sys.dont_write_bytecode:
+            compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": directory}
         seconds = [float(run_python(["-c", IMPORT_PROGRAM], 900, **compiled)) for _ in range(times + 1)]
     return statistics.median(seconds[1:])
 
