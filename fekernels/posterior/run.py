@@ -310,9 +310,8 @@ def _inflation(walk: Walk, plan: Plan, fisher: list[Tensor], course: Tensor) -> 
     With gradients of covariance S = s H / k for every weight's s and k, the stationary covariance is T H^-1 and, to
     first order in h, h / (2 D) (s / k + T (1 - b) / (1 + b)) besides: for correlated weights less than r says.
     """
-    tracked = walk.tracked
     denominator, noise, point = (
-        flat(each)[:, tracked].cpu().double().mean(0) for each in (plan.denominators, plan.noise, fisher)
+        walk.of_tracked(each).double().mean(0) for each in (plan.denominators, plan.noise, fisher)
     )
     extra = plan.lr / (2 * denominator) * (
         noise / (point + walk.prior) + walk.temperature * (1 - BETA1) / (1 + BETA1)

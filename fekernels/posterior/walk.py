@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ __all__ = ["BETA1", "CONTROL_VARIATES", "FULL", "MINIBATCHES", "Plan", "Walk"]
 
 FULL, MINIBATCHES, CONTROL_VARIATES = "full gradients", "minibatches", "control variates"
 BETA1 = 0.9
+LONG_AGO = 1e5  # steps, after which neither bias correction nor start changes anything
 EPS = 1e-6  # what LangevinAdam wants without a prior; D has it taken off
 TRACKED = 1024  # weights whose course is kept, evenly spread over all
 LENGTHS = 20  # autocorrelation times that a burn-in lasts
@@ -71,13 +72,24 @@ class Walk:
         self.parameters = list(self.chains.parameters())
         self.energy = Energy(self.chains, loss_fn, data)
         self.steps = 0
-        self.weights = sum(p[0].numel() for p in self.parameters)
-        self.tracked = torch.linspace(0, self.weights - 1, min(self.weights, TRACKED)).round().long()
+        sizes = [p[0].numel() for p in self.parameters]
+        self.weights = sum(sizes)
+        places = torch.linspace(0, self.weights - 1, min(self.weights, TRACKED)).round().long()
+        # Of each parameter, those of its elements that are tracked.
+        self._tracked: list[Tensor] = []
+        for p, size in zip(self.parameters, sizes, strict=True):
+            self._tracked.append(places[(places >= 0) & (places < size)].to(p.device))
+            places = places - size
 
     def names(self) -> tuple[str, ...]:
         """Of the weights that are tracked."""
-        every = [f"{name}[{i}]" for name, p in self.chains.named_parameters() for i in range(p[0].numel())]
-        return tuple(every[i] for i in self.tracked.tolist())
+        named = zip(self.chains.named_parameters(), self._tracked, strict=True)
+        return tuple(f"{name}[{i}]" for (name, _), places in named for i in places.tolist())
+
+    def of_tracked(self, tensors: Iterable[Tensor]) -> Tensor:
+        """[n, weights that are tracked], on the CPU, of tensors shaped like the parameters."""
+        pairs = zip(tensors, self._tracked, strict=True)
+        return torch.cat([t.detach().flatten(1)[:, places].cpu() for t, places in pairs], 1)
 
     def recentre(self) -> None:
         """Make each chain's place its centre; a pass over the data."""
@@ -106,13 +118,13 @@ class Walk:
             prior_precision=self.prior, seed=self.seed + self.steps,
         )  # fmt: skip
         for p, d in zip(self.parameters, plan.denominators, strict=True):
-            # float32 whatever the parameter is: a squared variance of bfloat16 would be off by a percent.
+            # At t = 0 a frozen D is taken as it stands; one that adapts has its bias correction behind it.
             self.optimizer.state[p].update(
-                step=torch.zeros((), device=p.device),
+                step=torch.full((), 0.0 if plan.frozen else LONG_AGO, device=p.device),
                 exp_avg=torch.zeros_like(p),
                 exp_avg_sq=(d - EPS).clamp_min(0.0).square().to(p.dtype),
             )
-        if plan.frozen:  # as it stands, which at t = 0 it does
+        if plan.frozen:
             self.optimizer.freeze_preconditioner()
 
     def gradients(self) -> list[Tensor]:
@@ -139,7 +151,7 @@ class Walk:
         for k in range(steps):
             self.step(self.optimizer, self.gradients(), what)
             if trace is not None and (k + 1) % stride == 0:
-                trace.append(flat(self.parameters)[:, self.tracked].cpu())
+                trace.append(self.of_tracked(self.parameters))
 
     def burn_in(self, steps: int | None) -> float:
         """Walk until the walk is 20 autocorrelation times long. Returns that time, in steps."""
