@@ -20,15 +20,6 @@ def tracking_norms(model: nn.Module) -> dict[str, AnyNorm]:
     return {name: norm for name, norm in found if norm.running_mean is not None}
 
 
-def check_loader(loader: Any) -> None:
-    # An iterator is used up after the first sample, and the others would keep the statistics of no batch at all.
-    if not isinstance(loader, Iterable) or iter(loader) is loader:
-        raise TypeError(
-            "PosteriorSamples.refresh_statistics: loader must be an iterable of batches that starts anew for every "
-            f"sample, such as a DataLoader or a list; got {type(loader).__name__}"
-        )
-
-
 def measure(
     model: nn.Module, weights: dict[str, Tensor], loader: Iterable[Any], device: torch.device | str | None
 ) -> dict[str, Tensor]:

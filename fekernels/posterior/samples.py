@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
 from fekernels._runtime.torch_internals import uncompiled
+from fekernels.posterior.batches import check_batches
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick, split
 from fekernels.posterior.prediction import Activation, Average, Prediction
-from fekernels.posterior.running_statistics import check_loader, measure, tracking_norms
+from fekernels.posterior.running_statistics import measure, tracking_norms
 from fekernels.posterior.store import DiskStore, MemoryStore, as_path, read_file, shapes, write_file
 
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ class PosteriorSamples:
             TypeError: loader is no iterable, or an iterator, which would be used up by the first sample.
             ValueError: it holds no batch. No sample is changed then, nor where the model raises.
         """
-        check_loader(loader)
+        check_batches("PosteriorSamples.refresh_statistics", loader)
         at = None if device is None else as_device("PosteriorSamples.refresh_statistics", "device", device)
         if not tracking_norms(self._model):
             return self

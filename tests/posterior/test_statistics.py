@@ -105,7 +105,7 @@ def test_no_running_statistics_no_warning_and_nothing_to_do():
     ("loader", "error", "message"),
     [
         (3, TypeError, "loader must be an iterable.*; got int"),
-        ((torch.randn(4, 3) for _ in range(2)), TypeError, "starts anew for every sample.*; got generator"),
+        ((torch.randn(4, 3) for _ in range(2)), TypeError, "starts anew every time.*; got generator"),
         ([], ValueError, "loader must hold a batch; got none"),
         ([torch.randn(4, 3), torch.randn(4, 2)], RuntimeError, "shapes"),
     ],
