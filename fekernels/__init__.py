@@ -43,7 +43,7 @@ from fekernels.stein import (  # noqa: E402
 if TYPE_CHECKING:
     from fekernels import diagnostics
     from fekernels import plots as plots
-    from fekernels.posterior import Chains, ControlVariate, sample_posterior
+    from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
 
 __version__ = "0.1.0"
 
@@ -72,6 +72,7 @@ __all__ = [
     "kernel_stein_discrepancy",
     "kernels",
     "likelihoods",
+    "local_learning_coefficient",
     "losses",
     "median_bandwidth",
     "monte_carlo_kl",
@@ -86,7 +87,7 @@ __all__ = [
     "use_backend",
 ]
 
-_OF_POSTERIOR = ("Chains", "ControlVariate", "sample_posterior")
+_OF_POSTERIOR = ("Chains", "ControlVariate", "local_learning_coefficient", "sample_posterior")
 
 
 def __getattr__(name: str) -> Any:

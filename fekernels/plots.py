@@ -16,6 +16,7 @@ from fekernels.diagnostics import Calibration, split_rhat
 __all__ = [
     "GREY",
     "entropies",
+    "learning_coefficient",
     "panels",
     "posterior",
     "posterior_run",
@@ -168,4 +169,26 @@ def posterior_run(draws: Tensor, losses: Tensor, names: Sequence[str], most: int
         posterior(axes[row, 1], draws[..., at], names[at])
     trace(axes[-1, 0], losses, "loss")
     posterior(axes[-1, 1], losses, "loss")
+    return figure
+
+
+def learning_coefficient(draws: Tensor, initial: float, n_beta: float, mean: float) -> Figure:
+    """The course of the loss, and n_beta times how far its mean so far is above ``initial``, chain by chain.
+
+    Args:
+        draws: [chains, draws] losses.
+        initial: the loss that they are compared with.
+        n_beta: inverse temperature.
+        mean: the estimate of all chains.
+    """
+    figure, axes = panels(1, 2, (9, 3.2))
+    trace(axes[0, 0], draws, "loss")
+    axes[0, 0].axhline(initial, color="black", lw=1, ls="--", label="at the model's weights")
+    count = torch.arange(1, draws.shape[1] + 1, dtype=torch.float64)
+    trace(
+        axes[0, 1], n_beta * ((draws.double() - initial).cumsum(1) / count), "estimate from the draws so far"
+    )
+    axes[0, 1].axhline(mean, color="black", lw=1, label=f"all chains: {mean:.3g}")
+    for ax in axes[0]:
+        ax.legend(frameon=False, fontsize=9)
     return figure

@@ -8,15 +8,23 @@ from fekernels.posterior.samples import PosteriorSamples
 if TYPE_CHECKING:
     from fekernels.posterior.chains import Chains
     from fekernels.posterior.control_variate import ControlVariate
+    from fekernels.posterior.learning_coefficient import (
+        LearningCoefficient,
+        LearningCoefficientDiagnostics,
+        local_learning_coefficient,
+    )
     from fekernels.posterior.report import PosteriorReport
     from fekernels.posterior.run import PosteriorRun, sample_posterior
 
 __all__ = [
     "Chains",
     "ControlVariate",
+    "LearningCoefficient",
+    "LearningCoefficientDiagnostics",
     "PosteriorReport",
     "PosteriorRun",
     "PosteriorSamples",
+    "local_learning_coefficient",
     "sample_posterior",
 ]
 
@@ -24,8 +32,11 @@ __all__ = [
 _LATER = {
     "Chains": "chains",
     "ControlVariate": "control_variate",
+    "LearningCoefficient": "learning_coefficient",
+    "LearningCoefficientDiagnostics": "learning_coefficient",
     "PosteriorReport": "report",
     "PosteriorRun": "run",
+    "local_learning_coefficient": "learning_coefficient",
     "sample_posterior": "run",
 }
 

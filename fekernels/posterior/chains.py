@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,8 @@ class Chains:
         jitter: standard deviation of the Gaussian noise that is added to every weight of every chain at the start: a
             number, or a mapping from names to numbers or tensors of the parameters' shapes. R-hat can only see what
             lies between the starts.
+        names: of the parameters that every chain has of its own; None: all that require a gradient. The others are
+            shared and stand still.
         vectorize: True calls the model once for all chains, False chain by chain, for models that `torch.vmap` cannot
             take. None: once, but for large networks on a CPU, whose products of matrices are faster one by one.
         seed: of the jitter.
@@ -73,6 +75,7 @@ class Chains:
         n: int,
         *,
         jitter: float | Mapping[str, float | Tensor] = 0.0,
+        names: Collection[str] | None = None,
         vectorize: bool | None = None,
         seed: int = 0,
     ) -> None:
@@ -84,6 +87,17 @@ class Chains:
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("Chains: model must have a parameter that requires a gradient; got none")
+        if names is not None:
+            if isinstance(names, str) or not isinstance(names, Collection):
+                raise TypeError(f"Chains: names must be a collection of strings; got {type(names).__name__}")
+            unknown = [name for name in names if name not in trained]
+            if unknown or not names:
+                raise ValueError(
+                    "Chains: names must be of parameters of the model that require a gradient; got "
+                    + (repr(unknown[0]) if unknown else "none")
+                )
+            for name in set(trained).difference(names):
+                trained.pop(name).requires_grad_(False)
         if vectorize is None:
             large = sum(p.numel() for p in trained.values()) >= LARGE
             vectorize = not (large and next(iter(trained.values())).device.type == "cpu")
@@ -188,6 +202,15 @@ class Chains:
             torch.func.functional_call(module, {name: parts[k] for name, parts in unbound.items()}, args[k], kwargs)
             for k in range(self.n)
         ])  # fmt: skip
+
+    def origin(self, n: int) -> Chains:
+        """n copies that share the weights which the model had when the chains were made: what they started from."""
+        found = copy.copy(self)
+        found.n, found._parameters = n, {}
+        found._buffers = {
+            name: b.detach().repeat(n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
+        }
+        return found
 
     def model(self) -> nn.Module:
         """A copy of the network, with the weights that it had when the chains were made."""

@@ -18,7 +18,7 @@ from fekernels.posterior.batches import concatenated, endless, rows, split, tens
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.control_variate import gradients
 
-__all__ = ["Data", "Energy", "curvature", "flat", "information"]
+__all__ = ["Data", "Energy", "batch_noise", "curvature", "flat", "information"]
 
 PARTS = 64  # of the data, whose gradients give the Fisher information: its error is sqrt(2 / 64) of it
 ITERATIONS = 8  # of the power method; the largest curvature is then known to some percent
@@ -32,16 +32,21 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 class Data:
-    """A loader's batches without end, and how often their points were looked at."""
+    """A loader's batches without end, and how often their points were looked at.
 
-    def __init__(self, owner: str, loader: Iterable[Any], data_size: int, seed: int) -> None:
+    ``joins``: whether data that are small are kept as one batch, ``whole``.
+    """
+
+    def __init__(
+        self, owner: str, loader: Iterable[Any], data_size: int, seed: int, joins: bool = True
+    ) -> None:
         self.owner, self.loader, self.data_size = owner, loader, data_size
         sizes = [rows(owner, batch) for batch in loader]
         if not sizes:
             raise ValueError(f"{owner}: loader must hold a batch; got none")
         self.batches, self.points = len(sizes), sum(sizes)
         self.batch = self.points / self.batches
-        self.whole = concatenated(loader) if self._is_small() else None
+        self.whole = concatenated(loader) if joins and self._is_small() else None
         self.looked_at = 0
         self._random = random.Random(seed)
         self._stream = endless(owner, _Shuffled(loader, self._random) if isinstance(loader, list) else loader)
@@ -203,14 +208,16 @@ def curvature(energy: Energy, denominators: list[Tensor], temperature: float) ->
     return largest
 
 
-def difference_noise(energy: Energy, centre: Energy, count: int) -> list[Tensor]:
-    """The variance over batches of what is left of a batch's gradient when the centre's is taken off."""
+def batch_noise(energy: Energy, count: int, centre: Energy | None = None) -> list[Tensor]:
+    """The variance over batches of their gradients, or of what is left of them when the centre's are taken off."""
     mean: list[Tensor] = []
     squares: list[Tensor] = []
     for k in range(count):
         batch, weight = energy.data.next(1)[0]
-        pairs = zip(energy.gradient(batch)[1], centre.gradient(batch)[1], strict=True)
-        found = [(here - there) * weight for here, there in pairs]
+        found = energy.gradient(batch)[1]
+        if centre is not None:
+            found = [here - there for here, there in zip(found, centre.gradient(batch)[1], strict=True)]
+        found = [g * weight for g in found]
         if not mean:
             mean, squares = [g.clone() for g in found], [torch.zeros_like(g) for g in found]
             continue

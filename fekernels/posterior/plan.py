@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fekernels.posterior.pilot import curvature, difference_noise, flat, information
+from fekernels.posterior.pilot import batch_noise, curvature, flat, information
 from fekernels.posterior.walk import BETA1, CONTROL_VARIATES, FULL, MINIBATCHES, Plan, Walk
 
 __all__ = ["MOST_NOISE", "make_plan", "offset"]
@@ -132,7 +132,7 @@ def _plans(
         FULL: [torch.zeros_like(f) for f in fisher],
     }
     if rest > 0:
-        noises[CONTROL_VARIATES] = difference_noise(walk.energy, walk.centre, PILOT_BATCHES)
+        noises[CONTROL_VARIATES] = batch_noise(walk.energy, PILOT_BATCHES, walk.centre)
     found = []
     for way, noise in noises.items():
         of_lr = float((flat(noise) / flat(denominators)).median()) / (2 * walk.temperature)

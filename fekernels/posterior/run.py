@@ -19,6 +19,7 @@ from fekernels.posterior.batches import check_batches
 from fekernels.posterior.chains import LossFunction
 from fekernels.posterior.pilot import Data, flat
 from fekernels.posterior.plan import MOST_NOISE, make_plan, offset
+from fekernels.posterior.progress import Bar
 from fekernels.posterior.report import PosteriorReport
 from fekernels.posterior.samples import PosteriorSamples
 from fekernels.posterior.walk import BETA1, Plan, Walk
@@ -118,7 +119,7 @@ def sample_posterior(
         notes.append(
             f"the loader holds {walk_data.points:,} points, data_size says {data_size:,}: which the posterior is of"
         )
-    with _Bar(walk_data, progress) as tick:
+    with Bar(OWNER, walk_data, progress) as tick:
         walk = Walk(uncompiled(model), loss_fn, walk_data, prior_precision, chains, seed, tick)
         _start(walk, notes)
         walk.recentre()
@@ -139,29 +140,6 @@ def sample_posterior(
         "batches": walk_data.looked_at / walk_data.batch, "prior_precision": prior_precision, "seed": seed,
     }  # fmt: skip
     return PosteriorRun(collected, _report(walk, plan, fisher, trace, losses, settings, notes))
-
-
-class _Bar:
-    """A tqdm bar of unknown length, or none."""
-
-    def __init__(self, data: Data, progress: bool) -> None:
-        self._data, self._bar = data, None
-        if progress:
-            from tqdm import tqdm
-
-            self._bar = tqdm(desc=OWNER, unit=" steps", leave=False)
-
-    def __enter__(self) -> Any:
-        return self._tick
-
-    def _tick(self, what: str) -> None:
-        if self._bar is not None:
-            self._bar.set_description(f"{what}, {self._data.epochs:.0f} epochs", refresh=False)
-            self._bar.update()
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _checked(
