@@ -29,11 +29,17 @@ struct VariationalKl {
       excess = L::fma(root, root, L::splat(-1.0f));
       ratio = root * root;
     } else {
-      const F precision = spread + c.weight_decay;
-      excess = L::divide(c.heat - spread, precision);
-      ratio = L::divide(L::splat(c.weight_decay + c.heat), precision);
+      const F inverse = L::divide(L::splat(1.0f), spread + c.weight_decay);
+      excess = (c.heat - spread) * inverse;
+      ratio = inverse * (c.weight_decay + c.heat);
     }
-    const F remainder = log1p_parts<F>(excess, ratio).below(excess);
+    // Nearly always the posterior is narrower than the prior, of which the logarithm is half the work.
+    const auto narrower = ratio <= 1.0f;
+    F remainder = negative_log<F>(ratio, -excess).remainder;
+    if (!L::all(narrower)) {
+      const F wider = log1p_parts<F>(excess, ratio).below(excess);
+      remainder = narrower ? remainder : wider;
+    }
     return {L::fma(mean * c.prior_precision, mean, remainder), excess - remainder};
   }
 };

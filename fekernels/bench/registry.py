@@ -5,14 +5,14 @@ A new case is one ``Case`` in the ``CASES`` of its family's file; tables, JSON, 
 
 from __future__ import annotations
 
-from fekernels.bench import free_energy, optimizers, posterior, random, stein
+from fekernels.bench import free_energy, optimizers, posterior, random, stein, variational
 from fekernels.bench.case import Case
 
 __all__ = ["CASES", "FAMILIES", "find"]
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
     "random": random.CASES,
-    "optimizers": optimizers.CASES,
+    "optimizers": (*optimizers.CASES, *variational.CASES),
     "free_energy": free_energy.CASES,
     "stein": stein.CASES,
     "posterior": posterior.CASES,

@@ -21,7 +21,7 @@ from fekernels.optim._shards import is_sharded, local_tensor
 
 __all__ = ["KeptSettings", "StateSnapshot", "TableCache"]
 
-ORDINARY = {Tensor}
+ORDINARY = {Tensor, torch.nn.Parameter}
 UNCHANGING = {float, int, bool, str, type(None), torch.dtype}
 SCHEDULED = {"lr", "temperature"}
 # Shapes and dtypes that a step compares. Pointers, sizes and strides it compares of every tensor, so that no kernel

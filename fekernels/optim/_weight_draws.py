@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fekernels._checks import boolean
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels._runtime.ranks import has_ranks
-from fekernels._runtime.torch_internals import copy_all
+from fekernels._runtime.torch_internals import copy_all, never_traced
 from fekernels.ops.optimizers import variational_accumulate, variational_draw
 from fekernels.ops.optimizers.parameter_rows import check_row, group_rows, readable
 from fekernels.ops.optimizers.step import StepOperation, StepSettings
@@ -35,10 +36,34 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the ranks' seeds
 
 
 class DrawTable(TableCache):
-    """A group's pointer table for draws, which take no gradient: every parameter is one of its rows."""
+    """A group's pointer table for draws, which take no gradient: every parameter is one of its rows.
+
+    Attributes:
+        means: where each parameter's mean is kept.
+    """
+
+    means: list[Tensor]
 
     def gradients(self, params: list[Tensor]) -> list[Tensor | None]:
         return list(params)
+
+
+@dataclass
+class SinceLastStep:
+    """The draws of training contexts since the last step. (What a compiled step sets of an optimizer itself is lost.)
+
+    Attributes:
+        drawn: gradients of the last one, by group, where they are in no sum.
+        samples: how many are in the sums.
+        summed: the parameters whose sums are of these draws; dicts of tensors torch.compile can read, sets it cannot.
+    """
+
+    drawn: list[list[Tensor | None]] | None = None
+    samples: int = 0
+    summed: dict[Tensor, None] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        self.drawn, self.samples, self.summed = None, 0, {}
 
 
 class WeightDraws(TableOptimizer):
@@ -47,11 +72,10 @@ class WeightDraws(TableOptimizer):
     _mc_samples: int
     _sync: bool
     _draw_caches: dict[tuple[int, bool], DrawTable]
+    _restored: list[DrawTable]  # whose parameters the context that is open has drawn
     _inside: str  # of which context: "training", "evaluation", or none
-    _drawn: list[list[Tensor | None]] | None  # gradients of the last draw, by group, where they are in no sum
-    _samples: int  # draws whose gradients are in the sums
+    _since: SinceLastStep
     _sums: dict[Tensor, tuple[Tensor, Tensor]]  # of the gradient, and of its product with the draw's normal
-    _summed: set[Tensor]  # the parameters whose sums are of this step
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mc_samples": self._mc_samples, "_sync": self._sync}
@@ -59,12 +83,8 @@ class WeightDraws(TableOptimizer):
     def _reset_caches(self) -> None:
         super()._reset_caches()
         self._draw_caches = {}
-        self._inside = ""
-        self._sums = {}
-        self._forget_draws()
-
-    def _forget_draws(self) -> None:
-        self._drawn, self._samples, self._summed = None, 0, set()
+        self._inside, self._restored = "", []
+        self._sums, self._since = {}, SinceLastStep()
 
     # Subclasses say what their states hold.
 
@@ -108,8 +128,8 @@ class WeightDraws(TableOptimizer):
                 self._restore()
         if not train:
             return
-        self._drawn = [[param.grad for param in group["params"]] for group in self.param_groups]
-        if self._samples or self._mc_samples > 1 or self._always_sums():
+        self._since.drawn = [[param.grad for param in group["params"]] for group in self.param_groups]
+        if self._since.samples or self._mc_samples > 1 or self._always_sums():
             with torch.no_grad():
                 self._fold()
 
@@ -125,14 +145,18 @@ class WeightDraws(TableOptimizer):
             raise RuntimeError(f"{self._name}: load_state_dict must be called outside of sampled_params")
         super().load_state_dict(state_dict)
 
+    @never_traced
     def _restore(self) -> None:
-        for group in self.param_groups:
-            params = list(map(local_tensor, group["params"]))
-            means = [local_tensor(self.state[param]["mean"]) for param in group["params"]]
-            copy_all(params, means)
+        for cache in self._restored:
+            if cache.sharded:
+                copy_all(list(map(local_tensor, cache.live)), list(map(local_tensor, cache.means)))
+            else:
+                copy_all(cache.live, cache.means)
+        self._restored = []
 
     # Draws.
 
+    @never_traced
     def _draw(self, train: bool) -> None:
         """Every parameter becomes a draw, and its state's ``mean`` what it was."""
         if self._drawn_seed is not None:
@@ -154,8 +178,11 @@ class WeightDraws(TableOptimizer):
                 rows = self._draw_rows(group, train)
                 states = [self.state[param] for param in group["params"]]
                 cache = DrawTable(group, states, rows, by_rows)
+                cache.means = [state["mean"] for state in states]
+                cache.sharded = any(map(is_sharded, cache.live))
             self._draw_caches[index, train] = cache
             work.append((cache, self._draw_settings(group), backend))
+        self._restored = [cache for cache, _, _ in work]
         for cache, settings, backend in work:
             operation = variational_draw.OPERATION
             if cache.rows:
@@ -205,11 +232,12 @@ class WeightDraws(TableOptimizer):
 
     # Sums over draws.
 
+    @never_traced
     def _fold(self) -> None:
         """Add the gradients of the last training context to the sums, unless they are in them."""
-        if self._drawn is None:
+        if self._since.drawn is None:
             return
-        grads, self._drawn = self._drawn, None
+        grads, self._since.drawn = self._since.drawn, None
         work = []
         for group, group_grads in zip(self.param_groups, grads, strict=True):
             backend = backends.choose(group["params"][0].device.type, group["backend"])
@@ -219,17 +247,19 @@ class WeightDraws(TableOptimizer):
             ]
             for samples in (0, 1):  # the first of a step overwrites what is left of the last
                 mine = [
-                    row for row, p in zip(rows, live, strict=True) if (p in self._summed) == bool(samples)
+                    row
+                    for row, p in zip(rows, live, strict=True)
+                    if (p in self._since.summed) == bool(samples)
                 ]
                 settings = VariationalAccumulateSettings(float(samples), self._rank_seed(group), None)
                 work.append((mine, settings, backend))
         for mine, settings, backend in work:
             run_rows(variational_accumulate.OPERATION, mine, settings, backend)
         for group, group_grads in zip(self.param_groups, grads, strict=True):
-            self._summed.update(
-                p for p, grad in zip(group["params"], group_grads, strict=True) if grad is not None
+            self._since.summed.update(
+                (p, None) for p, grad in zip(group["params"], group_grads, strict=True) if grad is not None
             )
-        self._samples += 1
+        self._since.samples += 1
 
     def _sum_row(self, group: dict[str, Any], i: int, grad: Tensor) -> Row:
         param, state = group["params"][i], self.state[group["params"][i]]
@@ -251,17 +281,17 @@ class WeightDraws(TableOptimizer):
     def _average_over_ranks(self) -> int:
         """With ``sync``: the sums become those of all ranks. Returns how many draws they are of."""
         if not (self._sync and has_ranks()):
-            return self._samples
+            return self._since.samples
         for group in self.param_groups:
             for param in group["params"]:
                 if is_sharded(param):
                     raise ValueError(
                         f"{self._name}: sync=True takes plain parameters, of which every rank has all; got a DTensor"
                     )
-                if param in self._summed:
+                if param in self._since.summed:
                     for total in self._sums[param]:
                         dist.all_reduce(total)
-        return self._samples * dist.get_world_size()
+        return self._since.samples * dist.get_world_size()
 
 
 def run_rows(operation: StepOperation, rows: Sequence[Row], settings: StepSettings, backend: str) -> None:

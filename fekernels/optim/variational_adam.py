@@ -13,6 +13,7 @@ from torch import Tensor
 from fekernels._checks import boolean, integer, number, one_of
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import Row
+from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops.optimizers import langevin_adam, variational_adam
 from fekernels.ops.optimizers.langevin_adam import LangevinAdamSettings
 from fekernels.ops.optimizers.variational_adam import VariationalAdamSettings
@@ -268,18 +269,19 @@ class VariationalAdam(WeightDraws):
             with torch.enable_grad():
                 losses = [closure() for _ in range(self._mc_samples)]
             loss = losses[0] if len(losses) == 1 else sum(losses) / len(losses)
-        if self._drawn is None and not self._samples:
+        if self._since.drawn is None and not self._since.samples:
             self._step_without_draw()
             return loss
-        if self._drawn is not None and (self._samples or self._gradients_are_gone()):
+        if self._since.drawn is not None and (self._since.samples or self._gradients_are_gone()):
             self._fold()
-        if self._samples:
+        if self._since.samples:
             self._step_by_sums()
         else:
             super().step()
-        self._forget_draws()
+        self._since.forget()
         return loss
 
+    @never_traced
     def _step_without_draw(self) -> None:
         """At lr = 0 it makes the states, as torch's distributed checkpoints want of it; otherwise it is a mistake."""
         if any(float(group["lr"]) != 0 for group in self.param_groups):
@@ -293,14 +295,11 @@ class VariationalAdam(WeightDraws):
 
     def _gradients_are_gone(self) -> bool:
         """Whether somebody has dropped gradients of the last draw, as ``model.zero_grad()`` does."""
-        assert self._drawn is not None
-        pairs = (
-            (param, grad)
-            for group, grads in zip(self.param_groups, self._drawn, strict=True)
-            for param, grad in zip(group["params"], grads, strict=True)
-        )
-        return any(grad is not None and param.grad is None for param, grad in pairs)
+        assert self._since.drawn is not None
+        present = [param.grad is not None for group in self.param_groups for param in group["params"]]
+        return present != [grad is not None for grads in self._since.drawn for grad in grads]
 
+    @never_traced
     def _step_by_sums(self) -> None:
         for group in self.param_groups:
             self._check_group(group)
@@ -311,7 +310,7 @@ class VariationalAdam(WeightDraws):
             )
         samples = self._average_over_ranks()
         for group in self.param_groups:
-            live = [(i, param) for i, param in enumerate(group["params"]) if param in self._summed]
+            live = [(i, param) for i, param in enumerate(group["params"]) if param in self._since.summed]
             if not live:
                 continue
             backend = backends.choose(group["params"][0].device.type, group["backend"])

@@ -47,8 +47,10 @@ def test_compiled_kernel_keeps_to_registers_and_whole_vectors(name, capability):
     assert code.spills == 0 and code.local == 0
     assert code.registers <= spec.constants.get("maxnreg", 40)
     assert (code.loads_128, code.stores_128) == (spec.reads, spec.writes)
-    # The slow path's reordering of a few words goes through shared memory; the fast path's must not.
-    assert code.shared <= 4 * 128
+    # The slow path's reordering of a few words goes through shared memory; the fast path's must not, but where 16-bit
+    # parameters have float32 states: eight elements of a thread are four of two.
+    mixed = name.startswith("variational") and name.endswith("bf16")
+    assert code.shared <= (4096 if mixed else 4 * 128)
 
 
 @pytest.mark.parametrize("name", triton_aot.SPECS)
@@ -61,9 +63,11 @@ def test_compiled_kernel_rounds_as_written(name):
         assert code.ptx.count("fma.rn.f32") == 2 * 2 * 16
     assert "fma.rn.f64" not in code.ptx  # coefficients have none
     assert not re.search(r"\.(?:approx|full|ftz)\b", code.ptx)
-    if name != "sgld":
+    if name not in ("sgld", "variational_sum"):
         assert "sqrt.rn.f32" in code.ptx
-    if "sgld" not in name and name != "normal":
+    if name.startswith("variational"):
+        assert ("div.rn.f32" in code.ptx) == (name != "variational_sum")
+    elif "sgld" not in name and name != "normal":
         assert "div.rn.f32" in code.ptx and "sqrt.rn.f64" in code.ptx and "div.rn.f64" in code.ptx
 
 

@@ -214,3 +214,28 @@ def test_every_backend_of_a_cpu_takes_the_steps(estimator, samples, place):
         train(each, 3, samples)
     for p, q in zip(all_of(optimizer), all_of(other), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+# torch.compile.
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_compiled_step_is_the_step(estimator, samples):
+    """Of one draw in one graph, whatever number the draw has; sums stay outside of graphs."""
+    eager, traced = make(estimator=estimator), make(estimator=estimator)
+    whole = estimator == "natural" and samples == 1
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(traced.step, backend="aot_eager", fullgraph=whole)
+    for i in range(4):
+        for optimizer, step in ((eager, eager.step), (traced, compiled)):
+            for _ in range(samples):
+                with optimizer.sampled_params(train=True):
+                    optimizer.zero_grad()
+                    loss_of(all_of(optimizer)).backward()
+            with torch._dynamo.config.patch(error_on_recompile=whole and i >= 1):
+                step()
+    assert same(eager, traced)
+    assert not whole or torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()

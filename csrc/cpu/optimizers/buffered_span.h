@@ -116,6 +116,11 @@ void Buffers<S>::save(const Span& span, Operand operand, int64_t begin, const ui
   }
 }
 
+// In buffered_span.cpp, once for all operations: conversions of four dtypes, straight and strided, take the compiler as
+// long as an operation's own loops.
+extern template struct Buffers<float>;
+extern template struct Buffers<double>;
+
 // Of the rounding noise of exp_avg_sq.
 FE_HD NoiseKey second_stream(NoiseKey key) {
   key.stream ^= 0x80000000u;

@@ -38,16 +38,22 @@ void formula_blocks(float* const* data, int64_t blocks, uint64_t index, const Ro
   }
 }
 
-// prepare(buffers) has the loaded elements first.
-template <class Formula, class RowSpan, class Prepare>
-void formula_buffered(const RowSpan& span, int64_t begin, int64_t count, Prepare prepare) {
+template <class Formula, class RowSpan>
+void formula_buffered(const RowSpan& span, int64_t begin, int64_t count) {
   run_buffered<float>(span, begin, count, Formula::kLoaded, Formula::kSaved,
                       [&](Buffers<float>& s, uint64_t index, int blocks) {
-                        prepare(s);
                         float* data[kOperands];
                         for (int operand = 0; operand < kOperands; ++operand) data[operand] = s.data[operand];
                         formula_blocks<Formula>(data, blocks, index, span);
                       });
+}
+
+inline void fill_normals(float* normals, int elements, uint64_t index, const NoiseKey& key) {
+  for (int e = 0; e < elements; e += kNoiseElements) {
+    FloatV v[kNoiseVectors];
+    draw_normals((index + e) / 4, key, v);
+    __builtin_memcpy(normals + e, v, sizeof v);
+  }
 }
 
 // float64 parameters take the float32 normal, widened.
@@ -57,11 +63,7 @@ void formula_double(const RowSpan& span) {
   run_buffered<double>(span, span.begin, span.count, Formula::kLoaded, Formula::kSaved,
                        [&](Buffers<double>& s, uint64_t index, int blocks) {
                          alignas(64) float normals[kBufferElements] = {};
-                         for (int e = 0; Formula::kNoise && e < blocks * kBlock; e += kNoiseElements) {
-                           FloatV v[kNoiseVectors];
-                           draw_normals((index + e) / 4, span.noise, v);
-                           __builtin_memcpy(normals + e, v, sizeof v);
-                         }
+                         if (Formula::kNoise) fill_normals(normals, blocks * kBlock, index, span.noise);
                          for (int e = s.shift; e < s.shift + s.count; ++e) {
                            double x[kOperands] = {};
                            for (int operand = 0; operand < kOperands; ++operand)
@@ -77,19 +79,18 @@ void formula_double(const RowSpan& span) {
 template <class Formula, class RowSpan>
 void formula_span(const RowSpan& span) {
   if (span.dtypes[kParam] == kFloat64) return formula_double<Formula>(span);
-  const auto as_loaded = [](Buffers<float>&) {};
   bool straight = !span.layout;
   for (int operand = 0; operand < kOperands; ++operand)
     if ((Formula::kLoaded | Formula::kSaved) >> operand & 1u) straight = straight && span.dtypes[operand] == kFloat32;
-  if (!straight) return formula_buffered<Formula>(span, span.begin, span.count, as_loaded);
+  if (!straight) return formula_buffered<Formula>(span, span.begin, span.count);
   const int64_t until_block = (kBlock - span.index % kBlock) % kBlock;
   const int64_t head = until_block < span.count ? until_block : span.count;
   const int64_t blocks = (span.count - head) / kBlock, first = span.begin + head;
   float* data[kOperands];
   for (int operand = 0; operand < kOperands; ++operand) data[operand] = static_cast<float*>(span.data[operand]) + first;
-  formula_buffered<Formula>(span, span.begin, head, as_loaded);
+  formula_buffered<Formula>(span, span.begin, head);
   formula_blocks<Formula>(data, blocks, span.index + head, span);
-  formula_buffered<Formula>(span, first + blocks * kBlock, span.count - head - blocks * kBlock, as_loaded);
+  formula_buffered<Formula>(span, first + blocks * kBlock, span.count - head - blocks * kBlock);
 }
 
 }  // namespace fe::inline FE_ISA

@@ -34,10 +34,12 @@ def kl_kernel(
         excess = tl.fma(root, root, tl.zeros_like(root) - 1.0)
         ratio = root * root
     else:
-        precision = s + weight_decay
-        excess = numerics.divide(heat - s, precision)
-        ratio = numerics.divide(tl.zeros_like(s) + (weight_decay + heat), precision)
-    remainder = functions.below(excess, functions.log1p_parts(excess, ratio))
+        inverse = numerics.divide(tl.zeros_like(s) + 1.0, s + weight_decay)
+        excess = (heat - s) * inverse
+        ratio = inverse * (weight_decay + heat)
+    value, narrow = functions.negative_log(ratio, excess * -1.0)
+    wide = functions.below(excess, functions.log1p_parts(excess, ratio))
+    remainder = tl.where(ratio <= 1.0, narrow, wide)
     twice_kl = tl.fma(m * prior_precision, m, remainder)
     log_ratio = excess - remainder
     tl.store(sums + 2 * block, tl.sum(tl.where(real, twice_kl, 0.0).to(tl.float64)))

@@ -15,7 +15,15 @@ from triton.compiler import ASTSource
 
 from fekernels.triton import random
 from fekernels.triton.launch import EXACT
-from fekernels.triton.optimizers import codes, langevin_adam, sgld, table_rows
+from fekernels.triton.optimizers import (
+    codes,
+    langevin_adam,
+    sgld,
+    table_rows,
+    variational_accumulate,
+    variational_adam,
+    variational_draw,
+)
 
 F32, BF16 = 0, 2
 FLOAT32, ALL_BF16 = F32, BF16 | BF16 << 8 | BF16 << 16
@@ -54,6 +62,17 @@ def _draw(kind: int) -> Spec:
     return Spec(random.fill_kernel, constants, 0, random.BLOCK // (4 * 32 * random.WARPS))
 
 
+def _variational(
+    kernel: Any, kind: str, value: int, dtypes: int, reads: int, writes: int, flags: int = 0
+) -> Spec:
+    """kind: the constant that says what a kernel is compiled for."""
+    constants = {kind: value, "FLAGS": flags, "DTYPES": dtypes, **table_rows.configuration(dtypes, flags)}
+    return Spec(kernel, constants, reads, writes)
+
+
+_DRAW, _ADAM = variational_draw.variational_draw_kernel, variational_adam.variational_adam_kernel
+_SUM = variational_accumulate.variational_accumulate_kernel
+BF16_OF_FLOAT32 = BF16 | BF16 << 8  # parameters and gradients, with float32 states
 SPECS = {
     "cold": _step(3),
     "momentum": _step(0),
@@ -69,6 +88,12 @@ SPECS = {
     "sgld": _sgld(0, FLOAT32),
     "sgld_bf16": _sgld(STOCHASTIC, ALL_BF16),
     "normal": _draw(random.NORMAL),
+    "variational_draw": _variational(_DRAW, "NOISE", 1, FLOAT32, 2, 2),
+    "variational_draw_bf16": _variational(_DRAW, "NOISE", 1, BF16_OF_FLOAT32, 5, 3),
+    "variational_sum": _variational(_SUM, "FIRST", False, FLOAT32, 3, 2),
+    "variational_step": _variational(_ADAM, "KIND", 2, FLOAT32, 4, 3),
+    "variational_step_bf16": _variational(_ADAM, "KIND", 2, BF16_OF_FLOAT32, 7, 7),
+    "variational_summed_step": _variational(_ADAM, "KIND", 3, FLOAT32, 5, 3, codes.SCALED.value),
 }
 
 _TYPES = {

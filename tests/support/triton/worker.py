@@ -141,6 +141,13 @@ def fill(kind: str, out: torch.Tensor, *key: int) -> torch.Tensor:
     return out
 
 
+def variational_kl(*arguments: Any) -> torch.Tensor:
+    """The operator of fekernels.triton.optimizers."""
+    from fekernels.triton.optimizers import variational_kl
+
+    return variational_kl.variational_kl(*arguments)
+
+
 def step(
     op: str,
     rows: list[optimizer_rows.Row],
