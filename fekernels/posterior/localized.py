@@ -142,17 +142,24 @@ class Localized:
             self.optimizer.freeze_preconditioner()
 
     @torch.no_grad()
-    def denominators(self) -> list[Tensor]:
-        """D of every weight, [n, *shape] each: 1 for "sgld"."""
-        group = self.optimizer.param_groups[0]
+    def _preconditioners(self) -> list[Tensor | None]:
+        """D of every weight, [n, *shape] each; None where it is 1."""
         if not isinstance(self.optimizer, LangevinAdam):
-            return [p.new_ones(()).expand_as(p) for p in self.parameters]
-        found = []
+            return [None] * len(self.parameters)
+        group = self.optimizer.param_groups[0]
+        found: list[Tensor | None] = []
         for p in self.parameters:
             state = self.optimizer.state[p]
             memory = 1.0 if group["frozen"] else 1 - ALPHA ** state["step"].double()
             found.append(((state["exp_avg_sq"] / memory).sqrt() + EPS).clamp_min(group["lr"] * self.prior))
         return found
+
+    def denominators(self) -> list[Tensor]:
+        """D of every weight, [n, *shape] each."""
+        return [
+            p.detach().new_ones(()).expand_as(p) if d is None else d
+            for p, d in zip(self.parameters, self._preconditioners(), strict=True)
+        ]
 
     def step(self, what: str) -> tuple[Tensor, Tensor]:
         """[n] each: how far losses are above the start's, and what the batches' gradients are long, g^2 / D summed.
@@ -176,8 +183,10 @@ class Localized:
                 if hidden is not None:
                     p.copy_(torch.where(hidden, start, p))
             length = torch.zeros(self.n, dtype=torch.float64, device=rise.device)
-            for g, d in zip(found, self.denominators(), strict=True):
-                length += (g.float().square() / d).flatten(1).sum(1)
+            for g, d in zip(found, self._preconditioners(), strict=True):
+                scaled = g if d is None else g / d.sqrt()  # one pass over g without D: no square is kept
+                wide = torch.promote_types(g.dtype, torch.float32)
+                length += torch.linalg.vector_norm(scaled.flatten(1), dim=1, dtype=wide).square()
         self.tick(what)
         return rise, length
 

@@ -89,6 +89,20 @@ def test_the_model_is_copied_and_states_fit_it() -> None:
     assert not (chains.states()[0]["2.bias"] == 9.0).any()
 
 
+def test_chains_own_what_is_named_and_know_what_they_started_from() -> None:
+    model = network()
+    chains = fe.Chains(model, 2, jitter={"2.weight": 1.0}, names=["2.weight"])
+    assert [name for name, _ in chains.named_parameters()] == ["2.weight"]
+    chains.losses(loss_fn, batch()).sum().backward()
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    batches = [batch(3), batch(5), batch(7)]
+    with torch.no_grad():
+        at_start = chains.origin(3).losses(loss_fn, batches, each=True)
+        expected = torch.stack([loss_fn(model, one) for one in batches])
+        assert (chains.losses(loss_fn, batches[2]) - expected[2]).abs().min() > 1e-3
+    torch.testing.assert_close(at_start, expected)
+
+
 def test_batch_norms_count_for_each_chain() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     chains = fe.Chains(model, 2, jitter=1.0)
@@ -118,6 +132,9 @@ def test_jitter_is_of_the_scale_that_was_asked_for() -> None:
         (("model", 2), TypeError, "Chains: model must be a torch.nn.Module; got str"),
         ((nn.Tanh(), 2), ValueError, "model must have a parameter that requires a gradient"),
         ((nn.Linear(1, 1), 0), ValueError, "n must be in"),
+        ((nn.Linear(1, 1), 2, {"names": "bias"}), TypeError, "names must be a collection of strings; got str"),
+        ((nn.Linear(1, 1), 2, {"names": ["w"]}), ValueError, "names must be of parameters .* a gradient; got 'w'"),
+        ((nn.Linear(1, 1), 2, {"names": []}), ValueError, "names must be of parameters .* a gradient; got none"),
         ((nn.Linear(1, 1), 2, {"jitter": -1.0}), ValueError, "jitter must be finite and >= 0; got -1.0"),
         ((nn.Linear(1, 1), 2, {"jitter": {"w": 1.0}}), ValueError, "jitter must name parameters of the model; got 'w'"),
     ],

@@ -132,6 +132,17 @@ def test_the_same_seed_gives_the_same_estimate_and_vectorize_only_how() -> None:
     assert not torch.equal(first.trace, other.trace)
 
 
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-5), (torch.bfloat16, 0.05)])
+def test_other_dtypes_go_the_same_way(dtype: torch.dtype, within: float) -> None:
+    x, y = regression(60)
+    options: dict[str, Any] = {"n_beta": 40.0, "data_size": 60, "lr": 2e-3, "draws": 8}
+    single = estimate(network(), squared, [(x, y)], **options)
+    other = estimate(network().to(dtype), squared, [(x.to(dtype), y.to(dtype))], **options)
+    assert float((other.trace - single.trace).abs().max()) < within
+    assert float((single.trace[:, -1] - single.init_loss).abs().min()) > within / 10
+    assert other.diagnostics.step_bias == pytest.approx(single.diagnostics.step_bias, rel=within)
+
+
 def said(call: Callable[[], LearningCoefficient]) -> tuple[LearningCoefficient, str]:
     with pytest.warns(UserWarning, match="local_learning_coefficient: ") as caught:
         found = call()
