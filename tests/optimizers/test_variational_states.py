@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 
+import fekernels as fe
 from tests.optimizers.test_variational_adam import ESTIMATORS, all_of, loss_of, make, parameters, same, train
 from tests.support.optimizers import BF16, F32
 from tests.support.places import CPU_PLACES
@@ -108,6 +109,31 @@ def test_what_somebody_puts_in_between_steps_is_used(change):
     for optimizer in (changed, fresh):
         train(optimizer, 2)
     assert same(changed, fresh)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_distributed_checkpoint_state_dicts(estimator, flat):
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    def network(seed: int) -> tuple[torch.nn.Module, fe.VariationalAdam]:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(4, 3)
+        return module, make(module.parameters(), estimator=estimator, seed=seed)
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    (module, optimizer), (copied, resumed) = network(1), network(2)
+    train(optimizer, 2)
+    saved = copy.deepcopy(get_optimizer_state_dict(module, optimizer, options=options))
+    copied.load_state_dict(module.state_dict())
+    set_optimizer_state_dict(copied, resumed, saved, options=options)
+    for each in (optimizer, resumed):
+        train(each, 2)
+    assert same(optimizer, resumed)
 
 
 # GradScaler.
