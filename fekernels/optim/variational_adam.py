@@ -197,21 +197,25 @@ class VariationalAdam(WeightDraws):
         return torch.float64 if param.dtype == torch.float64 else torch.float32
 
     def _init_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+        # A first draw may be an evaluation under inference mode, whose tensors training could not write to.
+        with torch.inference_mode(False), torch.no_grad():
+            self._make_state(group, param, state)
+
+    def _make_state(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         dtype = self._state_dtype(group, param)
         state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
         # Of one dimension: torch.compile takes a float64 without any for a number.
         state["draws"] = torch.zeros(2, dtype=torch.float64, device=param.device)
         for key in self._states[2:]:
             state[key] = zero_state(param, dtype, group["backend"])
-        with torch.no_grad():
-            state["mean"].copy_(param)
-            if not self._reparam:
-                state["hessian"].fill_(group["hess_init"])
-                return
-            std = 1 / math.sqrt(group["ess"] * (group["hess_init"] + group["weight_decay"]))
-            softplus = group["scale"] == "softplus"
-            state["scale"].fill_(math.log(math.expm1(std)) if softplus else math.log(std))
-            state["deviation"].copy_(_deviation(state["scale"], group["scale"]))
+        state["mean"].copy_(param)
+        if not self._reparam:
+            state["hessian"].fill_(group["hess_init"])
+            return
+        std = 1 / math.sqrt(group["ess"] * (group["hess_init"] + group["weight_decay"]))
+        softplus = group["scale"] == "softplus"
+        state["scale"].fill_(math.log(math.expm1(std)) if softplus else math.log(std))
+        state["deviation"].copy_(_deviation(state["scale"], group["scale"]))
 
     def _spread(self, state: dict[str, Any]) -> tuple[Tensor, bool]:
         return (state["deviation"], True) if self._reparam else (state["hessian"], False)

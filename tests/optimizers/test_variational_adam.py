@@ -221,6 +221,17 @@ def test_evaluation_does_not_change_the_noise_of_training():
     assert watched.state[all_of(watched)[0]]["draws"].tolist() == [5, 5]
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_first_draw_may_be_one_of_inference_mode(estimator):
+    optimizer, other = make(estimator=estimator), make(estimator=estimator)
+    with torch.inference_mode(), optimizer.sampled_params():
+        loss_of(all_of(optimizer))
+    assert not any(value.is_inference() for p in all_of(optimizer) for value in optimizer.state[p].values())
+    for each in (optimizer, other):
+        train(each, 2, samples=2)
+    assert all(bits_equal(p, q) for p, q in zip(all_of(optimizer), all_of(other), strict=True))
+
+
 def test_at_temperature_0_the_draw_is_the_mean():
     for estimator in ESTIMATORS:
         optimizer = make(estimator=estimator, temperature=0.0)
