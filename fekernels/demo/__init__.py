@@ -43,7 +43,7 @@ class Settings:
     members: int = 5
     # Langevin-Adam: a posterior run at every temperature, of the likelihood alone and in units of Bayes'; the one that
     # is best on the validation set counts. 1 is reported beside it.
-    temperatures: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    temperatures: tuple[float, ...] = (0.01, 0.03, 0.1, 1.0)
     prior_precision: float = 10.0  # about that of the initial weights
     chains: int = 4
     samples: int = 25

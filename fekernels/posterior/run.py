@@ -33,7 +33,11 @@ INFLATION = 1.15  # of the variance
 HOPELESS = 1.5  # R-hat of chains in different places, which a run four times as long will not mend
 SPACING = 1.3  # autocorrelation times between samples
 RECORDS = 4  # positions remembered of a sample's steps
-LONGER = 2  # times that a run may be doubled
+LONGER = 4  # times as long a run may become
+ON, MARGIN = (
+    1.2,
+    1.1,
+)  # by which it goes on at least where R-hat alone asks for it, and beyond what is lacking
 MOST_STEPS = 1 << 15  # of sampling, where nobody says how many
 TRAIN_STEPS, TRAIN_EPOCHS, TRAIN_LR = 500, 3, 0.02
 UNTRAINED = 3.0  # standard deviations of the posterior, from which on the model counts as not trained
@@ -129,13 +133,13 @@ def sample_posterior(
         time = walk.burn_in(burn_in)
         burnt = walk.steps - before
         every = thinning or max(1, min(MOST_STEPS // samples, math.ceil(SPACING * time)))
-        kept, losses, trace, every = _draw(walk, samples, every, thinning is None)
+        kept, losses, trace, apart = _draw(walk, samples, every, thinning is None)
     collected = PosteriorSamples(model, chains=chains)
     for states in kept:
         for state in states:
             collected.collect(state)
     settings = {
-        "gradient": plan.way, "lr": plan.lr, "burn_in": burnt, "thinning": every, "chains": chains, "samples": samples,
+        "gradient": plan.way, "lr": plan.lr, "burn_in": burnt, "thinning": apart, "chains": chains, "samples": samples,
         "autocorrelation_time": time, "epochs": walk_data.epochs,
         "batches": walk_data.looked_at / walk_data.batch, "prior_precision": prior_precision, "seed": seed,
     }  # fmt: skip
@@ -213,31 +217,33 @@ def _gather_lost(walk: Walk, steps: int, notes: list[str]) -> None:
 def _draw(
     walk: Walk, samples: int, every: int, may_go_on: bool
 ) -> tuple[list[list[dict[str, Tensor]]], Tensor, Tensor, int]:
-    """Samples, their losses [chains, samples], the course [chains, positions, weights], and the thinning."""
+    """Samples, their losses [chains, samples], the course [chains, positions, weights], and the steps between samples.
+
+    A run that was too short goes on by what its effective sizes lack; the samples are then spread over all of it.
+    """
     trace: list[Tensor] = []
     kept: list[list[dict[str, Tensor]]] = []
     losses: list[Tensor] = []
     batch = walk.data.whole if walk.data.whole is not None else walk.data.next(1)[0][0]
-    for doubled in range(LONGER + 1):
-        while len(kept) < samples:
+    most = min(LONGER * samples, max(MOST_STEPS // every, samples)) if may_go_on else samples
+    length = samples
+    while True:
+        while len(kept) < length:
             walk.go(every, "samples", trace, max(1, every // RECORDS))
             kept.append(walk.chains.states())
             with torch.no_grad():
                 losses.append(walk.chains.losses(walk.loss_fn, batch).cpu())
         course = torch.stack(trace, 1)
         found = chain_statistics(course)
-        rhat = float(found.rhat.nan_to_num(0.0).max())
-        enough = rhat < RHAT and float(found.size.min()) >= NEEDED * walk.n
-        if (
-            enough
-            or not may_go_on
-            or rhat > HOPELESS
-            or doubled == LONGER
-            or 2 * every * samples > MOST_STEPS
-        ):
+        rhat, size = float(found.rhat.nan_to_num(0.0).max()), float(found.size.min())
+        enough = rhat < RHAT and size >= NEEDED * walk.n
+        if enough or length >= most or rhat > HOPELESS or not math.isfinite(size):
             break
-        kept, losses, every = kept[1::2], losses[1::2], 2 * every
-    return kept, torch.stack(losses, 1), course, every
+        lacking = max(NEEDED * walk.n / max(size, 1.0), ON)
+        length = min(most, math.ceil(length * min(lacking * MARGIN, 2.0)))
+    spread = torch.linspace(length / samples - 1, length - 1, samples).round().long().tolist()
+    apart = round(every * length / samples)
+    return [kept[i] for i in spread], torch.stack([losses[i] for i in spread], 1), course, apart
 
 
 def _report(
