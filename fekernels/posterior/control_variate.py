@@ -18,9 +18,16 @@ __all__ = ["ControlVariate", "full_gradient", "gradients"]
 
 
 def gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Of a loss by parameters, zeros where it does not depend on one."""
+    """Of a loss by parameters, zeros where it does not depend on one.
+
+    In the parameters' layout, as backward() stores them: those of stacked layers come transposed, which costs a step of
+    the optimizer ten times what copying them does.
+    """
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return [
+        torch.zeros_like(p) if g is None else g.contiguous() if p.is_contiguous() else g
+        for p, g in zip(parameters, found, strict=True)
+    ]
 
 
 def full_gradient(

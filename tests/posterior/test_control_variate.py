@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fekernels as fe
+from fekernels.posterior.control_variate import gradients
 from tests.support.posteriors import batches
 
 ROWS, BATCH = 130, 16  # the last batch is short
@@ -108,3 +109,19 @@ def test_bad_arguments() -> None:
         fe.ControlVariate(model, loss_fn, [])
     with pytest.raises(TypeError, match="a batch of loader must hold a tensor with rows; got int"):
         fe.ControlVariate(model, lambda model, rows: model(torch.ones(1, 3)).sum(), [3])
+
+
+def test_gradients_of_stacked_layers_lie_as_backward_would_store_them() -> None:
+    chains = fe.Chains(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)), 2)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+    def loss() -> Tensor:
+        return chains.losses(lambda model, rows: model(rows).square().mean(), x).sum()
+
+    parameters = list(chains.parameters())
+    found = gradients(loss(), parameters)
+    loss().backward()
+    for g, p in zip(found, parameters, strict=True):
+        assert g.is_contiguous()
+        assert torch.equal(g, p.grad)
+    assert gradients(parameters[1].sum(), parameters)[1].is_contiguous()  # not one element, expanded
