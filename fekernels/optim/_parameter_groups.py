@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import check_dtype
@@ -40,6 +41,7 @@ class ParameterGroups(Optimizer):
 
     _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
     _numbers: tuple[str, ...] = ("weight_decay", "prior_precision")  # those that are finite and not negative
+    _purpose: int = LANGEVIN_NOISE  # of the noise
     _anchors: Anchors
     _drawn_seed: int | None  # until ranks have agreed on one
     _states: tuple[str, ...] = ("step",)  # that a parameter has from its first step on

@@ -43,7 +43,7 @@ def warn_of_shared_noise(optimizer: Optimizer, name: str) -> None:
             continue
         if mine & {id(p) for p in params}:  # the optimizer that this one takes over from
             continue
-        seed, stream = min(used & theirs)
+        seed, stream, _ = min(used & theirs)
         warnings.warn(
             f"{name}: another optimizer has seed {seed} and stream {stream} too, so parameters of both get the same "
             "noise. Give each optimizer a seed of its own, or all parameters to one, or pass them with their names.",
@@ -53,9 +53,11 @@ def warn_of_shared_noise(optimizer: Optimizer, name: str) -> None:
     _optimizers.add(optimizer)
 
 
-def _streams(optimizer: Optimizer) -> set[tuple[int, int]]:
+def _streams(optimizer: Optimizer) -> set[tuple[int, int, int]]:
+    """Seeds, streams and purposes: noise for another purpose is other noise."""
+    purpose: int = optimizer._purpose  # type: ignore[attr-defined]  # every one here is a ParameterGroups
     return {
-        (group["seed"], stream)
+        (group["seed"], stream, purpose)
         for group in optimizer.param_groups
         if may_make_noise(group)
         for stream in group["streams"]

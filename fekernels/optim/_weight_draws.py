@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fekernels._catalogue.random import WEIGHT_SAMPLE
 from fekernels._checks import boolean
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import PointerTable, Row
@@ -69,6 +70,7 @@ class SinceLastStep:
 class WeightDraws(TableOptimizer):
     """An optimizer of a Gaussian over the weights, without its step."""
 
+    _purpose = WEIGHT_SAMPLE
     _mc_samples: int
     _sync: bool
     _draw_caches: dict[tuple[int, bool], DrawTable]

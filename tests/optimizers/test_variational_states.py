@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -224,6 +225,17 @@ def test_replicas_draw_alike_unless_sync_has_them_draw_apart(rank_of_two):
                 drawn[sync, rank] = all_of(optimizer)[0].detach().clone()
     assert bits_equal(drawn[False, 0], drawn[False, 1]) and bits_equal(drawn[False, 0], drawn[True, 0])
     assert not torch.isclose(drawn[True, 0], drawn[True, 1], atol=1e-4, rtol=0).any()
+
+
+def test_only_noise_for_the_same_purpose_is_shared():
+    params = parameters()
+    kept = fe.LangevinAdam([params[0]], temperature=1.0, eps=1e-3, seed=123)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = make([params[1]], seed=123)
+    with pytest.warns(UserWarning, match="another optimizer has seed 123 and stream 0 too"):
+        make([params[2]], seed=123)
+    assert kept.param_groups and first.param_groups
 
 
 # Backends.

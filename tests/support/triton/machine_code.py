@@ -93,7 +93,6 @@ SPECS = {
     "variational_sum": _variational(_SUM, "FIRST", False, FLOAT32, 3, 2),
     "variational_step": _variational(_ADAM, "KIND", 2, FLOAT32, 4, 3),
     "variational_step_bf16": _variational(_ADAM, "KIND", 2, BF16_OF_FLOAT32, 7, 7),
-    "variational_summed_step": _variational(_ADAM, "KIND", 3, FLOAT32, 5, 3, codes.SCALED.value),
 }
 
 _TYPES = {
