@@ -1,5 +1,6 @@
 """Optimizers that sample, their temperature schedules, and what collects their samples."""
 
+from fekernels.optim._weight_posterior import WeightGaussian
 from fekernels.optim.langevin_adam import LangevinAdam
 from fekernels.optim.sgld import SGLD
 from fekernels.optim.temperature import (
@@ -11,7 +12,7 @@ from fekernels.optim.temperature import (
     TemperatureScheduler,
 )
 from fekernels.optim.unified import UnifiedOptimizer
-from fekernels.optim.variational_adam import VariationalAdam, WeightGaussian
+from fekernels.optim.variational_adam import VariationalAdam
 from fekernels.posterior.samples import PosteriorSamples
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,27 +17,20 @@ from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops.optimizers import langevin_adam, variational_adam
 from fekernels.ops.optimizers.langevin_adam import LangevinAdamSettings
 from fekernels.ops.optimizers.variational_adam import VariationalAdamSettings
-from fekernels.ops.optimizers.variational_kl import variational_kl
 from fekernels.optim._checkpoint import loaded_draws
-from fekernels.optim._shards import local_tensor, shard_geometry, sum_over_shards
+from fekernels.optim._shards import local_tensor, shard_geometry
 from fekernels.optim._state import zero_state
-from fekernels.optim._weight_draws import WeightDraws, run_rows
+from fekernels.optim._weight_draws import run_rows
+from fekernels.optim._weight_posterior import WeightPosterior
 
-__all__ = ["VariationalAdam", "WeightGaussian"]
+__all__ = ["VariationalAdam"]
 
 ESTIMATORS = ("natural", "reparam")
 SCALES = ("softplus", "log")
 EPS = 1e-8  # Adam's, of "reparam"
 
 
-class WeightGaussian(NamedTuple):
-    """The Gaussian of one parameter's elements, each independent of the others: tensors of its shape."""
-
-    mean: Tensor
-    std: Tensor
-
-
-class VariationalAdam(WeightDraws):
+class VariationalAdam(WeightPosterior):
     """Learns a Gaussian over the weights, N(mean, diag(std^2)), by the gradients at draws from it.
 
         optimizer = fe.VariationalAdam(model.parameters(), lr=0.1, ess=len(dataset))
@@ -391,91 +384,6 @@ class VariationalAdam(WeightDraws):
         for _, param in live:
             state = self.state[param]
             state["deviation"].copy_(_deviation(state["scale"], group["scale"]))
-
-    # What is learned.
-
-    def _learned(self) -> list[tuple[dict[str, Any], Tensor, dict[str, Any], Tensor]]:
-        """Of every parameter: its group, itself, its state and its mean, also inside a context."""
-        found = []
-        for group in self.param_groups:
-            self._check_group(group)
-            for i, param in enumerate(group["params"]):
-                state = self._state_of(group, param, i)
-                own = self._inside or state["mean"].dtype != param.dtype
-                found.append((group, param, state, state["mean"] if own else param.detach()))
-        return found
-
-    @torch.no_grad()
-    def posterior(self) -> list[WeightGaussian]:
-        """Mean and standard deviation of every parameter, in the order of ``param_groups``: new tensors."""
-        found = []
-        for group, _, state, mean in self._learned():
-            std, itself = self._spread(state)
-            if not itself:
-                std = (group["temperature"] / group["ess"] / (std + group["weight_decay"])).sqrt()
-            found.append(WeightGaussian(mean.clone(), std.clone() if itself else std))
-        return found
-
-    @torch.no_grad()
-    def kl(self) -> Tensor:
-        """KL(q || prior) in nats, over all parameters; the prior is N(0, 1 / (ess weight_decay)).
-
-        Each tensor is read once, and nothing of its size is made.
-
-        Returns:
-            float64, without dimensions, where the first parameter is.
-
-        Raises:
-            ValueError: weight_decay = 0, which is no prior; temperature = 0, at which "natural" is a point.
-        """
-        return torch.stack([terms[0] for _, _, terms in self._kl_terms("kl")]).sum()
-
-    @torch.no_grad()
-    def free_energy(self, nll: float | Tensor) -> float | Tensor:
-        """The variational free energy per data point: nll + KL / ess, what the optimizer minimises at temperature 1.
-
-        At another temperature T the entropy counts T times: nll + (KL + (1 - T) entropy) / ess.
-
-        Args:
-            nll: the loss at draws of the weights, a mean over the data points and, better, over several draws.
-
-        Returns:
-            Of nll's kind. Times ess it is in nats: minus the evidence lower bound of all data.
-
-        Raises:
-            TypeError: nll is no number and no tensor. ValueError: as ``kl``.
-        """
-        if not isinstance(nll, Tensor):
-            number(f"{self._name}.free_energy", "nll", nll, least=-math.inf, infinite=True)
-        total = torch.zeros((), dtype=torch.float64)
-        for group, param, (kl, log_ratio) in self._kl_terms("free_energy"):
-            cold = 1 - float(group["temperature"])
-            entropy = 0.0
-            if cold:
-                numel = param.numel()
-                prior_precision = group["ess"] * group["weight_decay"]
-                entropy = 0.5 * (numel * (math.log(2 * math.pi / prior_precision) + 1) + log_ratio)
-            total = total.to(kl.device) + (kl + cold * entropy) / group["ess"]
-        if isinstance(nll, Tensor):
-            return nll.detach() + total.to(nll.device, nll.dtype)
-        return float(nll) + float(total)
-
-    def _kl_terms(self, method: str) -> list[tuple[dict[str, Any], Tensor, Tensor]]:
-        """``variational_kl`` of every parameter, of a sharded one the sum over its shards."""
-        function = f"{self._name}.{method}"
-        terms = []
-        for group, param, state, mean in self._learned():
-            temperature = float(group["temperature"])
-            spread, deviations = self._spread(state)
-            number(function, "weight_decay", group["weight_decay"], above=0.0)
-            if not deviations:
-                number(function, "temperature", temperature, above=0.0)
-            found = variational_kl(
-                local_tensor(mean), local_tensor(spread), group["ess"], group["weight_decay"],
-                temperature or 1.0, deviations, group["backend"],
-            )  # fmt: skip
-            terms.append((group, param, sum_over_shards(found, param)))
-        return terms
 
 
 def _deviation(raw: Tensor, scale: str) -> Tensor:

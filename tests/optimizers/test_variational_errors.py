@@ -1,0 +1,96 @@
+"""Mistakes with fe.VariationalAdam: the error by name, and every parameter as before."""
+
+import math
+
+import pytest
+import torch
+
+from tests.optimizers.test_variational_adam import all_of, make, parameters, train
+from tests.support.tensors import Frozen
+
+
+def test_contexts_and_steps_in_each_other_are_refused():
+    optimizer = make()
+    frozen = Frozen(all_of(optimizer))
+    with optimizer.sampled_params():
+        drawn = Frozen(all_of(optimizer))
+        with pytest.raises(RuntimeError, match="must not be entered inside another"):
+            with optimizer.sampled_params(train=True):
+                pass
+        with pytest.raises(RuntimeError, match="step must be called outside of sampled_params"):
+            optimizer.step()
+        with pytest.raises(RuntimeError, match="load_state_dict must be called outside of sampled_params"):
+            optimizer.load_state_dict(optimizer.state_dict())
+        assert drawn.unchanged()
+    assert frozen.unchanged()
+    with pytest.raises(RuntimeError, match="there was none since the last step"):
+        optimizer.step()
+    with pytest.raises(TypeError, match="train must be a bool; got int"), optimizer.sampled_params(train=1):
+        pass
+    assert frozen.unchanged()
+
+
+REFUSED = {
+    "ess": (dict(ess=0.0), ValueError, "ess must be finite and > 0; got 0.0"),
+    "ess_type": (dict(ess="40"), TypeError, "ess must be a number; got str"),
+    "hess_init": (dict(hess_init=-1.0), ValueError, "hess_init must be finite and > 0; got -1.0"),
+    "weight_decay": (dict(weight_decay=-0.1), ValueError, "weight_decay must be finite and >= 0; got -0.1"),
+    "temperature": (dict(temperature=-1.0), ValueError, "temperature must be finite and >= 0; got -1.0"),
+    "lr": (dict(lr=math.nan), ValueError, "lr must be finite and >= 0; got nan"),
+    "betas": (dict(betas=0.9), TypeError, "betas must be a pair of numbers; got 0.9"),
+    "beta": (dict(betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be in \[0, 1\); got 1.0"),
+    "clip_radius": (dict(clip_radius=0.0), ValueError, "clip_radius must be > 0; got 0.0"),
+    "mc_samples": (dict(mc_samples=0), ValueError, "mc_samples must be .*; got 0"),
+    "estimator": (
+        dict(estimator="vogn"),
+        ValueError,
+        "estimator must be one of natural, reparam; got 'vogn'",
+    ),
+    "scale": (dict(scale="exp"), ValueError, "scale must be one of softplus, log; got 'exp'"),
+    "sync": (dict(sync=2), TypeError, "sync must be a bool; got int"),
+    "rescale_lr": (dict(rescale_lr="yes"), TypeError, "rescale_lr must be a bool; got str"),
+    "backend": (dict(backend="opencl"), ValueError, "backend must be one of auto, .*; got 'opencl'"),
+    "seed": (dict(seed=1.5), TypeError, "seed must be"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_bad_hyperparameters(change, error, message):
+    params = parameters()
+    frozen = Frozen(params)
+    with pytest.raises(error, match=f"VariationalAdam: {message}"):
+        make(params, **change)
+    optimizer = make()
+    train(optimizer, 1)
+    if {"mc_samples", "sync", "seed", "estimator", "scale"}.isdisjoint(change):
+        before = Frozen(all_of(optimizer))
+        optimizer.param_groups[0].update(change)
+        with pytest.raises(error, match=f"VariationalAdam: {message}"), optimizer.sampled_params(train=True):
+            pass
+        assert before.unchanged()
+    assert frozen.unchanged()
+
+
+def test_groups_must_agree_on_the_estimator():
+    optimizer = make()
+    for key, value, must in (
+        ("estimator", "reparam", "be the same in every group"),
+        ("scale", "log", "be the same in every group"),
+        ("sync", True, "be given to the optimizer"),
+        ("mc_samples", 2, "be given to the optimizer"),
+    ):
+        with pytest.raises(ValueError, match=f"VariationalAdam: {key} must {must}"):
+            optimizer.add_param_group({"params": parameters(), key: value})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_sparse_gradients_are_refused_and_change_nothing(samples):
+    table = torch.nn.Embedding(7, 3, sparse=True)
+    optimizer = make(table.parameters(), mc_samples=samples)
+    frozen = Frozen([table.weight])
+    with pytest.raises(ValueError, match="must be dense"):
+        with optimizer.sampled_params(train=True):
+            table(torch.tensor([1, 2])).sum().backward()
+        optimizer.step()
+    assert frozen.unchanged()
