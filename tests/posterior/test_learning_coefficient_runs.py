@@ -146,8 +146,10 @@ def test_other_dtypes_go_the_same_way(dtype: torch.dtype, within: float) -> None
 def said(call: Callable[[], LearningCoefficient]) -> tuple[LearningCoefficient, str]:
     with pytest.warns(UserWarning, match="local_learning_coefficient: ") as caught:
         found = call()
-    assert len(caught) == 1
-    assert all(warning in str(caught[0].message) for warning in found.diagnostics.warnings)
+    # Other tests' optimizers may live still, and share its seed.
+    own = [str(each.message) for each in caught if "another optimizer" not in str(each.message)]
+    assert len(own) == 1
+    assert all(warning in own[0] for warning in found.diagnostics.warnings)
     return found, str(found)
 
 
