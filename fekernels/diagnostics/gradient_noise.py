@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from fekernels.diagnostics.denominators import noise_and_denominator, number_of
 
-__all__ = ["GradientNoiseRatio", "gradient_noise_ratio"]
+__all__ = ["GradientNoiseRatio", "gradient_noise_ratio", "is_measurable"]
 
 MOST = 1 << 20  # weights that are looked at: their quantiles are known to 0.1% of the weights
 
@@ -50,30 +51,40 @@ def gradient_noise_ratio(optimizer: Optimizer) -> GradientNoiseRatio:
     Nothing is read back from a GPU until a number of the result is.
 
     Args:
-        optimizer: a `fe.LangevinAdam` that has stepped, at T > 0. Groups at T = 0 or lr = 0 are left out.
+        optimizer: a `fe.LangevinAdam` that has stepped, at T > 0. Groups at T = 0 are left out.
 
     Raises:
         TypeError: another optimizer. ValueError: no step yet, or no group with noise.
     """
     # Not by its class: the samplers' package imports this one.
-    if not isinstance(optimizer, Optimizer) or not {"temperature", "betas"} <= optimizer.defaults.keys():
+    if not isinstance(optimizer, Optimizer) or "frozen" not in optimizer.defaults:
         raise TypeError(
             f"gradient_noise_ratio: optimizer must be a LangevinAdam; got {type(optimizer).__name__}"
         )
-    hot = [group for group in optimizer.param_groups if _may_be_hot(group["temperature"])]
-    if not hot:
+    if not any(_may_be_hot(group["temperature"]) for group in optimizer.param_groups):
         raise ValueError("gradient_noise_ratio: optimizer must have a group with temperature > 0; got none")
-    known = [
-        (group, state)
-        for group in hot
-        for state in (optimizer.state.get(p, {}) for p in group["params"])
-        if "exp_avg_sq" in state and state["exp_avg_sq"].numel()
-    ]
+    known = _measured(optimizer)
     if not known:
         raise ValueError("gradient_noise_ratio: optimizer must have made a step with noise; got none")
     stride = -(-sum(state["exp_avg_sq"].numel() for _, state in known) // MOST)
     device = known[0][1]["exp_avg_sq"].device
     return GradientNoiseRatio(torch.cat([_ratios(*each, stride).to(device) for each in known]))
+
+
+def is_measurable(optimizer: Optimizer) -> bool:
+    """Whether a LangevinAdam has stepped and makes noise now."""
+    return bool(_measured(optimizer))
+
+
+def _measured(optimizer: Optimizer) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """The states that have a v, of groups with noise."""
+    return [
+        (group, state)
+        for group in optimizer.param_groups
+        if _may_be_hot(group["temperature"])
+        for state in (optimizer.state.get(p, {}) for p in group["params"])
+        if "exp_avg_sq" in state and state["exp_avg_sq"].numel()
+    ]
 
 
 def _may_be_hot(temperature: float | Tensor) -> bool:

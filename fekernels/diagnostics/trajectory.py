@@ -71,12 +71,13 @@ class TrajectoryKL:
             )
         if std is not None:
             std = number("TrajectoryKL", "std", std, above=0.0)
-        elif not {"temperature", "betas", "frozen"} <= optimizer.defaults.keys():
+        elif "frozen" not in optimizer.defaults:  # a preconditioner that is known here: LangevinAdam's
             raise TypeError(
                 "TrajectoryKL: std must be given for an optimizer without temperature and preconditioner; got None and "
                 f"{type(optimizer).__name__}"
             )
-        self._std, self._found = std, []  # type: float | None, list[Tensor]
+        self._std = std
+        self._found: list[Tensor] = []
         self._before: dict[Tensor, Tensor] = {}
         self._hooks = [
             optimizer.register_step_pre_hook(self._remember), optimizer.register_step_post_hook(self._compare)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fekernels.diagnostics.chains import chain_statistics
-from fekernels.diagnostics.gradient_noise import gradient_noise_ratio
+from fekernels.diagnostics.gradient_noise import gradient_noise_ratio, is_measurable
 
 __all__ = ["ParameterDiagnostics", "SampleDiagnostics", "diagnose", "doubts", "smaller_size"]
 
@@ -121,7 +121,7 @@ def doubts(
             "them are not yet the posterior's. Sample longer, or with a larger lr and thinning; fe.sample_posterior "
             "chooses both"
         )
-    if optimizer is not None:
+    if optimizer is not None and is_measurable(optimizer):
         ratio = gradient_noise_ratio(optimizer).median
         if ratio > MOST_NOISE:
             found.append(

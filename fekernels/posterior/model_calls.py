@@ -102,3 +102,14 @@ def call(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> Any
     with modes_restored(model), torch.no_grad():
         model.eval()
         return torch.func.functional_call(model, dict(weights), *inputs)
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Every further name of a tensor that the model holds under several, mapped to its first."""
+    first: dict[Tensor, str] = {}
+    tied: dict[str, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, value in named:
+        if first.setdefault(value, name) != name:
+            tied[name] = first[value]
+    return tied

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from fekernels.posterior.pilot import Data
+if TYPE_CHECKING:
+    from fekernels.posterior.pilot import Data
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "bar_over"]
 
 
 class Bar:
@@ -30,3 +32,11 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def bar_over(samples: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:
+    if progress:
+        from tqdm import tqdm
+
+        return tqdm(samples, total=count, desc="samples", leave=False)
+    return samples

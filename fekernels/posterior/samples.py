@@ -16,8 +16,9 @@ from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
 from fekernels._runtime.torch_internals import uncompiled
 from fekernels.posterior.batches import check_batches
-from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick, split
+from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick, split, tied_names
 from fekernels.posterior.prediction import Activation, Average, Prediction
+from fekernels.posterior.progress import bar_over
 from fekernels.posterior.running_statistics import measure, tracking_norms
 from fekernels.posterior.store import DiskStore, MemoryStore, as_path, read_file, shapes, write_file
 
@@ -25,25 +26,6 @@ if TYPE_CHECKING:
     from fekernels.posterior.convergence import SampleDiagnostics
 
 __all__ = ["PosteriorSamples", "Prediction"]
-
-
-def _tied_names(model: nn.Module) -> dict[str, str]:
-    """Every further name of a tensor that the model holds under several, mapped to its first."""
-    first: dict[Tensor, str] = {}
-    tied: dict[str, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, value in named:
-        if first.setdefault(value, name) != name:
-            tied[name] = first[value]
-    return tied
-
-
-def _bar(samples: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:
-    if progress:
-        from tqdm import tqdm
-
-        return tqdm(samples, total=count, desc="samples", leave=False)
-    return samples
 
 
 class PosteriorSamples:
@@ -79,7 +61,7 @@ class PosteriorSamples:
             beside the model.
         seed: of the reservoir's choices.
         chains: how many chains hand in their draws in turn by `collect(state)`, one of each and then the next.
-        optimizer: the one that samples, whose gradient noise `predict` then looks at.
+        optimizer: the `fe.LangevinAdam` that samples, whose gradient noise `predict` then looks at, unless it is cold.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -113,14 +95,15 @@ class PosteriorSamples:
                 f"PosteriorSamples: directory must be a path or None; got {type(directory).__name__}"
             )
         self.chains = integer("PosteriorSamples", "chains", chains, 1)
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
+        # Not by its class: the optimizers' package imports this module.
+        if optimizer is not None and "frozen" not in getattr(optimizer, "defaults", {}):
             raise TypeError(
-                f"PosteriorSamples: optimizer must be a torch.optim.Optimizer or None; got {type(optimizer).__name__}"
+                f"PosteriorSamples: optimizer must be a LangevinAdam or None; got {type(optimizer).__name__}"
             )
         self._optimizer, self._warned = optimizer, False
         at = None if device is None else as_device("PosteriorSamples", "device", device)
         self._model = uncompiled(model)
-        self._aliases = _tied_names(self._model)
+        self._aliases = tied_names(self._model)
         self._store: MemoryStore | DiskStore
         self._store = MemoryStore(at) if directory is None else DiskStore(Path(directory))
         self.calls: int = self._store.counts["calls"]
@@ -240,7 +223,7 @@ class PosteriorSamples:
 
         The model's own weights, buffers and modes stay as they are, also after an exception.
         """
-        for sample in _bar(self._store, len(self), progress):
+        for sample in bar_over(self._store, len(self), progress):
             yield call(self._model, self._weights(sample), (args, kwargs))
 
     def diagnostics(self) -> SampleDiagnostics:
@@ -322,7 +305,7 @@ class PosteriorSamples:
         # All are measured before the first is changed. They are small beside the weights.
         measured = [
             measure(self._model, self._weights(sample), loader, at)
-            for sample in _bar(self._store, len(self), progress)
+            for sample in bar_over(self._store, len(self), progress)
         ]
         for index, statistics in enumerate(measured):
             self._store.amend(index, statistics)
@@ -380,7 +363,7 @@ class PosteriorSamples:
         batches = [as_inputs(x)]
         if batch_size is not None:
             batches = split(batches[0], integer("PosteriorSamples", "batch_size", batch_size, 1))
-        for sample in _bar(self._store, len(self), progress):
+        for sample in bar_over(self._store, len(self), progress):
             weights = self._weights(sample)
             outputs = [pick(owner, call(self._model, weights, batch), output) for batch in batches]
             average.add(outputs[0] if len(outputs) == 1 else torch.cat(outputs))

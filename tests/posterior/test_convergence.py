@@ -104,6 +104,28 @@ def test_predictions_under_gradient_noise_warn_once_with_the_number(lr: float, n
     assert [f"r = {ratio:.2f}" in str(each.message) for each in caught] == [True] * noisy
 
 
+def test_a_cold_optimizer_says_nothing_and_no_other_is_taken() -> None:
+    """A run may end in a cold phase of its schedule: predictions go on."""
+    network = model()
+    optimizer = fe.LangevinAdam(network.parameters(), lr=0.1)
+    kept = fe.PosteriorSamples(network, optimizer=optimizer)
+    for draw in independent(100, 1)[:, 0]:
+        kept.collect({"weight": draw[:6].view(2, 3), "bias": draw[6:]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept.predict(torch.ones(4, 3))
+    others = [
+        torch.optim.Adam(network.parameters()),
+        fe.SGLD(network.parameters(), 0.1, temperature=0.0),
+        fe.VariationalAdam(network.parameters(), 0.1, 10, estimator="reparam"),
+    ]
+    for other in others:
+        with pytest.raises(TypeError, match=f"must be a LangevinAdam or None; got {type(other).__name__}"):
+            fe.PosteriorSamples(network, optimizer=other)
+        with pytest.raises(TypeError, match=f"must be a LangevinAdam; got {type(other).__name__}"):
+            fe.diagnostics.gradient_noise_ratio(other)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="there must be 4 draws of each of 2 chains; got 6 in all"):
         samples(independent(3, 2)).diagnostics()
@@ -111,7 +133,7 @@ def test_bad_arguments() -> None:
         samples(independent(8, 2), policy="reservoir", max_samples=16).diagnostics()
     with pytest.raises(ValueError, match="chains must be at least 1; got 0"):
         fe.PosteriorSamples(model(), chains=0)
-    with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer or None; got str"):
+    with pytest.raises(TypeError, match="optimizer must be a LangevinAdam or None; got str"):
         fe.PosteriorSamples(model(), optimizer="adam")
     with pytest.raises(
         ValueError, match=r"PosteriorSamples.collect: state must hold 'bias'; got \['weight'\]"
