@@ -17,14 +17,15 @@ namespace fe::inline FE_ISA {
 
 // twice_kl = prior_precision mean^2 + r - 1 - log r and log r, r being the ratio of the variances: r - 1 comes without the
 // subtraction, which near r = 1 leaves no digits.
-template <class F>
+// kDeviations is c.deviations, once for all elements.
+template <bool kDeviations, class F>
 struct VariationalKl {
   F twice_kl, log_ratio;
 
   static FE_HD VariationalKl of(F mean, F spread, const VariationalKlCoefficients& c) {
     using L = Lane<F>;
     F excess, ratio;
-    if (c.deviations) {
+    if constexpr (kDeviations) {
       const F root = spread * c.root_prior_precision;
       excess = L::fma(root, root, L::splat(-1.0f));
       ratio = root * root;

@@ -6,30 +6,53 @@ namespace fe::FE_ISA {
 
 namespace {
 
-// The sums of a block in the order of row_sum.h, from addresses that have all of it; the first `count` elements are real.
-void block_sums(const float* mean, const float* spread, int count, const VariationalKlCoefficients& c, double& kl, double& log_ratio) {
+// A term is long enough that only few lines are asked for ahead of it. From 1 to 8 KB ahead tried: 2 KB takes 40% off the
+// time of data in memory.
+constexpr int kAhead = 512;
+
+// The sums of a block in the order of row_sum.h.
+template <bool kDeviations>
+void block_sums(const float* mean, const float* spread, const VariationalKlCoefficients& c, double& kl, double& log_ratio) {
   FloatV kls[kParts] = {}, ratios[kParts] = {};
+#pragma GCC unroll 2
   for (int column = 0; column < kColumns; column += kFold) {
     for (int part = 0; part < kParts; ++part) {
       const int at = column + part * kLanes;
-      if (at >= count) continue;
-      const VariationalKl<FloatV> term = VariationalKl<FloatV>::of(load(mean + at), load(spread + at), c);
-      FloatV twice_kl = term.twice_kl, ratio = term.log_ratio;
-      if (at + kLanes > count)
-        for (int i = 0; i < kLanes; ++i)
-          if (at + i >= count) twice_kl[i] = ratio[i] = 0.0f;
-      kls[part] = kls[part] + twice_kl;
-      ratios[part] = ratios[part] + ratio;
+      __builtin_prefetch(mean + at + kAhead);
+      __builtin_prefetch(spread + at + kAhead);
+      const auto term = VariationalKl<kDeviations, FloatV>::of(load(mean + at), load(spread + at), c);
+      kls[part] = kls[part] + term.twice_kl;
+      ratios[part] = ratios[part] + term.log_ratio;
     }
   }
   kl = fold(kls);
   log_ratio = fold(ratios);
 }
 
-}  // namespace
+// The same of the last block, of which the first `count` elements are real.
+template <bool kDeviations>
+void last_block_sums(const float* mean, const float* spread, int count, const VariationalKlCoefficients& c, double& kl,
+                     double& log_ratio) {
+  FloatV kls[kParts] = {}, ratios[kParts] = {};
+  for (int at = 0; at < count; at += kLanes) {
+    alignas(64) float padded[2][kLanes] = {};
+    const int real = count - at < kLanes ? count - at : kLanes;
+    __builtin_memcpy(padded[0], mean + at, real * sizeof(float));
+    __builtin_memcpy(padded[1], spread + at, real * sizeof(float));
+    auto term = VariationalKl<kDeviations, FloatV>::of(load(padded[0]), load(padded[1]), c);
+    for (int i = real; i < kLanes; ++i) term.twice_kl[i] = term.log_ratio[i] = 0.0f;
+    const int part = at % kFold / kLanes;
+    kls[part] = kls[part] + term.twice_kl;
+    ratios[part] = ratios[part] + term.log_ratio;
+  }
+  kl = fold(kls);
+  log_ratio = fold(ratios);
+}
 
-void variational_kl(const VariationalKlCall& call, int64_t begin, int64_t end) {
+template <bool kDeviations>
+void segments(const VariationalKlCall& call, int64_t begin, int64_t end) {
   static_assert(kBlocks * kColumns == kKlSegment);
+  const VariationalKlCoefficients c = call.coefficients;
   for (int64_t segment = begin; segment < end; ++segment) {
     const int64_t first = segment * kKlSegment;
     const int64_t count = call.count - first < kKlSegment ? call.count - first : kKlSegment;
@@ -37,20 +60,20 @@ void variational_kl(const VariationalKlCall& call, int64_t begin, int64_t end) {
     int blocks = 0;
     for (int64_t at = 0; at < count; at += kColumns, ++blocks) {
       const float *mean = call.mean + first + at, *spread = call.spread + first + at;
-      touch_ahead(mean);
-      touch_ahead(spread);
-      if (count - at >= kColumns) {
-        block_sums(mean, spread, kColumns, call.coefficients, kls[blocks], ratios[blocks]);
-        continue;
-      }
-      alignas(64) float padded[2][kColumns] = {};
-      __builtin_memcpy(padded[0], mean, (count - at) * sizeof(float));
-      __builtin_memcpy(padded[1], spread, (count - at) * sizeof(float));
-      block_sums(padded[0], padded[1], static_cast<int>(count - at), call.coefficients, kls[blocks], ratios[blocks]);
+      if (count - at >= kColumns)
+        block_sums<kDeviations>(mean, spread, c, kls[blocks], ratios[blocks]);
+      else
+        last_block_sums<kDeviations>(mean, spread, static_cast<int>(count - at), c, kls[blocks], ratios[blocks]);
     }
     call.sums[2 * segment] = fold(kls, blocks);
     call.sums[2 * segment + 1] = fold(ratios, blocks);
   }
+}
+
+}  // namespace
+
+void variational_kl(const VariationalKlCall& call, int64_t begin, int64_t end) {
+  call.coefficients.deviations ? segments<true>(call, begin, end) : segments<false>(call, begin, end);
 }
 
 }  // namespace fe::FE_ISA
