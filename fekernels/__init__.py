@@ -87,15 +87,21 @@ __all__ = [
     "use_backend",
 ]
 
-_OF_POSTERIOR = ("Chains", "ControlVariate", "local_learning_coefficient", "sample_posterior")
+# At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
+_MODULES_LATER = ("diagnostics", "plots")
+_NAMES_LATER = {
+    "Chains": "posterior",
+    "ControlVariate": "posterior",
+    "local_learning_coefficient": "posterior",
+    "sample_posterior": "posterior",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots"."""
     import importlib
 
-    if name in ("diagnostics", "plots"):
+    if name in _MODULES_LATER:
         return importlib.import_module(f"fekernels.{name}")
-    if name in _OF_POSTERIOR:
-        return getattr(importlib.import_module("fekernels.posterior"), name)
+    if name in _NAMES_LATER:
+        return getattr(importlib.import_module(f"fekernels.{_NAMES_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,13 +18,30 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Cost:
-    """What no implementation avoids: bytes read and written once, and operations by their name in ``floors.UNITS``."""
+    """What no implementation avoids: bytes read and written once, and operations by their name in ``floors.UNITS``.
+
+    Attributes:
+        passes: where user code stands between several passes over the data, each has a floor of its own, and none can
+            move its bytes during the arithmetic of another.
+    """
 
     bytes: float = 0.0
     operations: Mapping[str, float] = field(default_factory=dict)
+    passes: tuple[Cost, ...] = ()
+
+    @staticmethod
+    def of_passes(*passes: Cost) -> Cost:
+        """All of these, one after another."""
+        units = {unit for each in passes for unit in each.operations}
+        operations = {unit: sum(each.operations.get(unit, 0.0) for each in passes) for unit in units}
+        return Cost(sum(each.bytes for each in passes), operations, passes)
 
     def __mul__(self, count: float) -> Cost:
-        return Cost(count * self.bytes, {unit: count * each for unit, each in self.operations.items()})
+        return Cost(
+            count * self.bytes,
+            {unit: count * each for unit, each in self.operations.items()},
+            tuple(each * count for each in self.passes),
+        )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ STEPS = 8  # of a unit in one run, as a single one is near the clock's own error
 
 @dataclass(frozen=True)
 class Floor:
-    """The larger of the two times, and which it is."""
+    """The larger of the two times, and which it is; of several passes their sum, and which the longest waits for."""
 
     kind: str  # "memory" or "arithmetic"
     seconds: float
@@ -136,6 +136,10 @@ def floor(cost: Cost, costs: Collection[Cost], times: Mapping[str, Timing]) -> F
         costs: with which ``contestants`` was called.
         times: of all contestants, by name.
     """
+    if cost.passes:
+        by_pass = [each for part in cost.passes if (each := floor(part, costs, times)) is not None]
+        longest = max(by_pass, key=lambda each: each.seconds)
+        return Floor(longest.kind, sum(each.seconds for each in by_pass))
     found = []
     if cost.bytes:
         each_byte = min(times[mover].best / moved_bytes(costs, mover) for mover in MOVERS)

@@ -26,7 +26,7 @@ ESS = 1e4
 # copies that back; the step reads gradient, mean, both averages, and writes the last three.
 DRAW_COST = Cost(16, {"root": 1, "normal": 1})
 STEP_COST = Cost(28, {"root": 1, "normal": 1})
-BOTH_COST = Cost(DRAW_COST.bytes + 8 + STEP_COST.bytes, {"root": 2, "normal": 2})
+BOTH_COST = Cost.of_passes(DRAW_COST, Cost(8), STEP_COST)
 KL_COST = Cost(8)
 
 

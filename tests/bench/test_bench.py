@@ -202,6 +202,19 @@ def test_the_floor_is_the_larger_of_the_copy_and_the_arithmetic() -> None:
     assert in_place["floor_ms"] == pytest.approx(4.0)
 
 
+def test_several_passes_wait_for_each_floor_in_turn() -> None:
+    times = timings(ours=30.0, peer=30.0, copy=6.0, sum_in_place=99.0, normal=1e-6, root=2e-6)
+    cost = Cost.of_passes(Cost(80, {"normal": 8, "root": 1}), Cost(40)) * 1e6
+    assert (cost.bytes, cost.operations) == (120e6, {"normal": 8e6, "root": 1e6})
+    given = made(0.4, cost)
+    found = runner.result(given, given.case.rows[0], times)
+    # 120 bytes take the 6 ms: the first pass needs 10 ms of arithmetic, and the second's 2 ms cannot hide behind it.
+    assert (found["floor"], found["floor_ms"]) == ("arithmetic", pytest.approx(12.0))
+    assert found["aim_below_floor"] is False
+    below = made(0.39, cost)
+    assert runner.result(below, below.case.rows[0], times)["aim_below_floor"]
+
+
 def test_a_copy_as_the_peer_moves_as_many_bytes_as_ours() -> None:
     """Of more bytes than are copied, too."""
     cost = Cost(4.0 * floors.LARGEST_COPY)
