@@ -41,7 +41,7 @@ from fekernels.stein import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from fekernels import diagnostics
+    from fekernels import diagnostics, models, views
     from fekernels import plots as plots
     from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
 
@@ -75,6 +75,7 @@ __all__ = [
     "local_learning_coefficient",
     "losses",
     "median_bandwidth",
+    "models",
     "monte_carlo_kl",
     "optim",
     "pairwise_sq_dist_median",
@@ -85,10 +86,11 @@ __all__ = [
     "stein",
     "svgd_direction",
     "use_backend",
+    "views",
 ]
 
 # At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
-_MODULES_LATER = ("diagnostics", "plots")
+_MODULES_LATER = ("diagnostics", "models", "plots", "views")
 _NAMES_LATER = {
     "Chains": "posterior",
     "ControlVariate": "posterior",
