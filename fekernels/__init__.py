@@ -41,7 +41,7 @@ from fekernels.stein import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from fekernels import diagnostics, models, views
+    from fekernels import anneal, diagnostics, models, views
     from fekernels import plots as plots
     from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
 
@@ -62,6 +62,7 @@ __all__ = [
     "VariationalAdam",
     "VampPrior",
     "__version__",
+    "anneal",
     "backends",
     "build",
     "diagnostics",
@@ -90,7 +91,7 @@ __all__ = [
 ]
 
 # At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
-_MODULES_LATER = ("diagnostics", "models", "plots", "views")
+_MODULES_LATER = ("anneal", "diagnostics", "models", "plots", "views")
 _NAMES_LATER = {
     "Chains": "posterior",
     "ControlVariate": "posterior",

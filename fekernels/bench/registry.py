@@ -5,7 +5,7 @@ A new case is one ``Case`` in the ``CASES`` of its family's file; tables, JSON, 
 
 from __future__ import annotations
 
-from fekernels.bench import free_energy, optimizers, posterior, random, stein, variational
+from fekernels.bench import free_energy, optimizers, posterior, random, rbm, stein, variational
 from fekernels.bench.case import Case
 
 __all__ = ["CASES", "FAMILIES", "find"]
@@ -16,6 +16,7 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     "free_energy": free_energy.CASES,
     "stein": stein.CASES,
     "posterior": posterior.CASES,
+    "rbm": rbm.CASES,
 }
 CASES: dict[str, Case] = {case.name: case for cases in FAMILIES.values() for case in cases}
 

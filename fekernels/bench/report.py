@@ -14,6 +14,7 @@ KEYS = {
     "free_energy": ("free_energy", "free_energy_memory"),
     "stein": ("svgd", "svgd_memory"),
     "posterior": ("posterior", None),
+    "rbm": ("rbm", None),
 }
 
 BELOW_FLOOR = "floor"  # instead of NO, where this run's floor is above the aim

@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fekernels.models.rbm import BernoulliRBM
     from fekernels.models.vae import VAE
 
-__all__ = ["VAE"]
+__all__ = ["BernoulliRBM", "VAE"]
 
-_HOMES = {"VAE": "vae"}
+_HOMES = {"BernoulliRBM": "rbm", "VAE": "vae"}
 
 
 def __getattr__(name: str) -> Any:

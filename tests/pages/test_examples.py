@@ -73,9 +73,38 @@ def uncertainty(printed: str, bars: str) -> None:
     assert "14/14" in bars
 
 
+def rbm_digits(printed: str, bars: str) -> None:
+    (exact,) = re.findall(r"exact over 2\^16 states: ([\d.]+)", printed)
+    found = re.findall(r"(?:annealed|in reverse|from both): ([\d.]+) \+- ([\d.]+)", printed)
+    assert len(found) == 3 and all(
+        abs(float(log_z) - float(exact)) < 4 * float(se) < 0.1 for log_z, se in found
+    )
+    (likelihoods,) = re.findall(r"pixels (-[\d.]+), the machine (-[\d.]+)", printed)
+    assert float(likelihoods[1]) > float(likelihoods[0]) + 3 and "12/12" in bars
+
+
+def annealing(printed: str, bars: str) -> None:
+    (exact,) = map(float, re.findall(r"log Z by quadrature (-[\d.]+);", printed))
+    rows = [
+        [float(x) for x in re.findall(r"-?[\d.]+", line)] for line in re.findall(r"^\| \d.*", printed, re.M)
+    ]
+    assert [row[0] for row in rows] == [3, 10, 30] and "3/3" in bars
+    for _, forward, error, effective, *_, both, se in rows:
+        assert abs(forward - exact) < 4 * error < 1 and 20 < effective < 1000
+        assert abs(both - exact) < 4 * se < 4 * error
+
+
 SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
-    for check in (vae_digits, svgd_collapse, svgd_posteriors, svgd_ensemble, uncertainty)
+    for check in (
+        vae_digits,
+        svgd_collapse,
+        svgd_posteriors,
+        svgd_ensemble,
+        uncertainty,
+        rbm_digits,
+        annealing,
+    )
 }
 
 

@@ -1,0 +1,397 @@
+"""Restricted Boltzmann machines over binary vectors: clamped and equilibrium free energy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from fekernels import random
+from fekernels._catalogue.random import LATENT_SAMPLE
+from fekernels._checks import boolean, dense, floating, integer, number, one_of, same_device
+from fekernels._runtime.ranks import draw_seed
+from fekernels.anneal import AnnealedEstimate, along_path
+from fekernels.models.rbm_partition import (
+    TemperedRBM,
+    draw_units,
+    enumerated_log_z,
+    exact_draws,
+    softplus_sum,
+)
+from fekernels.ops._noise_key import signed_seed
+
+__all__ = ["BernoulliRBM"]
+
+METHODS = ("exact", "ais", "reverse_ais")
+# Of the seed's noise. A Gibbs sweep takes two, for the hidden and the visible units.
+STREAMS = {"train": 0, "sample": 2, "exact": 4, "anneal": 6, "shuffle": 8, "weights": 9}
+MOST_DRAWS = 1 << 32
+
+
+class BernoulliRBM(nn.Module):
+    """p(v) = exp(-F(v)) / Z of binary v, with the free energy F(v) = -a v - sum_j softplus(c_j + (v W)_j).
+
+    F with the data clamped to the visible units is what inference of the hidden units makes of the energy
+    E(v, h) = -a v - c h - v W h; nothing clamped, the equilibrium's is -log Z, and log p(v) = -F(v) - log Z.
+
+        rbm = fe.models.BernoulliRBM(64, 16, seed=0)
+        rbm.fit(digits, epochs=20)                      # or a loop of your own:
+        rbm.contrastive_divergence(v, k=1).backward()   # gradients F(data) - F(samples)
+
+    Args:
+        n_visible, n_hidden: units, >= 1.
+        std: of the initial weights (Hinton 2012, section 8: small, .01); the biases begin at 0.
+        seed: of the weights and of every draw; None draws one from torch's default generator. It goes with
+            `state_dict`, as do the persistent chains and how many draws were made: a loaded machine trains on bit for
+            bit.
+        device, dtype: of the parameters; float32 or float64.
+
+    Attributes:
+        weight: W, [n_visible, n_hidden]. visible_bias: a, [n_visible]. hidden_bias: c, [n_hidden].
+        chains: the persistent chains, [n, n_visible]; of no rows until they are used.
+        seed, draws: the seed, and the Gibbs steps that training has made.
+
+    Source: Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Freund & Haussler 1992;
+    persistent chains: Tieleman 2008.
+    """
+
+    def __init__(
+        self,
+        n_visible: int,
+        n_hidden: int,
+        *,
+        std: float = 0.01,
+        seed: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        name = "BernoulliRBM"
+        self.n_visible = integer(name, "n_visible", n_visible, 1, 1 << 31)
+        self.n_hidden = integer(name, "n_hidden", n_hidden, 1, 1 << 31)
+        std = number(name, "std", std)
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name}: dtype must be float32 or float64; got {dtype}")
+        self.seed = draw_seed() if seed is None else signed_seed(name, seed)
+        self.draws = 0
+        weight = random.normal(
+            (self.n_visible, self.n_hidden),
+            seed=self.seed,
+            stream=STREAMS["weights"],
+            purpose=LATENT_SAMPLE,
+            device=device,
+        )
+        self.weight = nn.Parameter(weight.to(dtype) * std)
+        self.visible_bias = nn.Parameter(torch.zeros(self.n_visible, device=device, dtype=dtype))
+        self.hidden_bias = nn.Parameter(torch.zeros(self.n_hidden, device=device, dtype=dtype))
+        self.chains: Tensor
+        self.register_buffer("chains", torch.empty(0, self.n_visible, device=device, dtype=dtype))
+
+    def extra_repr(self) -> str:
+        return f"n_visible={self.n_visible}, n_hidden={self.n_hidden}, seed={self.seed}"
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seed": self.seed, "draws": self.draws}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seed, self.draws = int(state["seed"]), int(state["draws"])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}chains")  # as many as there were
+        if isinstance(saved, Tensor) and saved.dim() == 2 and saved.shape[1] == self.n_visible:
+            self.chains = self.chains.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def free_energy(self, v: Tensor, *, reduction: str = "none") -> Tensor:
+        """F(v) = -a v - sum softplus(c + v W), the clamped free energy, in nats; differentiable in v and parameters.
+
+        Two matrix products, forward and backward, and one read of their results: softplus and its derivative are the
+        fused `fe.energy` of a Bernoulli variable at 0.
+
+        Args:
+            v: [n, n_visible], of the parameters' dtype; 0 and 1 (or probabilities, for gradients and mean fields).
+            reduction: "none" gives [n]; "mean", "sum" scalars, whose gradients come with the value in one pass.
+
+        Raises:
+            TypeError, ValueError: naming v.
+        """
+        v = self._visible("free_energy", v)
+        reduction = one_of("free_energy", "reduction", reduction, ("none", "mean", "sum"))
+        hidden = softplus_sum(torch.addmm(self.hidden_bias, v, self.weight), reduction)
+        if reduction == "none":
+            return -(v @ self.visible_bias) - hidden
+        # Of the sum over the rows the gradient is known with the value: one read of v for both.
+        rows = v.mean(0) if reduction == "mean" else v.sum(0)
+        return -(rows @ self.visible_bias) - hidden
+
+    def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:
+        """E(v, h) = -a v - c h - v W h, [n], of pairs v [n, n_visible], h [n, n_hidden]: F(v) = -log sum_h exp(-E)."""
+        v, h = self._visible("joint_energy", v), self._units("joint_energy", "h", h, self.n_hidden)
+        if len(v) != len(h):
+            raise ValueError(f"joint_energy: h must have {len(v)} rows like v; got {len(h)}")
+        return -(v @ self.visible_bias) - h @ self.hidden_bias - ((v @ self.weight) * h).sum(1)
+
+    def hidden_probabilities(self, v: Tensor) -> Tensor:
+        """p(h_j = 1 | v), [n, n_hidden]."""
+        return torch.sigmoid(
+            torch.addmm(self.hidden_bias, self._visible("hidden_probabilities", v), self.weight)
+        )
+
+    def visible_probabilities(self, h: Tensor) -> Tensor:
+        """p(v_i = 1 | h), [n, n_visible]."""
+        h = self._units("visible_probabilities", "h", h, self.n_hidden)
+        return torch.sigmoid(torch.addmm(self.visible_bias, h, self.weight.t()))
+
+    @overload
+    def log_partition(self, method: Literal["exact"] = ...) -> Tensor: ...
+
+    @overload
+    def log_partition(self, method: Literal["ais", "reverse_ais"], **options: Any) -> AnnealedEstimate: ...
+
+    def log_partition(self, method: str = "exact", **options: Any) -> Tensor | AnnealedEstimate:
+        """log Z = log sum_v exp(-F(v)): minus the equilibrium's free energy.
+
+        Args:
+            method: "exact" adds up the states of the smaller layer, 25 units at most, in blocks and in float64;
+                differentiable, so that it trains small machines by maximum likelihood. "ais" anneals particles from
+                the base-rate machine (W = 0) by exact Gibbs steps, and is a stochastic lower bound; "reverse_ais"
+                takes ``samples`` of the machine back there, and is a stochastic upper bound **on condition that they
+                are exact draws** (`exact_sample`; of long chains only approximately).
+            options: of the annealed ones: particles (1000), betas (1000; a number of steps or the inverse
+                temperatures), base_rates (None: the machine's own visible biases; better, the means of the data
+                [n_visible] or a batch of them), samples ("reverse_ais"), seed (None: the machine's), progress.
+
+        Returns:
+            "exact": a float64 scalar. Otherwise a `fe.anneal.AnnealedEstimate`: ``log_z``, ``standard_error``,
+            ``effective_sample_size``, ...; ``float()`` of either is log Z.
+
+        Warns:
+            Annealed: where the weights are worth few particles.
+
+        Raises:
+            ValueError: "exact" with more than 25 units in both layers. TypeError, ValueError: options, by name.
+
+        Source: Salakhutdinov & Murray 2008, "On the quantitative analysis of deep belief networks", section 4; the
+        reverse: Burda, Grosse & Salakhutdinov 2015, arXiv:1412.8566.
+        """
+        method = one_of("log_partition", "method", method, METHODS)
+        if method == "exact":
+            if options:
+                raise TypeError(f"log_partition: {', '.join(options)} belong to 'ais'; got method='exact'")
+            return enumerated_log_z(self.weight, self.visible_bias, self.hidden_bias)
+        return self._annealed(method == "reverse_ais", **options)
+
+    def _annealed(
+        self,
+        reverse: bool,
+        *,
+        particles: int = 1000,
+        betas: Any = 1000,
+        base_rates: Tensor | None = None,
+        samples: Tensor | None = None,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> AnnealedEstimate:
+        name = "log_partition"
+        if reverse != (samples is not None):
+            came = "None" if samples is None else "samples with method='ais'"
+            raise ValueError(f"{name}: samples must be given for 'reverse_ais' and only there; got {came}")
+        if samples is not None:
+            samples = self._visible(name, samples, "samples")
+        base = self.visible_bias.detach()
+        if base_rates is not None:
+            base = self._log_odds(name, base_rates)
+        path = TemperedRBM(self.weight, self.visible_bias, self.hidden_bias, base, STREAMS["anneal"])
+        key = self.seed if seed is None else signed_seed(name, seed)
+        return along_path(
+            path, particles=particles, samples=samples, betas=betas, seed=key, progress=progress
+        )
+
+    def log_prob(self, v: Tensor, *, log_z: float | Tensor | AnnealedEstimate | None = None) -> Tensor:
+        """log p(v) = -F(v) - log Z, [n], in nats, float64.
+
+        Args:
+            v: [n, n_visible].
+            log_z: log Z where it is known, as a number or what `log_partition` gave; None adds it up anew, which must
+                be possible.
+        """
+        v = self._visible("log_prob", v)
+        if log_z is None:
+            log_z = self.log_partition("exact")
+        elif not isinstance(log_z, Tensor):
+            log_z = number("log_prob", "log_z", float(log_z), least=-math.inf)
+        return -self.free_energy(v).double() - log_z
+
+    @torch.no_grad()
+    def gibbs(self, v: Tensor, steps: int = 1, *, seed: int, step: int = 0, stream: int = 0) -> Tensor:
+        """``steps`` Gibbs sweeps of chains at v [n, n_visible], h given v and then v given h, each all at once.
+
+        Args:
+            seed, step, stream: of the noise (`fe.random`): sweep t takes step + t and the streams stream, stream + 1.
+        """
+        v = self._visible("gibbs", v)
+        steps = integer("gibbs", "steps", steps, 0, MOST_DRAWS)
+        for t in range(step, step + steps):
+            h = draw_units(self.hidden_probabilities(v), seed, t, stream)
+            v = draw_units(self.visible_probabilities(h), seed, t, stream + 1)
+        return v
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        steps: int = 1000,
+        *,
+        initial: Tensor | None = None,
+        probabilities: bool = False,
+        seed: int | None = None,
+    ) -> Tensor:
+        """n chains after ``steps`` Gibbs sweeps, [n, n_visible] of 0 and 1.
+
+        Args:
+            n: chains. steps: sweeps, >= 0; how many are enough depends on the machine (`fe.diagnostics.split_rhat`).
+            initial: [n, n_visible], where the chains begin; None draws from the visible biases alone.
+            probabilities: give p(v = 1 | h) of the last sweep instead of its draws, which look smoother.
+            seed: None is the machine's; the same seed gives the same chains.
+        """
+        name = "sample"
+        n, steps = integer(name, "n", n, 0, 1 << 31), integer(name, "steps", steps, 0, MOST_DRAWS - 2)
+        seed = self.seed if seed is None else signed_seed(name, seed)
+        if initial is None:
+            rates = torch.sigmoid(self.visible_bias).expand(n, -1)
+            v = draw_units(rates, seed, 0, STREAMS["sample"])
+        else:
+            v = self._visible(name, initial, "initial")
+            if len(v) != n:
+                raise ValueError(f"{name}: initial must have {n} rows; got {len(v)}")
+        if not boolean(name, "probabilities", probabilities) or not steps:
+            return self.gibbs(v, steps, seed=seed, step=1, stream=STREAMS["sample"])
+        v = self.gibbs(v, steps - 1, seed=seed, step=1, stream=STREAMS["sample"])
+        h = draw_units(self.hidden_probabilities(v), seed, steps, STREAMS["sample"])
+        return self.visible_probabilities(h)
+
+    @torch.no_grad()
+    def exact_sample(self, n: int, *, seed: int | None = None) -> Tensor:
+        """n independent draws of p(v), [n, n_visible]; no chain: the smaller layer (25 units at most) is enumerated."""
+        n = integer("exact_sample", "n", n, 0, 1 << 31)
+        seed = self.seed if seed is None else signed_seed("exact_sample", seed)
+        small, visible = exact_draws(
+            self.weight, self.visible_bias, self.hidden_bias, n, seed, STREAMS["exact"]
+        )
+        return (
+            small if visible else draw_units(self.visible_probabilities(small), seed, 0, STREAMS["exact"] + 1)
+        )
+
+    def contrastive_divergence(self, v: Tensor, k: int = 1, persistent: bool = False) -> Tensor:
+        """mean F(v) - mean F(samples), a scalar whose gradient is contrastive divergence's.
+
+        The samples come from k Gibbs sweeps and are constants: differentiated through, they would add a term that
+        belongs to no objective. Its value is no loss to watch: near 0 all along.
+
+        Args:
+            v: [n, n_visible] of data. k: sweeps, >= 1.
+            persistent: the chains go on from where the last call left them, instead of from the data (Tieleman 2008):
+                nearer to the likelihood's gradient. They are n, in the buffer ``chains``, and begin as the first v;
+                of a batch of another size the first n, or more that begin at v.
+
+        Every call makes fresh noise, from the seed and the number of sweeps so far.
+        """
+        name = "contrastive_divergence"
+        v = self._visible(name, v)
+        k = integer(name, "k", k, 1, 1 << 24)
+        start = v.detach()
+        if boolean(name, "persistent", persistent):
+            missing = start[len(self.chains) :] if len(self.chains) < len(start) else start[:0]
+            start = torch.cat([self.chains, missing.to(self.chains.dtype)])[: len(start)]
+        samples = self.gibbs(start, k, seed=self.seed, step=self.draws, stream=STREAMS["train"])
+        self.draws += k
+        if persistent:
+            with torch.no_grad():
+                self.chains = torch.cat([samples, self.chains[len(samples) :]])
+        return self.free_energy(v, reduction="mean") - self.free_energy(samples, reduction="mean")
+
+    def set_base_rates(self, data: Tensor) -> None:
+        """Visible biases of a machine without hidden units: the log odds of the means of data [n, n_visible]."""
+        odds = self._log_odds("set_base_rates", data)
+        with torch.no_grad():
+            self.visible_bias.copy_(odds)
+
+    def fit(
+        self,
+        data: Tensor | Iterable[Any],
+        *,
+        epochs: int = 10,
+        lr: float = 0.01,
+        batch_size: int = 100,
+        k: int = 1,
+        persistent: bool = True,
+        optimizer: torch.optim.Optimizer | None = None,
+        progress: bool = True,
+        callback: Callable[[BernoulliRBM, int], Any] | None = None,
+    ) -> list[float]:
+        """Train by contrastive divergence.
+
+        Args:
+            data: [n, n_visible], shuffled every epoch; or an iterable of batches, gone through once an epoch: tensors,
+                or tuples whose first item is the batch (a DataLoader with labels). Batches are flattened to [n, ...].
+            epochs: >= 0. lr: of the default optimizer, Adam (`fe.LangevinAdam` at T = 0), falling to 0 linearly over
+                the run, as chains and weights settle only then; not used with ``optimizer``.
+            batch_size: of a tensor's batches. k, persistent: as `contrastive_divergence`.
+            optimizer: any, over this machine's parameters.
+            progress: a tqdm bar with what each epoch gave.
+            callback: called with the machine and the number of epochs done, after each.
+
+        A machine whose visible biases are all 0 begins from the base rates of the data (the first batch, of an
+        iterable). Returns the mean of mean F(data) - mean F(samples) for each epoch.
+
+        Raises:
+            TypeError, ValueError: naming the argument; data of another width, or no batch at all.
+        """
+        from fekernels.models.rbm_training import train
+
+        return train(
+            self,
+            data,
+            epochs,
+            lr,
+            batch_size,
+            k,
+            persistent,
+            optimizer,
+            progress,
+            callback,
+            STREAMS["shuffle"],
+        )
+
+    def _log_odds(self, function: str, data: Tensor) -> Tensor:
+        """Of means, kept off 0 and 1 as if half of one datum more said so."""
+        data = floating(function, "data" if function == "set_base_rates" else "base_rates", data).detach()
+        count = len(data) if data.dim() == 2 else 1000
+        rates = data.to(self.weight).mean(0) if data.dim() == 2 else data.to(self.weight)
+        if rates.shape != (self.n_visible,) or not count:
+            raise ValueError(
+                f"{function}: the base rates must have shape ({self.n_visible},), or their data (n, "
+                f"{self.n_visible}); got {tuple(data.shape)}"
+            )
+        if not bool(((rates >= 0) & (rates <= 1)).all()):
+            raise ValueError(
+                f"{function}: the base rates must be in [0, 1]; got {float(rates.min())} to {float(rates.max())}"
+            )
+        return torch.logit((rates * count + 0.5) / (count + 1))
+
+    def _visible(self, function: str, v: Tensor, name: str = "v") -> Tensor:
+        return self._units(function, name, v, self.n_visible)
+
+    def _units(self, function: str, name: str, units: Tensor, count: int) -> Tensor:
+        units = dense(function, name, units)
+        if units.dim() != 2 or units.shape[1] != count:
+            raise ValueError(f"{function}: {name} must have shape (n, {count}); got {tuple(units.shape)}")
+        if units.dtype != self.weight.dtype:
+            raise TypeError(
+                f"{function}: {name} must be {str(self.weight.dtype)[6:]} like the weights; got {str(units.dtype)[6:]}"
+            )
+        same_device(function, name, units, self.weight.device)
+        return units
