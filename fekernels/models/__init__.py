@@ -7,11 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fekernels.models.rbm import BernoulliRBM
+    from fekernels.models.relevance import RelevanceModel
+    from fekernels.models.relevance_index import ContextIndex
+    from fekernels.models.relevance_score import Calibration, LinearLogit, Relevance, relevance_of
+    from fekernels.models.text_encoder import HashedTextEncoder
     from fekernels.models.vae import VAE
 
-__all__ = ["BernoulliRBM", "VAE"]
+__all__ = [
+    "BernoulliRBM",
+    "Calibration",
+    "ContextIndex",
+    "HashedTextEncoder",
+    "LinearLogit",
+    "Relevance",
+    "RelevanceModel",
+    "VAE",
+    "relevance_of",
+]
 
-_HOMES = {"BernoulliRBM": "rbm", "VAE": "vae"}
+_HOMES = {
+    "BernoulliRBM": "rbm",
+    "Calibration": "relevance_score",
+    "ContextIndex": "relevance_index",
+    "HashedTextEncoder": "text_encoder",
+    "LinearLogit": "relevance_score",
+    "Relevance": "relevance_score",
+    "RelevanceModel": "relevance",
+    "VAE": "vae",
+    "relevance_of": "relevance_score",
+}
 
 
 def __getattr__(name: str) -> Any:

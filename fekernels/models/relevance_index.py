@@ -1,0 +1,108 @@
+"""Contexts that are encoded once and scored against query after query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fekernels._checks import integer
+from fekernels.models.relevance_score import Relevance
+
+if TYPE_CHECKING:
+    from fekernels.models.relevance import RelevanceModel
+
+__all__ = ["ContextIndex", "Encoded"]
+
+# Numbers of one block's pairs times latents: 4 MB in float32, which a core's own cache about holds.
+BLOCK = 1 << 20
+
+
+@dataclass
+class Encoded:
+    """Queries or contexts: their vectors [N, H], and what each says of the intent, a Gaussian's natural parameters.
+
+    Attributes:
+        vector: [N, H], of the encoder.
+        precision: [N, Z], > 0. shift: [N, Z], precision times mean.
+    """
+
+    vector: Tensor
+    precision: Tensor
+    shift: Tensor
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+    def __getitem__(self, rows: Any) -> Encoded:
+        return Encoded(self.vector[rows], self.precision[rows], self.shift[rows])
+
+
+class ContextIndex:
+    """What ``RelevanceModel.encode_contexts`` gives: C contexts, encoded. Scores take no gradient.
+
+    A query costs its own encoding and C Z operations, whatever contexts cost to encode: the history of a dialogue is
+    encoded as it grows (``append``), never again at each utterance. Pairs are scored in blocks, so that no tensor
+    of [Q, C, Z] exists; results are [Q, C].
+    """
+
+    def __init__(self, model: RelevanceModel, contexts: Encoded) -> None:
+        self._model, self._contexts, self._steps = model, contexts, model.steps
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def __repr__(self) -> str:
+        return f"ContextIndex({len(self)} contexts, encoded after {self._steps} training steps)"
+
+    @torch.no_grad()
+    def append(self, contexts: Any) -> None:
+        """Encode further contexts, behind those that are here."""
+        self._check("append")
+        new = self._model.encode("context", contexts)
+        old = self._contexts
+        self._contexts = Encoded(
+            torch.cat([old.vector, new.vector]),
+            torch.cat([old.precision, new.precision]),
+            torch.cat([old.shift, new.shift]),
+        )
+
+    @torch.no_grad()
+    def score(self, query: Any) -> Relevance:
+        """Every query against every context: tensors [Q, C]."""
+        self._check("score")
+        model, contexts = self._model, self._contexts
+        queries = model.encode("query", query)
+        latents = queries.shift.shape[1] * model.numbers_per_latent
+        columns = max(1, min(len(contexts), BLOCK // latents))
+        rows = max(1, BLOCK // (latents * columns))
+        shape = len(queries), len(contexts)
+        kinds = ("score", "probability", "epistemic", "aleatoric", "kl")
+        dtype = torch.promote_types(queries.shift.dtype, torch.float32)
+        found = {kind: queries.shift.new_empty(shape, dtype=dtype) for kind in kinds}
+        for top in range(0, shape[0], rows):
+            for left in range(0, shape[1], columns):
+                here = slice(top, top + rows), slice(left, left + columns)
+                block = model.score_encoded(queries[here[0]], contexts[here[1]], every_pair=True)
+                for kind in kinds:
+                    found[kind][here] = getattr(block, kind)
+        return Relevance(**found)
+
+    def top(self, query: Any, k: int) -> tuple[Tensor, Relevance]:
+        """The k contexts of highest score: their places [Q, k], best first, and their relevance, of the same shape.
+
+        Equal scores come in the contexts' order.
+        """
+        k = integer("ContextIndex.top", "k", k, 1, len(self) + 1)
+        every = self.score(query)
+        places = every.score.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return places, every.map(lambda t: t.gather(1, places))
+
+    def _check(self, method: str) -> None:
+        if self._model.steps != self._steps:
+            raise ValueError(
+                f"ContextIndex.{method}: the index must be of the model as it is, after {self._model.steps} training "
+                f"steps; got one from {self._steps}: encode_contexts again"
+            )

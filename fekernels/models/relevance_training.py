@@ -1,0 +1,77 @@
+"""The training loop of `RelevanceModel.fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fekernels._checks import boolean, integer, number
+from fekernels.optim import LangevinAdam, TemperatureScheduler
+from fekernels.posterior.batches import check_batches
+
+if TYPE_CHECKING:
+    from fekernels.models.relevance import RelevanceModel
+
+__all__ = ["Temperature", "train"]
+
+Temperature = float | Callable[[int], float] | TemperatureScheduler
+
+
+def train(
+    model: RelevanceModel,
+    loader: Iterable[Any],
+    epochs: int,
+    lr: float,
+    optimizer: torch.optim.Optimizer | None,
+    temperature: Temperature | None,
+    progress: bool,
+) -> list[float]:
+    name = "RelevanceModel.fit"
+    epochs, progress = integer(name, "epochs", epochs, 0), boolean(name, "progress", progress)
+    check_batches(name, loader)
+    at = _schedule(name, temperature)
+    if optimizer is None:
+        optimizer = LangevinAdam(model.parameters(), lr=number(name, "lr", lr), seed=model.seed)
+    from tqdm import tqdm
+
+    model.train()
+    means = []
+    bar = tqdm(range(epochs), desc="RelevanceModel", unit="epoch", disable=not progress)
+    for _ in bar:
+        losses = []
+        for batch in loader:
+            queries, contexts = _pair(name, batch)
+            if at is not None:
+                model.temperature = at(model.steps)
+            optimizer.zero_grad()
+            loss = model.loss(queries, contexts)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        if not losses:
+            raise ValueError(f"{name}: loader must hold a batch; got none")
+        means.append(float(torch.stack(losses).mean()))
+        bar.set_postfix_str(f"free energy {means[-1]:.3g} nats, T {model.temperature:.2g}")
+    model.eval()
+    return means
+
+
+def _pair(owner: str, batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        came = f"{len(batch)} of them" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise TypeError(f"{owner}: a batch of loader must be (queries, contexts); got {came}")
+    return batch[0], batch[1]
+
+
+def _schedule(owner: str, temperature: Temperature | None) -> Callable[[int], float] | None:
+    if temperature is None:
+        return None
+    if isinstance(temperature, TemperatureScheduler):
+        schedule = temperature
+        return lambda step: float(schedule.get_temperature(step)[0])
+    if callable(temperature):
+        return temperature
+    constant = number(owner, "temperature", temperature)
+    return lambda step: constant
