@@ -1,12 +1,16 @@
 """What to ask of a sampler and of the predictions it makes: convergence, calibration, uncertainty, detection."""
 
+from typing import TYPE_CHECKING, Any
+
 from fekernels.diagnostics.chains import (
     ChainStatistics,
     chain_statistics,
     effective_sample_size,
     split_rhat,
 )
+from fekernels.diagnostics.critical_points import CriticalPoint, critical_points
 from fekernels.diagnostics.gradient_noise import GradientNoiseRatio, gradient_noise_ratio
+from fekernels.diagnostics.loss_plane import LossPlane, loss_plane
 from fekernels.diagnostics.predictions import (
     Calibration,
     auroc,
@@ -17,19 +21,37 @@ from fekernels.diagnostics.predictions import (
 )
 from fekernels.diagnostics.trajectory import TrajectoryKL, configurational_temperature
 
+if TYPE_CHECKING:
+    from fekernels.diagnostics.ways import Trajectory, trajectories
+
 __all__ = [
     "Calibration",
     "ChainStatistics",
+    "CriticalPoint",
     "GradientNoiseRatio",
+    "LossPlane",
+    "Trajectory",
     "TrajectoryKL",
     "auroc",
     "brier_score",
     "calibration",
     "chain_statistics",
     "configurational_temperature",
+    "critical_points",
     "effective_sample_size",
     "gradient_noise_ratio",
+    "loss_plane",
     "mutual_information",
     "predictive_entropy",
     "split_rhat",
+    "trajectories",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What walks needs the optimizers and samplers, which need the rest of this package."""
+    if name in ("Trajectory", "trajectories"):
+        import importlib
+
+        return getattr(importlib.import_module("fekernels.diagnostics.ways"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

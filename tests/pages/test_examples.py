@@ -94,6 +94,21 @@ def annealing(printed: str, bars: str) -> None:
         assert abs(both - exact) < 4 * se < 4 * error
 
 
+def landscape(printed: str, bars: str) -> None:
+    points = re.findall(
+        r"^(\w+) at \((-?[\d.]+), (-?[\d.]+)\): F = ([\d.]+), by hand ([\d.]+)$", printed, re.M
+    )
+    assert [kind for kind, *_ in points] == ["minimum"] * 2 + ["saddle"] * 2 + ["maximum"]
+    assert all(float(found) == pytest.approx(float(exact), abs=1e-6) for *_, found, exact in points)
+    (exact,) = map(float, re.findall(r"by quadrature ([\d.]+);", printed))
+    means = {name: (float(mean), float(error)) for name, mean, error in re.findall(MEANS, printed)}
+    assert list(means) == ["Adam", "LangevinAdam", "SVGD"] and means["Adam"][0] < exact
+    assert all(abs(means[name][0] - exact) < 4 * means[name][1] < 0.2 for name in ("LangevinAdam", "SVGD"))
+    assert "600/600" in bars and "625/625" in bars
+
+
+MEANS = r"  (\w+): ([\d.]+) \+- ([\d.]+) over the starts"
+
 SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
     for check in (

@@ -1,71 +1,18 @@
-"""Figures. matplotlib is imported here only, and drawn on figures of its own: no window, no global state."""
+"""Runs of samplers: losses, weights, traces and densities."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fekernels.diagnostics import Calibration, split_rhat
+from fekernels.diagnostics import split_rhat
+from fekernels.plots.panels import GREY, panels
 
-__all__ = [
-    "GREY",
-    "entropies",
-    "learning_coefficient",
-    "panels",
-    "posterior",
-    "posterior_run",
-    "reliability",
-    "trace",
-    "trajectory",
-    "training",
-]
-
-GREY = "#8a8a8a"
-
-
-def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """A figure of ``size`` inches and its axes [rows, columns], open at the top and on the right."""
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def reliability(ax: Axes, bins: Calibration, color: str, label: str = "", least: int = 30) -> None:
-    """Accuracy over confidence, bin by bin.
-
-    Args:
-        label: of a full line with full dots; without one it is dotted, with open dots.
-        least: predictions that a bin must hold; of a few, the accuracy is mostly chance.
-    """
-    full = bins.count >= least
-    style: dict[str, Any] = {
-        "color": color,
-        "label": label or None,
-        "ls": "-" if label else ":",
-        "marker": "o",
-        "mfc": color if label else "white",
-    }
-    ax.plot(bins.confidence[full], bins.accuracy[full], ms=4, **style)
-
-
-def entropies(ax: Axes, values: Mapping[str, Tensor], colors: Mapping[str, str], upper: float) -> None:
-    """Densities of predictive entropies from 0 to ``upper`` nats: the first filled, the others as lines over it."""
-    bins = torch.linspace(0, upper, 34).tolist()
-    for at, (name, entropy) in enumerate(values.items()):
-        style: dict[str, Any] = (
-            {"histtype": "step", "lw": 1.8} if at else {"histtype": "stepfilled", "alpha": 0.25}
-        )
-        ax.hist(entropy.tolist(), bins, density=True, color=colors[name], label=name, **style)
-    ax.set(yscale="log", xlabel="predictive entropy, nats", ylabel="density", xlim=(0, upper))
-    ax.legend(frameon=False, fontsize=9)
+__all__ = ["learning_coefficient", "posterior", "posterior_run", "trace", "trajectory", "training"]
 
 
 def training(
