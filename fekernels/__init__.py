@@ -41,7 +41,7 @@ from fekernels.stein import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from fekernels import anneal, diagnostics, models, views
+    from fekernels import anneal, diagnostics, graph, models, views
     from fekernels import plots as plots
     from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
 
@@ -69,6 +69,7 @@ __all__ = [
     "energy",
     "free_energy",
     "gaussian_kl",
+    "graph",
     "importance_weighted_bound",
     "kernel_stein_discrepancy",
     "kernels",
@@ -91,7 +92,7 @@ __all__ = [
 ]
 
 # At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
-_MODULES_LATER = ("anneal", "diagnostics", "models", "plots", "views")
+_MODULES_LATER = ("anneal", "diagnostics", "graph", "models", "plots", "views")
 _NAMES_LATER = {
     "Chains": "posterior",
     "ControlVariate": "posterior",

@@ -4,6 +4,7 @@
 #include "cpu/diagnostics/chain_statistics.h"
 #include "cpu/free_energy/categorical.h"
 #include "cpu/free_energy/free_energy.h"
+#include "cpu/graph/belief_propagation.h"
 #include "cpu/stein/kernel_stein_discrepancy.h"
 #include "cpu/optimizers/optimizers.h"
 #include "cpu/optimizers/variational_kl.h"
@@ -31,6 +32,7 @@ struct CpuKernels {
   RankKernel* sq_dist_rank;
   SqDistKernel* sq_dist;
   ChainKernel* chain_statistics;
+  BeliefKernel* belief_propagation;
 };
 
 // The kernels in use. Throws std::invalid_argument when FEKERNELS_ISA names a set that is unknown, was not compiled or

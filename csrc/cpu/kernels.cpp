@@ -20,6 +20,7 @@ DiscrepancyWorkspace kernel_stein_discrepancy_workspace;
 RankKernel sq_dist_rank;
 SqDistKernel sq_dist;
 ChainKernel chain_statistics;
+BeliefKernel belief_propagation;
 
 extern const CpuKernels kernels;
 constexpr CpuKernels kernels{
@@ -41,6 +42,7 @@ constexpr CpuKernels kernels{
     sq_dist_rank,
     sq_dist,
     chain_statistics,
+    belief_propagation,
 };
 
 }  // namespace fe::FE_ISA

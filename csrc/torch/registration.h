@@ -16,6 +16,11 @@ namespace fe {
 
 inline constexpr int64_t kParallelElements = 32768;  // fewest for a second thread: starting one costs as much as these
 
+// Torch's threads for a kernel that runs in several phases: cpu/threads.h.
+inline void parallel_for(int64_t tasks, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t)) {
+  torch::stable::parallel_for(0, tasks, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
 // float64 has a code but no kernel of the free energy: that is the reference's.
 inline DType dtype_of(const torch::stable::Tensor& tensor) {
   using torch::headeronly::ScalarType;

@@ -16,10 +16,6 @@ using torch::stable::Tensor;
 
 namespace {
 
-void parallel_for(int64_t tasks, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t)) {
-  torch::stable::parallel_for(0, tasks, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
-}
-
 struct Shape {
   int64_t batch, n, d;
 };
@@ -90,7 +86,7 @@ void each_problem(const Shape& shape, int64_t workspace_floats, const Tensor& li
     return;
   }
   const Tensor memory = fe::empty_large(like_float, {&padded, size_t{1}});
-  for (int64_t b = 0; b < batch; ++b) solve(b, aligned(static_cast<float*>(memory.data_ptr())), parallel_for);
+  for (int64_t b = 0; b < batch; ++b) solve(b, aligned(static_cast<float*>(memory.data_ptr())), fe::parallel_for);
 }
 
 // What the calls of a batch share, and what is each problem's own.
@@ -246,7 +242,7 @@ Tensor sq_dist_rank_cpu(Tensor particles, std::vector<int64_t> ranks, std::optio
                                   for (int64_t index = begin; index < end; ++index) solve(index, nullptr);
                                 });
   else
-    for (int64_t index = 0; index < shape.batch; ++index) solve(index, parallel_for);
+    for (int64_t index = 0; index < shape.batch; ++index) solve(index, fe::parallel_for);
   return out;
 }
 

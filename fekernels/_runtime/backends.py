@@ -42,7 +42,11 @@ KERNELS = {
     "svgd_direction_backward": "stein.svgd_direction",
     "kernel_stein_discrepancy": "stein.kernel_stein_discrepancy",
     "sq_dist_rank": "stein.sq_dist_rank",
+    "belief_propagation": "graph.belief_propagation",
 }
+
+# On a GPU, gathers and sums by variable of PyTorch's own are the kernel: the reference runs.
+REFERENCE_ON_GPU = ("belief_propagation",)
 
 # These have no CUDA C++ kernel: Triton's tensor-core products are what one would be written for, and a KL is no loop's.
 WITHOUT_CUDA = (
@@ -105,9 +109,13 @@ def _obstacle(backend: str, device_type: str, kernel: str | None = None) -> str 
             return "triton is not installed"
         if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return "triton needs a GPU tensor"
+        if kernel in REFERENCE_ON_GPU:
+            return f"{kernel} has no Triton kernel; the reference runs there"
         return None
     if device_type != "cuda":
         return "the CUDA kernels run on GPU tensors"
+    if kernel in REFERENCE_ON_GPU:
+        return f"{kernel} has no CUDA C++ kernel; the reference runs there"
     if kernel in WITHOUT_CUDA:
         return f"{kernel} has no CUDA C++ kernel; triton has one"
     reason = extension.unavailable_reason()

@@ -1,0 +1,1 @@
+"""Operators of messages on graphs: schemas, checks, gradients."""
