@@ -15,6 +15,7 @@ KEYS = {
     "stein": ("svgd", "svgd_memory"),
     "posterior": ("posterior", None),
     "rbm": ("rbm", None),
+    "graph": ("graph", None),
 }
 
 BELOW_FLOOR = "floor"  # instead of NO, where this run's floor is above the aim

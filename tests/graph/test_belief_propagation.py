@@ -88,7 +88,7 @@ def fixed_point_equations(
 def bethe_of_beliefs(
     unary: Tensor, edges: Tensor, pairwise: Tensor, found: fe.graph.BeliefPropagation
 ) -> Tensor:
-    """MATH.md's sum over beliefs, which the kernel does not use."""
+    """By its definition, energies less entropies, which the kernel does not use."""
     b, pairs = found.beliefs, found.pair_beliefs
     degrees = torch.bincount(edges.flatten(), minlength=len(unary))
     table = pairwise.expand(len(edges), *pairwise.shape[-2:])

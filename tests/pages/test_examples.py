@@ -109,6 +109,19 @@ def landscape(printed: str, bars: str) -> None:
 
 MEANS = r"  (\w+): ([\d.]+) \+- ([\d.]+) over the starts"
 
+
+def belief_propagation(printed: str, bars: str) -> None:
+    rows = [
+        [float(cell) for cell in line.split("|")[1:-1]]
+        for line in re.findall(r"^\| 0\..*", printed, re.MULTILINE)
+    ]
+    assert len(rows) == 9
+    for _, lattice, tree, onsager, gap, _, _, _ in rows:
+        assert abs(lattice - tree) < 2e-9 and 0 < gap < 0.02 and abs(lattice - onsager - gap) < 2e-6
+    found = re.search(r"pixels wrong .*: ([\d.]+) noisy, ([\d.]+) by", printed)
+    assert found and float(found[1]) > 0.1 and float(found[2]) < 0.04
+
+
 SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
     for check in (
@@ -119,6 +132,7 @@ SAYS: dict[str, Callable[[str, str], None]] = {
         uncertainty,
         rbm_digits,
         annealing,
+        belief_propagation,
     )
 }
 

@@ -20,6 +20,7 @@ OPS = {
     *("variational_draw_", "variational_accumulate_", "variational_adam_", "variational_kl"),
     *("free_energy", "reparameterize", "reparameterize_backward"),
     *("svgd_direction", "svgd_direction_backward", "kernel_stein_discrepancy", "sq_dist_rank"),
+    "belief_propagation",
 }
 needs_cpp = pytest.mark.skipif("CPU_PLACES[1].obstacle() is not None", reason="no C++ kernels here")
 
@@ -58,6 +59,7 @@ def run_all():
     particles = torch.randn(5, 2, requires_grad=True)
     fe.svgd_direction(particles, particles.detach()).sum().backward()
     fe.kernel_stein_discrepancy(particles.detach(), particles.detach())
+    fe.graph.belief_propagation(torch.randn(2, 3), torch.tensor([[0, 1]]), torch.randn(3, 3))
 
 
 def test_a_compiler_gives_the_cpp_backend():

@@ -85,8 +85,8 @@ def local_beliefs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Beliefs [N, V, S], those of pairs [N, E, S, S], and the Bethe free energy [N] in float64 of these messages.
 
-    F = sum_i (d_i - 1) log Z_i - sum_e log Z_e, in which the scales of messages cancel: at a fixed point MATH.md's
-    sum over beliefs, and off it right to second order.
+    F = sum_i (d_i - 1) log Z_i - sum_e log Z_e, in which the scales of messages cancel: at a fixed point the sum of
+    energies and entropies of the beliefs, and off it right to second order.
     """
     sums, others = told(unary, messages, graph)
     pairs = (pairwise + others[:, :, 0, :, None] + others[:, :, 1, None, :]).flatten(2)
