@@ -1,4 +1,4 @@
-"""The Ising model on a square lattice, by messages: ``python docs/examples/belief_propagation.py [--quick] [--out PNG]``.
+"""The Ising model, by messages: ``python docs/examples/belief_propagation.py [--quick] [--out PNG]``.
 
 Prints the table of docs/belief_propagation.md: the Bethe free energy of a periodic lattice beside that of the infinite
 tree with four neighbours, which it must equal to rounding, and beside Onsager's exact one, which it misses by the
@@ -62,10 +62,6 @@ def bethe_lattice(coupling: float) -> tuple[float, float]:
         u, before = math.atanh(math.tanh(coupling) * math.tanh(3 * u)), u
     log_z_spin = math.log(2 * math.cosh(4 * u))
     log_z_edge = math.log(2 * math.exp(coupling) * math.cosh(6 * u) + 2 * math.exp(-coupling))
-    normaliser = (
-        math.log(math.cosh(coupling + 3 * u) / math.cosh(coupling - 3 * u)) / 2
-    )  # equals u: the fixed point
-    assert abs(normaliser - u) < 1e-9
     return 3 * log_z_spin - 2 * log_z_edge, math.tanh(4 * u)
 
 
@@ -113,7 +109,7 @@ def posterior(noisy: Tensor, coupling: Tensor, evidence: Tensor, field: Tensor) 
 
 
 def learn(clean: Tensor, noisy: Tensor, steps: int) -> tuple[Tensor, list[float]]:
-    """Coupling, evidence and field by maximum likelihood of clean given noisy: minus the energy of the clean, less F."""
+    """Coupling, evidence and field by maximum likelihood of clean given noisy: the energy of the clean, less F."""
     settings = torch.tensor([0.2, 0.5, 0.0], requires_grad=True)
     optimizer = torch.optim.Adam([settings], lr=0.05)
     edges = lattice(32, 32, periodic=False)
@@ -145,7 +141,7 @@ def draw(path: Path, table: list[tuple[float, ...]], images: list[Tensor]) -> No
     left.set(xlabel="coupling", ylabel="magnetisation", title="Ising model on the square lattice")
     left.legend(frameon=False)
     right = axes[0, 1]
-    right.imshow(torch.cat([torch.cat(list(row), 1) for row in images], 0), cmap="gray_r")
+    right.imshow(torch.cat([torch.cat(list(row), 1) for row in images], 0).numpy(), cmap="gray_r")
     right.set(xticks=[], title="digits: clean, 15% flipped, beliefs")
     right.set_yticks([16, 48, 80], ["clean", "noisy", "belief"])
     figure.savefig(path, dpi=110)

@@ -133,7 +133,7 @@ def pgmax(unary: Tensor, edges: Tensor, pairwise: Tensor, shape: Shape, sweeps: 
     inferer = module.build_inferer(graph.bp_state, backend="bp")
     arrays = inferer.init(evidence_updates={variables: np.asarray(unary.view(*shape, 2).numpy())})
 
-    @jax.jit  # type: ignore[untyped-decorator]
+    @jax.jit
     def run(arrays: Any) -> Any:
         done = inferer.run(arrays, num_iters=sweeps, damping=DAMPING, temperature=1.0)
         return module.get_marginals(inferer.get_beliefs(done))
