@@ -132,6 +132,7 @@ SAYS: dict[str, Callable[[str, str], None]] = {
         uncertainty,
         rbm_digits,
         annealing,
+        landscape,
         belief_propagation,
     )
 }
