@@ -41,7 +41,7 @@ from fekernels.stein import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from fekernels import anneal, diagnostics, graph, models, views
+    from fekernels import anneal, diagnostics, graph, messages, models, views
     from fekernels import plots as plots
     from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
 
@@ -77,6 +77,7 @@ __all__ = [
     "local_learning_coefficient",
     "losses",
     "median_bandwidth",
+    "messages",
     "models",
     "monte_carlo_kl",
     "optim",
@@ -92,7 +93,7 @@ __all__ = [
 ]
 
 # At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
-_MODULES_LATER = ("anneal", "diagnostics", "graph", "models", "plots", "views")
+_MODULES_LATER = ("anneal", "diagnostics", "graph", "messages", "models", "plots", "views")
 _NAMES_LATER = {
     "Chains": "posterior",
     "ControlVariate": "posterior",

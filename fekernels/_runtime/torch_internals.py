@@ -29,11 +29,14 @@ __all__ = [
     "copy_all",
     "differentiates_forward",
     "dispatch_modes",
+    "has_forward_hooks",
+    "in_backward",
     "is_legacy_batched",
     "is_of_transform",
     "is_unwritten_zeros",
     "local_shape_and_offset",
     "never_traced",
+    "own_parts",
     "registered_operators",
     "standard_gamma",
     "transforms_active",
@@ -65,6 +68,21 @@ standard_gamma: Callable[..., Tensor] = torch._standard_gamma
 def differentiates_forward() -> bool:
     """Whether a level of forward-mode differentiation is open; ``torch.autograd.forward_ad`` shows only a tensor's."""
     return forward_ad._current_level >= 0
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether someone is shown its outputs; a module has no public list of its hooks."""
+    return bool(module._forward_hooks)
+
+
+def own_parts(module: nn.Module) -> tuple[dict[str, nn.Parameter | None], dict[str, nn.Module | None]]:
+    """Its own parameters and children; ``parameters()`` and ``children()`` make names and sets of them first."""
+    return module._parameters, module._modules
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs in this thread, as where a checkpoint computes forward again; no public name."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def viewed_tensor(tensor: Tensor) -> Tensor | None:

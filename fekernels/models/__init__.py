@@ -6,11 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fekernels.models.inference import Posterior
+    from fekernels.models.latent import LatentModel
     from fekernels.models.rbm import BernoulliRBM
     from fekernels.models.relevance import RelevanceModel
     from fekernels.models.relevance_index import ContextIndex
     from fekernels.models.relevance_score import Calibration, LinearLogit, Relevance, relevance_of
     from fekernels.models.text_encoder import HashedTextEncoder
+    from fekernels.models.training import History
     from fekernels.models.vae import VAE
 
 __all__ = [
@@ -18,7 +21,10 @@ __all__ = [
     "Calibration",
     "ContextIndex",
     "HashedTextEncoder",
+    "History",
+    "LatentModel",
     "LinearLogit",
+    "Posterior",
     "Relevance",
     "RelevanceModel",
     "VAE",
@@ -30,7 +36,10 @@ _HOMES = {
     "Calibration": "relevance_score",
     "ContextIndex": "relevance_index",
     "HashedTextEncoder": "text_encoder",
+    "History": "training",
+    "LatentModel": "latent",
     "LinearLogit": "relevance_score",
+    "Posterior": "inference",
     "Relevance": "relevance_score",
     "RelevanceModel": "relevance",
     "VAE": "vae",

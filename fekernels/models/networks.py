@@ -108,9 +108,10 @@ class Output(nn.Module):
         shape = (*batch, *self.event)
         if longest(self.likelihood).classes:
             shape = (*shape, -1)
+        # Without a view where there is nothing to change: it would be a node of every backward pass.
+        shaped = [tensor if tensor.shape == shape else tensor.reshape(shape) for tensor in given]
         values = [
-            link(parameter, tensor.reshape(shape))
-            for parameter, tensor in zip(self.parameter_rows, given, strict=False)
+            link(parameter, tensor) for parameter, tensor in zip(self.parameter_rows, shaped, strict=False)
         ]
         if self.learned is not None:
             for parameter, tensor in zip(self.parameter_rows[1:], self.learned, strict=True):

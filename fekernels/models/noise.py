@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
-from fekernels._runtime.torch_internals import never_traced
+from fekernels._runtime.torch_internals import never_traced, own_parts
 from fekernels.ops._noise_key import COUNTERS, signed_seed
 
 __all__ = ["NoiseCounter"]
@@ -39,7 +38,7 @@ class NoiseCounter(nn.Module):
         self.register_buffer(
             "state", torch.tensor([signed_seed(function, seed), 0], dtype=torch.int64, device="cpu")
         )
-        self._known: tuple[Tensor, int, int, int] | None = None
+        self._known: tuple[Tensor, int, int, int, Tensor] | None = None
         self._last: tuple[Any, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,20 +50,22 @@ class NoiseCounter(nn.Module):
         known = self._known
         if known is None or known[0] is not self.state or known[1] != _version(self.state):
             seed, step = self.state.tolist()
-            self._known = known = (self.state, _version(self.state), seed, step)
+            self._known = known = (self.state, _version(self.state), seed, step, self.state[1])
         return known[2], known[3]
 
-    @never_traced
-    def next(self, batch: Tensor, weights: Iterable[Tensor]) -> tuple[int, int]:
-        """(seed, step) for ``batch``; step is 1 for the first."""
+    def next(self, batch: Tensor, model: nn.Module) -> tuple[int, int]:
+        """(seed, step) for ``batch`` under the weights of ``model``; step is 1 for the first."""
+        if torch.compiler.is_compiling():
+            return _next_untraced(self, batch, model)
         seed, step = self.read()
-        now = (_version(batch), *_state_of(weights))
+        now = (_version(batch), *_state_of(model))
         if self._last is not None and self._last[0]() is batch and self._last[1] == now and step:
             return seed, step
         step = step % (COUNTERS - 1) + 1
-        with torch.no_grad():
-            self.state[1] = step
-        self._known = (self.state, _version(self.state), seed, step)
+        assert self._known is not None
+        view = self._known[4]
+        view.fill_(step)
+        self._known = (self.state, _version(self.state), seed, step, view)
         self._last = (weakref.ref(batch), now)
         return seed, step
 
@@ -72,15 +73,35 @@ class NoiseCounter(nn.Module):
         return "seed={}, step={}".format(*self.read())
 
 
+@never_traced
+def _next_untraced(counter: NoiseCounter, batch: Tensor, model: nn.Module) -> tuple[int, int]:
+    return counter.next(batch, model)
+
+
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:  # of a tensor made under torch.inference_mode, which counts none
+        return 0
 
 
-def _state_of(weights: Iterable[Tensor]) -> tuple[float, ...]:
-    versions, last = 0, None
-    for weight in weights:
-        versions += _version(weight)
-        last = weight
+def _state_of(model: nn.Module) -> tuple[float, ...]:
+    versions, last = _versions(model)
     if last is None or not last.is_cpu:
         return (versions,)
     return versions, float(last.detach().sum())
+
+
+def _versions(module: nn.Module) -> tuple[int, Tensor | None]:
+    """The sum over all weights, and the last of them."""
+    total = 0
+    last: Tensor | None = None
+    weights, children = own_parts(module)
+    for weight in weights.values():
+        if weight is not None:
+            total, last = total + _version(weight), weight
+    for child in children.values():
+        if child is not None:
+            of_child, of_last = _versions(child)
+            total, last = total + of_child, last if of_last is None else of_last
+    return total, last

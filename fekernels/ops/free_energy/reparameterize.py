@@ -12,13 +12,15 @@ from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import floating, integer, same_device
 from fekernels._runtime import backends
 from fekernels._runtime.torch_internals import (
+    apply_directly,
     differentiates_forward,
+    dispatch_modes,
     is_legacy_batched,
     is_of_transform,
     transforms_active,
 )
 from fekernels.ops._library import LIBRARY, define_functional
-from fekernels.ops._memory import in_plain_memory
+from fekernels.ops._memory import has_plain_memory, in_plain_memory
 from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, check_key, signed_seed
 from fekernels.ops.free_energy.autograd import is_dispatched
 from fekernels.ops.random import draw, fill, in_front, refuse_chunks
@@ -110,6 +112,58 @@ def _is_batched(tensor: Tensor) -> bool:
     return is_of_transform(tensor) or is_legacy_batched(tensor)
 
 
+def _check_operands(function: str, mean: Tensor, logvar: Tensor) -> None:
+    floating(function, "mean", mean)
+    floating(function, "logvar", logvar)
+    same_device(function, "logvar", logvar, mean.device)
+    if mean.dim() < 1:
+        raise ValueError(f"{function}: mean must have shape (batch, ...); got ()")
+    if logvar.shape != mean.shape:
+        raise ValueError(
+            f"{function}: logvar must have shape {tuple(mean.shape)} like mean; got {tuple(logvar.shape)}"
+        )
+
+
+def _is_plain(mean: Any, logvar: Any) -> bool:
+    """Rows of float32 on a CPU, as nearly all are, for which the other checks took longer than the kernel."""
+    for tensor in (mean, logvar):
+        if (
+            type(tensor) not in (Tensor, torch.nn.Parameter)
+            or not tensor.is_cpu
+            or tensor.dtype is not torch.float32
+            or tensor.dim() != 2
+            or not tensor.is_contiguous()
+            or not has_plain_memory(tensor)
+            or is_of_transform(tensor)  # one that outlived its transform
+        ):
+            return False
+    if transforms_active() or differentiates_forward() or dispatch_modes():
+        return False
+    return mean.shape == logvar.shape and backends.choose("cpu") == "cpp"
+
+
+class _PlainReparameterize(torch.autograd.Function):
+    """``_Reparameterize`` of what ``_is_plain``; samples None for one without a dimension of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, logvar: Tensor, key: Key, samples: int | None) -> Tensor:
+        ctx.key = key
+        ctx.save_for_backward(logvar)
+        kernel = backends.implementation("reparameterize", "cpp")
+        z: Tensor = kernel(mean, logvar, *key, 1 if samples is None else samples)
+        return z.view(mean.shape) if samples is None else z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (logvar,) = ctx.saved_tensors
+        rows = grad if grad.dim() == 3 else grad.unsqueeze(0)
+        if torch.is_grad_enabled() or _is_batched(grad):
+            return *_differentiable_backward(rows, logvar, ctx.key), None, None
+        if not (type(rows) is Tensor and rows.is_contiguous() and has_plain_memory(rows)):
+            return *_backward(rows, logvar, *ctx.key), None, None
+        return *backends.implementation("reparameterize_backward", "cpp")(rows, logvar, *ctx.key), None, None
+
+
 class _Reparameterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, logvar: Tensor, key: Key, samples: int) -> Tensor:
@@ -124,6 +178,9 @@ class _Reparameterize(torch.autograd.Function):
         if torch.is_grad_enabled() or _is_batched(grad):
             return *_differentiable_backward(grad, logvar, ctx.key), None, None
         return *_backward(grad, logvar, *ctx.key), None, None
+
+
+_apply_plain = apply_directly(_PlainReparameterize)
 
 
 def reparameterize(
@@ -160,15 +217,9 @@ def reparameterize(
     Source: Kingma & Welling 2014, arXiv:1312.6114, section 2.4.
     """
     function = "reparameterize"
-    floating(function, "mean", mean)
-    floating(function, "logvar", logvar)
-    same_device(function, "logvar", logvar, mean.device)
-    if mean.dim() < 1:
-        raise ValueError(f"{function}: mean must have shape (batch, ...); got ()")
-    if logvar.shape != mean.shape:
-        raise ValueError(
-            f"{function}: logvar must have shape {tuple(mean.shape)} like mean; got {tuple(logvar.shape)}"
-        )
+    plain = not torch.compiler.is_compiling() and _is_plain(mean, logvar)
+    if not plain:
+        _check_operands(function, mean, logvar)
     count = 1 if samples is None else integer(function, "samples", samples, 1, SAMPLES)
     rows, latents = mean.shape[0], math.prod(mean.shape[1:])
     # Sizes that are symbols must not be compared: an exported program would hold for a range of them only. The operator
@@ -180,6 +231,9 @@ def reparameterize(
         integer(function, "step", step, 0, COUNTERS),
         integer(function, "offset", offset, 0, last + 1),
     )
+    if plain:
+        result: Tensor = _apply_plain(mean, logvar, key, None if samples is None else count)
+        return result
     flat_mean, flat_logvar = mean.reshape(rows, latents), logvar.reshape(rows, latents)
     if transforms_active() or differentiates_forward():
         center = flat_mean if flat_mean.dtype == torch.float64 else flat_mean.float()

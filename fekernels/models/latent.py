@@ -1,0 +1,408 @@
+"""What a model with an encoder and a decoder can do: free energy, bounds, inference, training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fekernels._catalogue.free_energy import NONE, REDUCTIONS, SUM, Target, longest
+from fekernels._checks import integer, number, one_of
+from fekernels._runtime.ranks import has_ranks
+from fekernels.losses.importance import importance_weighted_bound
+from fekernels.losses.monte_carlo import monte_carlo_kl
+from fekernels.models import training
+from fekernels.models.inference import (
+    Posterior,
+    evaluating,
+    refine,
+    variances_of_means,
+    with_gradient_of_encoder,
+)
+from fekernels.models.noise import NoiseCounter
+from fekernels.ops.free_energy.domains import validate_target
+from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, energy, free_energy
+from fekernels.ops.free_energy.reparameterize import reparameterize
+
+__all__ = ["PRIOR", "LatentModel"]
+
+# Streams of the model's noise: one of the first two, plus what it is for. Sample k of several takes stream + k.
+TRAINING, EVALUATION = 0, 1 << 28
+BOUND, REFINEMENT, COMPARISON, PRIOR = (k << 29 for k in range(1, 5))
+
+
+class LatentModel(nn.Module):
+    """A module with q(z | x) = N(mean, exp(logvar)), prior N(0, I), and p(x | z) of a likelihood of ``fe.likelihoods``.
+
+    A subclass sets ``likelihood``, ``latent_dim``, ``classes`` (1 but for "categorical") and ``noise_counter``, and
+    defines ``encode`` and ``decode``.
+    """
+
+    likelihood: str
+    latent_dim: int
+    classes: int
+    noise_counter: NoiseCounter
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x), [B, latents] each."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The likelihood's parameters at z [..., latents], in their domains."""
+        raise NotImplementedError
+
+    def _nobody_else_sees_what_it_decodes(self) -> bool:
+        """Whether the gradient may overwrite the likelihood's parameters, which are no operation's saved result."""
+        return False
+
+    def noise(
+        self,
+        x: Tensor,
+        *,
+        seed: int | None = None,
+        step: int | None = None,
+        offset: int | None = None,
+    ) -> dict[str, int]:
+        """Seed, stream, step and offset of the noise of batch ``x``, as ``fe.reparameterize`` takes them.
+
+        A seed or a step that is given is taken (the other is the model's seed, or 0). Without either, in training:
+        fresh for every batch and after every step of the weights, but the same for the same batch under the same
+        weights, so that several views of it agree (``models.noise.NoiseCounter``). In evaluation always the same, so
+        that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row; None
+        is 0, in a process group this rank's, for batches of one size.
+        """
+        if offset is None:
+            offset = torch.distributed.get_rank() * len(x) if has_ranks() else 0
+        stream = TRAINING
+        if seed is not None or step is not None:
+            seed = self.noise_counter.read()[0] if seed is None else seed
+            step = 0 if step is None else step
+        elif self.training:
+            seed, step = self.noise_counter.next(x, self)
+        else:
+            seed, step, stream = self.noise_counter.read()[0], 0, EVALUATION
+        return {"seed": seed, "stream": stream, "step": step, "offset": offset}
+
+    def free_energy(
+        self,
+        x: Tensor,
+        *,
+        seed: int | None = None,
+        step: int | None = None,
+        offset: int | None = None,
+        samples: int | None = None,
+        antithetic: bool = False,
+        posterior: tuple[Tensor, Tensor] | None = None,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        validate: bool | None = None,
+    ) -> FreeEnergyTerms:
+        """F = E_q[-log p(x | z)] + beta KL(q || p), by one sample of z per data point or several.
+
+        Args:
+            x: [B, *event], data that the likelihood can produce.
+            seed, step, offset: of the noise, see ``noise``. Without them it is fresh at every training step.
+            samples: of z per data point, over which the energy is averaged; None is one.
+            antithetic: with ``samples`` eps, -eps is taken too: twice as many decodings, and noise that is odd in eps
+                cancels.
+            posterior: (mean, logvar) to take in place of the encoder's, as ``infer`` gives them.
+            beta, free_bits, mask, weight, reduction: as of ``fe.free_energy``. The encoder sees 0 where ``mask`` says
+                that nothing was observed.
+            validate: whether data outside of the likelihood's domain raise. None: on a CPU. On a GPU it would wait for
+                the GPU, and torch.compile does not look at values.
+
+        Returns:
+            ``FreeEnergyTerms(free_energy, energy, kl)`` per data point summed over the event: the batch's mean, sum,
+            or [B].
+
+        Raises:
+            TypeError, ValueError: an argument of a wrong type, shape or value.
+        """
+        function = "VAE.free_energy"
+        target = self._checked(function, x, mask, validate)
+        mean, logvar = self._encode_observed(x, mask) if posterior is None else posterior
+        noise = self.noise(x, seed=seed, step=step, offset=offset)
+        if antithetic and samples is None:
+            raise ValueError(f"{function}: antithetic needs samples; got samples=None")
+        count = None if samples is None else integer(function, "samples", samples, 1)
+        return self._terms(
+            target, mean, logvar, noise, count, antithetic, beta=beta, free_bits=free_bits, mask=mask, weight=weight,
+            reduction=reduction,
+        )  # fmt: skip
+
+    def _terms(
+        self,
+        target: Tensor,
+        mean: Tensor,
+        logvar: Tensor,
+        noise: dict[str, int],
+        samples: int | None = None,
+        antithetic: bool = False,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        **options: Any,
+    ) -> FreeEnergyTerms:
+        if samples is None:
+            z = reparameterize(mean, logvar, **noise)
+            overwritten = reduction != REDUCTIONS[NONE] and self._nobody_else_sees_what_it_decodes()
+            return free_energy(
+                self.decode(z), target, mean, logvar, likelihood=self.likelihood, mask=mask, weight=weight,
+                reduction=reduction, inplace_backward=overwritten, **options,
+            )  # fmt: skip
+        z = reparameterize(mean, logvar, samples=samples, **noise)
+        if antithetic:
+            z = torch.cat([z, 2 * mean - z])
+        count = len(z)
+        weights = None if weight is None else weight.expand(count, *weight.shape)
+        means, logvars, targets = (part.expand(count, *part.shape) for part in (mean, logvar, target))
+        terms = free_energy(
+            self.decode(z), targets, means, logvars, likelihood=self.likelihood, mask=_of_samples(mask, count, target),
+            weight=weights, reduction=reduction, batch_dims=2, **options,
+        )  # fmt: skip
+        if reduction == REDUCTIONS[NONE]:
+            return FreeEnergyTerms(*(term.mean(0) for term in terms))
+        return FreeEnergyTerms(*(term / count for term in terms)) if reduction == REDUCTIONS[SUM] else terms
+
+    @torch.no_grad()
+    def infer(
+        self,
+        x: Tensor,
+        refine_steps: int = 0,
+        *,
+        lr: float = 0.05,
+        samples: int = 4,
+        compare: int = 32,
+        beta: float = 1.0,
+        mask: Tensor | None = None,
+        seed: int | None = None,
+        offset: int | None = None,
+        validate: bool | None = None,
+    ) -> Posterior:
+        """The posterior of each data point: the encoder's (amortised), or that after steps of its own (refined).
+
+        Refinement is stochastic variational inference from the encoder's answer: Adam on mean and log-variance of each
+        data point, the weights held, the modules in evaluation. It is kept only for data points whose free energy it
+        has lowered. What is compared are means over the same 2 ``compare`` samples of z for both, which neither the
+        steps nor ``free_energy`` use, with the KL exact. No gradient flows.
+
+        Args:
+            x: [B, *event].
+            refine_steps: 0 gives the encoder's. A step decodes 2 ``samples`` times; 100 are usually enough.
+            lr: of the first step, in units of z; it falls to 0.
+            samples: of eps per step, each with its negative.
+            compare: of eps, each with its negative, by which refined and amortised are compared.
+            beta, mask, validate: as of ``free_energy``.
+            seed, offset: of the noise; None is the model's seed, always the same noise.
+
+        Returns:
+            ``Posterior(mean, logvar)``, [B, latents], for ``posterior=`` of ``free_energy`` and
+            ``importance_weighted_bound``.
+        """
+        function = "VAE.infer"
+        steps = integer(function, "refine_steps", refine_steps, 0)
+        samples, compare = (
+            integer(function, *named, 1) for named in (("samples", samples), ("compare", compare))
+        )
+        lr, beta = number(function, "lr", lr), number(function, "beta", beta)
+        target = self._checked(function, x, mask, validate)
+        with evaluating(self):
+            start = Posterior(*self._encode_observed(x, mask))
+            if steps == 0:
+                return start
+            noise = self.noise(x, seed=seed, step=0, offset=offset)
+
+            def estimate(at: Posterior, use: int, step: int, count: int, reduction: str) -> Tensor:
+                key = {**noise, "stream": noise["stream"] + use, "step": step}
+                return self._terms(
+                    target, *at, key, count, True, mask=mask, beta=beta, reduction=reduction
+                ).free_energy
+
+            return refine(
+                start,
+                lambda at, step: estimate(at, REFINEMENT, step, samples, "sum"),
+                lambda at: estimate(at, COMPARISON, 0, compare, "none"),
+                steps,
+                lr,
+            )
+
+    def semi_amortised_free_energy(
+        self,
+        x: Tensor,
+        refine_steps: int = 10,
+        *,
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        lr: float = 0.05,
+    ) -> FreeEnergyTerms:
+        """A loss whose decoder learns from refined posteriors, and whose encoder from its own free energy.
+
+        The value is the free energy at ``infer(x, refine_steps)``, and so is the decoder's gradient; the encoder's is
+        that of ``free_energy(x)``. Gradients do not flow through the refinement.
+
+        Source: Krishnan, Liang & Hoffman 2018, arXiv:1710.06085.
+        """
+        refined = self.infer(x, refine_steps, lr=lr, samples=1, compare=4, beta=beta)
+        target, noise = self._checked("VAE.semi_amortised_free_energy", x, None, False), self.noise(x)
+        mean, logvar = self.encode(x)
+        leaf, of_logvar = mean.detach().requires_grad_(), logvar.detach().requires_grad_()
+        own = self._terms(target, leaf, of_logvar, noise, beta=beta, free_bits=free_bits).free_energy
+        gradients = torch.autograd.grad(own, (leaf, of_logvar))
+        terms = self._terms(target, *refined, noise, beta=beta, free_bits=free_bits)
+        return with_gradient_of_encoder(terms, mean, logvar, *gradients)
+
+    @torch.no_grad()
+    def active_units(self, data: Tensor | Iterable[Any], threshold: float = 0.01) -> int:
+        """How many latents the model uses: those whose posterior mean varies over the data by more than ``threshold``.
+
+        Fewer than were asked for say that the others do not pay; none at all is a posterior collapse.
+
+        Args:
+            data: [N, *event], or batches, whose first tensor it is.
+
+        Source: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519, appendix C.
+        """
+        batches = data.split(4096) if isinstance(data, Tensor) else data
+        device = next(self.parameters()).device
+        with evaluating(self):
+            means = (self.encode(training.inputs(batch).to(device))[0] for batch in batches)
+            return int((variances_of_means(means) > threshold).sum())
+
+    def fit(
+        self,
+        loader: Iterable[Any],
+        epochs: int = 1,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        lr: float = 1e-3,
+        beta: float | Callable[[int], float] = 1.0,
+        free_bits: float = 0.0,
+        refine_steps: int = 0,
+        validation: Iterable[Any] | None = None,
+        progress: bool = True,
+    ) -> training.History:
+        """Train on batches, with a progress bar; any other loop over ``free_energy`` does as well.
+
+        Args:
+            loader: batches, iterated again every epoch: tensors, or tuples whose first tensor is x.
+            epochs: passes over ``loader``.
+            optimizer: None is ``fe.LangevinAdam`` at temperature 0, which is Adam.
+            lr: of that one.
+            beta: factor of the KL, or a function of the epoch, 0 for the first.
+            free_bits: as of ``fe.free_energy``.
+            refine_steps: > 0 trains on ``semi_amortised_free_energy``.
+            validation: batches whose free energy is measured after each epoch.
+            progress: show the bar.
+
+        Returns:
+            ``History``: free energy, energy, KL, validation and active units per epoch; printed, a line;
+            ``plot()``, a figure.
+
+        Raises:
+            FloatingPointError: the free energy is no longer finite. TypeError, ValueError: as elsewhere.
+
+        Warns:
+            UserWarning: posterior collapse: no latent is active at the end.
+        """
+        steps = integer("VAE.fit", "refine_steps", refine_steps, 0)
+
+        def loss(x: Tensor, weight: float) -> FreeEnergyTerms:
+            if steps:
+                return self.semi_amortised_free_energy(x, steps, beta=weight, free_bits=free_bits)
+            return self.free_energy(x, beta=weight, free_bits=free_bits)
+
+        return training.fit(
+            self, loader, epochs=epochs, optimizer=optimizer, lr=lr, beta=beta, loss=loss, validation=validation,
+            progress=progress,
+        )  # fmt: skip
+
+    def importance_weighted_bound(
+        self,
+        x: Tensor,
+        samples: int = 500,
+        *,
+        seed: int | None = None,
+        step: int | None = None,
+        estimator: str = "iwae",
+        mask: Tensor | None = None,
+        posterior: tuple[Tensor, Tensor] | None = None,
+        chunk: int | None = None,
+        validate: bool | None = None,
+    ) -> Tensor:
+        """log mean_k p(x, z_k) / q(z_k | x), [B]: a lower bound of log p(x), in expectation tighter with every sample.
+
+        Args:
+            x: [B, *event].
+            samples: K, of z per data point.
+            seed, step: of the noise, as ``noise``; sample k has the same noise whatever ``chunk`` is.
+            estimator: "iwae" or "dreg" of ``fe.importance_weighted_bound``, for training; "dreg" decodes in one chunk.
+            mask, posterior, validate: as ``free_energy``.
+            chunk: samples that are decoded at once. None: as many as keep a decoded tensor under 2^22 numbers (16 MB).
+                Under ``torch.no_grad`` memory is that of a chunk; with gradients that of all.
+
+        Source: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519.
+        """
+        function = "VAE.importance_weighted_bound"
+        one_of(function, "estimator", estimator, ("iwae", "dreg"))
+        count = integer(function, "samples", samples, 1)
+        target = self._checked(function, x, mask, validate)
+        mean, logvar = self._encode_observed(x, mask) if posterior is None else posterior
+        noise = self.noise(x, seed=seed, step=step)
+        if chunk is None:
+            chunk = max(1, (1 << 22) // max(1, target.numel() * self.classes))
+        chunk = count if estimator == "dreg" else integer(function, "chunk", chunk, 1)
+        q = (mean.detach(), logvar.detach()) if estimator == "dreg" else (mean, logvar)
+        log_w, z = [], mean
+        for first in range(0, count, chunk):
+            size = min(chunk, count - first)
+            z = reparameterize(
+                mean, logvar, samples=size, **{**noise, "stream": noise["stream"] + BOUND + first}
+            )
+            found = energy(
+                self.decode(z), target.expand(size, *target.shape), self.likelihood,
+                _of_samples(mask, size, target), batch_dims=2,
+            )  # fmt: skip
+            log_w.append(-found - monte_carlo_kl(*q, z))
+        return importance_weighted_bound(
+            torch.cat(log_w), estimator=estimator, z=z if estimator == "dreg" else None
+        )
+
+    def _encode_observed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.encode(x if mask is None else torch.where(mask, x, 0))
+
+    def _checked(self, function: str, x: Tensor, mask: Tensor | None, validate: bool | None) -> Tensor:
+        """``x`` as the target: no float64 that the model does not compute in, and in the likelihood's domain."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{function}: x must be a Tensor; got {type(x).__name__}")
+        if validate is None:
+            validate = x.is_cpu and not torch.compiler.is_compiling()
+        if validate and x.numel():
+            self._validate(function, x, mask)
+        if x.dtype == torch.float64 and next(self.parameters()).dtype != torch.float64:
+            return x.float()
+        return x
+
+    def _validate(self, function: str, x: Tensor, mask: Tensor | None) -> None:
+        row = longest(self.likelihood)
+        if row.target is Target.REAL:
+            return
+        support = row.target.value
+        if mask is None and not support.whole and x.is_floating_point():
+            # As much as a training step can afford; torch.aminmax takes three times as long. NaN fails it too.
+            low, high = x.amin().item(), x.amax().item()
+            if (low > support.lowest if support.above else low >= support.lowest) and high <= support.highest:
+                if high < math.inf:
+                    return
+        seen = x if mask is None else x[mask.expand_as(x)]
+        like = seen.new_empty((0, self.classes))
+        validate_target(function, self.likelihood, seen, like)
+
+
+def _of_samples(mask: Tensor | None, count: int, target: Tensor) -> Tensor | None:
+    return None if mask is None else mask.expand_as(target).expand(count, *target.shape)

@@ -1,0 +1,164 @@
+"""The training loop of a model whose loss is a free energy, and what it tells of its course."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fekernels._checks import integer, number
+from fekernels.models.inference import evaluating
+from fekernels.ops.free_energy.free_energy import FreeEnergyTerms
+from fekernels.posterior.batches import check_batches, tensors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fekernels.models.latent import LatentModel
+
+__all__ = ["History", "fit", "inputs"]
+
+READ_EVERY = 25  # steps between looks at the loss: on a GPU each waits for it
+
+
+@dataclass
+class History:
+    """The course of a ``fit``, a value per epoch; energies are means per data point, in nats.
+
+    Attributes:
+        free_energy, energy, kl: of the training batches, on the way; the KL before beta.
+        validation: the free energy of the validation data after each epoch; empty without them.
+        active_units: latents that the posterior's means use, of ``latents``; see ``VAE.active_units``. Few of them, at
+            a KL near 0, are a posterior collapse: the decoder has learned to do without z.
+    """
+
+    latents: int
+    free_energy: list[float] = field(default_factory=list)
+    energy: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    active_units: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if not self.free_energy:
+            return "no epoch"
+        parts = [
+            f"epoch {len(self.free_energy)}: free energy {self.free_energy[-1]:.3f} = energy {self.energy[-1]:.3f}"
+            f" + KL {self.kl[-1]:.3f} nats per data point"
+        ]
+        parts += [f"validation {self.validation[-1]:.3f}"] if self.validation else []
+        return ", ".join([*parts, f"{self.active_units[-1]} of {self.latents} latents active"])
+
+    def plot(self) -> Figure:
+        """The course of the free energy and its parts, and of the active units."""
+        from fekernels import plots
+
+        return plots.free_energy_history(self)
+
+
+def inputs(batch: Any) -> Tensor:
+    """The first tensor of a batch, which may be a tensor, a tuple, a list or a mapping."""
+    found = tensors(batch)
+    if not found:
+        raise TypeError(f"VAE.fit: a batch of loader must hold a tensor; got {type(batch).__name__}")
+    return found[0]
+
+
+def fit(
+    model: LatentModel,
+    loader: Iterable[Any],
+    *,
+    epochs: int,
+    optimizer: torch.optim.Optimizer | None,
+    lr: float,
+    beta: float | Callable[[int], float],
+    loss: Callable[[Tensor, float], FreeEnergyTerms],
+    validation: Iterable[Any] | None,
+    progress: bool,
+) -> History:
+    """``loss(x, beta)`` gives the terms of a batch. The other arguments are those of ``VAE.fit``."""
+    function = "VAE.fit"
+    check_batches(function, loader)
+    if validation is not None:
+        check_batches(function, validation)
+    epochs = integer(function, "epochs", epochs, 1)
+    if optimizer is None:
+        from fekernels.optim import LangevinAdam
+
+        optimizer = LangevinAdam(model.parameters(), lr=number(function, "lr", lr))
+    history, was_training = History(model.latent_dim), model.training
+    try:
+        for epoch in range(epochs):
+            weight = number(function, "beta", beta(epoch) if callable(beta) else beta)
+            model.train()
+            _epoch(model, loader, optimizer, weight, loss, history, f"epoch {epoch + 1}/{epochs}", progress)
+            with evaluating(model), torch.no_grad():
+                if validation is not None:
+                    history.validation.append(_mean_free_energy(model, validation))
+                history.active_units.append(model.active_units(loader))
+    finally:
+        model.train(was_training)
+    if not history.active_units[-1]:
+        warnings.warn(
+            f"{function}: posterior collapse: none of the {model.latent_dim} latents is active, KL {history.kl[-1]:.2g}"
+            " nats; let beta rise from 0 over the first epochs, or give free_bits",
+            stacklevel=3,
+        )
+    return history
+
+
+def _epoch(
+    model: LatentModel,
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    beta: float,
+    loss: Callable[[Tensor, float], FreeEnergyTerms],
+    history: History,
+    name: str,
+    progress: bool,
+) -> None:
+    from tqdm import tqdm
+
+    device = next(model.parameters()).device
+    totals, rows = None, 0
+    with tqdm(loader, desc=name, disable=not progress, leave=False, unit=" steps") as bar:
+        for step, batch in enumerate(bar):
+            x = inputs(batch).to(device)
+            terms = loss(x, beta)
+            optimizer.zero_grad()
+            terms.free_energy.backward()
+            optimizer.step()
+            # On the device: reading every loss would make a GPU wait.
+            now = torch.stack([term.detach() for term in terms]).double() * len(x)
+            totals, rows = now if totals is None else totals + now, rows + len(x)
+            if step % READ_EVERY == 0:
+                bar.set_postfix_str(f"free energy {_finite(totals, step)[0] / rows:.3f}", refresh=False)
+    if totals is None:
+        raise ValueError("VAE.fit: loader must hold a batch; got none")
+    for values, total in zip(
+        (history.free_energy, history.energy, history.kl), _finite(totals, step), strict=True
+    ):
+        values.append(total / rows)
+
+
+def _finite(totals: Tensor, step: int) -> list[float]:
+    found: list[float] = totals.tolist()
+    if not all(map(math.isfinite, found)):
+        raise FloatingPointError(
+            f"VAE.fit: the free energy of a batch up to step {step} of this epoch is {found[0]}: of data that are not"
+            " finite, of too large an lr, or of a variance that has run to 0"
+        )
+    return found
+
+
+def _mean_free_energy(model: LatentModel, batches: Iterable[Any]) -> float:
+    device, total, rows = next(model.parameters()).device, 0.0, 0
+    for batch in batches:
+        x = inputs(batch).to(device)
+        total, rows = total + float(model.free_energy(x, reduction="sum").free_energy), rows + len(x)
+    return total / rows if rows else math.nan
