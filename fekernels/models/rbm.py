@@ -120,12 +120,14 @@ class BernoulliRBM(nn.Module):
         """
         v = self._visible("free_energy", v)
         reduction = one_of("free_energy", "reduction", reduction, ("none", "mean", "sum"))
-        hidden = softplus_sum(torch.addmm(self.hidden_bias, v, self.weight), reduction)
+        x = torch.addmm(self.hidden_bias, v, self.weight)
         if reduction == "none":
-            return -(v @ self.visible_bias) - hidden
+            return -(v @ self.visible_bias) - softplus_sum(x)
+        # The sign is the rows' weight: a gradient that -1 came down to would be scaled, one more pass over x's size.
+        hidden = softplus_sum(x, reduction, weight=-torch.ones_like(v[:, 0]))
         # Of the sum over the rows the gradient is known with the value: one read of v for both.
         rows = v.mean(0) if reduction == "mean" else v.sum(0)
-        return -(rows @ self.visible_bias) - hidden
+        return hidden - rows @ self.visible_bias
 
     def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:
         """E(v, h) = -a v - c h - v W h, [n], of pairs v [n, n_visible], h [n, n_hidden]: F(v) = -log sum_h exp(-E)."""
@@ -146,7 +148,7 @@ class BernoulliRBM(nn.Module):
         return torch.sigmoid(torch.addmm(self.visible_bias, h, self.weight.t()))
 
     @overload
-    def log_partition(self, method: Literal["exact"] = ...) -> Tensor: ...
+    def log_partition(self, method: Literal["exact"] = ..., *, progress: bool = ...) -> Tensor: ...
 
     @overload
     def log_partition(self, method: Literal["ais", "reverse_ais"], **options: Any) -> AnnealedEstimate: ...
@@ -162,7 +164,8 @@ class BernoulliRBM(nn.Module):
                 are exact draws** (`exact_sample`; of long chains only approximately).
             options: of the annealed ones: particles (1000), betas (1000; a number of steps or the inverse
                 temperatures), base_rates (None: the machine's own visible biases; better, the means of the data
-                [n_visible] or a batch of them), samples ("reverse_ais"), seed (None: the machine's), progress.
+                [n_visible] or a batch of them), samples ("reverse_ais"), seed (None: the machine's). Of all three:
+                progress (False), a tqdm bar.
 
         Returns:
             "exact": a float64 scalar. Otherwise a `fe.anneal.AnnealedEstimate`: ``log_z``, ``standard_error``,
@@ -179,9 +182,10 @@ class BernoulliRBM(nn.Module):
         """
         method = one_of("log_partition", "method", method, METHODS)
         if method == "exact":
+            progress = boolean("log_partition", "progress", options.pop("progress", False))
             if options:
                 raise TypeError(f"log_partition: {', '.join(options)} belong to 'ais'; got method='exact'")
-            return enumerated_log_z(self.weight, self.visible_bias, self.hidden_bias)
+            return enumerated_log_z(self.weight, self.visible_bias, self.hidden_bias, progress)
         return self._annealed(method == "reverse_ais", **options)
 
     def _annealed(

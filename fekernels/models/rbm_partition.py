@@ -29,11 +29,15 @@ def draw_units(p: Tensor, seed: int, step: int, stream: int) -> Tensor:
     return (u <= p).to(p.dtype)
 
 
-def softplus_sum(x: Tensor, reduction: str = "none") -> Tensor:
-    """[n] of x [n, units], or the sum or mean of these: -log p(0) of Bernoulli variables with the logits x, fused."""
+def softplus_sum(x: Tensor, reduction: str = "none", weight: Tensor | None = None) -> Tensor:
+    """[n] of x [n, units], or the sum or mean of these: -log p(0) of Bernoulli variables with the logits x, fused.
+
+    Args:
+        weight: [n], a factor of each row.
+    """
     # A row of zeros, not one: the kernel reads vectors of it.
     zero = torch.zeros(x.shape[1], device=x.device, dtype=x.dtype)
-    return energy(x, zero.expand(x.shape), "bernoulli", reduction=reduction)
+    return energy(x, zero.expand(x.shape), "bernoulli", reduction=reduction, weight=weight)
 
 
 def _smaller_first(weight: Tensor, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,12 +73,14 @@ def _blocks(units: int, others: int) -> list[tuple[int, int]]:
     return [(first, min(step, total - first)) for first in range(0, total, step)]
 
 
-def enumerated_log_z(weight: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+def enumerated_log_z(weight: Tensor, visible: Tensor, hidden: Tensor, progress: bool = False) -> Tensor:
     """log Z, float64 and differentiable; gradients make every block a second time instead of keeping all of them."""
     w, small, large = _smaller_first(weight, visible, hidden)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, visible, hidden))
+    from tqdm import tqdm  # a tenth of this package's import time
+
     parts = []
-    for first, count in _blocks(*w.shape):
+    for first, count in tqdm(_blocks(*w.shape), desc="log_partition", disable=not progress, leave=False):
 
         def block(w: Tensor, small: Tensor, large: Tensor, first: int = first, count: int = count) -> Tensor:
             return torch.logsumexp(_log_weights(w, small, large, first, count), 0)

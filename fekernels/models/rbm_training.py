@@ -49,12 +49,12 @@ def train(
         if not len(data):
             raise ValueError(f"{OWNER}: data must hold a row; got shape {tuple(data.shape)}")
 
-    def batches(epoch: int) -> Iterator[Tensor]:
+    def batches() -> Iterator[Tensor]:
         if isinstance(data, Tensor):
             words = random.bits(
                 (len(data),),
                 seed=rbm.seed,
-                step=epoch,
+                step=rbm.draws,
                 stream=stream,
                 purpose=LATENT_SAMPLE,
                 device=data.device,
@@ -66,7 +66,7 @@ def train(
                 yield _flat(rbm, item[0] if isinstance(item, (tuple, list)) else item)
 
     if not bool(rbm.visible_bias.detach().any()) and epochs:
-        first = data if isinstance(data, Tensor) else next(batches(0), None)
+        first = data if isinstance(data, Tensor) else next(batches(), None)
         if first is not None and len(first):
             rbm.set_base_rates(first)
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
@@ -79,7 +79,7 @@ def train(
     bar = tqdm(range(epochs), desc="BernoulliRBM", unit="epoch", disable=not progress)
     for epoch in bar:
         gaps = []
-        for v in batches(epoch):
+        for v in batches():
             optimizer.zero_grad()
             gap = rbm.contrastive_divergence(v, k, persistent)
             gap.backward()
