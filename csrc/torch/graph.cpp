@@ -1,6 +1,7 @@
 // Messages on graphs.
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "cpu/dispatch.h"
@@ -17,14 +18,14 @@ bool is_float32(const Tensor& tensor, int64_t dim) { return tensor.scalar_type()
 // messages [N, E, 2, S], beliefs [N, V, S], pair_beliefs [N, E, S, S], free_energy [N], residual [N], iterations [N] of
 // unary [N, V, S], edges [E, 2], pairwise [N or 1, E, S, S], whose edges may share one table, and messages to start from.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> belief_propagation_cpu(
-    Tensor unary, Tensor edges, Tensor pairwise, Tensor messages, bool max_product, bool by_residual, double damping, double tol,
-    int64_t max_iters) {
+    Tensor unary, Tensor edges, Tensor pairwise, std::optional<Tensor> messages, bool max_product, bool by_residual,
+    double damping, double tol, int64_t max_iters) {
   STD_TORCH_CHECK(is_float32(unary, 3) && unary.is_contiguous(), "unary must be contiguous float32 [problems, variables, states]");
   STD_TORCH_CHECK(edges.scalar_type() == ScalarType::Long && edges.dim() == 2 && edges.size(1) == 2 && edges.is_contiguous(),
                   "edges must be contiguous int64 [edges, 2]");
   const int64_t problems = unary.size(0), variables = unary.size(1), states = unary.size(2), count = edges.size(0);
-  STD_TORCH_CHECK(is_float32(messages, 4) && messages.is_contiguous() && messages.size(0) == problems &&
-                      messages.size(1) == count && messages.size(2) == 2 && messages.size(3) == states,
+  STD_TORCH_CHECK(!messages || (is_float32(*messages, 4) && messages->is_contiguous() && messages->size(0) == problems &&
+                                messages->size(1) == count && messages->size(2) == 2 && messages->size(3) == states),
                   "messages must be contiguous float32 [problems, edges, 2, states]");
   STD_TORCH_CHECK(is_float32(pairwise, 4) && (pairwise.size(0) == problems || pairwise.size(0) == 1) && pairwise.size(1) == count &&
                       pairwise.size(2) == states && pairwise.size(3) == states && pairwise.stride(3) == 1 &&
@@ -41,7 +42,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> belief_propagation_cp
   Tensor free_energy = fe::empty_cpu(aoti_torch_dtype_float64(), {&problems, size_t{1}});
   Tensor residual = fe::empty_cpu(aoti_torch_dtype_float32(), {&problems, size_t{1}});
   Tensor iterations = fe::empty_cpu(aoti_torch_dtype_int64(), {&problems, size_t{1}});
-  Tensor out = fe::empty_large(messages, messages.sizes());
+  const int64_t messages_shape[4] = {problems, count, 2, states};
+  Tensor out = fe::empty_large(unary, {messages_shape, size_t{4}});
   fe::BeliefCall call{};
   call.problems = problems;
   call.variables = variables;
@@ -57,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> belief_propagation_cp
   call.damping = static_cast<float>(damping);
   call.tol = static_cast<float>(tol);
   call.max_iters = max_iters;
-  call.initial = static_cast<const float*>(messages.const_data_ptr());
+  call.initial = messages ? static_cast<const float*>(messages->const_data_ptr()) : nullptr;
   call.messages = static_cast<float*>(out.mutable_data_ptr());
   call.beliefs = static_cast<float*>(beliefs.mutable_data_ptr());
   call.pair_beliefs = static_cast<float*>(pair_beliefs.mutable_data_ptr());
@@ -72,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> belief_propagation_cp
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
   m.def(
-      "belief_propagation(Tensor unary, Tensor edges, Tensor pairwise, Tensor messages, bool max_product, bool by_residual,"
+      "belief_propagation(Tensor unary, Tensor edges, Tensor pairwise, Tensor? messages, bool max_product, bool by_residual,"
       " float damping, float tol, int max_iters) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

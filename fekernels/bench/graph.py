@@ -119,6 +119,8 @@ def pgmax(unary: Tensor, edges: Tensor, pairwise: Tensor, shape: Shape, sweeps: 
     """Its flooding, sum-product, jitted: so many iterations, and the marginals."""
     np: Any = importlib.import_module("numpy")
     jax: Any = importlib.import_module("jax")
+    if not hasattr(jax.lib, "xla_bridge"):  # PGMax 0.6.1 looks there for what JAX has moved
+        jax.lib.xla_bridge = importlib.import_module("jax.extend.backend")
     module: Any = importlib.import_module("pgmax.infer")
     groups: Any = importlib.import_module("pgmax.vgroup")
     factors: Any = importlib.import_module("pgmax.fgroup")

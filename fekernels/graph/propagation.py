@@ -191,10 +191,10 @@ class _Operands:
         self.edges = edges.to(torch.int64)
         self.messages = self._start(messages, (*self.batch, count, 2, states))
 
-    def _start(self, messages: Any, wanted: tuple[int, ...]) -> Tensor:
+    def _start(self, messages: Any, wanted: tuple[int, ...]) -> Tensor | None:
         problems = self.unary.shape[0]
         if messages is None:
-            return self.unary.new_zeros(problems, *wanted[-3:])
+            return None
         messages = floating(NAME, "messages", messages).detach()
         same_device(NAME, "messages", messages, self.unary.device)
         if messages.shape != wanted:
@@ -222,7 +222,7 @@ class _Operands:
         tables = self.pairwise[:, :1] if self.pairwise.stride(1) == 0 else self.pairwise
         for name, tensor in (("unary", self.unary), ("pairwise", tables), ("messages", self.messages)):
             # The largest is NaN where one is: one read of the data.
-            if tensor.numel() and not float(tensor.amax()) < torch.inf:
+            if tensor is not None and tensor.numel() and not float(tensor.amax()) < torch.inf:
                 raise ValueError(f"{NAME}: {name} must be finite or -inf; got NaN or +inf")
 
     @torch.no_grad()

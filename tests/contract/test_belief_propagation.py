@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.support.places import ISAS, ON_GPU, Place, instruction_set, threads
 from tests.support.tensors import bits_equal
 
 OP = torch.ops.fekernels.belief_propagation
-Kernel = Callable[[Row], tuple[Tensor, ...]]
+Kernel = Callable[..., tuple[Tensor, ...]]
 
 IMPLEMENTATIONS = [
     "reference",
@@ -26,7 +27,7 @@ IMPLEMENTATIONS = [
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
-    """row -> what the operator returns of it, on the CPU."""
+    """As the operator, from operands on the CPU to results on it."""
     place = (
         request.param if isinstance(request.param, Place) else Place(request.param.partition("-")[0], "cpu")
     )
@@ -34,9 +35,9 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
         pytest.skip(obstacle)
     function = backends.implementation("belief_propagation", place.backend)
 
-    def run(row: Row) -> tuple[Tensor, ...]:
-        there = (each.to(place.device) for each in row.operands())
-        return tuple(each.cpu() for each in function(*there, *row.settings))
+    def run(*call: Any) -> tuple[Tensor, ...]:
+        there = (each.to(place.device) if isinstance(each, Tensor) else each for each in call)
+        return tuple(each.cpu() for each in function(*there))
 
     if place.backend == "cpp":
         with instruction_set(request.param.partition("-")[2]):
@@ -47,7 +48,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_messages_and_beliefs(row: Row, kernel: Kernel, poisoned: None) -> None:
-    got, wanted = kernel(row), in_float64(row)
+    got, wanted = kernel(*row.operands(), *row.settings), in_float64(row)
     # A message is a difference of sums of about ten logarithms of this size, each rounded to 6e-8 of it.
     scale = max(1.0, row.strength)
     for name, one, other, bound in zip(
@@ -90,11 +91,22 @@ def test_bits_do_not_depend_on_threads(row: Row, native: object) -> None:
 def test_a_batch_is_its_problems(row: Row, kernel: Kernel) -> None:
     unary, edges, pairwise, messages = row.operands()
     settings = (*row.settings[:3], 1e-4, 50)  # each stops at an iteration of its own
-    whole = OP(unary, edges, pairwise, messages, *settings)
+    whole = kernel(unary, edges, pairwise, messages, *settings)
     for k in range(row.problems):
         tables = pairwise[min(k, len(pairwise) - 1)][None]
-        alone = OP(unary[k : k + 1], edges, tables, messages[k : k + 1], *settings)
+        alone = kernel(unary[k : k + 1], edges, tables, messages[k : k + 1], *settings)
         assert all(bits_equal(a[k], b[0]) for a, b in zip(whole, alone, strict=True))
+
+
+def test_no_messages_are_zeros(kernel: Kernel) -> None:
+    for row in (Row("none", 19, 45, 4, problems=2), Row("none, 3 states", 19, 45, 3)):
+        unary, edges, pairwise, messages = row.operands()
+        for a, b in zip(
+            kernel(unary, edges, pairwise, None, *row.settings),
+            kernel(unary, edges, pairwise, messages, *row.settings),
+            strict=True,
+        ):
+            assert bits_equal(a, b)
 
 
 def test_opcheck(backend: Place) -> None:

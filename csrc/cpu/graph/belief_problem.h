@@ -21,10 +21,19 @@ inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 // One problem: its tables, its messages, and what every variable has been told. What takes the time is in `Passes`.
 class Problem {
  public:
-  Problem(const BeliefCall& call, const Incidence& graph, int64_t index, ParallelFor parallel_for, int (*edge_of_lane)(int))
+  // Of a number of states: its tiles, and what the ends of a tile's edges have been told by all but each other.
+  struct Access {
+    int (*edge_of_lane)(int);
+    void (*load)(int n, const float* rows, FloatV* out);
+    void (*store)(int n, float* rows, const FloatV* values);
+    void (*cavities)(const Problem& problem, int64_t tile, FloatV* first, FloatV* second);
+  };
+
+  Problem(const BeliefCall& call, const Incidence& graph, int64_t index, ParallelFor parallel_for, const Access& access)
       : call_(call),
         graph_(graph),
         parallel_for_(parallel_for),
+        access_(access),
         n_(static_cast<int>(call.states)),
         index_(index),
         shared_(call.pairwise_edge_stride == 0),
@@ -33,13 +42,13 @@ class Problem {
         table_((shared_ ? 1 : tiles_) * kLanes * n_ * n_ + kLanes),
         peaks_(graph.padded + kLanes),
         messages_(2 * graph.padded * n_ + kLanes),
-        told_((call.variables + 1) * n_ + kLanes),
+        told_((call.variables + kLanes) * n_),
         others_((call.variables + 1) * n_ + kLanes),
         unary_((call.variables + 1) * n_ + kLanes),
         unary_peaks_(call.variables + kLanes),
         sums_(chunks_of(graph.padded) + chunks_of(call.variables) + 1),
         changes_(chunks_of(graph.padded) + 1) {
-    for (int lane = 0; lane < kLanes; ++lane) edge_of_lane_[lane] = edge_of_lane(lane);
+    for (int lane = 0; lane < kLanes; ++lane) edge_of_lane_[lane] = access.edge_of_lane(lane);
     make_tables();
     make_unary();
     read_messages();
@@ -124,6 +133,7 @@ class Problem {
   const BeliefCall& call_;
   const Incidence& graph_;
   ParallelFor parallel_for_;
+  Access access_;
   int edge_of_lane_[kLanes];
   int n_;
   int64_t index_;
@@ -179,6 +189,13 @@ class Problem {
   }
 
   void read_messages() {
+    if (!call_.initial) {
+      in_chunks(2 * chunks_of(graph_.padded), [&](int64_t chunk) {
+        const int64_t last = lesser((chunk + 1) * kChunk, 2 * graph_.padded) * n_;
+        for (int64_t k = chunk * kChunk * n_; k < last; ++k) messages_[k] = 0.0f;
+      });
+      return;
+    }
     const float* given = call_.initial + index_ * call_.edges * 2 * n_;
     in_chunks(chunks_of(graph_.padded), [&](int64_t chunk) {
       for (int64_t edge = chunk * kChunk; edge < lesser((chunk + 1) * kChunk, graph_.padded); ++edge)
@@ -204,15 +221,28 @@ class Problem {
   // F = sum_i (d_i - 1) log Z_i - sum_e log Z_e, in which the scales of the messages cancel.
   double write_variables(int64_t chunk) const {
     double total = 0.0;
-    for (int64_t i = chunk * kChunk; i < lesser((chunk + 1) * kChunk, call_.variables); ++i) {
+    alignas(64) float rows[kMost * kLanes];
+    FloatV h[kMost], factors[kMost];
+    const int64_t last = lesser((chunk + 1) * kChunk, call_.variables);
+    for (int64_t i = chunk * kChunk; i < last; i += kLanes) {
+      const int lanes = static_cast<int>(lesser(kLanes, last - i));
+      access_.load(n_, told_ + i * n_, h);
+      const FloatV most = to_factors<0, FloatV>(n_, h, factors);
+      FloatV sum{};
+      for (int s = 0; s < n_; ++s) sum += factors[s];
+      for (int s = 0; s < n_; ++s) factors[s] = factors[s] / sum;
       float* out = call_.beliefs + (index_ * call_.variables + i) * n_;
-      for (int s = 0; s < n_; ++s) out[s] = told_[i * n_ + s];
-      const float most = to_factors<0, float>(n_, out, out);
-      float sum = 0.0f;
-      for (int s = 0; s < n_; ++s) sum += out[s];
-      for (int s = 0; s < n_; ++s) out[s] = Lane<float>::divide(out[s], sum);
-      // The peak of a unary potential is in d_i cavities and, with this sign, in d_i - 1 terms here.
-      total += static_cast<double>(graph_.degree(i) - 1) * (static_cast<double>(most) + log<float>(sum)) - unary_peaks_[i];
+      access_.store(n_, lanes == kLanes ? out : rows, factors);
+      if (lanes < kLanes)
+        for (int k = 0; k < lanes * n_; ++k) out[k] = rows[k];
+      const FloatV log_sum = log<FloatV>(sum);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int64_t variable = i + edge_of_lane_[lane];
+        if (variable >= last) continue;
+        // The peak of a unary potential is in d_i cavities and, with this sign, in d_i - 1 terms here.
+        total += static_cast<double>(graph_.degree(variable) - 1) * (static_cast<double>(most[lane]) + log_sum[lane]) -
+                 unary_peaks_[variable];
+      }
     }
     return total;
   }
@@ -220,7 +250,7 @@ class Problem {
   // A pair's belief is its potential times what both ends have been told; - log Z_e of the tile's edges.
   double write_pairs(int64_t tile) const {
     FloatV h[2][kMost], factors[2][kMost], most[2];
-    mend_cavities(tile, h[0], h[1]);
+    access_.cavities(*this, tile, h[0], h[1]);
     for (int side = 0; side < 2; ++side) most[side] = to_factors<0, FloatV>(n_, h[side], factors[side]);
     const float* pairs = table(tile);
     FloatV sum{};

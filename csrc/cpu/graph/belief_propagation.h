@@ -18,7 +18,7 @@ struct BeliefCall {
   bool max_product, by_residual;
   float damping, tol;
   int64_t max_iters;
-  const float* initial;        // messages to start from, [problems, edges, 2, states]: to ends[e][0], to ends[e][1]
+  const float* initial;        // messages to start from, [problems, edges, 2, states]: to ends[e][0], to ends[e][1]; null: 0
   float* messages;             // the last ones, so too
   float* beliefs;              // [problems, variables, states]
   float* pair_beliefs;         // [problems, edges, states, states]

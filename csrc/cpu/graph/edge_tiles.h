@@ -5,6 +5,59 @@
 
 namespace fe::inline FE_ISA {
 
+// A row's sum in double. Left to itself gcc adds four states one by one, which takes three times as long.
+template <int States>
+struct RowSum {
+  double sum[64];
+
+  FE_HD void add(int n, const float* row) {
+    for (int s = 0; s < n; ++s) sum[s] += row[s];
+  }
+  FE_HD void set(int n, const float* row) {
+    for (int s = 0; s < n; ++s) sum[s] = row[s];
+  }
+  FE_HD void store(int n, float* out) const {
+    for (int s = 0; s < n; ++s) out[s] = static_cast<float>(sum[s]);
+  }
+  FE_HD double total(int n) const {
+    double all = 0.0;
+    for (int s = 0; s < n; ++s) all += sum[s];
+    return all;
+  }
+};
+
+template <int States, class Floats, class Doubles>
+struct VectorRowSum {
+  Doubles sum;
+
+  static FE_HD Doubles load(const float* row) {
+    Floats v;
+    __builtin_memcpy(&v, row, sizeof v);
+    return __builtin_convertvector(v, Doubles);
+  }
+  FE_HD void add(int, const float* row) { sum += load(row); }
+  FE_HD void set(int, const float* row) { sum = load(row); }
+  FE_HD void store(int, float* out) const {
+    const Floats v = __builtin_convertvector(sum, Floats);
+    __builtin_memcpy(out, &v, sizeof v);
+  }
+  FE_HD double total(int) const {
+    double all = 0.0;
+    for (int s = 0; s < States; ++s) all += sum[s];
+    return all;
+  }
+};
+
+typedef float Float2 __attribute__((vector_size(8)));
+typedef float Float4 __attribute__((vector_size(16)));
+typedef double Double2 __attribute__((vector_size(16)));
+typedef double Double4 __attribute__((vector_size(32)));
+
+template <>
+struct RowSum<2> : VectorRowSum<2, Float2, Double2> {};
+template <>
+struct RowSum<4> : VectorRowSum<4, Float4, Double4> {};
+
 // States: 4 and 2 by shuffles, whose order of edges `edge_of_lane` tells; 0 stands for any number of them, one by one.
 template <int States>
 struct EdgeTile {

@@ -24,7 +24,7 @@ class Passes : public Problem {
 
  public:
   Passes(const BeliefCall& call, const Incidence& graph, int64_t index, ParallelFor parallel_for)
-      : Problem(call, graph, index, parallel_for, Tile::edge_of_lane) {}
+      : Problem(call, graph, index, parallel_for, {Tile::edge_of_lane, load_rows, store_rows, copy_cavities}) {}
 
   void flood() {
     int64_t iteration = 0;
@@ -50,19 +50,14 @@ class Passes : public Problem {
   // Each variable's potential and all that it has been told, summed in double: as exact for hubs as for others.
   __attribute__((noinline)) void tell(int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      double sum[kRoom];
-      each<States>(n(), [&](int s) FE_INLINED { sum[s] = unary_[i * n() + s]; });
+      RowSum<States> sum;
+      sum.set(n(), unary_ + i * n());
       for (int64_t k = graph_.begins[i]; k < graph_.begins[i + 1]; ++k) {
         __builtin_prefetch(messages_ + int64_t{graph_.slots[k + kAhead]} * n());
-        const float* told = messages_ + int64_t{graph_.slots[k]} * n();
-        each<States>(n(), [&](int s) FE_INLINED { sum[s] += told[s]; });
+        sum.add(n(), messages_ + int64_t{graph_.slots[k]} * n());
       }
-      bool impossible = false;
-      each<States>(n(), [&](int s) FE_INLINED {
-        told_[i * n() + s] = static_cast<float>(sum[s]);
-        impossible |= told_[i * n() + s] < -kLargest;
-      });
-      if (impossible) tell_others(i);
+      sum.store(n(), told_ + i * n());
+      if (sum.total(n()) < -static_cast<double>(kLargest)) tell_others(i);
     }
   }
 
@@ -76,16 +71,32 @@ class Passes : public Problem {
     return most;
   }
 
-  FE_HD FloatV pass_edges(int64_t tile) {
-    for (int lane = 0; lane < kLanes; ++lane)
-      __builtin_prefetch(told_ + int64_t{graph_.ends[1][(tile + 1) * kLanes + lane]} * n());
-    FloatV old[2][kRoom], h[2][kRoom], fresh[2][kRoom];
+  FE_HD void read_cavities(int64_t tile, FloatV (&old)[2][kRoom], FloatV (&h)[2][kRoom]) const {
     each<2>(2, [&](int side) FE_INLINED {
       Tile::load(n(), message(side, tile * kLanes), old[side]);
       Tile::gather(n(), told_, graph_.ends[side] + tile * kLanes, h[side]);
       each<States>(n(), [&](int s) FE_INLINED { h[side][s] = h[side][s] - old[side][s]; });
     });
     if (any_below<States>(n(), old[0], old[1], -kLargest)) mend_cavities(tile, h[0], h[1]);
+  }
+
+  static void load_rows(int n, const float* rows, FloatV* out) { Tile::load(n, rows, out); }
+  static void store_rows(int n, float* rows, const FloatV* values) { Tile::store(n, rows, values); }
+  static void copy_cavities(const Problem& problem, int64_t tile, FloatV* first, FloatV* second) {
+    const Passes& self = static_cast<const Passes&>(problem);
+    FloatV old[2][kRoom], h[2][kRoom];
+    self.read_cavities(tile, old, h);
+    for (int s = 0; s < self.n(); ++s) {
+      first[s] = h[0][s];
+      second[s] = h[1][s];
+    }
+  }
+
+  FE_HD FloatV pass_edges(int64_t tile) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      __builtin_prefetch(told_ + int64_t{graph_.ends[1][(tile + 1) * kLanes + lane]} * n());
+    FloatV old[2][kRoom], h[2][kRoom], fresh[2][kRoom];
+    read_cavities(tile, old, h);
     make_messages(tile, h, fresh);
     FloatV change = L::splat(0.0f);
     each<2>(2, [&](int side) FE_INLINED {

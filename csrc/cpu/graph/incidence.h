@@ -12,7 +12,7 @@ namespace fe::inline FE_ISA {
 class Incidence {
  public:
   // How far ahead random accesses are asked for. So many more indices than there are can be read.
-  static constexpr int64_t kAhead = 16;
+  static constexpr int64_t kAhead = 32;
 
   explicit Incidence(const BeliefCall& call)
       : edges(call.edges),

@@ -47,7 +47,7 @@ def _check(
     unary: Tensor,
     edges: Tensor,
     pairwise: Tensor,
-    messages: Tensor,
+    messages: Tensor | None,
     max_product: bool,
     by_residual: bool,
     damping: float,
@@ -56,6 +56,8 @@ def _check(
 ) -> None:
     name = "belief_propagation"
     for argument, tensor in (("unary", unary), ("pairwise", pairwise), ("messages", messages)):
+        if tensor is None:
+            continue
         floating(name, argument, tensor)
         if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != unary.dtype:
             raise TypeError(
@@ -74,7 +76,7 @@ def _check(
             f"{name}: pairwise must have shape {(count, *tables)} or 1 for N; got {tuple(pairwise.shape)}"
         )
     wanted = (count, edges.shape[0], 2, states)
-    if messages.shape != wanted:
+    if messages is not None and messages.shape != wanted:
         raise ValueError(f"{name}: messages must have shape {wanted}; got {tuple(messages.shape)}")
     number(name, "damping", damping, below=1.0)
     number(name, "tol", tol)
@@ -85,7 +87,7 @@ def _run(
     unary: Tensor,
     edges: Tensor,
     pairwise: Tensor,
-    messages: Tensor,
+    messages: Tensor | None,
     max_product: bool,
     by_residual: bool,
     damping: float,
@@ -114,7 +116,8 @@ def _run(
         )
         operands = (in_plain_memory(each).contiguous() for each in (unary, edges))
         unary, edges = operands
-        pairwise, messages = tables, in_plain_memory(messages).contiguous()
+        pairwise = tables
+        messages = None if messages is None else in_plain_memory(messages).contiguous()
     return tuple(kernel(unary, edges, pairwise, messages, max_product, by_residual, damping, tol, max_iters))
 
 
@@ -124,7 +127,7 @@ def _fake(
     _check(unary, edges, pairwise, messages, *settings)
     count, variables, states = unary.shape
     return (
-        torch.empty_like(messages, memory_format=torch.contiguous_format),
+        unary.new_empty(count, edges.shape[0], 2, states),
         unary.new_empty(count, variables, states),
         unary.new_empty(count, edges.shape[0], states, states),
         unary.new_empty(count, dtype=torch.float64),
@@ -134,7 +137,7 @@ def _fake(
 
 
 define_functional(
-    "belief_propagation(Tensor unary, Tensor edges, Tensor pairwise, Tensor messages, bool max_product,"
+    "belief_propagation(Tensor unary, Tensor edges, Tensor pairwise, Tensor? messages, bool max_product,"
     " bool by_residual, float damping, float tol, int max_iters) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run,
     _fake,
@@ -142,7 +145,7 @@ define_functional(
 
 
 def fixed_point(
-    unary: Tensor, edges: Tensor, pairwise: Tensor, messages: Tensor, settings: Settings
+    unary: Tensor, edges: Tensor, pairwise: Tensor, messages: Tensor | None, settings: Settings
 ) -> FixedPoint:
     """The operator with gradients: of the free energy exactly minus the beliefs, of beliefs by the adjoint equation."""
     return FixedPoint(*_FixedPoint.apply(unary, edges, pairwise, messages, settings))
@@ -151,7 +154,7 @@ def fixed_point(
 class _FixedPoint(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, unary: Tensor, edges: Tensor, pairwise: Tensor, messages: Tensor, settings: Settings
+        ctx: Any, unary: Tensor, edges: Tensor, pairwise: Tensor, messages: Tensor | None, settings: Settings
     ) -> tuple[Tensor, ...]:
         found = torch.ops.fekernels.belief_propagation(unary, edges, pairwise, messages, *settings)
         ctx.save_for_backward(unary, edges, pairwise, *found[:3])

@@ -216,7 +216,7 @@ def belief_propagation(
     unary: Tensor,
     edges: Tensor,
     pairwise: Tensor,
-    messages: Tensor,
+    messages: Tensor | None,
     max_product: bool,
     by_residual: bool,
     damping: float,
@@ -225,10 +225,12 @@ def belief_propagation(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Messages [N, E, 2, S], beliefs [N, V, S], of pairs [N, E, S, S], free energy, residual and iterations [N].
 
-    Args: unary [N, V, S], edges [E, 2], pairwise [N or 1, E, S, S], messages [N, E, 2, S] to start from.
+    Args: unary [N, V, S], edges [E, 2], pairwise [N or 1, E, S, S], messages [N, E, 2, S] to start from, None: 0.
     """
     graph = Incidence.of(edges, unary.shape[1])
     run = _by_residual if by_residual else _flooding
+    if messages is None:
+        messages = unary.new_zeros(unary.shape[0], edges.shape[0], 2, unary.shape[2])
     start = _normalised(messages)
     messages, residual, iterations = run(unary, pairwise, start, graph, max_product, damping, tol, max_iters)
     beliefs, pair_beliefs, free_energy = local_beliefs(unary, pairwise, messages, graph)
