@@ -26,7 +26,7 @@ __all__ = ["along_path", "importance_sampling", "reverse_importance_sampling"]
 
 KERNELS = ("hmc", "mala")
 # Of the pilot that finds step sizes: particles, betas, and proposals at each.
-PILOT, PILOT_BETAS, PILOT_MOVES = 200, 40, 6
+PILOT, PILOT_BETAS, PILOT_MOVES = 200, 20, 4
 TARGETS = {"hmc": 0.75, "mala": 0.57}  # acceptance, the best in many dimensions: .65 to .8; .574
 FEW, SHARE = 10, 0.1  # effective particles, and their share, below which an estimate is warned of
 PILOT_SEED, REVERSE_SEED = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F  # xor-ed in, so that runs share no noise

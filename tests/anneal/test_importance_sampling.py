@@ -63,12 +63,13 @@ def test_log_z_of_a_gaussian(options: dict[str, Any]) -> None:
     assert float(found.abs().max()) < 5 / math.sqrt(forward.effective_sample_size)
 
 
-def test_weights_are_unbiased_however_few_the_betas() -> None:
+@pytest.mark.parametrize("transition", ["mala", "hmc"])
+def test_weights_are_unbiased_however_few_the_betas(transition: str) -> None:
     """Jarzynski: E[exp(-W)] = Z1/Z0, where the mean work is nats away from it; both ways."""
-    options: dict[str, Any] = {"betas": 5, "transition": "mala", "seed": 5}
+    options: dict[str, Any] = {"betas": 5, "transition": transition, "seed": 5}
     target = lambda x: -x.square().sum(1)  # noqa: E731
     exact = math.log(math.pi)
-    base = Normal(torch.zeros(2, dtype=torch.float64), 1.4)
+    base = Normal(torch.zeros(2, dtype=torch.float64), 1.2)
     forward = importance_sampling(target, base, particles=100_000, **options)
     samples = fe.random.normal((100_000, 2), seed=1).double() * math.sqrt(0.5)
     reverse = reverse_importance_sampling(target, base, samples, **options)
