@@ -91,6 +91,18 @@ def test_free_energy_and_its_gradients_are_those_of_plain_torch(reduction: str) 
         assert float(error) < 1e-5
 
 
+def test_free_energy_is_differentiated_twice_and_compiles() -> None:
+    rbm = machine(5, 4, 9)
+    v = fe.random.uniform((3, 5), seed=1).double().requires_grad_()
+    for reduction in ("none", "mean"):
+        assert torch.autograd.gradgradcheck(lambda v: rbm.free_energy(v, reduction=reduction), v)  # noqa: B023
+    small = machine(5, 4, 9, dtype=torch.float32)
+    compiled = torch.compile(small.free_energy, fullgraph=True, dynamic=True, backend="eager")
+    for n in (3, 6):
+        rows = fe.random.uniform((n, 5), seed=n)
+        torch.testing.assert_close(compiled(rows), small.free_energy(rows))
+
+
 def test_large_inputs_neither_overflow_nor_lose_the_sum() -> None:
     rbm = machine(6, 5, 3)
     with torch.no_grad():
