@@ -317,9 +317,9 @@ class BernoulliRBM(nn.Module):
                 self.chains = torch.cat([samples, self.chains[len(samples) :]])
         return self.free_energy(v, reduction="mean") - self.free_energy(samples, reduction="mean")
 
-    def set_base_rates(self, data: Tensor) -> None:
-        """Visible biases of a machine without hidden units: the log odds of the means of data [n, n_visible]."""
-        odds = self._log_odds("set_base_rates", data)
+    def set_base_rates(self, base_rates: Tensor) -> None:
+        """Visible biases of a machine without hidden units: log odds of means [n_visible], or of data [n, n_visible]."""
+        odds = self._log_odds("set_base_rates", base_rates)
         with torch.no_grad():
             self.visible_bias.copy_(odds)
 
@@ -372,9 +372,8 @@ class BernoulliRBM(nn.Module):
 
     def _log_odds(self, function: str, data: Tensor) -> Tensor:
         """Of means, kept off 0 and 1 as if half of one datum more said so."""
-        data = floating(function, "data" if function == "set_base_rates" else "base_rates", data).detach()
-        count = len(data) if data.dim() == 2 else 1000
-        rates = data.to(self.weight).mean(0) if data.dim() == 2 else data.to(self.weight)
+        data = floating(function, "base_rates", data).detach().to(self.weight)
+        rates, count = (data.mean(0), len(data)) if data.dim() == 2 else (data, 1000)
         if rates.shape != (self.n_visible,) or not count:
             raise ValueError(
                 f"{function}: the base rates must have shape ({self.n_visible},), or their data (n, "
