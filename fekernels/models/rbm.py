@@ -318,7 +318,7 @@ class BernoulliRBM(nn.Module):
         return self.free_energy(v, reduction="mean") - self.free_energy(samples, reduction="mean")
 
     def set_base_rates(self, base_rates: Tensor) -> None:
-        """Visible biases of a machine without hidden units: log odds of means [n_visible], or of data [n, n_visible]."""
+        """Visible biases of a machine without hidden units: log odds of means [n_visible] or data [n, n_visible]."""
         odds = self._log_odds("set_base_rates", base_rates)
         with torch.no_grad():
             self.visible_bias.copy_(odds)
