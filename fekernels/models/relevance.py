@@ -32,10 +32,13 @@ from fekernels.ops._noise_key import COUNTERS, signed_seed
 __all__ = ["RelevanceModel"]
 
 TRAINING, SCORING = 0, 1 << 31  # streams of the noise
+# Of a query's intent as training starts, for a vector of length 1. Where it points to a context with a cosine of .4, it
+# moves the logit by 5 of its standard deviations, and costs 70 nats. Training finds what T allows.
+LENGTH = 12.0
 
 
 class _Evidence(nn.Module):
-    """What a vector [N, H] says of the intent: a Gaussian of precision t > 0 and shift, t times its mean; [N, Z]."""
+    """What a vector [N, H] says of the intent: a Gaussian of precision t > 0 and shift s, t times its mean; [N, Z]."""
 
     def __init__(self, width: int, latents: int, gain: float) -> None:
         super().__init__()
@@ -47,7 +50,7 @@ class _Evidence(nn.Module):
         nn.init.constant_(self.precision.bias, math.log(math.expm1(0.05)))
 
     def forward(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        return nn.functional.softplus(self.precision(vector)), self.gain * self.map(vector)
+        return nn.functional.softplus(self.precision(vector)), LENGTH * self.gain * self.map(vector)
 
 
 class RelevanceModel(nn.Module):
@@ -69,7 +72,8 @@ class RelevanceModel(nn.Module):
     bound of its log evidence log E_p[sigmoid(l)].
 
     Args:
-        query_encoder: a Module from a batch of queries, whatever that is, to vectors [B, H]. None: a
+        query_encoder: a Module from a batch of queries, whatever that is, to vectors [B, H]. Those longer than 1 are
+            shortened to 1: scales are the model's to learn, and a short vector means that little is known. None: a
             ``HashedTextEncoder`` of lists of str.
         context_encoder: the same for contexts; None takes the queries' (and shares its parameters).
         latent_dim: Z; None is the queries' width.
@@ -126,9 +130,8 @@ class RelevanceModel(nn.Module):
         query_width = _width("query_dim", query_dim, self.query_encoder)
         context_width = _width("context_dim", context_dim, self.context_encoder)
         latents = query_width if latent_dim is None else integer(name, "latent_dim", latent_dim, 1)
-        # A query's intent is some 6 long: 18 nats, enough to tell it from a million others. The context has no say at
-        # first, as before any of its words was asked for.
-        self.query_evidence = _Evidence(query_width, latents, 6.0)
+        # The context has no say in the intent at first, as if none of its words had ever been asked for.
+        self.query_evidence = _Evidence(query_width, latents, 1.0)
         self.context_evidence = _Evidence(context_width, latents, 0.0)
         self.logit = LinearLogit(latents, context_width) if logit is None else logit
 
@@ -141,7 +144,7 @@ class RelevanceModel(nn.Module):
         self._temperature, _ = check_bound("RelevanceModel", value, self.importance_weighted)
 
     def get_extra_state(self) -> dict[str, Any]:
-        calibration = [self.calibration.scale, self.calibration.shift]
+        calibration = [self.calibration.scale, self.calibration.shift, self.calibration.sharpness]
         return {
             "seed": self.seed,
             "steps": self.steps,
@@ -177,6 +180,7 @@ class RelevanceModel(nn.Module):
                 f"RelevanceModel: the {side} encoder's result must have shape (batch, {width}); "
                 f"got {tuple(vector.shape)}"
             )
+        vector = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True).clamp_min(1)
         return Encoded(vector, *evidence(vector))
 
     @torch.no_grad()
@@ -218,7 +222,7 @@ class RelevanceModel(nn.Module):
         return checked_logits(f"RelevanceModel.{method}", self.logit(z, vector), z)
 
     def loss(self, query: Any, context: Any, *, relevant: Tensor | None = None, offset: int = 0) -> Tensor:
-        """The training loss: free energies of the answers for every pair of Q queries and C contexts, per query.
+        """The training loss: the free energy of the answers for every pair of Q queries and C contexts, per query.
 
         A context is relevant to the query at its own place, and the others of the batch are its negatives: pass
         contexts behind the Q for harder ones. In training mode each call draws fresh noise (step ``steps``, which it
@@ -229,19 +233,12 @@ class RelevanceModel(nn.Module):
             offset: global number of the batch's first query, where several processes share a batch.
 
         Returns:
-            The sum of F over all pairs, divided by Q; a scalar, in nats. C log-losses a query, of which one is of
-            relevance.
+            Per query, the C answers' E_q[-log p] and T times the mean of their KLs, since one intent is behind all
+            answers of a query; a scalar, in nats. (So each pair's F is at the temperature T/C.)
         """
         queries, contexts = self.encode("query", query), self.encode("context", context)
         shape = len(queries), len(contexts)
-        if relevant is None:
-            if shape[1] < shape[0]:
-                raise ValueError(
-                    f"RelevanceModel.loss: context must hold at least the {shape[0]} contexts of query; got {shape[1]}"
-                )
-            relevant = torch.eye(*shape, dtype=torch.bool, device=queries.shift.device)
-        else:
-            relevant = _answers("loss", relevant, shape, queries.shift.device)
+        relevant = _answers("loss", relevant, shape, queries.shift.device)
         mean, logvar, vector = _posterior(queries, contexts, True)
         mean, logvar = mean.flatten(0, 1), logvar.flatten(0, 1)
         step = self.steps
@@ -261,13 +258,12 @@ class RelevanceModel(nn.Module):
         logits = self._logits("loss", z, vector.expand(*shape, -1).flatten(0, 1))
         ratio = monte_carlo_kl(mean, logvar, z) if self.importance_weighted else None
         kl = gaussian_kl(mean, logvar)
-        return (
-            free_energy_of(logits, relevant.flatten(), kl, ratio, self.temperature).sum() / shape[0]
-            if shape[0]
-            else logits.sum()
-        )
+        if not shape[0]:
+            return logits.sum()
+        found = free_energy_of(logits, relevant.flatten(), kl, ratio, self.temperature / shape[1])
+        return found.sum() / shape[0]
 
-    forward = loss  # what DistributedDataParallel and torch.compile wrap
+    forward = loss  # what DistributedDataParallel wraps
 
     def fit(
         self,
@@ -276,7 +272,7 @@ class RelevanceModel(nn.Module):
         *,
         lr: float = 1e-3,
         optimizer: torch.optim.Optimizer | None = None,
-        temperature: Temperature | None = None,
+        temperature: Temperature | None = 0.03,
         progress: bool = True,
     ) -> list[float]:
         """Minimise the loss over ``loader``, an iterable of (queries, contexts) that starts anew in every epoch.
@@ -286,7 +282,9 @@ class RelevanceModel(nn.Module):
             temperature: T of the KL by the training step, counted over all calls and restarts: a number, a function of
                 the step (0 for the first) or one of ``fe.optim``'s schedules, whose first group it takes. A high T
                 keeps intents wide and explores which contexts they might mean; lowered, it lets each query commit
-                to what it has found. The model keeps the last one, for scores.
+                to what it has found. The model keeps the last one, for scores. None leaves the model's. At T = 1 an
+                intent costs more nats than the answers of a batch of 32 are worth, and q falls back to the prior:
+                hence .03 (information bottlenecks take 1e-3 to 1e-1).
 
         Returns:
             The mean loss of every epoch.
@@ -297,35 +295,30 @@ class RelevanceModel(nn.Module):
         """Make ``probability`` that of held-out pairs: Platt's scale and shift of the logit, before the sigmoid's mean.
 
         Training sees a batch's negatives, one use of the model has a thousand contexts per query and another two: the
-        log-odds differ by a shift. Pass queries with the contexts that they will be searched among. Scores, and the
-        order by them, stay as they are; epistemic and aleatoric are those of the calibrated logit.
+        log-odds differ by a shift. Pass held-out queries, and behind their own contexts those that will be searched
+        among them. Scores, and the order by them, stay as they are; epistemic and aleatoric are those of the calibrated
+        logit. Where queries have one relevant context each, the sharpness of ``Relevance.choice`` is fitted too: what
+        raises all logits of a query, and spoils its pairs' probabilities, does not matter to the choice.
 
         Args:
-            query, context: Q and C of them, none of the training's.
-            relevant: bool [Q, C]; None: each query's own place.
+            query, context: Q and C of them; the queries none of the training's.
+            relevant: bool [Q, C]; None: each query's own place, and needs C >= Q.
 
         Returns:
-            What it has set ``calibration`` to. Needs K floats a pair, K = 32 where the logit is linear.
+            What it has set ``calibration`` to. Keeps K numbers a pair, K = 32 where the logit is linear.
 
         Source: Platt 1999, with his targets (N+ + 1)/(N+ + 2) and 1/(N- + 2), which keep the scale finite; temperature
         scaling is its case of no shift (Guo et al. 2017, arXiv:1706.04599).
         """
-        name = "RelevanceModel.calibrate"
         with torch.no_grad():
             queries, contexts = self.encode("query", query), self.encode("context", context)
             shape = len(queries), len(contexts)
-            if relevant is None:
-                if shape[0] != shape[1]:
-                    raise ValueError(
-                        f"{name}: without relevant, query and context must be as many; got {shape}"
-                    )
-                relevant = torch.eye(*shape, dtype=torch.bool, device=queries.shift.device)
             relevant = _answers("calibrate", relevant, shape, queries.shift.device)
             rows = []
             for row in range(shape[0]):
                 logits, weights, _ = self._nodes(*_posterior(queries[row : row + 1], contexts, True))
                 rows.append(logits)
-        self.calibration = fitted(name, torch.cat(rows, 1), weights, relevant.flatten())
+        self.calibration = fitted("RelevanceModel.calibrate", torch.stack(rows, 1), weights, relevant)
         return self.calibration
 
 
@@ -333,7 +326,8 @@ def _posterior(queries: Encoded, contexts: Encoded, every_pair: bool) -> tuple[T
     """Mean and log-variance of q for row i with row i, or for all pairs, and the contexts' vectors to broadcast."""
     here, there = (slice(None), None) if every_pair else slice(None), slice(None)
     precision = 1 + queries.precision[here] + contexts.precision[there]
-    mean = (queries.shift[here] + contexts.shift[there]) / precision
+    variance = precision.reciprocal()
+    mean = (queries.shift[here] + contexts.shift[there]) * variance
     return mean, -precision.log(), contexts.vector[None] if every_pair else contexts.vector
 
 
@@ -355,6 +349,13 @@ def _check_rows(method: str, queries: Encoded, contexts: Encoded) -> None:
 
 
 def _answers(method: str, relevant: Any, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Which context is relevant to which query, by itself or, None, each query's own place."""
+    if relevant is None:
+        if shape[1] < shape[0]:
+            raise ValueError(
+                f"RelevanceModel.{method}: context must hold at least the {shape[0]} contexts of query; got {shape[1]}"
+            )
+        return torch.eye(*shape, dtype=torch.bool, device=device)
     if not isinstance(relevant, Tensor) or relevant.dtype != torch.bool:
         came = relevant.dtype if isinstance(relevant, Tensor) else type(relevant).__name__
         raise TypeError(f"RelevanceModel.{method}: relevant must be a bool tensor; got {came}")

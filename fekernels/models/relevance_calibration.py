@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from fekernels.models.relevance_score import Calibration
 
 __all__ = ["fitted"]
 
+BLOCK = 1 << 18  # logits at a time, in float64
+
 
 def fitted(owner: str, logits: Tensor, weights: Tensor, relevant: Tensor) -> Calibration:
     """The scale > 0 and shift under which E[sigmoid(scale l + shift)] has the highest likelihood of the answers.
 
+    And the sharpness, by the likelihood of the choice in rows with one relevant context; 1 where there is none.
+
     Args:
-        logits: [K, B], samples or nodes of every pair's logit. weights: [K], sum 1. relevant: bool [B].
+        logits: [K, Q, C], samples or nodes of every pair's logit. weights: [K], sum 1. relevant: bool [Q, C].
 
     Raises:
         ValueError: no relevant pair, or none that is not.
     """
     positives = int(relevant.sum())
-    negatives = len(relevant) - positives
+    negatives = relevant.numel() - positives
     if not positives or not negatives:
         raise ValueError(
             f"{owner}: relevant must hold pairs of both kinds; got {positives} relevant and {negatives} that are not"
@@ -29,21 +36,49 @@ def fitted(owner: str, logits: Tensor, weights: Tensor, relevant: Tensor) -> Cal
     # Platt's targets: as if one more pair of the other kind had been seen, or separable pairs would have no optimum.
     high, low = (positives + 1) / (positives + 2), 1 / (negatives + 2)
     target = torch.where(relevant, high, low).double()
-    logits, log_weights = logits.detach().double(), weights.detach().double().log()[:, None]
-    # A logit of the base rate is the start, so that the first step is no leap.
-    free = torch.tensor([0.0, 0.0], dtype=torch.float64, device=logits.device, requires_grad=True)
-    search = torch.optim.LBFGS([free], max_iter=60, line_search_fn="strong_wolfe")
+    weights = weights.detach().double()
+    log_weights = weights.log()[:, None, None]
+    start = logits.new_zeros(2, dtype=torch.float64)
+    rows = max(1, BLOCK // max(1, len(logits) * relevant.shape[1]))
 
-    def cost() -> Tensor:
-        search.zero_grad()
-        with torch.enable_grad():
-            x = free[0].exp() * logits + free[1]
+    def of_answers(at: Tensor) -> Iterator[Tensor]:
+        for these, aims in zip(logits.detach().split(rows, 1), target.split(rows), strict=True):
+            x = at[0].exp() * these.double() + at[1]
             yes = torch.logsumexp(logsigmoid(x) + log_weights, 0)
             no = torch.logsumexp(logsigmoid(-x) + log_weights, 0)
-            value = -(target * yes + (1 - target) * no).mean()
-            value.backward()
-        return value
+            yield -(aims * yes + (1 - aims) * no).sum() / relevant.numel()
 
-    search.step(cost)
-    scale, shift = free.detach().tolist()
-    return Calibration(float(torch.tensor(scale).exp()), shift)
+    log_scale, shift = _least(of_answers, start)
+    single = relevant.sum(1) == 1
+    if relevant.shape[1] < 2 or not bool(single.any()):
+        return Calibration(math.exp(log_scale), shift)
+    means = torch.tensordot(weights.to(logits.dtype), logits.detach(), 1)[single].double() * math.exp(
+        log_scale
+    )
+    right = relevant[single].int().argmax(1)
+    smoothing = 1 / (len(right) + 2)
+
+    def of_choices(at: Tensor) -> Iterator[Tensor]:
+        # As if one choice in so many had been at random: else always the right one would have no optimum.
+        yield cross_entropy(at[0].exp() * means, right, label_smoothing=smoothing)
+
+    (log_sharpness,) = _least(of_choices, start[:1])
+    return Calibration(math.exp(log_scale), shift, math.exp(log_sharpness))
+
+
+def _least(costs: Callable[[Tensor], Iterator[Tensor]], start: Tensor) -> list[float]:
+    """Where a smooth function of a few numbers, the sum of ``costs``, is least."""
+    at = start.clone().requires_grad_()
+    search = torch.optim.LBFGS([at], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        total = start.new_zeros(())
+        with torch.enable_grad():
+            for part in costs(at):  # one at a time, so that only one is in memory
+                part.backward()
+                total += part.detach()
+        return total
+
+    search.step(closure)
+    return at.detach().tolist()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer
-from fekernels.models.relevance_score import Relevance
+from fekernels.models.relevance_score import TENSORS, Relevance
 
 if TYPE_CHECKING:
     from fekernels.models.relevance import RelevanceModel
@@ -79,16 +79,15 @@ class ContextIndex:
         columns = max(1, min(len(contexts), BLOCK // latents))
         rows = max(1, BLOCK // (latents * columns))
         shape = len(queries), len(contexts)
-        kinds = ("score", "probability", "epistemic", "aleatoric", "kl")
         dtype = torch.promote_types(queries.shift.dtype, torch.float32)
-        found = {kind: queries.shift.new_empty(shape, dtype=dtype) for kind in kinds}
+        found = {kind: queries.shift.new_empty(shape, dtype=dtype) for kind in TENSORS}
         for top in range(0, shape[0], rows):
             for left in range(0, shape[1], columns):
                 here = slice(top, top + rows), slice(left, left + columns)
                 block = model.score_encoded(queries[here[0]], contexts[here[1]], every_pair=True)
-                for kind in kinds:
+                for kind in TENSORS:
                     found[kind][here] = getattr(block, kind)
-        return Relevance(**found)
+        return Relevance(**found, sharpness=model.calibration.sharpness)
 
     def top(self, query: Any, k: int) -> tuple[Tensor, Relevance]:
         """The k contexts of highest score: their places [Q, k], best first, and their relevance, of the same shape.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from fekernels.losses import gaussian_kl, importance_weighted_bound, monte_carlo
 
 __all__ = [
     "Calibration",
+    "TENSORS",
     "LinearLogit",
     "Relevance",
     "combine",
@@ -29,15 +30,21 @@ __all__ = [
 # 1e-7 at 2, 2e-5 at 3, 2e-3 at 6.
 NODES = 32
 
+TENSORS = ("score", "probability", "epistemic", "aleatoric", "kl", "logit")
+
 Logit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Platt's map of logits, l -> scale * l + shift, under which probabilities are those of held-out pairs."""
+    """Platt's map of logits, l -> scale * l + shift, under which probabilities are those of held-out pairs.
+
+    ``sharpness`` is a further scale, for the choice of one context among several.
+    """
 
     scale: float = 1.0
     shift: float = 0.0
+    sharpness: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Relevance:
         epistemic: Var_q[sigmoid(l)], what is not known of the intent z behind the query: zero if it were.
         aleatoric: E_q[sigmoid(l) (1 - sigmoid(l))], what a known intent leaves open.
         kl: KL(q(z | query, context) || p(z)) in nats, before the temperature.
+        logit: E_q[l], calibrated like the probability. It is F("irrelevant") - F("relevant"): the KL of both is one.
+        sharpness: of ``choice``, from the calibration.
     """
 
     score: Tensor
@@ -57,6 +66,8 @@ class Relevance:
     epistemic: Tensor
     aleatoric: Tensor
     kl: Tensor
+    logit: Tensor
+    sharpness: float = 1.0
 
     @property
     def total_variance(self) -> Tensor:
@@ -67,22 +78,22 @@ class Relevance:
     def choice(self) -> Tensor:
         """Probability of each context to be the relevant one, where exactly one of C is: [Q, C], rows sum to 1.
 
-        That c is and no other has the probability p_c prod_j (1 - p_j) over the others, in proportion to the odds
-        p_c / (1 - p_c). How sure a model is of what it ranks first is the largest of a row: each pair's own variance
-        is small too where it is sure that *nothing* is relevant.
+        A softmax of ``logit`` times ``sharpness``: at the log-odds l, that c is relevant and no other has probability
+        sigmoid(l_c) prod_j sigmoid(-l_j) over the others, in proportion to exp(l_c). How sure a model is of what it
+        ranks first is the largest of a row; each pair's own variance is small too where it is sure that *nothing*
+        is relevant.
         """
-        if self.probability.dim() != 2:
+        if self.logit.dim() != 2:
             raise ValueError(
                 "Relevance.choice: tensors must have shape (queries, contexts), as an index gives them; "
-                f"got {tuple(self.probability.shape)}"
+                f"got {tuple(self.logit.shape)}"
             )
-        least = torch.finfo(self.probability.dtype).tiny
-        most = 1 - torch.finfo(self.probability.dtype).eps
-        return torch.softmax(torch.logit(self.probability.clamp(least, most)), 1)
+        return torch.softmax(self.sharpness * self.logit, 1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Relevance:
         """``function`` of every tensor: ``relevance.map(lambda t: t[0].cpu())``."""
-        return Relevance(*(function(getattr(self, field.name)) for field in fields(self)))
+        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in TENSORS}
+        return replace(self, **changed)
 
 
 def relevance_of(
@@ -160,6 +171,7 @@ def combine(
 ) -> Relevance:
     """Means over K samples, or nodes of a quadrature: ``logits`` [K, B], ``weights`` [K] that sum to 1, ``kl`` [B]."""
     score = _bound(logsigmoid(logits), weights, kl, ratio, temperature)
+    sharpness = 1.0 if calibration is None else calibration.sharpness
     if calibration is not None:
         logits = calibration.scale * logits + calibration.shift
     p = torch.sigmoid(logits)
@@ -167,7 +179,8 @@ def combine(
     # The variance over the weighted samples, not an estimate of q's: so the parts add up to p (1 - p) for any K.
     epistemic = torch.tensordot(weights, (p - probability).square(), 1)
     aleatoric = torch.tensordot(weights, p * torch.sigmoid(-logits), 1)
-    return Relevance(score, probability, epistemic, aleatoric, kl)
+    logit = torch.tensordot(weights, logits, 1)
+    return Relevance(score, probability, epistemic, aleatoric, kl, logit, sharpness)
 
 
 @functools.cache
@@ -180,7 +193,9 @@ def gaussian_nodes(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [K, B] and weights [K] with which sums are expectations under N(mean, variance), both [B]."""
     nodes, weights = (mean.new_tensor(column) for column in _rule())
     shape = (-1, *(1,) * mean.dim())
-    return mean + variance.sqrt() * nodes.view(shape), weights
+    # A context of no words has no variance, where the root has no derivative.
+    deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+    return mean + deviation * nodes.view(shape), weights
 
 
 class LinearLogit(nn.Module):
@@ -196,7 +211,7 @@ class LinearLogit(nn.Module):
         bias: of the logit when training starts; the log-odds that nothing known of a pair leaves it.
     """
 
-    def __init__(self, latent_dim: int, context_dim: int, *, scale: float = 3.0, bias: float = -4.0) -> None:
+    def __init__(self, latent_dim: int, context_dim: int, *, scale: float = 1.5, bias: float = -4.0) -> None:
         super().__init__()
         name = "LinearLogit"
         latent_dim = integer(name, "latent_dim", latent_dim, 1)

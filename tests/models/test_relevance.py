@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import zlib
 from typing import Any
 
 import pytest
@@ -19,8 +18,9 @@ from fekernels.models import (
     RelevanceModel,
     relevance_index,
 )
+from fekernels.models.relevance import LENGTH
 
-KINDS = ("score", "probability", "epistemic", "aleatoric", "kl")
+KINDS = ("score", "probability", "epistemic", "aleatoric", "kl", "logit")
 WORDS = "file path open read socket send thread lock tree node date time parse token hash key".split()
 
 
@@ -64,7 +64,7 @@ def texts(rows: int, seed: int) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["linear", "bent", "weighted"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_an_index_scores_as_pairs_do(
     kind: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,12 +100,13 @@ def test_the_history_grows_without_being_encoded_again() -> None:
     assert torch.equal(best.kl, grown.kl.gather(1, places))
 
 
-def test_no_tensor_of_all_pairs_times_latents() -> None:
+def test_no_tensor_of_all_pairs_times_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relevance_index, "BLOCK", 1 << 16)
     torch.manual_seed(0)
     model = RelevanceModel(
         nn.Linear(8, 128), nn.Linear(8, 128), query_dim=128, context_dim=128, seed=0
     ).eval()
-    index, query, largest = model.encode_contexts(features(600, 8, 2)), features(400, 8, 1), 0
+    index, query, largest = model.encode_contexts(features(100, 8, 2)), features(120, 8, 1), 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -116,7 +117,7 @@ def test_no_tensor_of_all_pairs_times_latents() -> None:
 
     with Watch():
         index.score(query)
-    assert largest <= relevance_index.BLOCK < 400 * 600 * 128 / 20
+    assert largest <= relevance_index.BLOCK < 100 * 120 * 128 / 20
 
 
 def test_linear_logits_are_scored_without_noise() -> None:
@@ -141,12 +142,18 @@ def test_the_loss_and_its_gradients_are_plain_autograds(kind: str) -> None:
     gradients = torch.autograd.grad(found, list(model.parameters()))
 
     def normal(vector: Tensor, side: Any) -> tuple[Tensor, Tensor]:
-        return nn.functional.softplus(side.precision(vector)), side.gain * (vector @ side.map.weight.T)
+        return nn.functional.softplus(side.precision(vector)), LENGTH * side.gain * (
+            vector @ side.map.weight.T
+        )
 
-    expected, vectors = torch.zeros((), dtype=torch.float64), model.context_encoder(context)
+    def shortened(vectors: Tensor) -> Tensor:
+        return torch.stack([v / v.norm() if v.norm() > 1 else v for v in vectors])
+
+    expected, queries = torch.zeros((), dtype=torch.float64), shortened(model.query_encoder(query))
+    vectors = shortened(model.context_encoder(context))
     for i in range(3):
         for j in range(4):
-            t_q, s_q = normal(model.query_encoder(query[i]), model.query_evidence)
+            t_q, s_q = normal(queries[i], model.query_evidence)
             t_c, s_c = normal(vectors[j], model.context_evidence)
             variance = 1 / (1 + t_q + t_c)
             mean = variance * (s_q + s_c)
@@ -158,9 +165,9 @@ def test_the_loss_and_its_gradients_are_plain_autograds(kind: str) -> None:
             log_p = (logits if i == j else -logits).sigmoid().log()
             ratio = (z.square() - eps.square() + variance.log()).sum(-1) / 2 - variance.log().sum()
             kl = (mean.square() + variance - 1 - variance.log()).sum() / 2
-            bound = log_p.mean() - 0.6 * kl
+            bound = log_p.mean() - 0.15 * kl  # one intent's among four answers
             if kind == "weighted":
-                bound = 0.6 * (log_p / 0.6 - ratio).exp().mean().log()
+                bound = 0.15 * (log_p / 0.15 - ratio).exp().mean().log()
             expected = expected - bound / 3
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, list(model.parameters())), strict=True):
@@ -247,11 +254,10 @@ def test_temperature_weighs_the_kl_of_a_score() -> None:
 def test_calibration_changes_probabilities_and_no_score() -> None:
     model = small().eval()
     query, context = features(60, 5, 1), features(60, 4, 2)
-    model.context_encoder.weight.data.mul_(3)
     index = model.encode_contexts(context)
     before = index.score(query)
     # Answers that follow a shifted and flattened logit.
-    chance = torch.sigmoid(0.5 * torch.logit(before.probability.double().clamp(1e-6, 1 - 1e-6)) - 1)
+    chance = torch.sigmoid(0.5 * torch.logit(before.probability.double().clamp(1e-6, 1 - 1e-6)) + 2)
     relevant = fe.random.uniform((60, 60), seed=3) < chance
     calibration = model.calibrate(query, context, relevant)
     after = index.score(query)
@@ -274,7 +280,10 @@ def test_a_query_of_nothing_known_is_the_least_certain() -> None:
     """Without a word there is no evidence: q is all but the prior and the KL all but zero."""
     model = RelevanceModel(HashedTextEncoder(64, 1 << 10), seed=0).eval()
     found = model.score(["open file", ""], ["open the file", "open the file"])
-    assert found.kl[1] < 0.2 < found.kl[0] and found.probability[1] < found.probability[0]
+    model.train().loss(["open file", ""], ["open the file", ""]).backward()
+    model.score(["open file", ""], ["", ""]).score.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert found.kl[1] < 0.4 < found.kl[0] and found.probability[1] < found.probability[0]
 
 
 def test_hashed_texts() -> None:
@@ -302,14 +311,10 @@ def test_inverse_document_frequencies() -> None:
 
 
 def test_hashes_are_those_of_any_process() -> None:
-    text = "Return the naïve path of a file"
-    program = (
-        f"from fekernels.models import HashedTextEncoder as H; print(sorted(H(2).terms({text!r}).items()))"
-    )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert eval(found.stdout) == sorted(HashedTextEncoder(2).terms(text).items())
-    # By value, so that no release changes what a saved model's weights are of.
-    assert sorted(HashedTextEncoder(2, prefix=0).terms("file path")) == [2831, 13840]
+    """By value: a saved model's weights are of these buckets. Python's own hash changes with each process."""
+    encoder = HashedTextEncoder(2, prefix=0)
+    assert sorted(encoder.terms("file path").items()) == [(2831, 1), (13840, 1)]
+    assert encoder.terms("naïve naïve") == {zlib.crc32("naïve".encode()) % (1 << 15): 2}
 
 
 def bad_calls() -> list[tuple[Any, type[Exception], str]]:
@@ -337,7 +342,7 @@ def bad_calls() -> list[tuple[Any, type[Exception], str]]:
             ValueError,
             r"loss: relevant must have shape \(3, 4\), queries by contexts; got \(3, 3\)",
         ),
-        (lambda: model.calibrate(query, context), ValueError, r"must be as many; got \(3, 4\)"),
+        (lambda: model.calibrate(query, context[:2]), ValueError, "at least the 3 contexts .* got 2"),
         (
             lambda: flat.score(query, query),
             ValueError,

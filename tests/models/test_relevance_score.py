@@ -48,6 +48,8 @@ def test_total_variance_is_epistemic_plus_aleatoric(dtype: torch.dtype, calibrat
     assert torch.finfo(dtype).eps * 4 > (
         found.epistemic + found.aleatoric - found.total_variance
     ).abs().max() and torch.equal(found.total_variance, found.probability * (1 - found.probability))
+    plain = relevance_of(toy, *pairs(500, dtype), seed=3, samples=5)
+    assert torch.equal(found.score, plain.score) and torch.equal(found.kl, plain.kl)
     assert bool((found.epistemic > 1e-4).any()) and bool((found.aleatoric > 0).all())
 
 
@@ -58,9 +60,14 @@ def test_each_quantity_is_its_mean_over_the_samples() -> None:
     p = torch.sigmoid(toy(z))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
     expected = Relevance(
-        logsigmoid(toy(z)).mean(0) - 0.3 * kl, p.mean(0), p.var(0, correction=0), (p * (1 - p)).mean(0), kl
+        logsigmoid(toy(z)).mean(0) - 0.3 * kl,
+        p.mean(0),
+        p.var(0, correction=0),
+        (p * (1 - p)).mean(0),
+        kl,
+        toy(z).mean(0),
     )
-    for name in ("score", "probability", "epistemic", "aleatoric", "kl"):
+    for name in ("score", "probability", "epistemic", "aleatoric", "kl", "logit"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-12, atol=1e-14)
 
 
@@ -186,8 +193,7 @@ def test_quadrature_of_a_gaussian_logit(deviation: float) -> None:
 
 def test_choice_among_contexts_of_which_one_is_relevant() -> None:
     p = torch.tensor([[0.2, 0.5, 0.9], [0.01, 0.02, 0.03]], dtype=torch.float64)
-    nothing = torch.zeros_like(p)
-    found = Relevance(p, p, nothing, p * (1 - p), nothing).choice
+    found = Relevance(*[p] * 5, torch.logit(p)).choice
     alone = [
         [row[i] * math.prod(1 - q for j, q in enumerate(row) if j != i) for i in range(3)]
         for row in p.tolist()
@@ -195,7 +201,15 @@ def test_choice_among_contexts_of_which_one_is_relevant() -> None:
     expected = torch.tensor(alone, dtype=torch.float64)
     torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True))
     with pytest.raises(ValueError, match=r"Relevance.choice: tensors must have shape .* got \(3,\)"):
-        Relevance(*(t[0] for t in (p, p, p, p, p))).choice  # noqa: B018
+        Relevance(*[p[0]] * 6).choice  # noqa: B018
+
+
+def test_the_logit_is_the_difference_of_both_answers_free_energies() -> None:
+    mean, logvar = pairs()
+    found = relevance_of(toy, mean, logvar, seed=3, samples=4, temperature=0.5)
+    z = fe.reparameterize(mean, logvar, seed=3, samples=4)
+    no = free_energy_of(toy(z), torch.zeros(6, dtype=torch.bool), fe.gaussian_kl(mean, logvar), None, 0.5)
+    torch.testing.assert_close(found.logit, no + found.score)
 
 
 def test_platts_scale_and_shift() -> None:
@@ -204,14 +218,28 @@ def test_platts_scale_and_shift() -> None:
     logits, weights = gaussian_nodes(mean, torch.full_like(mean, 0.5))
     p = torch.tensordot(weights, torch.sigmoid(0.4 * logits - 1.5), 1)
     relevant = fe.random.uniform(40_000, seed=2).double() < p
-    found = fitted("f", logits, weights, relevant)
-    assert abs(found.scale - 0.4) < 0.02 and abs(found.shift + 1.5) < 0.08
-    separable = fitted(
-        "f", torch.tensor([[-1.0, -2.0, 1.0, 2.0]]), torch.ones(1), torch.tensor([False, False, True, True])
-    )
+    found = fitted("f", logits[:, None], weights, relevant[None])
+    assert abs(found.scale - 0.4) < 0.02 and abs(found.shift + 1.5) < 0.08 and found.sharpness == 1
+    apart = torch.tensor([[[-1.0, -2.0], [1.0, 2.0]]])
+    separable = fitted("f", apart, torch.ones(1), apart[0] > 0)
     assert math.isfinite(separable.scale) and separable.scale < 5
     with pytest.raises(ValueError, match="f: relevant must hold pairs of both kinds; got 4 relevant and 0"):
-        fitted("f", torch.zeros(1, 4), torch.ones(1), torch.ones(4, dtype=torch.bool))
+        fitted("f", torch.zeros(1, 2, 2), torch.ones(1), torch.ones(2, 2, dtype=torch.bool))
+
+
+def test_the_sharpness_of_a_choice() -> None:
+    """Whatever raises all logits of a query flattens its pairs' probabilities, and leaves the choice as it is."""
+    logits = 2 * fe.random.normal((4000, 5), seed=1).double()
+    gumbel = -(-fe.random.uniform((4000, 5), seed=2).double().clamp_max(1 - 1e-9).log()).log()
+    relevant = torch.nn.functional.one_hot((0.7 * logits + gumbel).argmax(1), 5).bool()
+    raised = logits + 4 * fe.random.normal((4000, 1), seed=3).double()
+    found = fitted("f", raised[None], torch.ones(1), relevant)
+    assert found.scale < 0.5 and abs(found.scale * found.sharpness - 0.7) < 0.05
+    none = torch.zeros_like(raised)
+    choice = Relevance(none, none, none, none, none, found.scale * raised, found.sharpness).choice
+    certain, right = choice.max(1)
+    hit = relevant.gather(1, right[:, None]).double().mean()
+    assert abs(certain.mean() - hit) < 0.03 and hit > 0.5
 
 
 @pytest.mark.parametrize(

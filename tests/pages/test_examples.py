@@ -122,6 +122,21 @@ def belief_propagation(printed: str, bars: str) -> None:
     assert found and float(found[1]) > 0.1 and float(found[2]) < 0.04
 
 
+def relevance_retrieval(printed: str, bars: str) -> None:
+    rows = {
+        row.split(" | ")[0][2:]: re.findall(r"([\d.]+) \(", row)
+        for row in re.findall(r"^\| .*", printed, re.M)
+    }
+    methods = ["dot product", "RelevanceModel"] + (["BM25"] if "no row of BM25" not in printed else [])
+    for method in methods:
+        mrr, recall, wrong, *_ = map(float, rows[method])
+        assert 0.15 < mrr < recall and wrong < 0.95, method  # of 74 contexts: .07 by chance
+    told = dict(re.findall(r"^  ([a-z, ]+): ([\d.]+) ", printed, re.MULTILINE))
+    assert float(told["wrong, half left out by total variance"]) < 0.7 * float(told["wrong"])
+    assert float(told["calibration error"]) < 0.15
+    assert "2/2" in bars and "60/60" in bars
+
+
 SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
     for check in (
@@ -134,6 +149,7 @@ SAYS: dict[str, Callable[[str, str], None]] = {
         annealing,
         landscape,
         belief_propagation,
+        relevance_retrieval,
     )
 }
 
