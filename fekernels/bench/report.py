@@ -16,6 +16,7 @@ KEYS = {
     "posterior": ("posterior", None),
     "rbm": ("rbm", None),
     "graph": ("graph", None),
+    "vae": ("vae", None),
 }
 
 BELOW_FLOOR = "floor"  # instead of NO, where this run's floor is above the aim

@@ -7,7 +7,7 @@ units).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms
 
-__all__ = ["Posterior", "evaluating", "refine", "variances_of_means", "with_gradient_of_encoder"]
+__all__ = ["ACTIVE", "Posterior", "VarianceOfMeans", "evaluating", "refine", "with_gradient_of_encoder"]
+
+ACTIVE = 0.01  # the variance of a latent's posterior mean above which Burda et al. call it active
 
 
 class Posterior(NamedTuple):
@@ -69,20 +71,31 @@ def refine(
         return Posterior(*(torch.where(better, *pair) for pair in zip(found, start, strict=True)))
 
 
-def variances_of_means(means: Iterable[Tensor]) -> Tensor:
-    """The variance over the data of each latent's posterior mean, [latents], float64, from batches [B, latents]."""
-    count, first, sums = 0, None, torch.zeros(2, 1, dtype=torch.float64)
-    for mean in means:
-        mean = mean.double().cpu()
-        if first is None and len(mean):
-            first = mean[:1]
-        if first is not None:
-            # Less a first mean: squares of what lies far from 0 would cancel.
-            off = mean - first
-            count, sums = count + len(mean), sums + torch.stack([off.sum(0), (off * off).sum(0)])
-    if count == 0:
-        raise ValueError("VAE.active_units: data must hold a data point; got none")
-    return (sums[1] - sums[0] ** 2 / count) / count
+class VarianceOfMeans:
+    """The variance over the data of each latent's posterior mean, from batches [B, latents], on their device."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first: Tensor | None = None
+        self._sums: Tensor | None = None
+
+    def add(self, mean: Tensor) -> None:
+        mean = mean.detach().double()
+        if len(mean) == 0:
+            return
+        if self._first is None or self._sums is None:
+            self._first, self._sums = mean[:1], mean.new_zeros(2, mean.shape[1])
+        # Less a first mean: squares of what lies far from 0 would cancel.
+        off = mean - self._first
+        self._count += len(mean)
+        self._sums = self._sums + torch.stack([off.sum(0), (off * off).sum(0)])
+
+    def active(self, threshold: float) -> int:
+        """How many are above ``threshold``."""
+        if self._sums is None:
+            raise ValueError("VAE.active_units: data must hold a data point; got none")
+        variance = (self._sums[1] - self._sums[0] ** 2 / self._count) / self._count
+        return int((variance > threshold).sum())
 
 
 def with_gradient_of_encoder(

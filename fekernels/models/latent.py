@@ -16,10 +16,11 @@ from fekernels.losses.importance import importance_weighted_bound
 from fekernels.losses.monte_carlo import monte_carlo_kl
 from fekernels.models import training
 from fekernels.models.inference import (
+    ACTIVE,
     Posterior,
+    VarianceOfMeans,
     evaluating,
     refine,
-    variances_of_means,
     with_gradient_of_encoder,
 )
 from fekernels.models.noise import NoiseCounter
@@ -258,7 +259,7 @@ class LatentModel(nn.Module):
         return with_gradient_of_encoder(terms, mean, logvar, *gradients)
 
     @torch.no_grad()
-    def active_units(self, data: Tensor | Iterable[Any], threshold: float = 0.01) -> int:
+    def active_units(self, data: Tensor | Iterable[Any], threshold: float = ACTIVE) -> int:
         """How many latents the model uses: those whose posterior mean varies over the data by more than ``threshold``.
 
         Fewer than were asked for say that the others do not pay; none at all is a posterior collapse.
@@ -270,9 +271,11 @@ class LatentModel(nn.Module):
         """
         batches = data.split(4096) if isinstance(data, Tensor) else data
         device = next(self.parameters()).device
+        found = VarianceOfMeans()
         with evaluating(self):
-            means = (self.encode(training.inputs(batch).to(device))[0] for batch in batches)
-            return int((variances_of_means(means) > threshold).sum())
+            for batch in batches:
+                found.add(self.encode(training.inputs(batch).to(device))[0])
+        return found.active(threshold)
 
     def fit(
         self,
@@ -312,10 +315,13 @@ class LatentModel(nn.Module):
         """
         steps = integer("VAE.fit", "refine_steps", refine_steps, 0)
 
-        def loss(x: Tensor, weight: float) -> FreeEnergyTerms:
+        def loss(x: Tensor, weight: float) -> tuple[FreeEnergyTerms, Tensor]:
             if steps:
-                return self.semi_amortised_free_energy(x, steps, beta=weight, free_bits=free_bits)
-            return self.free_energy(x, beta=weight, free_bits=free_bits)
+                terms = self.semi_amortised_free_energy(x, steps, beta=weight, free_bits=free_bits)
+                with torch.no_grad():
+                    return terms, self.encode(x)[0]
+            mean, logvar = self.encode(x)
+            return self.free_energy(x, posterior=(mean, logvar), beta=weight, free_bits=free_bits), mean
 
         return training.fit(
             self, loader, epochs=epochs, optimizer=optimizer, lr=lr, beta=beta, loss=loss, validation=validation,

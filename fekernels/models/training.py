@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer, number
-from fekernels.models.inference import evaluating
+from fekernels.models.inference import ACTIVE, VarianceOfMeans, evaluating
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms
 from fekernels.posterior.batches import check_batches, tensors
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fekernels.models.latent import LatentModel
 
 __all__ = ["History", "fit", "inputs"]
+
+Loss = Callable[[Tensor, float], tuple[FreeEnergyTerms, Tensor]]
 
 READ_EVERY = 25  # steps between looks at the loss: on a GPU each waits for it
 
@@ -33,8 +35,8 @@ class History:
     Attributes:
         free_energy, energy, kl: of the training batches, on the way; the KL before beta.
         validation: the free energy of the validation data after each epoch; empty without them.
-        active_units: latents that the posterior's means use, of ``latents``; see ``VAE.active_units``. Few of them, at
-            a KL near 0, are a posterior collapse: the decoder has learned to do without z.
+        active_units: latents that the training batches' posteriors use, of ``latents``; see ``VAE.active_units``. Few
+            of them, at a KL near 0, are a posterior collapse: the decoder has learned to do without z.
     """
 
     latents: int
@@ -77,11 +79,11 @@ def fit(
     optimizer: torch.optim.Optimizer | None,
     lr: float,
     beta: float | Callable[[int], float],
-    loss: Callable[[Tensor, float], FreeEnergyTerms],
+    loss: Loss,
     validation: Iterable[Any] | None,
     progress: bool,
 ) -> History:
-    """``loss(x, beta)`` gives the terms of a batch. The other arguments are those of ``VAE.fit``."""
+    """``loss(x, beta)`` gives the terms of a batch and its posteriors' means. The others are those of ``VAE.fit``."""
     function = "VAE.fit"
     check_batches(function, loader)
     if validation is not None:
@@ -97,10 +99,9 @@ def fit(
             weight = number(function, "beta", beta(epoch) if callable(beta) else beta)
             model.train()
             _epoch(model, loader, optimizer, weight, loss, history, f"epoch {epoch + 1}/{epochs}", progress)
-            with evaluating(model), torch.no_grad():
-                if validation is not None:
+            if validation is not None:
+                with evaluating(model), torch.no_grad():
                     history.validation.append(_mean_free_energy(model, validation))
-                history.active_units.append(model.active_units(loader))
     finally:
         model.train(was_training)
     if not history.active_units[-1]:
@@ -117,7 +118,7 @@ def _epoch(
     loader: Iterable[Any],
     optimizer: torch.optim.Optimizer,
     beta: float,
-    loss: Callable[[Tensor, float], FreeEnergyTerms],
+    loss: Loss,
     history: History,
     name: str,
     progress: bool,
@@ -125,11 +126,12 @@ def _epoch(
     from tqdm import tqdm
 
     device = next(model.parameters()).device
-    totals, rows = None, 0
+    totals, rows, used = None, 0, VarianceOfMeans()
     with tqdm(loader, desc=name, disable=not progress, leave=False, unit=" steps") as bar:
         for step, batch in enumerate(bar):
             x = inputs(batch).to(device)
-            terms = loss(x, beta)
+            terms, mean = loss(x, beta)
+            used.add(mean)
             optimizer.zero_grad()
             terms.free_energy.backward()
             optimizer.step()
@@ -144,6 +146,7 @@ def _epoch(
         (history.free_energy, history.energy, history.kl), _finite(totals, step), strict=True
     ):
         values.append(total / rows)
+    history.active_units.append(used.active(ACTIVE))
 
 
 def _finite(totals: Tensor, step: int) -> list[float]:

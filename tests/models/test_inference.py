@@ -131,9 +131,13 @@ def test_fit_learns_and_tells(trained):
     assert history.free_energy[-1] < history.free_energy[0] - 1
     for total, energy, kl in zip(history.free_energy, history.energy, history.kl, strict=True):
         assert total == pytest.approx(energy + kl, rel=1e-6)
-    assert history.active_units[-1] == model.active_units(bars(1000)) == model.active_units([(bars(1000), 1)])
-    means = model.encode(bars(1000))[0].detach()
-    assert history.active_units[-1] == int((means.var(0, correction=0) > 0.01).sum()) > 0
+    x = bars(1000)
+    means = model.encode(x)[0].detach()
+    for threshold in (*means.var(0, correction=0).tolist(), 0.01):
+        wanted = int((means.double().var(0, correction=0) > threshold * (1 + 1e-5)).sum())
+        assert model.active_units(x, threshold * (1 + 1e-5)) == wanted
+        assert model.active_units([(part, 1) for part in x.split(300)], threshold * (1 + 1e-5)) == wanted
+    assert history.active_units[-1] == model.active_units(x) > 0
     assert str(history).startswith("epoch 12: free energy ") and "of 4 latents active" in str(history)
 
 

@@ -27,6 +27,31 @@ def vae_digits(printed: str, bars: str) -> None:
     assert "300/300" in bars
 
 
+def vae(printed: str, bars: str) -> None:
+    rows = dict(re.findall(r"^\| (models.VAE|plain torch) \| (.*) \|$", printed, re.MULTILINE))
+    free_energy, refined, evidence, _ = map(float, rows["models.VAE"].split(" | "))
+    assert evidence < refined < free_energy < 40  # 44 is what 64 fair coins have
+    other = [cell.strip() for cell in rows["plain torch"].split("|")]
+    assert abs(float(other[0]) - free_energy) < 1 and other[1] == "" and float(other[2]) < float(other[0])
+    gain = re.search(r"gains ([\d.]+) nats a digit, .*; (\d+) of 297 are worse", printed)
+    assert gain and float(gain[1]) > 0.01 and int(gain[2]) == 0
+    assert len(re.findall(r"us a digit, peak", printed)) == 2 and "latents active" in printed
+    assert "epoch 4/4" in bars
+
+
+def views(printed: str, bars: str) -> None:
+    values = re.findall(r"step 55: ([\d.]+) = ([\d.]+) \+ (-?[\d.]+)", printed)
+    assert len(values) == 4 and len({value for value, _, _ in values}) <= 2  # but for the last digit
+    assert all(abs(float(value) - float(a) - float(b)) < 1e-4 for value, a, b in values)
+    assert printed.count("regulariser") == 2 and "60/60" in bars
+
+
+def messages(printed: str, bars: str) -> None:
+    shares = dict(re.findall(r"(sigmoid|ReLU): the first layer is sent ([\d.e-]+) of", printed))
+    assert float(shares["sigmoid"]) < 0.01 < float(shares["ReLU"])
+    assert bars.count("60/60") == 2
+
+
 def svgd_collapse(printed: str, bars: str) -> None:
     rows = re.findall(r"^\| ([^|(]+) \| ([\d.]+) \| ([\d.]+) \|$", printed, re.MULTILINE)
     table = {name: (float(one), float(ten)) for name, one, ten in rows}
@@ -141,6 +166,9 @@ SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
     for check in (
         vae_digits,
+        vae,
+        views,
+        messages,
         svgd_collapse,
         svgd_posteriors,
         svgd_ensemble,
