@@ -283,8 +283,8 @@ class RelevanceModel(nn.Module):
                 the step (0 for the first) or one of ``fe.optim``'s schedules, whose first group it takes. A high T
                 keeps intents wide and explores which contexts they might mean; lowered, it lets each query commit
                 to what it has found. The model keeps the last one, for scores. None leaves the model's. At T = 1 an
-                intent costs more nats than the answers of a batch of 32 are worth, and q falls back to the prior:
-                hence .03 (information bottlenecks take 1e-3 to 1e-1).
+                intent costs more nats than the answers of a batch of 32 are worth: q falls back to the prior, and
+                scores rank by their KL. Hence .03 (information bottlenecks take 1e-3 to 1e-1).
 
         Returns:
             The mean loss of every epoch.
