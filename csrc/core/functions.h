@@ -231,6 +231,20 @@ FE_HD F log_positive(F x) {
   return x < kInf ? value : x;
 }
 
+// log2 x for x > 0, normal: what log_positive takes, less what e and the edges of the range cost.
+template <class F>
+FE_HD F log2_normal(F x) {
+  using L = Lane<F>;
+  using U = typename L::Unsigned;
+  using I = typename L::Signed;
+  const U bits = L::bits(x);
+  const U exponent = (U)((I)(bits - 0x3f3504f3u) >> 23) << 23;
+  const F f = L::from_bits(bits - exponent) - 1.0f;
+  const F q = polynomial<F>(f, 0.07580942f, -0.12705529f, 0.13154551f, -0.14208244f, 0.16624007f, -0.20001063f,
+      0.25000873f, -0.3333333f, 0.49999997f);
+  return L::fma(L::fma(-(f * f), q, f), L::splat(1.44269504f), L::from_signed((I)exponent >> 23));
+}
+
 // IEEE's for every x: subnormal numbers are scaled first; -infinity at 0, NaN below.
 template <class F>
 FE_HD F log(F x) {

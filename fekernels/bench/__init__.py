@@ -83,7 +83,7 @@ NOTES = {
     "posterior": "float32. Chains: the whole step of all of them, and what is not forward and backward.",
     "rbm": "float32. Free energy: the mean over the rows with all gradients; the products: v W and v^T x.",
     "vae": "float32. Training: forward, backward, the optimizer's step. Views: values, gradients where they part.",
-    "graph": "float32. A sweep: both messages of every edge, of a call of 50 with all that it sets up.",
+    "graph": "float32. A sweep: both messages of every edge, of a call of 100 with all that it sets up.",
 }
 
 

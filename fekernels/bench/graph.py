@@ -20,7 +20,7 @@ from fekernels.graph import NotConverged, belief_propagation
 __all__ = ["CASES"]
 
 OURS, PLAIN, PGMAX = "belief_propagation", "plain torch, index_add_", "PGMax, jitted"
-SWEEPS = 50  # in one call, which sets up and makes the beliefs once
+SWEEPS = 100  # in one call, which sets up and makes the beliefs once
 TOLERANCE = 1e-3  # of beliefs, between ours and a peer's
 DAMPING, TOL = 0.0, 1e-4
 

@@ -64,7 +64,8 @@ def test_messages_and_beliefs(row: Row, kernel: Kernel, poisoned: None) -> None:
         torch.testing.assert_close(
             one.double(), other, rtol=1e-6, atol=bound, msg=lambda m, n=name: f"{n}: {m}"
         )
-    assert torch.equal(got[5], wanted[5])
+    # Where float64 has come to rest exactly, float32 may still change its last digit.
+    assert ((wanted[5] <= got[5]) & (got[5] <= row.sweeps)).all()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

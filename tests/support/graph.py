@@ -86,6 +86,8 @@ ROWS = (
     Row("warm, 2 states, forbidden", 19, 45, 2, warm=True, forbidden=0.2),
     Row("damped", 19, 45, 4, damping=0.3),
     Row("damped, max, forbidden", 19, 45, 4, damping=0.3, forbidden=0.2, product="max"),
+    Row("damped, warm", 19, 45, 4, damping=0.3, warm=True),
+    Row("damped, warm, max", 19, 45, 2, damping=0.3, warm=True, product="max", forbidden=0.3),
     Row("batch", 19, 45, 4, problems=5),
     Row("batch, 3 states, one pairwise", 19, 45, 3, problems=3, shared="problems"),
     Row("one table", 19, 45, 4, shared="edges"),

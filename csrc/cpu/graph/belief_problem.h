@@ -36,6 +36,8 @@ class Problem {
         access_(access),
         n_(static_cast<int>(call.states)),
         index_(index),
+        unit_(call.max_product ? 1.0f : kLog2E),
+        natural_(call.max_product ? 1.0f : kLog2),
         shared_(call.pairwise_edge_stride == 0),
         pairwise_(call.pairwise + index * call.pairwise_problem_stride),
         tiles_(graph.padded / kLanes),
@@ -126,7 +128,7 @@ class Problem {
       for (int s = 0; s < n_; ++s) told[s] = h[s][lane];
       for (int s = 0; s < n_; ++s)
         if (sums[s][lane] < kLeastSum)
-          fresh[s][lane] = log_sum(n_, told, given_table(edge) + s * target, source) - peaks_[edge];
+          fresh[s][lane] = log2_sum(n_, told, given_table(edge) + s * target, source, peaks_[edge]);
     }
   }
 
@@ -137,6 +139,7 @@ class Problem {
   int edge_of_lane_[kLanes];
   int n_;
   int64_t index_;
+  float unit_, natural_;  // from the caller's logarithms to those of the messages, and back
   bool shared_;
   const float* pairwise_;
   int64_t tiles_;
@@ -183,7 +186,7 @@ class Problem {
       float most = -kLargest;
       for (int s = 0; s < n_; ++s) most = larger(most, given[i * n_ + s]);
       unary_peaks_[i] = most;
-      for (int s = 0; s < n_; ++s) unary_[i * n_ + s] = given[i * n_ + s] - most;
+      for (int s = 0; s < n_; ++s) unary_[i * n_ + s] = (given[i * n_ + s] - most) * unit_;
     }
     for (int s = 0; s < n_; ++s) told_[call_.variables * n_ + s] = others_[call_.variables * n_ + s] = 0.0f;
   }
@@ -203,7 +206,7 @@ class Problem {
           const float* from = given + (2 * int64_t{graph_.given[edge]} + side) * n_;
           float most = -kLargest;
           for (int s = 0; s < n_; ++s) most = larger(most, from[s]);
-          for (int s = 0; s < n_; ++s) message(side, edge)[s] = edge < graph_.edges ? from[s] - most : 0.0f;
+          for (int s = 0; s < n_; ++s) message(side, edge)[s] = edge < graph_.edges ? (from[s] - most) * unit_ : 0.0f;
         }
     });
   }
@@ -213,7 +216,7 @@ class Problem {
     in_chunks(chunks_of(graph_.edges), [&](int64_t chunk) {
       for (int64_t edge = chunk * kChunk; edge < lesser((chunk + 1) * kChunk, graph_.edges); ++edge)
         for (int side = 0; side < 2; ++side)
-          for (int s = 0; s < n_; ++s) out[(2 * int64_t{graph_.given[edge]} + side) * n_ + s] = message(side, edge)[s];
+          for (int s = 0; s < n_; ++s) out[(2 * int64_t{graph_.given[edge]} + side) * n_ + s] = message(side, edge)[s] * natural_;
     });
   }
 
@@ -227,7 +230,7 @@ class Problem {
     for (int64_t i = chunk * kChunk; i < last; i += kLanes) {
       const int lanes = static_cast<int>(lesser(kLanes, last - i));
       access_.load(n_, told_ + i * n_, h);
-      const FloatV most = to_factors<0, FloatV>(n_, h, factors);
+      const FloatV most = as_factors(h, factors);
       FloatV sum{};
       for (int s = 0; s < n_; ++s) sum += factors[s];
       for (int s = 0; s < n_; ++s) factors[s] = factors[s] / sum;
@@ -251,7 +254,7 @@ class Problem {
   double write_pairs(int64_t tile) const {
     FloatV h[2][kMost], factors[2][kMost], most[2];
     access_.cavities(*this, tile, h[0], h[1]);
-    for (int side = 0; side < 2; ++side) most[side] = to_factors<0, FloatV>(n_, h[side], factors[side]);
+    for (int side = 0; side < 2; ++side) most[side] = as_factors(h[side], factors[side]);
     const float* pairs = table(tile);
     FloatV sum{};
     for (int x = 0; x < n_; ++x)
@@ -278,6 +281,13 @@ class Problem {
     return total;
   }
 
+  // Logarithms of the messages' kind, which become relative and to base 2, to factors; returns the largest, natural.
+  FloatV as_factors(FloatV* logarithms, FloatV* factors) const {
+    if (call_.max_product)
+      for (int s = 0; s < n_; ++s) logarithms[s] = logarithms[s] * kLog2E;
+    return to_factors<0, FloatV>(n_, logarithms, factors) * kLog2;
+  }
+
   FloatV pair_factor(const float* pairs, int x, int y) const {
     const FloatV pair = load(pairs + (x * n_ + y) * kLanes);
     return call_.max_product ? exp_negative<FloatV>(pair) : pair;
@@ -289,7 +299,7 @@ class Problem {
     float most = -kLargest, sum = 0.0f;
     for (int x = 0; x < n_; ++x)
       for (int y = 0; y < n_; ++y) {
-        out[x * n_ + y] = given[x * n_ + y] - peaks_[edge] + (h[0][x][lane] + h[1][y][lane]);
+        out[x * n_ + y] = given[x * n_ + y] - peaks_[edge] + (h[0][x][lane] + h[1][y][lane]) * kLog2;
         most = larger(most, out[x * n_ + y]);
       }
     for (int k = 0; k < n_ * n_; ++k) sum += out[k] = exp_negative<float>(out[k] - most);

@@ -34,7 +34,7 @@ class Passes : public Problem {
       const int64_t chunks = chunks_of(graph_.padded);
       in_chunks(chunks, [this](int64_t chunk) { changes_[chunk] = pass(chunk); });
       residual = 0.0f;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) residual = larger(residual, static_cast<float>(changes_[chunk]));
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) residual = larger(residual, static_cast<float>(changes_[chunk]) * natural_);
     }
     tell_all();
     write(residual, iteration);
@@ -139,7 +139,7 @@ class Passes : public Problem {
       each<2>(2, [&](int side) FE_INLINED {
         each<States>(n(), [&](int s) FE_INLINED {
           sums[side][s] = fresh[side][s];
-          fresh[side][s] = log_positive<FloatV>(sums[side][s]);
+          fresh[side][s] = log2_normal<FloatV>(sums[side][s]);
         });
       });
       if (lost)

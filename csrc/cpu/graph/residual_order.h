@@ -88,9 +88,9 @@ class ByResidual : public Passes<0, kMax> {
       if (kMax) {
         out[t] = value;
       } else if (value >= kLeastSum) {
-        out[t] = log_positive<float>(value);
+        out[t] = log2_normal<float>(value);
       } else {
-        out[t] = log_sum(n_, h, this->given_table(edge) + t * target, source) - peaks_[edge];
+        out[t] = log2_sum(n_, h, this->given_table(edge) + t * target, source, peaks_[edge]);
       }
     }
     normalise<0, float>(n_, out);
@@ -101,7 +101,7 @@ class ByResidual : public Passes<0, kMax> {
     const float *fresh = fresh_ + row_of(side, edge) * n_, *old = this->message(side, edge);
     float most = 0.0f;
     for (int s = 0; s < n_; ++s) most = larger(most, distance(fresh[s], old[s]));
-    return most;
+    return most * this->natural_;
   }
 
   // One message, and what it makes of those that leave its target.
