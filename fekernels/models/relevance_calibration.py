@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import logsigmoid
 
 from fekernels.models.relevance_score import Calibration
 
@@ -52,18 +52,25 @@ def fitted(owner: str, logits: Tensor, weights: Tensor, relevant: Tensor) -> Cal
     single = relevant.sum(1) == 1
     if relevant.shape[1] < 2 or not bool(single.any()):
         return Calibration(math.exp(log_scale), shift)
-    means = torch.tensordot(weights.to(logits.dtype), logits.detach(), 1)[single].double() * math.exp(
-        log_scale
-    )
+    means = torch.tensordot(weights.to(logits.dtype), logits.detach(), 1)[single].double()
     right = relevant[single].int().argmax(1)
-    smoothing = 1 / (len(right) + 2)
+    return Calibration(math.exp(log_scale), shift, _scale_of_choices(means, right) / math.exp(log_scale))
 
-    def of_choices(at: Tensor) -> Iterator[Tensor]:
-        # As if one choice in so many had been at random: else always the right one would have no optimum.
-        yield cross_entropy(at[0].exp() * means, right, label_smoothing=smoothing)
 
-    (log_sharpness,) = _least(of_choices, start[:1])
-    return Calibration(math.exp(log_scale), shift, math.exp(log_sharpness))
+def _scale_of_choices(means: Tensor, right: Tensor) -> float:
+    """The s under which softmax(s means), [N, C], has the highest likelihood of the choices ``right`` [N].
+
+    As if one choice in N + 2 had been at random: were all of them the largest, there would be no optimum.
+    """
+    random = 1 / (len(right) + 2)
+    aim = ((1 - random) * means.gather(1, right[:, None])[:, 0] + random * means.mean(1)).mean()
+    # The likelihood is concave in s: halving finds where its derivative, which falls, is 0.
+    low, high = -10.0, 10.0
+    for _ in range(40):
+        log_s = (low + high) / 2
+        expected = (torch.softmax(math.exp(log_s) * means, 1) * means).sum(1).mean()
+        low, high = (log_s, high) if bool(expected < aim) else (low, log_s)
+    return math.exp((low + high) / 2)
 
 
 def _least(costs: Callable[[Tensor], Iterator[Tensor]], start: Tensor) -> list[float]:

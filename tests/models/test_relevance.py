@@ -137,6 +137,9 @@ def test_linear_logits_are_scored_without_noise() -> None:
 def test_the_loss_and_its_gradients_are_plain_autograds(kind: str) -> None:
     model = small(kind, torch.float64, samples=2, temperature=0.6)
     query, context = features(3, 5, 1, torch.float64), features(4, 4, 2, torch.float64)
+    query[0] /= 20  # a vector shorter than 1 stays
+    with torch.no_grad():
+        model.query_encoder.bias.zero_()
     model.steps = 6
     found = model.loss(query, context)
     gradients = torch.autograd.grad(found, list(model.parameters()))
@@ -273,7 +276,9 @@ def test_calibration_changes_probabilities_and_no_score() -> None:
     copy.load_state_dict(model.state_dict())
     assert copy.calibration == calibration
     everything = model.calibrate(query, context)  # each query's own place
-    assert everything.shift < calibration.shift
+    assert everything.shift < calibration.shift and everything.sharpness != 1
+    copy.load_state_dict(model.state_dict())
+    assert copy.calibration == everything
 
 
 def test_a_query_of_nothing_known_is_the_least_certain() -> None:
