@@ -41,7 +41,7 @@ from fekernels.stein import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from fekernels import anneal, diagnostics, graph, messages, models, views
+    from fekernels import anneal, diagnostics, graph, messages, models, unified, views
     from fekernels import plots as plots
     from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
 
@@ -88,12 +88,13 @@ __all__ = [
     "sample_posterior",
     "stein",
     "svgd_direction",
+    "unified",
     "use_backend",
     "views",
 ]
 
 # At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
-_MODULES_LATER = ("anneal", "diagnostics", "graph", "messages", "models", "plots", "views")
+_MODULES_LATER = ("anneal", "diagnostics", "graph", "messages", "models", "plots", "unified", "views")
 _NAMES_LATER = {
     "Chains": "posterior",
     "ControlVariate": "posterior",

@@ -1,4 +1,4 @@
-"""``python -m fekernels info | demo | bench``."""
+"""``python -m fekernels info | demo | unified | bench``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from collections.abc import Callable
 COMMANDS = {
     "info": "what runs where, and why not elsewhere",
     "demo": "train and sample a network on real data, with and without noise",
+    "unified": "every system of the design document on real data, beside its exact answer",
     "bench": "tables of times, as ratios to the peers",
 }
+# Where a command's ``main`` is, and the extra that brings what it needs, where they are not called like the command.
+MODULES = {"unified": "unified.command"}
+EXTRAS = {"unified": "demo"}
 
 
 def _told(call: Callable[[], object]) -> object:
@@ -62,7 +66,7 @@ def info() -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; ``demo`` and ``bench`` read their own options, so their help is theirs too."""
+    """Run one command; all but ``info`` read their own options, so their help is theirs too."""
     parser = argparse.ArgumentParser(prog="python -m fekernels")
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {
@@ -78,12 +82,13 @@ def main(argv: list[str] | None = None) -> int:
     if not {"-h", "--help"} & set(rest):
         _check_environment(parsers[arguments.command])
     try:
-        module = importlib.import_module(f"fekernels.{arguments.command}")
+        command = arguments.command
+        module = importlib.import_module(f"fekernels.{MODULES.get(command, command)}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fekernels"):
             raise
         print(
-            f"fekernels {arguments.command} needs {error.name}: pip install 'fekernels[{arguments.command}]'",
+            f"fekernels {command} needs {error.name}: pip install 'fekernels[{EXTRAS.get(command, command)}]'",
             file=sys.stderr,
         )
         return 1

@@ -140,9 +140,14 @@ def _inference(shared: Shared) -> Value:
         z = mean + deviation * eps
         log_p = log_p - (LOG_2PI + z * z) / 4
         log_q = log_q - (LOG_2PI + shared.logvar + eps * eps) / 4
-    negative_log_joint = -(-shared.energy() + shared.reduced(log_p))
+    likelihood = shared.energy()
+    negative_log_joint = -(-likelihood + shared.reduced(log_p))
     log_posterior = shared.reduced(log_q)
-    parts = {"negative_log_joint": negative_log_joint, "log_q": log_posterior}
+    parts = {
+        "negative_log_joint": negative_log_joint,
+        "log_q": log_posterior,
+        "negative_log_likelihood": likelihood,
+    }
     return negative_log_joint + log_posterior, parts
 
 
@@ -198,7 +203,7 @@ def inference(
     """-log p(x, z) + log q(z | x), what depends on z alone averaged over q. Arguments as ``share``.
 
     Returns:
-        (value, parts): scalars "negative_log_joint" and "log_q".
+        (value, parts): scalars "negative_log_joint" and "log_q", and of the joint "negative_log_likelihood".
     """
     return _inference(share(model, x, seed=seed, step=step, reduction=reduction))
 

@@ -1,0 +1,77 @@
+"""The document's network whose backward pass is told as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fekernels._checks import integer, number
+
+__all__ = ["GradientAsMessagePassing"]
+
+
+class GradientAsMessagePassing(nn.Module):
+    """Three linear layers, ReLU between them, whose backward pass hands out the messages it sent.
+
+    ``fe.messages.GradientMessages`` does this for any module.
+
+    Args:
+        input_dim, hidden_dim, output_dim: sizes of the layers.
+
+    Raises:
+        TypeError, ValueError: a size that is none.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+        super().__init__()
+        named = {"input_dim": input_dim, "hidden_dim": hidden_dim, "output_dim": output_dim}
+        first, hidden, last = (integer("GradientAsMessagePassing", *each, 1) for each in named.items())
+        self.layers = nn.ModuleList(
+            [nn.Linear(first, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, last)]
+        )
+        self._outputs: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(output [B, output_dim], activations of the three layers). The last is linear: a ReLU would stop messages."""
+        self._outputs, activations, h = [], [], x
+        for layer in self.layers:
+            output = layer(h)
+            h = output if layer is self.layers[-1] else torch.relu(output)
+            self._outputs.append(output)
+            activations.append(h)
+        return h, activations
+
+    def backward_as_messages(self, loss: Tensor) -> list[dict[str, Tensor]]:
+        """The messages of ``loss``, a scalar of the last ``forward``, layer by layer; those of earlier calls are gone.
+
+        Returns:
+            For each layer "weight_message" and "bias_message", the gradients in its parameters, which ``.grad`` holds
+            too, and "error_message", the gradient in what it gave, [B, its size].
+
+        Raises:
+            RuntimeError: loss does not depend on the last forward pass.
+        """
+        parameters = list(self.layers.parameters())  # weight and bias of each layer in turn
+        found = torch.autograd.grad(loss, [*parameters, *self._outputs])
+        for parameter, gradient in zip(parameters, found, strict=False):
+            parameter.grad = gradient
+        keys = ("weight_message", "bias_message", "error_message")
+        return [
+            dict(zip(keys, messages, strict=True))
+            for messages in zip(found[0:6:2], found[1:6:2], found[6:], strict=True)
+        ]
+
+    @torch.no_grad()
+    def update_with_messages(self, messages: Sequence[Mapping[str, Tensor]], lr: float = 0.01) -> None:
+        """parameter <- parameter - lr message, as ``torch.optim.SGD``, for every layer in turn."""
+        lr = number("GradientAsMessagePassing.update_with_messages", "lr", lr)
+        if len(messages) != len(self.layers):
+            raise ValueError(
+                f"GradientAsMessagePassing.update_with_messages: messages must be of {len(self.layers)} layers; got "
+                f"{len(messages)}"
+            )
+        for layer, message in zip(self.layers, messages, strict=True):
+            for name, parameter in layer.named_parameters():
+                parameter.add_(message[f"{name}_message"], alpha=-lr)
