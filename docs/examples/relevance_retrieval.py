@@ -215,7 +215,7 @@ def answers(found: fe.models.Relevance) -> dict[str, Any]:
         "epistemic part of variance": (here.epistemic.sum() / here.total_variance.sum()).item(),
         "total variance": left(wrong, -here.total_variance),
         "epistemic": left(wrong, -here.epistemic),
-        "chance": left(wrong, torch.rand(len(wrong))),
+        "chance": left(wrong, fe.random.uniform(len(wrong), seed=0)),
     }
 
 
