@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FLAGS = "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize={} -fno-sanitize=vptr"
 REPORT = re.compile(r"runtime error:|ERROR: AddressSanitizer")
 # Those that call a compiled kernel with more than one shape; the statistics, examples and builds add hours, not paths.
-TESTS = [f"tests/{name}" for name in "contract random optimizers free_energy stein fuzz".split()]
+TESTS = [f"tests/{name}" for name in "contract random optimizers free_energy stein graph fuzz".split()]
 OTHERS = ("test_triton.py", "test_compile.py", "test_sampling.py")  # of which the kernels are a small part
 
 
