@@ -11,7 +11,7 @@ import torch
 
 from fekernels.__main__ import main
 from fekernels.unified import command
-from fekernels.unified.command import experiments
+from fekernels.unified.command import experiments, ising
 from fekernels.unified.command.experiments import EXPERIMENTS, QUICK, Row, Settings
 
 
@@ -69,11 +69,11 @@ def test_paths_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_onsagers_and_bethes_free_energies_have_their_known_limits() -> None:
     hot, cold = torch.tensor(0.01).double(), torch.tensor(2.0).double()
     # Free spins; then two ground states of two bonds a spin.
-    assert abs(experiments.minus_log_z_of_onsager(hot) + math.log(2)) < 2e-4
-    assert abs(experiments.minus_log_z_of_onsager(cold) + 4.0) < 1e-6
+    assert abs(ising.minus_log_z_of_onsager(hot) + math.log(2)) < 2e-4
+    assert abs(ising.minus_log_z_of_onsager(cold) + 4.0) < 1e-6
     # At the critical coupling: log 2 / 2 + 2 G / pi, G Catalan's constant.
     critical = torch.tensor(math.log(1 + 2**0.5) / 2).double()
     exact = math.log(2) / 2 + 2 * 0.915965594177219 / math.pi
-    assert abs(experiments.minus_log_z_of_onsager(critical) + exact) < 1e-8
-    assert abs(experiments.minus_log_z_of_bethe_lattice(cold, 0.0) + 4.0) < 1e-5
+    assert abs(ising.minus_log_z_of_onsager(critical) + exact) < 1e-8
+    assert abs(ising.minus_log_z_of_bethe_lattice(cold, 0.0) + 4.0) < 1e-5
     assert QUICK.lattice < Settings().lattice
