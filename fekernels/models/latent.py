@@ -79,13 +79,18 @@ class LatentModel(nn.Module):
             offset = torch.distributed.get_rank() * len(x) if has_ranks() else 0
         stream = TRAINING
         if seed is not None or step is not None:
-            seed = self.noise_counter.read()[0] if seed is None else seed
+            seed = self._own_seed() if seed is None else seed
             step = 0 if step is None else step
         elif self.training:
             seed, step = self.noise_counter.next(x, self)
         else:
-            seed, step, stream = self.noise_counter.read()[0], 0, EVALUATION
+            seed, step, stream = self._own_seed(), 0, EVALUATION
         return {"seed": seed, "stream": stream, "step": step, "offset": offset}
+
+    def _own_seed(self) -> int:
+        return (
+            self.noise_counter.known_seed if torch.compiler.is_compiling() else self.noise_counter.read()[0]
+        )
 
     def free_energy(
         self,

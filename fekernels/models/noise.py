@@ -40,6 +40,8 @@ class NoiseCounter(nn.Module):
         )
         self._known: tuple[Tensor, int, int, int, Tensor] | None = None
         self._last: tuple[Any, ...] | None = None
+        self.known_seed, _ = self.read()  # for torch.compile, which does not look into buffers
+        self.register_load_state_dict_post_hook(_read_again)
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference cannot be written, and a copy has another buffer.
@@ -50,6 +52,7 @@ class NoiseCounter(nn.Module):
         known = self._known
         if known is None or known[0] is not self.state or known[1] != _version(self.state):
             seed, step = self.state.tolist()
+            self.known_seed = seed
             self._known = known = (self.state, _version(self.state), seed, step, self.state[1])
         return known[2], known[3]
 
@@ -71,6 +74,10 @@ class NoiseCounter(nn.Module):
 
     def extra_repr(self) -> str:
         return "seed={}, step={}".format(*self.read())
+
+
+def _read_again(counter: NoiseCounter, _: object) -> None:
+    counter.read()
 
 
 @never_traced

@@ -300,3 +300,19 @@ def test_float64_data_do_not_make_a_float32_model_slow():
     model, x = small(), data("bernoulli")
     assert model.free_energy(x.double(), seed=0).free_energy.dtype == torch.float32
     assert model.free_energy(x.double(), seed=0) == model.free_energy(x, seed=0)
+
+
+def test_a_compiled_step_has_the_noise_that_it_is_given():
+    """With a step in one graph, without recompiling; without one, fresh noise outside of the graph."""
+    model, x = small(), data("bernoulli")
+    model.load_state_dict(small(seed=8).state_dict())
+    compiled = torch.compile(
+        lambda x, step: model.free_energy(x, step=step).free_energy, fullgraph=True, backend="aot_eager"
+    )
+    for step in range(1, 4):
+        torch.testing.assert_close(compiled(x, step), model.free_energy(x, step=step).free_energy)
+    fresh = torch.compile(lambda x: model.free_energy(x).free_energy, backend="aot_eager")
+    values = [fresh(x.clone()).item() for _ in range(3)]
+    wanted = [model.free_energy(x, step=step).free_energy.item() for step in range(1, 4)]
+    assert values == pytest.approx(wanted, rel=1e-6) and len(set(wanted)) == 3
+    assert model.noise_counter.read() == (8, 3)
