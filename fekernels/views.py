@@ -290,7 +290,8 @@ class Equivalence(dict[str, float]):
 
 
 def _largest(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, math.inf)) if tensor.numel() else 0.0
+    """The largest magnitude; NaN where there is one. A norm of order infinity takes twenty times as long."""
+    return float(torch.maximum(tensor.amax(), -tensor.amin())) if tensor.numel() else 0.0
 
 
 def _look(view: View, shared: Shared) -> _Look:
@@ -312,14 +313,18 @@ def _look(view: View, shared: Shared) -> _Look:
     return _Look(float(value.detach()), numbers, [_Gradient(weight, each) for each in direct], of_latents)
 
 
-def _compare(look: _Look, first: _Look, of_energy: Sequence[Tensor], unit: float) -> dict[str, float]:
+def _compare(
+    look: _Look, first: _Look, of_energy: Sequence[Tensor], sizes: Sequence[float], unit: float
+) -> dict[str, float]:
     """By what they are in, the largest difference of two views' gradients, relative to the largest element.
 
-    ``unit``: of what a gradient in mean or logvar is a difference, at least; near the prior it is all rounding.
+    Args:
+        of_energy, sizes: the energy's gradients in the likelihood's parameters, and their largest elements.
+        unit: what a gradient in mean or logvar is a difference of, at least; near the prior it is all rounding.
     """
     found = {}
-    for k, (one, other, gradient) in enumerate(zip(look.of_params, first.of_params, of_energy, strict=True)):
-        largest = _largest(gradient)
+    pairs = zip(look.of_params, first.of_params, of_energy, sizes, strict=True)
+    for k, (one, other, gradient, largest) in enumerate(pairs):
         if one.direct is None and other.direct is None:
             off = abs(one.along - other.along) * largest
         else:
@@ -334,15 +339,15 @@ def _compare(look: _Look, first: _Look, of_energy: Sequence[Tensor], unit: float
 def _furthest(one: _Gradient, other: _Gradient, of_energy: Tensor) -> float:
     """The largest difference of two gradients, a few rows at a time: whole temporaries took longer than a view."""
     rows = max(1, (1 << 17) // max(1, of_energy[:1].numel()))
-    found = 0.0
+    found = [0.0]
     for start in range(0, len(of_energy), rows):
         part = slice(start, start + rows)
         off = of_energy[part] * (one.along - other.along)
         for gradient, sign in ((one.direct, 1), (other.direct, -1)):
             if gradient is not None:
                 off.add_(gradient[part], alpha=sign)
-        found = max(found, _largest(off))
-    return found
+        found.append(_largest(off))
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 @torch.no_grad()
@@ -371,6 +376,7 @@ def verify_equivalence(
     of_energy = torch.autograd.grad(known, params)
     looks = {name: _look(view, shared._replace(known_energy=known)) for name, view in VIEWS.items()}
     first = next(iter(looks.values()))
+    sizes = [_largest(gradient) for gradient in of_energy]
     unit = 0.5 / max(1, len(x)) if reduction == "mean" else 0.5
     result = Equivalence(
         {name: look.value for name, look in looks.items()},
@@ -379,7 +385,7 @@ def verify_equivalence(
             name: abs(look.value - first.value) / (max(first.scale, look.scale) or 1.0)
             for name, look in looks.items()
         },
-        {name: _compare(look, first, of_energy, unit) for name, look in looks.items()},
+        {name: _compare(look, first, of_energy, sizes, unit) for name, look in looks.items()},
         TOLERANCES[torch.result_type(shared.params[0], shared.mean)],
     )
     if not result.equal:
