@@ -170,6 +170,15 @@ def no_gradient_in_params_of_the_fused(shared):
     return original["machine_learning"](shared._replace(params=tuple(p.detach() for p in shared.params)))
 
 
+def nan_for_a_gradient(name):
+    def broken(shared):
+        value, parts = original["machine_learning"](shared)
+        tensor = shared.params[0] if name == "params" else getattr(shared, name)
+        return value + 0 * (0 * tensor).sqrt().sum(), parts  # the root's slope at 0 is infinite
+
+    return broken
+
+
 original = dict(views.VIEWS)
 
 
@@ -183,6 +192,8 @@ original = dict(views.VIEWS)
         ("machine_learning", half_the_reconstruction),
         ("machine_learning", no_gradient_in_params_of_the_fused),
         ("inference", one_sample),
+        ("machine_learning", nan_for_a_gradient("params")),
+        ("machine_learning", nan_for_a_gradient("logvar")),
         ("message_passing", a_half_is_missing),
         ("message_passing", no_gradient_in("mean")),
         ("message_passing", no_gradient_in("logvar")),
