@@ -4,6 +4,7 @@ from fekernels.plots.landscapes import contours, landscape, paths
 from fekernels.plots.losses import free_energy_history, messages
 from fekernels.plots.panels import GREY, panels
 from fekernels.plots.predictions import entropies, reliability
+from fekernels.plots.roofline import roofline
 from fekernels.plots.runs import (
     learning_coefficient,
     posterior,
@@ -26,6 +27,7 @@ __all__ = [
     "posterior",
     "posterior_run",
     "reliability",
+    "roofline",
     "trace",
     "trajectory",
     "training",

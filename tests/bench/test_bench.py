@@ -360,3 +360,22 @@ def test_bad_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         bench.main(arguments)
     assert ended.value.code == 2
+
+
+def test_a_roofline_of_results() -> None:
+    plots = pytest.importorskip("fekernels.plots", reason="matplotlib is missing")
+    row = {"case": "a", "peer": "one", "ours_ms": 2.0, "peer_ms": 8.0, "floor_ms": 1.0, "floor": "memory"}
+    rows = [
+        row,
+        row | {"peer": "two", "peer_ms": 4.0},
+        row | {"case": "b", "floor": "arithmetic"},
+        {"case": "c"},
+    ]
+    ax = plots.roofline(rows).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "a"]
+    drawn = {
+        (float(line.get_xdata()[0]), line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1
+    }
+    assert drawn == {(2.0, 1), (8.0, 1), (4.0, 1), (2.0, 0), (8.0, 0)}
+    with pytest.raises(ValueError, match="rows must hold one with floor_ms; got 1 without"):
+        plots.roofline([{"case": "c"}])
