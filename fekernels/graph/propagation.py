@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import dense, floating, integer, number, one_of, same_device
-from fekernels.ops.graph.belief_propagation import NotConverged, Settings, fixed_point
+from fekernels.ops.graph.belief_propagation import FixedPoint, NotConverged, Settings, fixed_point
 
 __all__ = ["BeliefPropagation", "belief_propagation"]
 
@@ -46,7 +46,8 @@ class BeliefPropagation:
     def assignment(self) -> Tensor:
         """[..., V]: the most probable state of each variable by its belief, the first of several.
 
-        Of the max-product on a tree whose best state is unique, that state. Of the sum-product, each variable's own.
+        Of the max-product on a tree whose best state is unique, that state; a warning (UserWarning) comes where several
+        are as good and the first of each variable do not go together. Of the sum-product, each variable's own.
         """
         return self.beliefs.argmax(-1)
 
@@ -117,6 +118,8 @@ def belief_propagation(
     operands.check_possible(found.free_energy)
     energy = operands.energy(found.beliefs.argmax(-1)) if settings.max_product else found.free_energy
     converged = found.residual <= settings.tol
+    if settings.max_product:
+        _warn_of_ties(found, operands.edges, converged, settings.tol)
     if not bool(converged.all()):
         _warn(found.residual, converged, settings)
     batch = operands.batch
@@ -133,6 +136,33 @@ def belief_propagation(
         residual=shaped[3],
         messages=shaped[4],
     )
+
+
+@torch.no_grad()
+def _warn_of_ties(found: FixedPoint, edges: Tensor, converged: Tensor, tol: float) -> None:
+    """Where the states of both ends of an edge tie, and those chosen are not the edge's best: the energy is not least.
+
+    Only neighbours that both tie can disagree, so that the pairs' beliefs are read where there are some.
+    """
+    beliefs = found.beliefs
+    tol = max(tol, 8 * torch.finfo(beliefs.dtype).eps)  # what messages carry of rounding
+    tied = (beliefs >= (1 - tol) * beliefs.amax(-1, keepdim=True)).sum(-1) > 1
+    both = tied[:, edges].all(-1) & converged[:, None]
+    if not bool(both.any()):
+        return
+    problem, edge = both.nonzero(as_tuple=True)
+    pairs, chosen = found.pair_beliefs[problem, edge], beliefs.argmax(-1)[problem[:, None], edges[edge]]
+    at = torch.arange(len(pairs), device=pairs.device)
+    apart = pairs[at, chosen[:, 0], chosen[:, 1]] < (1 - 10 * tol) * pairs.amax((-2, -1))
+    if bool(apart.any()):
+        first = edges[edge[apart][0]].tolist()
+        warnings.warn(
+            f"{NAME}: several assignments are equally good, and the states chosen for variables {first} do not go"
+            " together: bethe_free_energy, the energy of assignment, is not the least. A small difference between the"
+            " unary potentials of the states breaks ties",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _warn(residual: Tensor, converged: Tensor, settings: Settings) -> None:

@@ -289,3 +289,36 @@ def test_max_product_breaks_no_promise_on_integers() -> None:
     found = belief_propagation(unary, torch.tensor([[0, 1]]), torch.zeros(3, 3), product="max")
     assert torch.equal(found.messages[0, 1], torch.zeros(3)) and found.assignment.tolist() == [1, 0]
     assert float(found.bethe_free_energy) == -1.0
+
+
+@pytest.mark.parametrize("leaves", [1_000, 10_000, 100_000])
+def test_free_energy_of_hubs_is_exact(leaves: int, backend: Place) -> None:
+    unary = torch.zeros(leaves + 1, 2)
+    unary[1:, 0] = torch.randn(leaves)
+    edges = torch.stack([torch.zeros(leaves, dtype=torch.int64), torch.arange(1, leaves + 1)], 1)
+    pairwise = torch.tensor([[0.5, -0.5], [-0.5, 0.5]])
+    told = (unary[1:, None].double() + pairwise.double()).logsumexp(-1).sum(0)
+    found = belief_propagation(*(each.to(backend.device) for each in (unary, edges, pairwise)))
+    assert found.converged is True
+    assert abs(float(found.bethe_free_energy / -told.logsumexp(0)) - 1) <= 1e-7
+    # The hub's states differ by some hundreds: what its belief is of is a difference of sums of 1e5.
+    torch.testing.assert_close(found.beliefs[0].cpu().double(), told.softmax(0), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_ties_that_do_not_go_together_are_warned_of(dtype: torch.dtype, backend: Place) -> None:
+    """Two spins that want to differ, without a field: the first states of both are not a best assignment."""
+
+    def run(coupling: float, field: tuple[float, float] = (0.0, 0.0)) -> fe.graph.BeliefPropagation:
+        spins = torch.tensor([-1.0, 1.0], dtype=dtype)
+        unary = torch.tensor(field, dtype=dtype)[:, None] * spins
+        operands = unary, torch.tensor([[0, 1]]), coupling * torch.outer(spins, spins)
+        return belief_propagation(*(each.to(backend.device) for each in operands), product="max")
+
+    with pytest.warns(UserWarning, match=r"several .* equally good.* variables \[0, 1\] do not go together"):
+        assert run(-1.0).converged is True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(1.0).bethe_free_energy == -1  # ties, whose first states go together
+        assert run(0.0).bethe_free_energy == 0
+        assert float(run(-1.0, (0.1, 0.0)).bethe_free_energy) == pytest.approx(-1.1)

@@ -46,6 +46,7 @@ class Problem {
         messages_(2 * graph.padded * n_ + kLanes),
         told_((call.variables + kLanes) * n_),
         others_((call.variables + 1) * n_ + kLanes),
+        shifts_(call.variables + kLanes),
         unary_((call.variables + 1) * n_ + kLanes),
         unary_peaks_(call.variables + kLanes),
         sums_(chunks_of(graph.padded) + chunks_of(call.variables) + 1),
@@ -59,11 +60,14 @@ class Problem {
   void write(float residual, int64_t iterations) {
     call_.residual[index_] = residual;
     call_.iterations[index_] = iterations;
+    in_parallel(parallel_for_, call_.variables, kGrain, [this](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) settle(i);
+    });
     const int64_t of_variables = chunks_of(call_.variables), of_edges = chunks_of(graph_.padded);
     in_chunks(of_variables, [&](int64_t chunk) { sums_[chunk] = write_variables(chunk); });
     in_chunks(of_edges, [&](int64_t chunk) {
       double sum = 0.0;
-      for (int64_t tile = chunk * kChunkTiles; tile < lesser((chunk + 1) * kChunkTiles, tiles_); ++tile) sum += write_pairs(tile);
+      for (int64_t tile = chunk * kChunkTiles; tile < lesser((chunk + 1) * kChunkTiles, tiles_); ++tile) write_pairs(tile, sum);
       sums_[of_variables + chunk] = sum;
     });
     double total = 0.0;
@@ -101,6 +105,34 @@ class Problem {
         }
       }
       others_[i * n_ + s] = forbidden == 1 ? static_cast<float>(sum) : told_[i * n_ + s];
+    }
+  }
+
+  // After the last iteration: what a variable has been told, and without the one that forbids, relative to its largest, which
+  // stays in double. The free energy counts a hub's once for each of its edges, where float32 is off by as many roundings.
+  void settle(int64_t i) {
+    double sum[kMost], most = -static_cast<double>(kLargest);
+    int64_t forbidden[kMost];
+    for (int s = 0; s < n_; ++s) {
+      sum[s] = unary_[i * n_ + s];
+      forbidden[s] = 0;
+    }
+    for (int64_t k = graph_.begins[i]; k < graph_.begins[i + 1]; ++k) {
+      __builtin_prefetch(messages_ + int64_t{graph_.slots[k + kAhead]} * n_);
+      const float* told = messages_ + int64_t{graph_.slots[k]} * n_;
+      for (int s = 0; s < n_; ++s) {
+        const bool forbids = told[s] < -kLargest;
+        forbidden[s] += forbids;
+        sum[s] += forbids ? 0.0f : told[s];
+      }
+    }
+    for (int s = 0; s < n_; ++s)
+      if (forbidden[s] == 0 && sum[s] > most) most = sum[s];
+    shifts_[i] = most > -static_cast<double>(kLargest) ? most : 0.0;
+    for (int s = 0; s < n_; ++s) {
+      const float relative = static_cast<float>(sum[s] - shifts_[i]);
+      told_[i * n_ + s] = forbidden[s] == 0 ? relative : -kInf;
+      others_[i * n_ + s] = forbidden[s] <= 1 ? relative : -kInf;
     }
   }
 
@@ -148,6 +180,7 @@ class Problem {
   LargeBuffer<float> messages_;
   LargeBuffer<float> told_;    // [variables + 1, states]: sums of all that arrives
   LargeBuffer<float> others_;  // where one neighbour alone forbids a state, the sum of the others
+  LargeBuffer<double> shifts_;  // at the end, the largest of what each variable has been told, to which the rest is relative
   LargeBuffer<float> unary_, unary_peaks_;
   Buffer<double> sums_;
   Buffer<float> changes_;
@@ -239,19 +272,22 @@ class Problem {
       if (lanes < kLanes)
         for (int k = 0; k < lanes * n_; ++k) out[k] = rows[k];
       const FloatV log_sum = log<FloatV>(sum);
+      double parts[kLanes];  // in the order of variables, which is the same for all numbers of lanes
       for (int lane = 0; lane < kLanes; ++lane) {
         const int64_t variable = i + edge_of_lane_[lane];
         if (variable >= last) continue;
-        // The peak of a unary potential is in d_i cavities and, with this sign, in d_i - 1 terms here.
-        total += static_cast<double>(graph_.degree(variable) - 1) * (static_cast<double>(most[lane]) + log_sum[lane]) -
-                 unary_peaks_[variable];
+        // The peak of a unary potential, and the shift, are in d_i cavities and, with this sign, in d_i - 1 terms here.
+        parts[variable - i] =
+            static_cast<double>(graph_.degree(variable) - 1) * (static_cast<double>(most[lane]) + log_sum[lane]) -
+            unary_peaks_[variable] - shifts_[variable] * (call_.max_product ? 1.0 : 0.6931471805599453);
       }
+      for (int k = 0; k < lanes; ++k) total += parts[k];
     }
     return total;
   }
 
-  // A pair's belief is its potential times what both ends have been told; - log Z_e of the tile's edges.
-  double write_pairs(int64_t tile) const {
+  // A pair's belief is its potential times what both ends have been told; - log Z_e of the tile's edges, in their order.
+  void write_pairs(int64_t tile, double& total) const {
     FloatV h[2][kMost], factors[2][kMost], most[2];
     access_.cavities(*this, tile, h[0], h[1]);
     for (int side = 0; side < 2; ++side) most[side] = as_factors(h[side], factors[side]);
@@ -260,7 +296,7 @@ class Problem {
     for (int x = 0; x < n_; ++x)
       for (int y = 0; y < n_; ++y) sum += pair_factor(pairs, x, y) * (factors[0][x] * factors[1][y]);
     const FloatV log_z = log<FloatV>(sum);
-    double total = 0.0;
+    double parts[kLanes] = {};
     alignas(64) float values[kLanes];
     float* rows[kLanes];
     bool fine[kLanes];
@@ -270,7 +306,7 @@ class Problem {
       fine[lane] = edge < graph_.edges && sum[lane] >= kLeastSum;
       if (edge >= graph_.edges) continue;
       const double peaks = static_cast<double>(most[0][lane]) + most[1][lane] + peaks_[edge];
-      total -= peaks + (fine[lane] ? log_z[lane] : write_pair(edge, lane, h, rows[lane]));
+      parts[edge - tile * kLanes] = peaks + (fine[lane] ? log_z[lane] : write_pair(edge, lane, h, rows[lane]));
     }
     for (int x = 0; x < n_; ++x)
       for (int y = 0; y < n_; ++y) {
@@ -278,7 +314,7 @@ class Problem {
         for (int lane = 0; lane < kLanes; ++lane)
           if (fine[lane]) rows[lane][x * n_ + y] = values[lane];
       }
-    return total;
+    for (int k = 0; k < kLanes; ++k) total -= parts[k];
   }
 
   // Logarithms of the messages' kind, which become relative and to base 2, to factors; returns the largest, natural.

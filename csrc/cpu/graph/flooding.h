@@ -36,7 +36,6 @@ class Passes : public Problem {
       residual = 0.0f;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) residual = larger(residual, static_cast<float>(changes_[chunk]) * natural_);
     }
-    tell_all();
     write(residual, iteration);
   }
 

@@ -63,7 +63,6 @@ class ByResidual : public Passes<0, kMax> {
     // The comparison of quotients: the product of both limits need not be representable.
     for (; !(residuals_.value() <= call_.tol) && updates / most < call_.max_iters; ++updates) update(residuals_.row());
     const float residual = residuals_.value();
-    this->tell_all();
     this->write(residual, (updates + most - 1) / most);
   }
 

@@ -34,8 +34,11 @@ class Incidence(NamedTuple):
         return self.offsets.diff()
 
     def gathered(self, arriving: Tensor) -> Tensor:
-        """Sums [N, V, S] of what arrives [N, E, 2, S], in one order, which an index_add_ on a GPU does not keep."""
-        rows = arriving.flatten(1, 2).movedim(1, 0)[self.order]
+        """Sums [N, V, S] of what arrives [N, E, 2, S], in one order, which an index_add_ on a GPU does not keep.
+
+        In float64: of 1e5 messages to a hub a float32 keeps no digit behind the point.
+        """
+        rows = arriving.double().flatten(1, 2).movedim(1, 0)[self.order]
         return torch.segment_reduce(rows, "sum", offsets=self.offsets, unsafe=True, initial=0).movedim(0, 1)
 
 
@@ -51,13 +54,13 @@ def _logsumexp(x: Tensor, dim: int) -> Tensor:
 def told(unary: Tensor, messages: Tensor, graph: Incidence) -> tuple[Tensor, Tensor]:
     """What each variable [N, V, S] has been told, and each end of an edge [N, E, 2, S] by all but the other one.
 
-    Of -inf, which cannot be taken off again, the messages are counted.
+    Both float64. Of -inf, which cannot be taken off again, the messages are counted.
     """
     forbids = messages == -torch.inf
     finite = torch.where(forbids, 0, messages)
     sums = unary + graph.gathered(finite)
-    counts = graph.gathered(forbids.to(unary.dtype))
-    at_ends = counts[:, graph.edges] - forbids.to(unary.dtype)
+    counts = graph.gathered(forbids)
+    at_ends = counts[:, graph.edges] - forbids.double()
     others = torch.where(at_ends > 0, -torch.inf, sums[:, graph.edges] - finite)
     return torch.where(counts > 0, -torch.inf, sums), others
 
@@ -66,11 +69,17 @@ def _normalised(x: Tensor) -> Tensor:
     return x - x.amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
 
 
+def _relative(told: Tensor, dtype: torch.dtype) -> Tensor:
+    """For a message, which is normalised anyway: less its largest first, so that a hub's float32 keeps its digits."""
+    return (told - told.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(dtype).min)).to(dtype)
+
+
 def sweep(
     unary: Tensor, pairwise: Tensor, messages: Tensor, graph: Incidence, max_product: bool = False
 ) -> Tensor:
     """All messages anew [N, E, 2, S] from all old ones, normalised."""
     _, others = told(unary, messages, graph)
+    others = _relative(others, unary.dtype)
     to_first = pairwise + others[:, :, 1, None, :]
     to_second = pairwise + others[:, :, 0, :, None]
     if max_product:
@@ -86,17 +95,19 @@ def local_beliefs(
     """Beliefs [N, V, S], those of pairs [N, E, S, S], and the Bethe free energy [N] in float64 of these messages.
 
     F = sum_i (d_i - 1) log Z_i - sum_e log Z_e, in which the scales of messages cancel: at a fixed point the sum of
-    energies and entropies of the beliefs, and off it right to second order.
+    energies and entropies of the beliefs, and off it right to second order. All in float64: at a hub float32 roundings
+    would count once for each of its edges.
     """
+    dtype = unary.dtype
     sums, others = told(unary, messages, graph)
     pairs = (pairwise + others[:, :, 0, :, None] + others[:, :, 1, None, :]).flatten(2)
-    of_variables = _logsumexp(sums, -1).double() * (graph.degrees - 1)
-    free_energy = of_variables.sum(1) - _logsumexp(pairs, -1).double().sum(1)
+    of_variables = _logsumexp(sums, -1) * (graph.degrees - 1)
+    free_energy = of_variables.sum(1) - _logsumexp(pairs, -1).sum(1)
     impossible = sums.amax(-1, keepdim=True) == -torch.inf
     beliefs = torch.where(impossible, 0, sums).softmax(-1)
     no_pair = pairs.amax(-1, keepdim=True) == -torch.inf
     of_pairs = torch.where(no_pair, 0, pairs).softmax(-1).unflatten(2, pairwise.shape[2:])
-    return beliefs, of_pairs, free_energy
+    return beliefs.to(dtype), of_pairs.to(dtype), free_energy
 
 
 def _change(fresh: Tensor, old: Tensor) -> Tensor:
@@ -176,8 +187,8 @@ class _Sequential:
             if arriving == row:
                 continue
             others = [*rows[:at], *rows[at + 1 :]]
-            told = self.unary[variable] + self.messages[others].sum(0)
-            pairs = self.tables[back] + told
+            told = self.unary[variable] + self.messages[others].sum(0, dtype=torch.float64)
+            pairs = self.tables[back] + _relative(told, self.messages.dtype)
             message = pairs.amax(-1) if self.max_product else _logsumexp(pairs, -1)
             self.fresh[back] = _normalised(message)
             self._set_residual(back)
