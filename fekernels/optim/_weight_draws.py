@@ -37,7 +37,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the ranks' seeds
 
 
 class DrawTable(TableCache):
-    """A group's pointer table for draws, which take no gradient: every parameter is one of its rows.
+    """A group's pointer table for draws, which take no gradient: every parameter that is not frozen is one of its rows.
 
     Attributes:
         means: where each parameter's mean is kept.
@@ -46,7 +46,7 @@ class DrawTable(TableCache):
     means: list[Tensor]
 
     def gradients(self, params: list[Tensor]) -> list[Tensor | None]:
-        return list(params)
+        return [param if param.requires_grad else None for param in params]
 
 
 @dataclass
@@ -130,7 +130,10 @@ class WeightDraws(TableOptimizer):
                 self._restore()
         if not train:
             return
-        self._since.drawn = [[param.grad for param in group["params"]] for group in self.param_groups]
+        self._since.drawn = [
+            [param.grad if param.requires_grad else None for param in group["params"]]
+            for group in self.param_groups
+        ]
         if self._since.samples or self._mc_samples > 1 or self._always_sums():
             with torch.no_grad():
                 self._fold()
@@ -160,7 +163,7 @@ class WeightDraws(TableOptimizer):
 
     @never_traced
     def _draw(self, train: bool) -> None:
-        """Every parameter becomes a draw, and its state's ``mean`` what it was."""
+        """Every parameter that is not frozen becomes a draw, and its state's ``mean`` what it was."""
         if self._drawn_seed is not None:
             self._agree_on_seed()
         work: list[tuple[DrawTable, VariationalDrawSettings, str]] = []
@@ -178,12 +181,13 @@ class WeightDraws(TableOptimizer):
             if cache is None or not cache.point_to_gradients(group["params"], self.state, False):
                 self._check_params(group)
                 rows = self._draw_rows(group, train)
-                states = [self.state[param] for param in group["params"]]
+                states = [self.state[param] for param in group["params"] if param.requires_grad]
                 cache = DrawTable(group, states, rows, by_rows)
                 cache.means = [state["mean"] for state in states]
                 cache.sharded = any(map(is_sharded, cache.live))
             self._draw_caches[index, train] = cache
-            work.append((cache, self._draw_settings(group), backend))
+            if cache.live:
+                work.append((cache, self._draw_settings(group, cache.live[0]), backend))
         self._restored = [cache for cache, _, _ in work]
         for cache, settings, backend in work:
             operation = variational_draw.OPERATION
@@ -197,6 +201,8 @@ class WeightDraws(TableOptimizer):
     def _draw_rows(self, group: dict[str, Any], train: bool) -> list[Row]:
         rows = []
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
+            if not param.requires_grad:
+                continue
             state = self._state_of(group, param, i)
             local, count = local_tensor(param), state["draws"]
             row = Row(
@@ -212,9 +218,9 @@ class WeightDraws(TableOptimizer):
             rows.append(row)
         return rows
 
-    def _draw_settings(self, group: dict[str, Any]) -> VariationalDrawSettings:
+    def _draw_settings(self, group: dict[str, Any], drawn: Tensor) -> VariationalDrawSettings:
         temperature, tensor = self._scalar(group, "temperature")
-        deviations = self._spread(self.state[group["params"][0]])[1]
+        deviations = self._spread(self.state[drawn])[1]
         return VariationalDrawSettings(
             temperature=temperature,
             temperature_tensor=tensor,
@@ -262,6 +268,15 @@ class WeightDraws(TableOptimizer):
                 (p, None) for p, grad in zip(group["params"], group_grads, strict=True) if grad is not None
             )
         self._since.samples += 1
+
+    def _gradients_are_gone(self) -> bool:
+        """Whether those at hand are not the last draw's: ``model.zero_grad()`` drops some, the frozen keep old ones."""
+        assert self._since.drawn is not None
+        params = [param for group in self.param_groups for param in group["params"]]
+        present = [param.grad is not None for param in params]
+        drawn = [grad is not None for grads in self._since.drawn for grad in grads]
+        frozen = (had and not param.requires_grad for had, param in zip(present, params, strict=True))
+        return present != drawn or any(frozen)
 
     def _sum_row(self, group: dict[str, Any], i: int, grad: Tensor) -> Row:
         param, state = group["params"][i], self.state[group["params"][i]]

@@ -27,11 +27,13 @@ class WeightPosterior(WeightDraws):
     """An optimizer of a Gaussian over the weights, without its step, that tells what it has learned."""
 
     def _learned(self) -> list[tuple[dict[str, Any], Tensor, dict[str, Any], Tensor]]:
-        """Of every parameter: its group, itself, its state and its mean, also inside a context."""
+        """Of every parameter that is not frozen: its group, itself, its state and its mean, also inside a context."""
         found = []
         for group in self.param_groups:
             self._check_group(group)
             for i, param in enumerate(group["params"]):
+                if not param.requires_grad:
+                    continue
                 state = self._state_of(group, param, i)
                 own = self._inside or state["mean"].dtype != param.dtype
                 found.append((group, param, state, state["mean"] if own else param.detach()))
@@ -39,18 +41,26 @@ class WeightPosterior(WeightDraws):
 
     @torch.no_grad()
     def posterior(self) -> list[WeightGaussian]:
-        """Mean and standard deviation of every parameter, in the order of ``param_groups``: new tensors."""
-        found = []
-        for group, _, state, mean in self._learned():
+        """Mean and standard deviation of every parameter, in the order of ``param_groups``: new tensors.
+
+        A frozen one's mean is its value, its standard deviation 0.
+        """
+        found = {}
+        for group, param, state, mean in self._learned():
             std, itself = self._spread(state)
             if not itself:
                 std = (group["temperature"] / group["ess"] / (std + group["weight_decay"])).sqrt()
-            found.append(WeightGaussian(mean.clone(), std.clone() if itself else std))
-        return found
+            found[param] = WeightGaussian(mean.clone(), std.clone() if itself else std)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param not in found:
+                    value = param.detach().to(self._state_dtype(group, param), copy=True)
+                    found[param] = WeightGaussian(value, torch.zeros_like(value))
+        return [found[param] for group in self.param_groups for param in group["params"]]
 
     @torch.no_grad()
     def kl(self) -> Tensor:
-        """KL(q || prior) in nats, over all parameters; the prior is N(0, 1 / (ess weight_decay)).
+        """KL(q || prior) in nats, over all parameters but the frozen; the prior is N(0, 1 / (ess weight_decay)).
 
         Each tensor is read once, and nothing of its size is made.
 
@@ -60,7 +70,10 @@ class WeightPosterior(WeightDraws):
         Raises:
             ValueError: weight_decay = 0, which is no prior; temperature = 0, at which "natural" is a point.
         """
-        return torch.stack([terms[0] for _, _, terms in self._kl_terms("kl")]).sum()
+        terms = [terms[0] for _, _, terms in self._kl_terms("kl")]
+        if not terms:
+            return torch.zeros((), dtype=torch.float64, device=self.param_groups[0]["params"][0].device)
+        return torch.stack(terms).sum()
 
     @torch.no_grad()
     def free_energy(self, nll: float | Tensor) -> float | Tensor:

@@ -90,8 +90,10 @@ class VariationalAdam(WeightPosterior):
 
     One draw a step reads ``.grad`` as it is at the step, clipped or not. With several, each context's gradients are
     summed as they are when the next begins, or ``optimizer.zero_grad`` is called. A parameter without gradient gets no
-    step. GradScaler always hands its scale over (``scaler.unscale_`` before a step of several draws is an error), and a
-    step that it skips forgets its draws.
+    step. A frozen one, ``requires_grad_(False)``, is no part of the Gaussian while it is: draws and steps leave it as
+    it is, ``kl`` and ``free_energy`` leave it out, and the noise of the others does not change. GradScaler always hands
+    its scale over (``scaler.unscale_`` before a step of several draws is an error), and a step that it skips
+    forgets its draws.
 
     Raises:
         TypeError: a hyperparameter of the wrong type; complex parameters or gradients.
@@ -290,12 +292,6 @@ class VariationalAdam(WeightPosterior):
             for i, param in enumerate(group["params"]):
                 self._state_of(group, param, i)
 
-    def _gradients_are_gone(self) -> bool:
-        """Whether somebody has dropped gradients of the last draw, as ``model.zero_grad()`` does."""
-        assert self._since.drawn is not None
-        present = [param.grad is not None for group in self.param_groups for param in group["params"]]
-        return present != [grad is not None for grads in self._since.drawn for grad in grads]
-
     @never_traced
     def _step_by_sums(self) -> None:
         for group in self.param_groups:
@@ -307,7 +303,8 @@ class VariationalAdam(WeightPosterior):
             )
         samples = self._average_over_ranks()
         for group in self.param_groups:
-            live = [(i, param) for i, param in enumerate(group["params"]) if param in self._since.summed]
+            summed = self._since.summed
+            live = [(i, p) for i, p in enumerate(group["params"]) if p in summed and p.requires_grad]
             if not live:
                 continue
             backend = backends.choose(group["params"][0].device.type, group["backend"])
