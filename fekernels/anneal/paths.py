@@ -265,9 +265,17 @@ class _TorchBase:
         while isinstance(inner, Independent):
             inner = inner.base_dist
         self.inner = inner
+        try:
+            self.support = self.distribution.support
+        except NotImplementedError:  # of a distribution that says nothing about it
+            self.support = None
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.distribution.log_prob(x)
+        value = self.distribution.log_prob(x)
+        if self.support is None:
+            return value
+        # What torch's formulas give outside may be any number: of an Exponential a larger density than inside.
+        return torch.where(self.support.check(x), value, -torch.inf)
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Of independent normals without autograd, which takes longer than all the rest of a step; None of others."""
@@ -292,11 +300,12 @@ class _TorchBase:
 
 
 def _lenient(distribution: Distribution) -> Distribution:
-    """A copy that gives -inf or NaN for what it does not cover: proposals may go there, and are then not taken."""
+    """A copy that, with all that it is made of, takes values outside of its support: proposals may go there."""
     distribution = copy.copy(distribution)
     distribution._validate_args = False
-    if isinstance(distribution, Independent):
-        distribution.base_dist = _lenient(distribution.base_dist)
+    for name, part in list(vars(distribution).items()):
+        if isinstance(part, Distribution):
+            setattr(distribution, name, _lenient(part))
     return distribution
 
 

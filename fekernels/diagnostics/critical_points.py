@@ -14,6 +14,7 @@ __all__ = ["CriticalPoint", "Landscape", "critical_points", "evaluated"]
 
 Landscape = Callable[[Tensor], Tensor]  # points [n, d] to values [n]
 
+MOST = 1 << 20  # starts in all: a Hessian each, 200 MB for 5 parameters
 STEPS = 60  # of Newton's method; each doubles the digits once it is close
 FLAT = (
     1e-6  # of the largest curvature among all points: an eigenvalue below has no sign that could be trusted
@@ -70,7 +71,7 @@ def critical_points(
     Args:
         function: points [n, d] to values [n], twice differentiable.
         bounds: (low, high) of each coordinate in turn; d is half of their number.
-        starts: grid points along each coordinate, >= 2.
+        starts: grid points along each coordinate, >= 2; starts^d, the points in all, at most 2^20.
         tolerance: largest length of the gradient over the largest curvature; points closer than its root are one.
 
     Raises:
@@ -87,6 +88,10 @@ def critical_points(
             f"{name}: bounds must be (low, high) of each coordinate, low < high; got {tuple(bounds)}"
         )
     starts = integer(name, "starts", starts, 2, 1 << 16)
+    if starts ** (d := len(edges) // 2) > MOST:
+        raise ValueError(
+            f"{name}: starts^d, the grid's points, must be at most {MOST}; got starts = {starts} and d = {d}"
+        )
     tolerance = number(name, "tolerance", tolerance, above=0.0)
     low, high = (torch.tensor(side, dtype=torch.float64) for side in (edges[::2], edges[1::2]))
     axes = [torch.linspace(a, b, starts, dtype=torch.float64) for a, b in zip(low, high, strict=True)]

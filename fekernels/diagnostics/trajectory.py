@@ -90,7 +90,7 @@ class TrajectoryKL:
 
     @property
     def values(self) -> Tensor:
-        """[steps], float64 on the CPU, in nats; infinite for a step at T = 0."""
+        """[steps], float64 on the CPU, in nats; at T = 0 infinite for a step that moves, 0 for one that does not."""
         return torch.stack([value.cpu() for value in self._found]) if self._found else torch.empty(0).double()
 
     @property
@@ -120,4 +120,6 @@ class TrajectoryKL:
         if "exp_avg_sq" not in state:  # no step was made yet
             return moved.sum()
         denominator = noise_and_denominator(group, state, lambda name: state[name].double())[1]
-        return (denominator * moved).sum() / (2 * number_of(group, "temperature", moved.device))
+        energy = (denominator * moved).sum() / 2
+        found = energy / number_of(group, "temperature", moved.device)
+        return torch.where(energy == 0, energy, found)  # a step that does not move is none, also at T = 0

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, Uniform
+from torch.distributions import (
+    Beta,
+    Categorical,
+    Chi2,
+    Dirichlet,
+    Exponential,
+    Gamma,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
 
 import fekernels as fe
 from fekernels.anneal import importance_sampling, reverse_importance_sampling
@@ -230,3 +243,36 @@ X = torch.zeros(3, D, dtype=torch.float64)
 def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+POSITIVE = torch.ones(2, dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore:importance_sampling. the weights are worth")
+@pytest.mark.parametrize("transition", ["hmc", "mala"])
+@pytest.mark.parametrize(
+    "base",
+    [
+        LogNormal(0 * POSITIVE, 1.0),
+        MixtureSameFamily(
+            Categorical(POSITIVE), Independent(Gamma(torch.tensor([[2.0, 3.0], [4.0, 2.0]]).double(), 1.0), 1)
+        ),
+        Exponential(POSITIVE),
+        Chi2(3 * POSITIVE),
+        Beta(2 * POSITIVE, 3.0),
+        Dirichlet(torch.ones(3, dtype=torch.float64)),
+    ],
+    ids=lambda base: type(base).__name__,
+)
+def test_proposals_outside_of_the_base_are_not_taken(base: Any, transition: str) -> None:
+    """The target is the base times 3, but knows no bounds: log Z is log 3 where none goes outside."""
+    whole = base if base.event_shape else Independent(base, 1)
+
+    def target(x: Tensor) -> Tensor:
+        inside = whole.support.check(x)
+        known = whole.log_prob(torch.where(inside[:, None], x, whole.mean))
+        return torch.where(inside, known, 0) + math.log(3)
+
+    found = importance_sampling(target, base, betas=20, particles=100, transition=transition, seed=2)
+    assert found.log_z == pytest.approx(math.log(3), abs=1e-9)
+    assert found.acceptance is not None and (found.acceptance > 0.5 or isinstance(base, Dirichlet))

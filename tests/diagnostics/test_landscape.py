@@ -216,3 +216,14 @@ def test_pictures() -> None:
 def test_bad_arguments(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()  # type: ignore[operator]
+
+
+def test_the_number_of_starts_is_bounded() -> None:
+    """It is exponential in the number of parameters."""
+    with pytest.raises(
+        ValueError,
+        match=r"critical_points: starts\^d, the grid's points, must be at most 1048576; got starts = 21 and d = 12",
+    ):
+        critical_points(lambda x: x.square().sum(1), (-1.0, 1.0) * 12)
+    (found,) = critical_points(lambda x: x.square().sum(1), (-1.0, 1.0) * 6, starts=2)
+    assert found.kind == "minimum" and found.position.abs().max() < 1e-9

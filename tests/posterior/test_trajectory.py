@@ -89,6 +89,18 @@ def test_of_langevin_adam_the_width_is_that_of_its_preconditioner(frozen: bool, 
     assert kl.values.tolist() == pytest.approx(expected)
 
 
+def test_at_temperature_0_a_step_that_moves_is_infinite_and_one_that_does_not_is_none() -> None:
+    p, still = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    optimizer = fe.LangevinAdam([{"params": [p]}, {"params": [still]}], lr=0.1, temperature=0.0)
+    kl = TrajectoryKL(optimizer)
+    for grad in (0.0, 0.0, 1.0):
+        p.grad, still.grad = torch.full((3,), grad), torch.zeros(2)
+        optimizer.step()
+        if grad == 0:
+            assert kl.total == 0
+    assert kl.values.tolist() == [0, 0, math.inf] and kl.total == math.inf
+
+
 def test_briers_score_by_hand() -> None:
     probabilities = [[0.8, 0.2, 0.0], [0.1, 0.1, 0.8]]
     assert brier_score(torch.tensor(probabilities), [0, 1]) == pytest.approx((0.08 + 0.01 + 0.81 + 0.64) / 2)
