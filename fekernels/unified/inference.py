@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
-from torch.optim import SGD
+from torch.optim import LBFGS, SGD
 from tqdm import trange
 
 from fekernels._checks import integer, number
@@ -98,14 +99,23 @@ class BayesianOptimizer:
 
         Returns:
             The free energy in nats before the step, data_size loss + KL(q || prior), with the loss at the draw.
+
+        Raises:
+            FloatingPointError: a loss that is not finite. q has not changed then.
         """
         self.optimizer.zero_grad()
         with self.optimizer.sampled_params(train=True):
-            loss = loss_fn(data)
+            loss = _finite("BayesianOptimizer.step", loss_fn(data))
             loss.backward()
         free_energy = self.data_size * float(loss.detach()) + float(self.optimizer.kl())
         self.optimizer.step()
         return free_energy
+
+
+def _finite(function: str, loss: Tensor) -> Tensor:
+    if not bool(loss.detach().isfinite().all()):
+        raise FloatingPointError(f"{function}: loss_fn must give a finite loss; got {loss.detach().tolist()}")
+    return loss
 
 
 class VariationalFit(NamedTuple):
@@ -113,12 +123,17 @@ class VariationalFit(NamedTuple):
 
     Attributes:
         q: the Gaussian over theta, independent in every element.
-        elbo: a lower bound of log p(data), in nats: the mean of the last tenth of the steps.
-        history: [steps], the estimates of it.
+        elbo: E_q[log p(data | theta)] - KL(q || prior) in nats, over draws that the fit has not seen: a lower bound of
+            log p(data), but for the standard error.
+        standard_error: of elbo.
+        converged: whether these draws would move q: a mean by .2 of its deviation, a precision by .2 of itself.
+        history: [steps], the estimates of the bound on the way.
     """
 
     q: Normal
     elbo: float
+    standard_error: float
+    converged: bool
     history: Tensor
 
 
@@ -136,21 +151,27 @@ def optimization_as_inference(
 ) -> VariationalFit:
     """Maximise the evidence's lower bound over a Gaussian q(theta): fitting parameters, done as inference.
 
+    From the mode of the log joint, which L-BFGS finds, q begins narrow and takes natural-gradient steps. Where the
+    posterior has several modes q is about the one that was found.
+
     Args:
         data: whatever ``log_likelihood`` takes.
         model: theta -> a ``torch.distributions.Distribution`` of the data, or anything with ``log_likelihood``.
         prior: ``Normal`` over theta, whose shape is theta's.
         log_likelihood: (data, model(theta)) -> scalar, log p(data | theta); None sums the distribution's log_prob.
         steps: of the natural gradient (``fe.losses.natural_step``).
-        lr: size of the first, in (0, 1]; it falls to 0 by a cosine, so that the noise of the draws is averaged out.
+        lr: their size in the first half, in (0, 1]; then it falls as 1 / step, which averages the draws' noise out.
         samples: draws of theta per step, half of them the others mirrored at the mean: of a quadratic log-likelihood
             the mean's gradient is then exact.
         seed: of the draws.
         progress: show a bar.
 
+    Warns:
+        Where q has not settled (``converged``): its moments and the bound are then not those of the best Gaussian.
+
     Raises:
         TypeError: prior is no Normal; model gives no distribution and there is no log_likelihood. ValueError: a number
-        out of its range.
+        out of its range; a log-likelihood that is no scalar, or not finite at the prior's mean.
 
     Source: Khan & Lin 2017, arXiv:1703.04265, equation 11; log p(data) >= E_q[log p(data | theta)] - KL(q || prior).
     """
@@ -162,9 +183,15 @@ def optimization_as_inference(
         raise ValueError(f"{function}: lr must be in (0, 1]; got {lr}")
 
     def fit_to_data(theta: Tensor) -> Tensor:
-        predicted = model(theta)
+        predicted = model(theta.reshape(prior.batch_shape))
         if log_likelihood is not None:
-            return log_likelihood(data, predicted)
+            found = log_likelihood(data, predicted)
+            if not isinstance(found, Tensor) or found.numel() != 1:
+                came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(
+                    f"{function}: log_likelihood must give one number, a sum over data; got {came}"
+                )
+            return found.reshape(())
         if not isinstance(predicted, Distribution):
             raise TypeError(
                 f"{function}: model(theta) must be a torch.distributions.Distribution where log_likelihood is None; "
@@ -172,24 +199,80 @@ def optimization_as_inference(
             )
         return predicted.log_prob(data).sum()
 
-    shape = prior.batch_shape
-    prior_mean, prior_logvar = prior.loc.reshape(1, -1), 2 * prior.scale.log().reshape(1, -1)
-    mean, logvar = prior_mean.clone().requires_grad_(), prior_logvar.clone().requires_grad_()
+    wide = prior.loc.detach().reshape(1, -1), 2 * prior.scale.detach().log().reshape(1, -1)
+
+    def bound(mean: Tensor, logvar: Tensor, step: int, stream: int) -> Tensor:
+        drawn = reparameterize(mean, logvar, seed=seed, step=step, stream=stream, samples=(samples + 1) // 2)
+        thetas = torch.cat([drawn, 2 * mean - drawn])[:samples]
+        expected = torch.stack([fit_to_data(theta) for theta in thetas]).mean()
+        return expected - gaussian_kl(mean, logvar, *wide, reduction="sum")
+
+    mean = _mode(
+        lambda theta: fit_to_data(theta) + prior.log_prob(theta.reshape(prior.batch_shape)).sum(), wide[0]
+    )
+    logvar = wide[1] + 2 * math.log(NARROW)
     history = []
     for step in trange(steps, desc=function, leave=False, disable=not progress):
-        drawn = reparameterize(mean, logvar, seed=seed, step=step, samples=(samples + 1) // 2)
-        thetas = torch.cat([drawn, 2 * mean - drawn])[:samples]
-        expected = torch.stack([fit_to_data(theta.reshape(shape)) for theta in thetas]).mean()
-        elbo = expected - gaussian_kl(mean, logvar, prior_mean, prior_logvar, reduction="sum")
-        of_mean, of_logvar = torch.autograd.grad(-elbo, (mean, logvar))
-        rho = lr * (1 + math.cos(math.pi * step / steps)) / 2
-        # No step takes more than half of a precision away, where the curvature along the draws is negative.
-        moved = natural_step(mean, logvar, of_mean, of_logvar.clamp(min=-0.25 / rho), rho)
-        mean, logvar = moved.mean.requires_grad_(), moved.logvar.requires_grad_()
-        history.append(elbo.detach())
-    q = Normal(mean.detach().reshape(shape), (logvar.detach() / 2).exp().reshape(shape))
-    values = torch.stack(history)
-    return VariationalFit(q, float(values[-max(1, steps // 10) :].mean()), values)
+        mean, logvar = mean.requires_grad_(), logvar.requires_grad_()
+        value = bound(mean, logvar, step, FITTING)
+        of_mean, of_logvar = torch.autograd.grad(-value, (mean, logvar))
+        # Where q began is forgotten at once; the second half is averaged.
+        rho = max(1 / (1 / lr + max(0, step - steps // 2)), 1 / (step + 1) if step < 1 / lr else 0.0)
+        # No precision falls below half of the prior's, where the curvature along the draws is negative, none more than
+        # doubles in a step, and no mean moves by more than its deviation.
+        least = (0.5 * (logvar.detach() - wide[1]).exp() - 1) / 2
+        moved = natural_step(mean, logvar, of_mean, of_logvar.clamp(min=least).clamp(max=0.5 / rho), rho)
+        reach = (moved.logvar / 2).exp()
+        mean = mean.detach() + (moved.mean - mean.detach()).clamp(-reach, reach)
+        logvar = moved.logvar
+        history.append(value.detach())
+    fresh = [_judge(mean, logvar, bound, step) for step in range(JUDGES)]
+    values, moves = (torch.stack(column) for column in zip(*fresh, strict=True))
+    noise = moves.std(0) / JUDGES**0.5
+    settled = bool(((moves.mean(0).abs() - 3 * noise).max() < 0.2) & values.isfinite().all())
+    if not settled:
+        warnings.warn(
+            f"{function}: q has not settled after {steps} steps: its moments and the bound are not those of the best "
+            "Gaussian. Take more steps, or more samples.",
+            stacklevel=2,
+        )
+    q = Normal(mean.reshape(prior.batch_shape), (logvar / 2).exp().reshape(prior.batch_shape))
+    error = float(values.std() / JUDGES**0.5)
+    return VariationalFit(q, float(values.mean()), error, settled, torch.stack(history))
+
+
+# q's first deviation over the prior's; how many independent estimates judge the result; streams of the noise.
+NARROW, JUDGES = 1e-3, 32
+FITTING, JUDGING = 0, 1 << 20
+
+
+def _mode(log_joint: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    theta = start.clone().requires_grad_()
+    search = LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = -log_joint(theta)
+        if not loss.isfinite():
+            raise ValueError(
+                "optimization_as_inference: the log-likelihood must be finite from the prior's mean to the mode; got "
+                f"{-loss.item()}"
+            )
+        loss.backward()
+        return loss
+
+    search.step(closure)
+    return theta.detach()
+
+
+def _judge(
+    mean: Tensor, logvar: Tensor, bound: Callable[[Tensor, Tensor, int, int], Tensor], step: int
+) -> tuple[Tensor, Tensor]:
+    """A fresh estimate of the bound, and of how far it would move means, in deviations, and precisions, relatively."""
+    mean, logvar = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
+    value = bound(mean, logvar, step, JUDGING)
+    of_mean, of_logvar = torch.autograd.grad(value, (mean, logvar))
+    return value.detach(), torch.cat([(logvar.detach() / 2).exp() * of_mean, 2 * of_logvar], -1)[0]
 
 
 class GradientDescentAsVI:
@@ -214,21 +297,24 @@ class GradientDescentAsVI:
         self.model = model
         self.param_history: list[dict[str, Tensor]] = []
         self._optimizer = SGD(model.parameters(), lr=0.0)
-        self._kl = TrajectoryKL(self._optimizer, number("GradientDescentAsVI", "std", std, above=0.0))
+        self._std = number("GradientDescentAsVI", "std", std, above=0.0)
+        self._kl: list[float] = []
 
     def step(self, loss_fn: Callable[[Any], Tensor], data: Any, lr: float = 0.01) -> float:
         """theta <- theta - lr grad loss_fn(data); the weights before it join ``param_history``. Returns the loss."""
         lr = number("GradientDescentAsVI.step", "lr", lr)
         self._optimizer.zero_grad()
-        loss = loss_fn(data)
+        loss = _finite("GradientDescentAsVI.step", loss_fn(data))
         loss.backward()
         self.param_history.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
         self._optimizer.param_groups[0]["lr"] = lr
+        followed = TrajectoryKL(self._optimizer, self._std)
         self._optimizer.step()
+        followed.remove()
+        self._kl.append(followed.total)
         self._optimizer.zero_grad()
         return float(loss.detach())
 
     def visualize_as_inference(self) -> list[float]:
         """KL of every step's belief to the one before, in nats."""
-        values: list[float] = self._kl.values.tolist()
-        return values
+        return list(self._kl)

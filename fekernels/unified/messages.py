@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ class GradientAsMessagePassing(nn.Module):
         )
         self._outputs: list[Tensor] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_outputs": []}  # a graph cannot be copied
+
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(output [B, output_dim], activations of the three layers). The last is linear: a ReLU would stop messages."""
         self._outputs, activations, h = [], [], x
@@ -51,12 +55,18 @@ class GradientAsMessagePassing(nn.Module):
             too, and "error_message", the gradient in what it gave, [B, its size].
 
         Raises:
-            RuntimeError: loss does not depend on the last forward pass.
+            RuntimeError: loss does not depend on the last forward pass, or its messages were sent before.
         """
+        if not self._outputs:
+            raise RuntimeError(
+                "GradientAsMessagePassing.backward_as_messages: loss must be of a forward pass since the last call; "
+                "there was none"
+            )
         parameters = list(self.layers.parameters())  # weight and bias of each layer in turn
         found = torch.autograd.grad(loss, [*parameters, *self._outputs])
         for parameter, gradient in zip(parameters, found, strict=False):
-            parameter.grad = gradient
+            parameter.grad = gradient.clone()  # what clears it later leaves the messages
+        self._outputs = []
         keys = ("weight_message", "bias_message", "error_message")
         return [
             dict(zip(keys, messages, strict=True))
@@ -72,6 +82,17 @@ class GradientAsMessagePassing(nn.Module):
                 f"GradientAsMessagePassing.update_with_messages: messages must be of {len(self.layers)} layers; got "
                 f"{len(messages)}"
             )
+        for k, (layer, message) in enumerate(zip(self.layers, messages, strict=True)):
+            for name, parameter in layer.named_parameters():
+                found = message.get(f"{name}_message")
+                if not isinstance(found, Tensor) or found.shape != parameter.shape:
+                    came = (
+                        f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+                    )
+                    raise ValueError(
+                        f"GradientAsMessagePassing.update_with_messages: messages[{k}]['{name}_message'] must have "
+                        f"shape {tuple(parameter.shape)}; got {came}"
+                    )
         for layer, message in zip(self.layers, messages, strict=True):
             for name, parameter in layer.named_parameters():
                 parameter.add_(message[f"{name}_message"], alpha=-lr)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fekernels import views
 from fekernels._checks import boolean, integer, number
-from fekernels.losses import free_energy, reparameterize
-from fekernels.models import VAE
-from fekernels.models.inference import Posterior, refine
+from fekernels.losses import reparameterize
+from fekernels.models import VAE, LatentModel
+from fekernels.models.networks import features
 from fekernels.models.noise import NoiseCounter
 
 __all__ = ["EfficientFreeEnergyMinimizer", "FreeEnergyMinimizer"]
@@ -92,21 +92,23 @@ class FreeEnergyMinimizer(VAE):
         }
 
 
-class EfficientFreeEnergyMinimizer(nn.Module):
+class EfficientFreeEnergyMinimizer(LatentModel):
     """The free energy of a decoder, with an inference network of its own or with latents fitted to each data point.
 
     Args:
-        model: has ``decode(z)``, ``input_dim`` and ``latent_dim``, as ``fe.models.VAE``; its ``likelihood``, or "mse"
-            where it has none. None, as the document has it, builds nothing that could infer.
+        model: a module with ``decode(z)``, ``input_dim`` and ``latent_dim``, as ``fe.models.VAE``; its ``likelihood``,
+            or "mse" where it has none. None, as the document has it, builds nothing that could infer.
         amortized_inference: True infers by a network (input_dim -> 128 -> 2 latent_dim), one pass for any number of
             data points. False fits mean and log-variance of each by ``refine_steps`` steps of Adam from the prior
-            (stochastic variational inference, Hoffman et al. 2013): no parameters, but latents of every data point.
+            (``LatentModel.infer``): no parameters, but latents of every data point.
         amortized: another name for amortized_inference.
         refine_steps, refine_lr: of the fit.
         seed: of the noise; None draws one from torch's default generator.
 
     Raises:
-        TypeError: a model without these attributes.
+        TypeError: a model that is no module, or without these attributes.
+
+    Source: Kingma & Welling 2014, arXiv:1312.6114, amortised; Hoffman et al. 2013, stochastic variational inference.
     """
 
     def __init__(
@@ -132,66 +134,69 @@ class EfficientFreeEnergyMinimizer(nn.Module):
         if model is None:
             return
         for name in ("decode", "input_dim", "latent_dim"):
-            if not hasattr(model, name):
+            if not isinstance(model, nn.Module) or not hasattr(model, name):
                 raise TypeError(
-                    f"{function}: model must have decode, input_dim and latent_dim; got {type(model).__name__} without "
-                    f"{name}"
+                    f"{function}: model must be a torch.nn.Module with decode, input_dim and latent_dim; got "
+                    f"{type(model).__name__}"
                 )
+        self.likelihood = getattr(model, "likelihood", "mse")
+        self.classes = getattr(model, "classes", 1)
+        self.latent_dim = model.latent_dim
+        self.event = model.input_dim if isinstance(model.input_dim, tuple) else (model.input_dim,)
         if self.amortized:
-            sizes = model.input_dim if isinstance(model.input_dim, tuple) else (model.input_dim,)
             self.inference_net = nn.Sequential(
-                nn.Flatten(),
-                nn.Linear(math.prod(sizes), 128),
+                nn.Linear(math.prod(self.event) * self.classes, 128),
                 nn.ReLU(),
-                nn.Linear(128, 2 * model.latent_dim),
-            )
+                nn.Linear(128, 2 * self.latent_dim),
+            ).to(self._like())
+
+    def _like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the model."""
+        return next(self.model.parameters(), torch.empty(0))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's answer, or the prior where there is none: mean and log-variance, [B, latent_dim] each."""
+        function = "EfficientFreeEnergyMinimizer"
+        if self.model is None:
+            raise ValueError(f"{function}: model must have decode, input_dim and latent_dim; got None")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{function}: x must be a Tensor; got {type(x).__name__}")
+        if x.shape[1:] != self.event:
+            expected = ", ".join(map(str, ("batch", *self.event)))
+            raise ValueError(f"{function}: x must have shape ({expected}); got {tuple(x.shape)}")
+        like = self._like()
+        if self.inference_net is None:
+            prior = torch.zeros(len(x), self.latent_dim, device=like.device, dtype=like.dtype)
+            return prior, prior.clone()
+        seen = features(self.likelihood, x, self.classes, like.dtype)
+        mean, logvar = self.inference_net(seen).chunk(2, dim=-1)
+        return mean, logvar
+
+    def decode(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The model's."""
+        found: Tensor | tuple[Tensor, ...] = self.model.decode(z)
+        return found
 
     def infer_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z) for every data point of x [B, *input_dim]: [B, latent_dim] each.
 
         Raises:
-            ValueError: there is no model.
+            ValueError: there is no model; data of another shape, or outside of the likelihood's domain.
         """
-        if self.model is None:
-            raise ValueError(
-                "EfficientFreeEnergyMinimizer: model must have decode, input_dim and latent_dim; got None"
-            )
-        if self.inference_net is not None:
-            mean, logvar = self.inference_net(x).chunk(2, dim=-1)
-            return mean, logvar
-        prior = torch.zeros(len(x), self.model.latent_dim, device=x.device, dtype=x.dtype)
-        seed = self.noise_counter.read()[0]
-
-        def free_energies(posterior: Posterior, step: int, reduction: str) -> Tensor:
-            return self._free_energy(x, posterior.mean, posterior.logvar, seed, step, reduction)
-
-        return refine(
-            Posterior(prior, prior),
-            lambda posterior, step: free_energies(posterior, 1 + step, "sum"),
-            lambda posterior: free_energies(posterior, 0, "none"),
-            self.refine_steps,
-            self.refine_lr,
-        )
+        if self.amortized or self.model is None:
+            return self.encode(x)
+        return self.infer(x, self.refine_steps, lr=self.refine_lr)
 
     def compute_free_energy_batch(self, x_batch: Tensor) -> Tensor:
         """F of a batch in nats, summed over the event, averaged over the batch: a scalar to minimise.
 
         Without an inference network its gradients are those of the decoder, at the latents that were found.
         """
-        mean, logvar = self.infer_latents(x_batch)
-        seed, step = self.noise_counter.next(x_batch, self)
-        return self._free_energy(x_batch, mean, logvar, seed, step, "mean")
-
-    def _free_energy(
-        self, x: Tensor, mean: Tensor, logvar: Tensor, seed: int, step: int, reduction: str
-    ) -> Tensor:
-        params = self.model.decode(reparameterize(mean, logvar, seed=seed, step=step))
-        likelihood = getattr(self.model, "likelihood", "mse")
-        return free_energy(params, x, mean, logvar, likelihood=likelihood, reduction=reduction).free_energy
+        return self.free_energy(x_batch, posterior=self.infer_latents(x_batch)).free_energy
 
     def memory(self, data_size: int) -> int:
-        """Bytes that inference keeps for ``data_size`` data points: a network's weights, or float32 latents of each."""
+        """Bytes that inference keeps for ``data_size`` data points: a network's weights, or latents of each."""
+        data_size = integer("EfficientFreeEnergyMinimizer.memory", "data_size", data_size, 0)
         if self.inference_net is not None:
             return sum(p.numel() * p.element_size() for p in self.inference_net.parameters())
-        latents = 0 if self.model is None else self.model.latent_dim
-        return 2 * 4 * latents * integer("EfficientFreeEnergyMinimizer.memory", "data_size", data_size, 0)
+        return 0 if self.model is None else 2 * self._like().element_size() * self.latent_dim * data_size

@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 from fekernels._checks import integer
 from fekernels.models.noise import NoiseCounter
 from fekernels.models.relevance_score import relevance_of
+from fekernels.unified.weights import visible_weights
 
 __all__ = ["RelevanceAsUnifiedObjective"]
 
@@ -55,7 +56,7 @@ class RelevanceAsUnifiedObjective(nn.Module):
             # [B, 1] less a KL of [B] would be [B, B].
             return torch.stack([each.squeeze(-1) if each.dim() == 2 else each for each in found])
 
-        seed, step = self.noise_counter.next(utterance, self)
+        seed, step = self.noise_counter.next(utterance, visible_weights(self.dialogue, self.context))
         return relevance_of(logit, mean, logvar, seed=seed, step=step, samples=self.samples).score
 
     def optimize_relevance(self, dialogue_batch: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fekernels._checks import integer
 from fekernels.diagnostics import critical_points
 from fekernels.optim import UnifiedOptimizer
 from fekernels.unified.minimizer import FreeEnergyMinimizer
@@ -73,7 +75,7 @@ def benchmark_unified_view(steps: int = 100) -> dict[str, float]:
     Returns:
         What is printed: "adam_seconds" and "unified_seconds" of all steps, "speedup", and the two last losses.
     """
-    from time import perf_counter
+    steps = integer("benchmark_unified_view", "steps", steps, 1)
 
     def network() -> nn.Sequential:
         torch.manual_seed(0)
