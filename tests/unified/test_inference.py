@@ -1,0 +1,129 @@
+"""The document's inference over weights: called as it calls it, and beside the closed forms."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal
+
+from fekernels.unified import BayesianOptimizer, GradientDescentAsVI, optimization_as_inference
+from tests.support.tensors import bits_equal
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def test_optimization_as_inference() -> None:
+    data = Normal(torch.tensor(2.0), 1.0).sample((50,))
+    prior = Normal(torch.tensor(0.0), torch.tensor(3.0))
+    fit = optimization_as_inference(data, lambda theta: Normal(theta, 1.0), prior)
+    precision = 50 + 1 / 9
+    assert abs(fit.q.loc - data.sum() / precision) < 1e-3
+    assert abs(fit.q.scale * precision**0.5 - 1) < 0.1
+    covariance = torch.eye(50) + 9 * torch.ones(50, 50)
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(50), covariance).log_prob(data)
+    assert abs(fit.elbo - evidence) < 4 * fit.standard_error + 0.02 < 0.4 and fit.converged
+    with pytest.raises(TypeError, match=r"model\(theta\) must be a torch.distributions.Distribution"):
+        optimization_as_inference(data, lambda theta: theta, prior)
+    with pytest.raises(TypeError, match="prior must be a torch.distributions.Normal; got NoneType"):
+        optimization_as_inference(data, lambda theta: Normal(theta, 1.0), None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"must give one number, a sum over data; got shape \(50,\)"):
+        optimization_as_inference(data, lambda theta: theta, prior, log_likelihood=lambda d, theta: theta - d)
+
+
+@pytest.mark.parametrize("counts", [(3.0, 4.0, 5.0), (300.0, 400.0, 500.0)])
+def test_optimization_as_inference_from_a_prior_far_too_wide(counts: tuple[float, ...]) -> None:
+    """Counts of rate exp(theta), theta ~ N(0, 10^2): draws of the prior have rates from e^-30 to e^30."""
+    y = torch.tensor(counts).double()
+    prior = Normal(torch.zeros(()).double(), torch.full((), 10.0).double())
+
+    def model(theta: torch.Tensor) -> torch.distributions.Poisson:
+        return torch.distributions.Poisson(theta.exp(), validate_args=False)
+
+    # The best Gaussian, whose bound is in closed form: E[exp(theta)] = exp(m + s^2 / 2).
+    mean, logvar = y.mean().log().requires_grad_(), torch.tensor(-3.0).double().requires_grad_()
+    search = torch.optim.LBFGS(
+        [mean, logvar], max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-12
+    )
+
+    def minus_bound() -> torch.Tensor:
+        search.zero_grad()
+        fit_to_data = y.sum() * mean - 3 * (mean + logvar.exp() / 2).exp() - torch.lgamma(y + 1).sum()
+        kl = torch.distributions.kl_divergence(Normal(mean, (logvar / 2).exp()), prior)
+        (kl - fit_to_data).backward()
+        return kl - fit_to_data
+
+    search.step(minus_bound)
+    fit = optimization_as_inference(y, model, prior, samples=4)
+    std = float((logvar / 2).exp())
+    assert fit.converged and abs(fit.q.loc - mean) < 0.1 * std and abs(fit.q.scale / std - 1) < 0.1
+    assert abs(fit.elbo + float(minus_bound())) < 4 * fit.standard_error + 0.02
+    with pytest.warns(UserWarning, match="q has not settled after 8 steps"):
+        assert not optimization_as_inference(y, model, prior, samples=4, steps=8).converged
+
+
+def test_bayesian_optimizer() -> None:
+    """On a conjugate regression: q's means and deviations are the posterior's, of independent columns."""
+    x = torch.linalg.qr(torch.randn(200, 3))[0] * 200**0.5
+    y = x @ torch.tensor([[0.5], [-0.2], [0.1]]) + torch.randn(200, 1)
+    model = nn.Linear(3, 1, bias=False)
+    optimizer = BayesianOptimizer(model, prior_std=1.0, seed=0)
+
+    def loss_fn(data: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return -Normal(model(data[0]), 1.0).log_prob(data[1]).sum()
+
+    first = optimizer.step(loss_fn, (x, y))
+    means, deviations, values = [], [], []
+    for step in range(500):
+        values.append(optimizer.step(loss_fn, (x, y)))
+        if step >= 250:
+            means.append(optimizer.q_mean["weight"])
+            deviations.append(optimizer.q_std["weight"])
+    assert isinstance(first, float)
+    precision = 200 + 1
+    close = torch.stack(means).mean(0) - (x.T @ y / precision).T
+    assert close.abs().max() < 0.3 * precision**-0.5
+    assert (torch.stack(deviations).mean(0) * precision**0.5 - 1).abs().max() < 0.1
+    # The free energy is above minus the evidence, and near it: its q has the posterior's form.
+    covariance = torch.eye(200) + x @ x.T
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(200), covariance).log_prob(y[:, 0])
+    settled = sum(values[250:]) / 250
+    assert -evidence - 0.2 < settled < -evidence + 0.5 < first
+    before = (optimizer.q_mean["weight"], optimizer.q_std["weight"])
+    with pytest.raises(
+        FloatingPointError, match="BayesianOptimizer.step: loss_fn must give a finite loss; got nan"
+    ):
+        optimizer.step(lambda data: loss_fn(data) * math.nan, (x, y))
+    assert bits_equal(before[0], optimizer.q_mean["weight"]) and bits_equal(
+        before[1], optimizer.q_std["weight"]
+    )
+    with pytest.raises(ValueError, match="init_std must be below prior_std"):
+        BayesianOptimizer(model, prior_std=1.0, init_std=1.0)
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module; got int"):
+        BayesianOptimizer(3)  # type: ignore[arg-type]
+
+
+def test_gradient_descent_as_variational_inference() -> None:
+    model = nn.Linear(10, 1)
+    optimizer_as_vi = GradientDescentAsVI(model)
+    x, y = torch.randn(100, 10), torch.randn(100, 1)
+    for _ in range(10):
+        loss = ((model(x) - y) ** 2).mean()
+        optimizer_as_vi.step(lambda d, loss=loss: loss, None)
+    history = optimizer_as_vi.visualize_as_inference()
+    weights = [*optimizer_as_vi.param_history, dict(model.named_parameters())]
+    moved = [
+        sum(float(((b[name] - a[name]) ** 2).sum()) for name in a) / 2
+        for a, b in zip(weights, weights[1:], strict=False)
+    ]
+    assert len(history) == 10 and history == pytest.approx(moved, rel=1e-4)
+    assert history == sorted(history, reverse=True)  # of a convex loss: it learns less at every step
+    again = copy.deepcopy(optimizer_as_vi)
+    again.step(lambda d: ((again.model(x) - y) ** 2).mean(), None)
+    assert len(again.visualize_as_inference()) == len(again.param_history) == 11
