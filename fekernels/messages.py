@@ -240,7 +240,9 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
 def _statistics(error: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum over the batch; the squared norm of all; that of the mean, and the variance of the mean."""
     rows = (error if error.dim() else error.unsqueeze(0)).detach()
-    rows = rows.reshape(len(rows), -1).to(torch.float64 if rows.device.type == "cpu" else torch.float32)
+    rows = rows.reshape(len(rows), math.prod(rows.shape[1:])).to(
+        torch.float64 if rows.device.type == "cpu" else torch.float32
+    )
     count, total = len(rows), rows.sum(0)
     mean = total / count
     spread = (rows - mean).square().sum() / max(count - 1, 1)

@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fekernels._catalogue.free_energy import NAMES
+from fekernels._catalogue.free_energy import NAMES, longest
 from fekernels._checks import number, one_of
+from fekernels.ops.free_energy.domains import validate_data
 from fekernels.ops.free_energy.free_energy import energy, free_energy, gaussian_kl
 from fekernels.ops.free_energy.reparameterize import reparameterize
 
@@ -91,7 +92,8 @@ def share(
         reduction: "mean" or "sum" over the batch.
 
     Raises:
-        TypeError: a model without encode and decode. ValueError: an unknown likelihood or reduction.
+        TypeError: a model without encode and decode; x is no tensor. ValueError: an unknown likelihood or reduction;
+            on a CPU, data outside of the likelihood's domain.
     """
     function = "views"
     for name in ("encode", "decode"):
@@ -99,12 +101,21 @@ def share(
             raise TypeError(f"{function}: model must have encode and decode; got {type(model).__name__}")
     likelihood = one_of(function, "model.likelihood", getattr(model, "likelihood", "mse"), NAMES)
     one_of(function, "reduction", reduction, REDUCTIONS)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{function}: x must be a Tensor; got {type(x).__name__}")
+    validated = x.is_cpu and not torch.compiler.is_compiling()
+    classes = getattr(model, "classes", None)
+    at_once = isinstance(classes, int) or not longest(likelihood).classes
+    if validated and at_once:
+        validate_data(function, likelihood, x, classes if isinstance(classes, int) else 1, name="x")
     mean, logvar = model.encode(x)
     noise = {"seed": 0 if seed is None else seed, "step": step}
     if seed is None and callable(own := getattr(model, "noise", None)):
         noise = own(x)
     params = model.decode(reparameterize(mean, logvar, **noise))
     params = (params,) if isinstance(params, Tensor) else tuple(params)
+    if validated and not at_once:  # how many classes there are, the parameters alone know
+        validate_data(function, likelihood, x, params[0].shape[-1], name="x")
     if x.is_floating_point() and x.dtype != params[0].dtype:
         x = x.to(params[0].dtype)
     return Shared(params, x, mean, logvar, likelihood, reduction)
@@ -367,8 +378,10 @@ def verify_equivalence(
 
     Raises:
         AssertionError: views differ by more than 1e-12 in float64, 1e-5 in float32; with the table.
-        TypeError, ValueError: as ``share``.
+        TypeError, ValueError: as ``share``; x without a data point.
     """
+    if isinstance(x, Tensor) and (not x.dim() or not len(x)):
+        raise ValueError(f"verify_equivalence: x must hold a data point; got shape {tuple(x.shape)}")
     shared = share(model, x, seed=seed, step=step, reduction=reduction)
     with torch.enable_grad():
         params = tuple(param.detach().requires_grad_() for param in shared.params)

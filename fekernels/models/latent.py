@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fekernels._catalogue.free_energy import NONE, REDUCTIONS, SUM, Target, longest
+from fekernels._catalogue.free_energy import NONE, REDUCTIONS, SUM
 from fekernels._checks import integer, number, one_of
 from fekernels._runtime.ranks import has_ranks
 from fekernels.losses.importance import importance_weighted_bound
@@ -24,7 +23,8 @@ from fekernels.models.inference import (
     with_gradient_of_encoder,
 )
 from fekernels.models.noise import NoiseCounter
-from fekernels.ops.free_energy.domains import validate_target
+from fekernels.ops.free_energy.broadcasting import check_mask
+from fekernels.ops.free_energy.domains import validate_data
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, energy, free_energy
 from fekernels.ops.free_energy.reparameterize import reparameterize
 
@@ -71,8 +71,9 @@ class LatentModel(nn.Module):
 
         A seed or a step that is given is taken (the other is the model's seed, or 0). Without either, in training:
         fresh for every batch and after every step of the weights, but the same for the same batch under the same
-        weights, so that several views of it agree (``models.noise.NoiseCounter``). In evaluation always the same, so
-        that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row; None
+        weights, so that several views of it agree, whatever batches come in between. The same batch is the same tensor,
+        unwritten since: a slice ``x[:5]`` is a new one (``models.noise.NoiseCounter``). In evaluation always the same,
+        so that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row; None
         is 0, in a process group this rank's, for batches of one size.
         """
         if offset is None:
@@ -313,7 +314,9 @@ class LatentModel(nn.Module):
             ``plot()``, a figure.
 
         Raises:
-            FloatingPointError: the free energy is no longer finite. TypeError, ValueError: as elsewhere.
+            FloatingPointError: the free energy of a batch is not finite; on a CPU before the step, which is not made,
+                on a GPU, where each look would wait for it, 25 steps later at most.
+            TypeError, ValueError: as elsewhere.
 
         Warns:
             UserWarning: posterior collapse: no latent is active at the end.
@@ -393,26 +396,13 @@ class LatentModel(nn.Module):
             raise TypeError(f"{function}: x must be a Tensor; got {type(x).__name__}")
         if validate is None:
             validate = x.is_cpu and not torch.compiler.is_compiling()
-        if validate and x.numel():
-            self._validate(function, x, mask)
+        if mask is not None:
+            check_mask(function, "mask", mask, x, "x", "observed")
+        if validate:
+            validate_data(function, self.likelihood, x, self.classes, mask=mask)
         if x.dtype == torch.float64 and next(self.parameters()).dtype != torch.float64:
             return x.float()
         return x
-
-    def _validate(self, function: str, x: Tensor, mask: Tensor | None) -> None:
-        row = longest(self.likelihood)
-        if row.target is Target.REAL:
-            return
-        support = row.target.value
-        if mask is None and not support.whole and x.is_floating_point():
-            # As much as a training step can afford; torch.aminmax takes three times as long. NaN fails it too.
-            low, high = x.amin().item(), x.amax().item()
-            if (low > support.lowest if support.above else low >= support.lowest) and high <= support.highest:
-                if high < math.inf:
-                    return
-        seen = x if mask is None else x[mask.expand_as(x)]
-        like = seen.new_empty((0, self.classes))
-        validate_target(function, self.likelihood, seen, like)
 
 
 def _of_samples(mask: Tensor | None, count: int, target: Tensor) -> Tensor | None:

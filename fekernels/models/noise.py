@@ -12,16 +12,17 @@ from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced, own_parts
 from fekernels.ops._noise_key import COUNTERS, signed_seed
 
-__all__ = ["NoiseCounter"]
+__all__ = ["NoiseCounter", "version"]
 
 
 class NoiseCounter(nn.Module):
     """A seed and a count of the draws so far, as one buffer of two int64, so that a checkpoint goes on with its noise.
 
-    ``next`` counts on, unless it is asked again for the very batch that it was last asked for while the weights are
-    still the same: then what is computed are views of one thing, and they get one noise. "The same batch" is the same
-    tensor, unwritten since; weights are the same by their version counters, and on a CPU by the sum of the last one
-    too, because ``weight.data -= ...`` counts no version. (Reading it on a GPU would wait for the GPU.)
+    ``next`` counts on, unless it is asked again for a batch that it has been asked for since the weights last changed:
+    then what is computed are views of one thing, and they get one noise, whatever batches came in between. "The same
+    batch" is the same tensor, unwritten since; a slice ``x[:5]`` is a new tensor each time, and so a new batch. Weights
+    are the same by their version counters, and on a CPU by the sum of the last one too, because ``weight.data -= ...``
+    counts no version. (Reading it on a GPU would wait for the GPU.) Batches are forgotten when they are freed.
 
     Args:
         seed: 64 bits; None draws one from torch's default generator, rank 0's in a process group.
@@ -39,21 +40,24 @@ class NoiseCounter(nn.Module):
             "state", torch.tensor([signed_seed(function, seed), 0], dtype=torch.int64, device="cpu")
         )
         self._known: tuple[Tensor, int, int, int, Tensor] | None = None
-        self._last: tuple[Any, ...] | None = None
+        self._weights: tuple[float, ...] = ()
+        # By the batch's id: a reference whose end removes the entry, the batch's version, and the step.
+        self._batches: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         self.known_seed, _ = self.read()  # for torch.compile, which does not look into buffers
         self.register_load_state_dict_post_hook(_read_again)
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference cannot be written, and a copy has another buffer.
-        return {**self.__dict__, "_known": None, "_last": None}
+        return {**self.__dict__, "_known": None, "_weights": (), "_batches": {}}
 
     def read(self) -> tuple[int, int]:
         """(seed, draws so far). The buffer is read only after somebody else has written or replaced it."""
         known = self._known
-        if known is None or known[0] is not self.state or known[1] != _version(self.state):
+        if known is None or known[0] is not self.state or known[1] != version(self.state):
             seed, step = self.state.tolist()
             self.known_seed = seed
-            self._known = known = (self.state, _version(self.state), seed, step, self.state[1])
+            self._batches.clear()  # of another count
+            self._known = known = (self.state, version(self.state), seed, step, self.state[1])
         return known[2], known[3]
 
     def next(self, batch: Tensor, model: nn.Module) -> tuple[int, int]:
@@ -61,15 +65,25 @@ class NoiseCounter(nn.Module):
         if torch.compiler.is_compiling():
             return _next_untraced(self, batch, model)
         seed, step = self.read()
-        now = (_version(batch), *_state_of(model))
-        if self._last is not None and self._last[0]() is batch and self._last[1] == now and step:
-            return seed, step
+        weights, written, key = _state_of(model), version(batch), id(batch)
+        if weights != self._weights:
+            self._batches.clear()
+            self._weights = weights
+        known = self._batches.get(key)
+        if known is not None and known[0]() is batch and known[1] == written:
+            return seed, known[2]
         step = step % (COUNTERS - 1) + 1
         assert self._known is not None
         view = self._known[4]
         view.fill_(step)
-        self._known = (self.state, _version(self.state), seed, step, view)
-        self._last = (weakref.ref(batch), now)
+        self._known = (self.state, version(self.state), seed, step, view)
+        batches = self._batches
+
+        def forget(gone: weakref.ref[Tensor]) -> None:
+            if key in batches and batches[key][0] is gone:  # not that of a tensor that has the place by now
+                del batches[key]
+
+        batches[key] = (weakref.ref(batch, forget), written, step)
         return seed, step
 
     def extra_repr(self) -> str:
@@ -85,7 +99,8 @@ def _next_untraced(counter: NoiseCounter, batch: Tensor, model: nn.Module) -> tu
     return counter.next(batch, model)
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """How often it has been written."""
     try:
         return tensor._version
     except RuntimeError:  # of a tensor made under torch.inference_mode, which counts none
@@ -106,7 +121,7 @@ def _versions(module: nn.Module) -> tuple[int, Tensor | None]:
     weights, children = own_parts(module)
     for weight in weights.values():
         if weight is not None:
-            total, last = total + _version(weight), weight
+            total, last = total + version(weight), weight
     for child in children.values():
         if child is not None:
             of_child, of_last = _versions(child)

@@ -158,16 +158,18 @@ class VAE(LatentModel):
         return likelihoods.mean(self.likelihood, self.decode(self.encode(x)[0]))
 
     @torch.no_grad()
-    def sample(self, count: int, *, seed: int = 0, mean: bool = False) -> Tensor:
+    def sample(self, count: int, *, seed: int | None = None, mean: bool = False) -> Tensor:
         """Data made up by the model, [count, *event].
 
         Args:
             count: how many.
-            seed: of z, by counter-based noise, and of x given z, by a torch generator on the model's device.
+            seed: of z, by counter-based noise, and of x given z, by a torch generator on the model's device; None is
+                the model's. The same seed gives the same data.
             mean: the expected x given z in place of a draw of it: of pixels, grey where a draw is black or white.
         """
         weight = next(self.parameters())
         count = integer("VAE.sample", "count", count, 0)
+        seed = self._own_seed() if seed is None else seed
         z = random.normal((count, self.latent_dim), seed=seed, stream=PRIOR, device=weight.device)
         params = self.decode(z.to(weight.dtype))
         if mean:

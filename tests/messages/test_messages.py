@@ -178,6 +178,16 @@ def test_the_statistics():
     assert history.angle[1] == pytest.approx(math.degrees(math.acos(cosine)))
 
 
+def test_a_batch_of_no_rows_has_messages_of_norm_0():
+    model = network()
+    with fe.messages.GradientMessages(model) as messages:
+        for rows in (3, 0, 3):
+            model(torch.randn(rows, 4)).sum().backward()
+            history = messages.history["0"]
+    assert history.norm[1] == 0 and history.norm[2] > 0
+    assert math.isnan(history.angle[1]) and math.isnan(history.signal_to_noise[1])
+
+
 def test_noise_alone_has_a_ratio_of_one():
     layer = nn.Identity()
     messages = fe.messages.GradientMessages(layer)

@@ -130,6 +130,29 @@ def test_noise_is_fresh_after_a_step_and_shared_before_it():
     assert model.train().noise(x)["step"] == 5  # evaluation has not counted
 
 
+def test_batches_keep_their_noise_until_the_weights_change_and_are_forgotten_with_them():
+    model, x, y = small(), data("bernoulli"), data("bernoulli", seed=1)
+    first, second = model.noise(x), model.noise(y)
+    assert (first["step"], second["step"]) == (1, 2)
+    assert model.noise(x) == first and model.noise(y) == second and model.noise(x) == first
+    assert model.noise(x[:5])["step"] == 3 and model.noise(x[:5])["step"] == 4  # slices are new tensors
+    for step in range(5, 25):  # micro-batches
+        assert model.noise(torch.rand(4, 3, 2))["step"] == step
+    assert len(model.noise_counter._batches) == 2
+    model.noise_counter.load_state_dict(model.noise_counter.state_dict())
+    assert model.noise(x)["step"] == 25
+    with torch.no_grad():
+        model.decoder[-1].bias += 1
+    assert model.noise(y)["step"] == 26 and model.noise(x)["step"] == 27
+    assert copy.deepcopy(model).noise(x)["step"] == 28
+
+
+def test_the_seed_of_samples_is_the_models():
+    model = small(seed=7)
+    assert torch.equal(model.sample(9), model.sample(9, seed=7))
+    assert not torch.equal(model.sample(9), model.sample(9, seed=0))
+
+
 def trained(model, x, optimizer, steps):
     losses = []
     for _ in range(steps):
@@ -262,6 +285,22 @@ def test_bad_arguments():
         model.free_energy(torch.rand(6, 6))
     with pytest.raises(ValueError, match=r"antithetic needs samples"):
         model.free_energy(data("bernoulli"), antithetic=True)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (torch.ones(6, 3, 2), TypeError, "mask must be a bool tensor, True = observed; got float32"),
+        ([True], TypeError, "mask must be a bool tensor, True = observed; got list"),
+        (torch.ones(6, 3, 3).bool(), ValueError, r"mask must have shape \(6, 3, 2\) like x; got \(6, 3, 3\)"),
+    ],
+)
+def test_masks_are_named(mask, error, message):
+    model, x = small(), data("bernoulli")
+    for name in ("free_energy", "importance_weighted_bound", "infer"):
+        with pytest.raises(error, match=f"VAE.{name}: {message}"):
+            getattr(model, name)(x, mask=mask)
+    assert model.noise_counter.read() == (5, 0)
 
 
 def test_own_networks():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -233,7 +234,34 @@ def test_nan_is_no_equivalence():
         views.verify_equivalence(model, x)
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "bad"), [("bernoulli", 5.0), ("poisson", 0.5), ("gamma", 0.0), ("categorical", 4)]
+)
+def test_data_outside_of_the_domain_raise(likelihood, bad):
+    model, x = small(likelihood), data(likelihood)
+    x[2, 1, 1] = bad
+    for call in (*(getattr(views, name) for name in views.VIEWS), views.share, views.verify_equivalence):
+        with pytest.raises(ValueError, match=f"views: x must hold .*; got {bad}"):
+            call(model, x)
+    assert model.noise_counter.read() == (5, 0)  # nothing was drawn
+    # A model of another make, whose classes are those of what it decodes.
+    other = SimpleNamespace(
+        encode=lambda x: model.encode(data(likelihood)), decode=model.decode, likelihood=likelihood
+    )
+    with pytest.raises(ValueError, match=f"views: x must hold .*; got {bad}"):
+        views.physics(other, x, seed=0)
+
+
+def test_views_of_nothing():
+    with pytest.raises(
+        ValueError, match=r"verify_equivalence: x must hold a data point; got shape \(0, 3, 2\)"
+    ):
+        views.verify_equivalence(small(), data("bernoulli")[:0])
+
+
 def test_bad_arguments():
+    with pytest.raises(TypeError, match="views: x must be a Tensor; got list"):
+        views.physics(small(), [1.0], seed=0)
     with pytest.raises(TypeError, match="model must have encode and decode; got Linear"):
         views.physics(nn.Linear(2, 2), torch.ones(1, 2), seed=0)
     with pytest.raises(ValueError, match="reduction must be one of mean, sum; got 'none'"):

@@ -177,6 +177,15 @@ def prepare_mask(
     function: str, name: str, mask: object, like: Tensor, of: str, true: str, batch_dims: int
 ) -> Tensor:
     """A mask that broadcasts to ``like``, expanded to [B, D]: one row for all costs no memory, all else a byte each."""
+    return whole(check_mask(function, name, mask, like, of, true).expand(like.shape), batch_dims)
+
+
+def check_mask(function: str, name: str, mask: object, like: Tensor, of: str, true: str) -> Tensor:
+    """A bool tensor that broadcasts to ``like``, and lies where it does.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = str(mask.dtype)[6:] if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{function}: {name} must be a bool tensor, True = {true}; got {kind}")
@@ -187,7 +196,7 @@ def prepare_mask(
             " broadcast to it"
         )
     same_device(function, name, mask, like.device)
-    return whole(mask.expand(like.shape), batch_dims)
+    return mask
 
 
 def gather(
