@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
@@ -22,6 +23,7 @@ from fekernels.models.rbm_partition import (
     softplus_sum,
 )
 from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.free_energy.domains import validate_data
 
 __all__ = ["BernoulliRBM"]
 
@@ -105,7 +107,7 @@ class BernoulliRBM(nn.Module):
             self.chains = self.chains.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def free_energy(self, v: Tensor, *, reduction: str = "none") -> Tensor:
+    def free_energy(self, v: Tensor, *, reduction: str = "none", validate: bool | None = None) -> Tensor:
         """F(v) = -a v - sum softplus(c + v W), the clamped free energy, in nats; differentiable in v and parameters.
 
         Two matrix products, forward and backward, and one read of their results: softplus and its derivative are the
@@ -114,11 +116,13 @@ class BernoulliRBM(nn.Module):
         Args:
             v: [n, n_visible], of the parameters' dtype; 0 and 1 (or probabilities, for gradients and mean fields).
             reduction: "none" gives [n]; "mean", "sum" scalars, whose gradients come with the value in one pass.
+            validate: whether v outside of [0, 1] raises. None: on a CPU; on a GPU it would wait for the GPU.
 
         Raises:
             TypeError, ValueError: naming v.
         """
         v = self._visible("free_energy", v)
+        self.check_domain("free_energy", v, validate)
         reduction = one_of("free_energy", "reduction", reduction, ("none", "mean", "sum"))
         x = torch.addmm(self.hidden_bias, v, self.weight)
         if reduction == "none":
@@ -186,6 +190,11 @@ class BernoulliRBM(nn.Module):
             if options:
                 raise TypeError(f"log_partition: {', '.join(options)} belong to 'ais'; got method='exact'")
             return enumerated_log_z(self.weight, self.visible_bias, self.hidden_bias, progress)
+        allowed = [name for name in inspect.signature(self._annealed).parameters if name != "reverse"]
+        if unknown := [name for name in options if name not in allowed]:
+            raise TypeError(
+                f"log_partition: options of {method!r} must be of {', '.join(allowed)}; got {', '.join(unknown)}"
+            )
         return self._annealed(method == "reverse_ais", **options)
 
     def _annealed(
@@ -214,20 +223,30 @@ class BernoulliRBM(nn.Module):
             path, particles=particles, samples=samples, betas=betas, seed=key, progress=progress
         )
 
-    def log_prob(self, v: Tensor, *, log_z: float | Tensor | AnnealedEstimate | None = None) -> Tensor:
+    def log_prob(
+        self,
+        v: Tensor,
+        *,
+        log_z: float | Tensor | AnnealedEstimate | None = None,
+        validate: bool | None = None,
+    ) -> Tensor:
         """log p(v) = -F(v) - log Z, [n], in nats, float64.
 
         Args:
             v: [n, n_visible].
             log_z: log Z where it is known, as a number or what `log_partition` gave; None adds it up anew, which must
                 be possible.
+            validate: as of `free_energy`.
         """
         v = self._visible("log_prob", v)
+        self.check_domain("log_prob", v, validate)
         if log_z is None:
             log_z = self.log_partition("exact")
         elif not isinstance(log_z, Tensor):
             log_z = number("log_prob", "log_z", float(log_z), least=-math.inf)
-        return -self.free_energy(v).double() - log_z
+        elif log_z.dim():
+            raise ValueError(f"log_prob: log_z must be a scalar; got shape {tuple(log_z.shape)}")
+        return -self.free_energy(v, validate=False).double() - log_z
 
     @torch.no_grad()
     def gibbs(self, v: Tensor, steps: int = 1, *, seed: int, step: int = 0, stream: int = 0) -> Tensor:
@@ -289,7 +308,9 @@ class BernoulliRBM(nn.Module):
             small if visible else draw_units(self.visible_probabilities(small), seed, 0, STREAMS["exact"] + 1)
         )
 
-    def contrastive_divergence(self, v: Tensor, k: int = 1, persistent: bool = False) -> Tensor:
+    def contrastive_divergence(
+        self, v: Tensor, k: int = 1, persistent: bool = False, *, validate: bool | None = None
+    ) -> Tensor:
         """mean F(v) - mean F(samples), a scalar whose gradient is contrastive divergence's.
 
         The samples come from k Gibbs sweeps and are constants: differentiated through, they would add a term that
@@ -300,14 +321,16 @@ class BernoulliRBM(nn.Module):
             persistent: the chains go on from where the last call left them, instead of from the data (Tieleman 2008):
                 nearer to the likelihood's gradient. They are n, in the buffer ``chains``, and begin as the first v;
                 of a batch of another size the first n, or more that begin at v.
+            validate: as of `free_energy`.
 
         Every call makes fresh noise, from the seed and the number of sweeps so far.
         """
         name = "contrastive_divergence"
         v = self._visible(name, v)
-        k = integer(name, "k", k, 1, 1 << 24)
+        k, persistent = integer(name, "k", k, 1, 1 << 24), boolean(name, "persistent", persistent)
+        self.check_domain(name, v, validate)
         start = v.detach()
-        if boolean(name, "persistent", persistent):
+        if persistent:
             missing = start[len(self.chains) :] if len(self.chains) < len(start) else start[:0]
             start = torch.cat([self.chains, missing.to(self.chains.dtype)])[: len(start)]
         samples = self.gibbs(start, k, seed=self.seed, step=self.draws, stream=STREAMS["train"])
@@ -315,7 +338,10 @@ class BernoulliRBM(nn.Module):
         if persistent:
             with torch.no_grad():
                 self.chains = torch.cat([samples, self.chains[len(samples) :]])
-        return self.free_energy(v, reduction="mean") - self.free_energy(samples, reduction="mean")
+        of_data, of_samples = (
+            self.free_energy(units, reduction="mean", validate=False) for units in (v, samples)
+        )
+        return of_data - of_samples
 
     def set_base_rates(self, base_rates: Tensor) -> None:
         """Visible biases of a machine without hidden units: log odds of means [n_visible] or data [n, n_visible]."""
@@ -352,7 +378,9 @@ class BernoulliRBM(nn.Module):
         iterable). Returns the mean of mean F(data) - mean F(samples) for each epoch.
 
         Raises:
-            TypeError, ValueError: naming the argument; data of another width, or no batch at all.
+            TypeError, ValueError: naming the argument; data of another width or outside of [0, 1], no batch at all, an
+                iterator, which an epoch would use up. FloatingPointError: the loss is not finite; on a CPU before the
+                step, which is not made.
         """
         from fekernels.models.rbm_training import train
 
@@ -384,6 +412,13 @@ class BernoulliRBM(nn.Module):
                 f"{function}: the base rates must be in [0, 1]; got {float(rates.min())} to {float(rates.max())}"
             )
         return torch.logit((rates * count + 0.5) / (count + 1))
+
+    def check_domain(self, function: str, v: Tensor, validate: bool | None = None) -> None:
+        """ValueError, beginning with ``function``, for v with a number outside of [0, 1], or NaN; as `free_energy`."""
+        if validate is None:
+            validate = v.is_cpu and not torch.compiler.is_compiling()
+        if boolean(function, "validate", validate):
+            validate_data(function, "bernoulli", v, name="v")
 
     def _visible(self, function: str, v: Tensor, name: str = "v") -> Tensor:
         return self._units(function, name, v, self.n_visible)

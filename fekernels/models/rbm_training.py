@@ -11,7 +11,9 @@ from torch import Tensor
 from fekernels import random
 from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import boolean, integer, number
+from fekernels.models.training import FiniteLosses
 from fekernels.optim import LangevinAdam
+from fekernels.posterior.batches import check_batches
 
 if TYPE_CHECKING:
     from fekernels.models.rbm import BernoulliRBM
@@ -42,6 +44,8 @@ def train(
         raise TypeError(
             f"{OWNER}: data must be a tensor or an iterable of batches; got {type(data).__name__}"
         )
+    if not isinstance(data, Tensor):
+        check_batches(OWNER, data, "data")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"{OWNER}: optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
     if isinstance(data, Tensor):
@@ -76,20 +80,23 @@ def train(
     from tqdm import tqdm
 
     found: list[float] = []
+    losses = FiniteLosses("BernoulliRBM.fit")
     bar = tqdm(range(epochs), desc="BernoulliRBM", unit="epoch", disable=not progress)
     for epoch in bar:
-        gaps = []
-        for v in batches():
+        losses.begin_epoch()
+        for step, v in enumerate(batches()):
+            rbm.check_domain(f"{OWNER}: epoch {epoch + 1}, step {step + 1}", v)
             optimizer.zero_grad()
-            gap = rbm.contrastive_divergence(v, k, persistent)
+            gap = rbm.contrastive_divergence(v, k, persistent, validate=False)
+            losses.add(gap)
             gap.backward()
             optimizer.step()
-            gaps.append(gap.detach())
-        if not gaps:
+        mean = losses.mean()
+        if mean is None:
             raise ValueError(f"{OWNER}: data must yield a batch in every epoch; got none in epoch {epoch}")
         if schedule is not None:
             schedule.step()
-        found.append(float(torch.stack(gaps).mean()))
+        found.append(mean)
         bar.set_postfix({"F(data) - F(samples)": f"{found[-1]:.3f}"}, refresh=False)
         if callback is not None:
             callback(rbm, epoch + 1)

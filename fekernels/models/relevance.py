@@ -26,7 +26,7 @@ from fekernels.models.relevance_score import (
     gaussian_nodes,
 )
 from fekernels.models.relevance_training import Temperature, train
-from fekernels.models.text_encoder import HashedTextEncoder
+from fekernels.models.text_encoder import HashedTextEncoder, check_codes
 from fekernels.ops._noise_key import COUNTERS, signed_seed
 
 __all__ = ["RelevanceModel"]
@@ -156,6 +156,10 @@ class RelevanceModel(nn.Module):
         self.seed, self.steps, self.temperature = state["seed"], state["steps"], state["temperature"]
         self.calibration = Calibration(*state["calibration"])
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        check_codes(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @property
     def numbers_per_latent(self) -> int:
         """How many numbers scoring a pair makes for each latent."""
@@ -187,6 +191,11 @@ class RelevanceModel(nn.Module):
     def encode_contexts(self, context: Any) -> ContextIndex:
         """The contexts, encoded once, to be scored against any number of queries."""
         return ContextIndex(self, self.encode("context", context))
+
+    @property
+    def context_side(self) -> tuple[nn.Module, nn.Module]:
+        """What contexts are encoded with."""
+        return self.context_encoder, self.context_evidence
 
     def score(self, query: Any, context: Any) -> Relevance:
         """Query i against context i: tensors [B]; differentiable. For every pair of both, see ``encode_contexts``."""
@@ -287,7 +296,10 @@ class RelevanceModel(nn.Module):
                 scores rank by their KL. Hence .03 (information bottlenecks take 1e-3 to 1e-1).
 
         Returns:
-            The mean loss of every epoch.
+            The mean loss of every epoch. The model is in training meanwhile, and afterwards in the mode that it had.
+
+        Raises:
+            FloatingPointError: a loss is not finite; on a CPU before the step, which is not made.
         """
         return train(self, loader, epochs, lr, optimizer, temperature, progress)
 
@@ -313,6 +325,8 @@ class RelevanceModel(nn.Module):
         with torch.no_grad():
             queries, contexts = self.encode("query", query), self.encode("context", context)
             shape = len(queries), len(contexts)
+            if not shape[0]:
+                raise ValueError("RelevanceModel.calibrate: query must hold a query; got none")
             relevant = _answers("calibrate", relevant, shape, queries.shift.device)
             rows = []
             for row in range(shape[0]):

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer
+from fekernels.models.noise import version
 from fekernels.models.relevance_score import TENSORS, Relevance
 
 if TYPE_CHECKING:
     from fekernels.models.relevance import RelevanceModel
 
 __all__ = ["ContextIndex", "Encoded"]
+
+Weights = list[tuple[Tensor, tuple[Any, ...]]]  # each parameter, its version and where its numbers lie
 
 # Numbers of one block's pairs times latents: 1 MB in float32, which a core's own cache holds and the allocator gives
 # again. Blocks of 4 MB, fresh pages each time, take twice as long, those of a quarter half as long again.
@@ -47,16 +50,38 @@ class ContextIndex:
     A query costs its own encoding and C Z operations, whatever contexts cost to encode: the history of a dialogue is
     encoded as it grows (``append``), never again at each utterance. Pairs are scored in blocks, so that no tensor
     of [Q, C, Z] exists; results are [Q, C].
+
+    An index is of the weights that its contexts were encoded with: once a training step, ``load_state_dict`` or
+    anything else has written them, it raises ValueError.
     """
 
     def __init__(self, model: RelevanceModel, contexts: Encoded) -> None:
         self._model, self._contexts, self._steps = model, contexts, model.steps
+        self._weights: Weights | None = _weights(model)
 
     def __len__(self) -> int:
         return len(self._contexts)
 
     def __repr__(self) -> str:
         return f"ContextIndex({len(self)} contexts, encoded after {self._steps} training steps)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has tensors of its own, which count their versions anew.
+        return {**self.__dict__, "_weights": None, "_current": self._is_current()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        current = state.pop("_current")
+        self.__dict__.update(state)
+        self._weights = _weights(self._model) if current else None
+
+    def _is_current(self) -> bool:
+        now = _weights(self._model)
+        if self._weights is None or len(now) != len(self._weights):
+            return False
+        return all(
+            old is new and before == after
+            for (old, before), (new, after) in zip(self._weights, now, strict=True)
+        )
 
     @torch.no_grad()
     def append(self, contexts: Any) -> None:
@@ -101,8 +126,17 @@ class ContextIndex:
         return places, every.map(lambda t: t.gather(1, places))
 
     def _check(self, method: str) -> None:
-        if self._model.steps != self._steps:
+        if not self._is_current():
             raise ValueError(
-                f"ContextIndex.{method}: the index must be of the model as it is, after {self._model.steps} training "
-                f"steps; got one from {self._steps}: encode_contexts again"
+                f"ContextIndex.{method}: the index must be of the model as it is; got one from {self._steps} training "
+                "steps, whose weights have changed since: encode_contexts again"
             )
+
+
+def _weights(model: RelevanceModel) -> Weights:
+    # Not buffers: those of a batch norm in training change whenever a query is encoded.
+    return [
+        (weight, (version(weight), weight.data_ptr(), weight.dtype))
+        for module in model.context_side
+        for weight in module.parameters()
+    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fekernels._checks import boolean, integer, number
+from fekernels.models.training import FiniteLosses
 from fekernels.optim import LangevinAdam, TemperatureScheduler
 from fekernels.posterior.batches import check_batches
 
@@ -36,25 +37,29 @@ def train(
         optimizer = LangevinAdam(model.parameters(), lr=number(name, "lr", lr), seed=model.seed)
     from tqdm import tqdm
 
-    model.train()
-    means = []
+    means: list[float] = []
+    losses, was_training = FiniteLosses(name), model.training
     bar = tqdm(range(epochs), desc="RelevanceModel", unit="epoch", disable=not progress)
-    for _ in bar:
-        losses = []
-        for batch in loader:
-            queries, contexts = _pair(name, batch)
-            if at is not None:
-                model.temperature = at(model.steps)
-            optimizer.zero_grad()
-            loss = model.loss(queries, contexts)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        if not losses:
-            raise ValueError(f"{name}: loader must hold a batch; got none")
-        means.append(float(torch.stack(losses).mean()))
-        bar.set_postfix_str(f"free energy {means[-1]:.3g} nats, T {model.temperature:.2g}")
-    model.eval()
+    try:
+        for _ in bar:
+            model.train()
+            losses.begin_epoch()
+            for batch in loader:
+                queries, contexts = _pair(name, batch)
+                if at is not None:
+                    model.temperature = at(model.steps)
+                optimizer.zero_grad()
+                loss = model.loss(queries, contexts)
+                losses.add(loss)
+                loss.backward()
+                optimizer.step()
+            mean = losses.mean()
+            if mean is None:
+                raise ValueError(f"{name}: loader must hold a batch; got none")
+            means.append(mean)
+            bar.set_postfix_str(f"free energy {mean:.3g} nats, T {model.temperature:.2g}")
+    finally:
+        model.train(was_training)
     return means
 
 

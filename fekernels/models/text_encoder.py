@@ -6,15 +6,17 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import integer
+from fekernels.ops._noise_key import signed_seed
 
-__all__ = ["HashedTextEncoder"]
+__all__ = ["HashedTextEncoder", "check_codes"]
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -39,8 +41,10 @@ class HashedTextEncoder(nn.Module):
         prefix: letters that stand for a word's stem; 0 leaves them out.
         seed: of the codes.
 
+    The state dict holds the weights and what the codes are made from, not the codes.
+
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what came; a state dict of other codes.
     """
 
     def __init__(self, dim: int = 512, buckets: int = 1 << 15, *, prefix: int = 5, seed: int = 0) -> None:
@@ -49,12 +53,26 @@ class HashedTextEncoder(nn.Module):
         self.dim = integer(name, "dim", dim, 1)
         self.buckets = integer(name, "buckets", buckets, 1)
         self.prefix = integer(name, "prefix", prefix, 0)
+        self.seed = signed_seed(name, seed)
         codes = random.normal((self.buckets, self.dim), seed=seed) / math.sqrt(self.dim)
         self.codes: Tensor
         # Made again from the seed: a checkpoint need not hold them.
         self.register_buffer("codes", codes, persistent=False)
         self.log_weight = nn.Parameter(torch.zeros(self.buckets))
         self._terms: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seed": self.seed, "prefix": self.prefix, "dim": self.dim, "buckets": self.buckets}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing to set: ``check_codes`` has seen that they are these."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        check_codes(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, buckets={self.buckets}, prefix={self.prefix}, seed={self.seed}"
 
     def terms(self, text: str) -> Counter[int]:
         """Buckets of a text's terms, and how often each occurs."""
@@ -108,6 +126,27 @@ class HashedTextEncoder(nn.Module):
         owner = torch.repeat_interleave(torch.arange(len(texts)), counts).to(device)
         squares = weight.new_zeros(len(texts)).index_add(0, owner, weight * weight)
         return sums / squares.clamp_min(torch.finfo(dtype).tiny).sqrt()[:, None]
+
+
+def check_codes(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """ValueError where an encoder in ``module`` has other codes than the one whose state would be loaded into it.
+
+    A module that holds encoders calls it first, since loading writes one child after the other.
+    """
+    for name, encoder in module.named_modules():
+        if not isinstance(encoder, HashedTextEncoder):
+            continue
+        place = f"{prefix}{name}." if name else prefix
+        own = encoder.get_extra_state()
+        saved = state_dict.get(f"{place}_extra_state", own)  # of a missing one, loading itself says so
+        other = [key for key in own if saved.get(key) != own[key]]
+        if other:
+            here, there = (", ".join(f"{key} {of.get(key)}" for key in other) for of in (own, saved))
+            where = f"HashedTextEncoder ({place[:-1]})" if place else "HashedTextEncoder"
+            raise ValueError(
+                f"{where}: the codes must be those of {here}; got those of a checkpoint of {there}: make the encoder "
+                "with the checkpoint's"
+            )
 
 
 def _check(owner: str, texts: Sequence[str]) -> None:

@@ -21,11 +21,60 @@ if TYPE_CHECKING:
 
     from fekernels.models.latent import LatentModel
 
-__all__ = ["History", "fit", "inputs"]
+__all__ = ["FiniteLosses", "History", "fit", "inputs"]
 
 Loss = Callable[[Tensor, float], tuple[FreeEnergyTerms, Tensor]]
 
 READ_EVERY = 25  # steps between looks at the loss: on a GPU each waits for it
+
+
+class FiniteLosses:
+    """A training run's losses, of which each must be finite.
+
+    On a CPU a loss that is not raises before the optimizer's step, so that the weights are those of the step before. On
+    a GPU reading each would wait for the GPU: there they are looked at every 25 steps and at an epoch's end.
+    """
+
+    def __init__(self, function: str) -> None:
+        self._function, self._epoch, self._step = function, 0, 0
+        self._losses: list[Tensor] = []
+
+    def begin_epoch(self) -> None:
+        self._epoch, self._step = self._epoch + 1, 0
+        self._losses.clear()
+
+    def add(self, loss: Tensor) -> None:
+        """To be called between the loss and the step.
+
+        Raises:
+            FloatingPointError: naming function, epoch and step.
+        """
+        self._step += 1
+        loss = loss.detach()
+        self._losses.append(loss)
+        if loss.is_cpu:
+            self._check(loss.item(), f"at epoch {self._epoch}, step {self._step}; that step was not made")
+        elif self._step % READ_EVERY == 0:
+            self._check_many(torch.stack(self._losses[-READ_EVERY:]))
+
+    def mean(self) -> float | None:
+        """Of the epoch's losses; None without one."""
+        if not self._losses:
+            return None
+        losses = torch.stack(self._losses)
+        if not losses.is_cpu:
+            self._check_many(losses)
+        return float(losses.mean())
+
+    def _check_many(self, losses: Tensor) -> None:
+        self._check(losses.sum().item(), f"at epoch {self._epoch}, up to step {self._step}")
+
+    def _check(self, value: float, where: str) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{self._function}: the loss is {value} {where}: of data that are not finite, of too large an lr, or "
+                "of a variance that has run to 0"
+            )
 
 
 @dataclass
@@ -93,12 +142,14 @@ def fit(
         from fekernels.optim import LangevinAdam
 
         optimizer = LangevinAdam(model.parameters(), lr=number(function, "lr", lr))
-    history, was_training = History(model.latent_dim), model.training
+    history, was_training, losses = History(model.latent_dim), model.training, FiniteLosses(function)
     try:
         for epoch in range(epochs):
             weight = number(function, "beta", beta(epoch) if callable(beta) else beta)
             model.train()
-            _epoch(model, loader, optimizer, weight, loss, history, f"epoch {epoch + 1}/{epochs}", progress)
+            losses.begin_epoch()
+            name = f"epoch {epoch + 1}/{epochs}"
+            _epoch(model, loader, optimizer, weight, loss, history, losses, name, progress)
             if validation is not None:
                 with evaluating(model), torch.no_grad():
                     history.validation.append(_mean_free_energy(model, validation))
@@ -120,6 +171,7 @@ def _epoch(
     beta: float,
     loss: Loss,
     history: History,
+    losses: FiniteLosses,
     name: str,
     progress: bool,
 ) -> None:
@@ -131,6 +183,7 @@ def _epoch(
         for step, batch in enumerate(bar):
             x = inputs(batch).to(device)
             terms, mean = loss(x, beta)
+            losses.add(terms.free_energy)
             used.add(mean)
             optimizer.zero_grad()
             terms.free_energy.backward()
@@ -139,24 +192,13 @@ def _epoch(
             now = torch.stack([term.detach() for term in terms]).double() * len(x)
             totals, rows = now if totals is None else totals + now, rows + len(x)
             if step % READ_EVERY == 0:
-                bar.set_postfix_str(f"free energy {_finite(totals, step)[0] / rows:.3f}", refresh=False)
+                bar.set_postfix_str(f"free energy {float(totals[0]) / rows:.3f}", refresh=False)
     if totals is None:
         raise ValueError("VAE.fit: loader must hold a batch; got none")
-    for values, total in zip(
-        (history.free_energy, history.energy, history.kl), _finite(totals, step), strict=True
-    ):
+    losses.mean()  # looks at them
+    for values, total in zip((history.free_energy, history.energy, history.kl), totals.tolist(), strict=True):
         values.append(total / rows)
     history.active_units.append(used.active(ACTIVE))
-
-
-def _finite(totals: Tensor, step: int) -> list[float]:
-    found: list[float] = totals.tolist()
-    if not all(map(math.isfinite, found)):
-        raise FloatingPointError(
-            f"VAE.fit: the free energy of a batch up to step {step} of this epoch is {found[0]}: of data that are not"
-            " finite, of too large an lr, or of a variance that has run to 0"
-        )
-    return found
 
 
 def _mean_free_energy(model: LatentModel, batches: Iterable[Any]) -> float:

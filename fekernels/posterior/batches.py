@@ -79,11 +79,11 @@ def concatenated(batches: Iterable[Any]) -> Any:
     return map_tensors(lambda *parts: torch.cat(parts) if parts[0].dim() else parts[0], first, *others)
 
 
-def check_batches(owner: str, loader: Any) -> None:
-    """TypeError where ``loader`` does not start anew each time: an iterator would be used up by its first pass."""
+def check_batches(owner: str, loader: Any, name: str = "loader") -> None:
+    """TypeError where ``loader``, the argument ``name``, does not start anew each time, as an iterator does not."""
     if not isinstance(loader, Iterable) or iter(loader) is loader:
         raise TypeError(
-            f"{owner}: loader must be an iterable of batches that starts anew every time, such as a DataLoader or a "
+            f"{owner}: {name} must be an iterable of batches that starts anew every time, such as a DataLoader or a "
             f"list; got {type(loader).__name__}"
         )
 

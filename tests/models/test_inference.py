@@ -176,7 +176,7 @@ def test_fit_says_what_is_wrong():
         model.fit(["x"], progress=False)
     bad = x.clone()
     bad[3, 0, 0] = math.inf
-    with pytest.raises(FloatingPointError, match="VAE.fit: the free energy of a batch up to step 1"):
+    with pytest.raises(FloatingPointError, match="VAE.fit: the loss is nan at epoch 1, step 2"):
         model.fit([x, bad], progress=False)
 
 
