@@ -243,6 +243,11 @@ class BernoulliRBM(nn.Module):
         if log_z is None:
             log_z = self.log_partition("exact")
         elif not isinstance(log_z, Tensor):
+            if not hasattr(log_z, "__float__"):
+                came = type(log_z).__name__
+                raise TypeError(
+                    f"log_prob: log_z must be a number, a tensor or what log_partition gave; got {came}"
+                )
             log_z = number("log_prob", "log_z", float(log_z), least=-math.inf)
         elif log_z.dim():
             raise ValueError(f"log_prob: log_z must be a scalar; got shape {tuple(log_z.shape)}")

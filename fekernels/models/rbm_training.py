@@ -67,11 +67,13 @@ def train(
                 yield data[rows]
         else:
             for item in data:
-                yield _flat(rbm, item[0] if isinstance(item, (tuple, list)) else item)
+                flat = _flat(rbm, item[0] if isinstance(item, (tuple, list)) else item)
+                if len(flat):  # nothing has no mean
+                    yield flat
 
     if not bool(rbm.visible_bias.detach().any()) and epochs:
         first = data if isinstance(data, Tensor) else next(batches(), None)
-        if first is not None and len(first):
+        if first is not None:
             rbm.set_base_rates(first)
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     if optimizer is None:

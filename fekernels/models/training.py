@@ -182,6 +182,8 @@ def _epoch(
     with tqdm(loader, desc=name, disable=not progress, leave=False, unit=" steps") as bar:
         for step, batch in enumerate(bar):
             x = inputs(batch).to(device)
+            if not len(x):  # which has no mean
+                continue
             terms, mean = loss(x, beta)
             losses.add(terms.free_energy)
             used.add(mean)

@@ -113,6 +113,19 @@ def test_a_fit_gives_the_model_its_mode_back(made: Any, training: bool) -> None:
     assert model.training is training
 
 
+@pytest.mark.parametrize("made", [vae, relevance, rbm])
+def test_a_batch_of_nothing_changes_nothing(made: Any) -> None:
+    model, loader = made(), batches(made)
+    other = copy.deepcopy(model)
+    nothing = tuple(part[:0] for part in loader[0]) if made is relevance else loader[0][:0]
+    key = {"lr": 0.1} if made is rbm else {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    model.fit([loader[0], nothing], epochs=1, progress=False, **key)
+    if made is not rbm:
+        key = {"optimizer": torch.optim.SGD(other.parameters(), lr=0.1)}
+    other.fit(loader[:1], epochs=1, progress=False, **key)
+    assert all(map(torch.equal, weights(model), weights(other)))
+
+
 def test_log_z_is_one_number() -> None:
     model, v = rbm(), batches(rbm)[0]
     log_z = model.log_partition("exact")
@@ -120,3 +133,5 @@ def test_log_z_is_one_number() -> None:
     for wrong in (log_z.expand(5, 1), log_z.expand(5), log_z.expand(1)):
         with pytest.raises(ValueError, match=r"log_prob: log_z must be a scalar; got shape"):
             model.log_prob(v, log_z=wrong)
+    with pytest.raises(TypeError, match="log_prob: log_z must be a number, a tensor or .*; got str"):
+        model.log_prob(v, log_z="4")
