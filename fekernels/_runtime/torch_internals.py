@@ -43,6 +43,7 @@ __all__ = [
     "uncompiled",
     "view_as_result",
     "viewed_tensor",
+    "version",
 ]
 
 # The function that loops over the chunks of torch.vmap(chunk_size=...), which tells nobody inside.
@@ -123,3 +124,11 @@ def local_shape_and_offset(param: Tensor) -> tuple[tuple[int, ...], tuple[int, .
         param.placements,  # type: ignore[attr-defined]
     )
     return tuple(shape), tuple(offset)
+
+
+def version(tensor: Tensor) -> int:
+    """How often it has been written."""
+    try:
+        return tensor._version
+    except RuntimeError:  # of a tensor made under torch.inference_mode, which counts none
+        return 0

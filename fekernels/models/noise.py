@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
-from fekernels._runtime.torch_internals import never_traced, own_parts
+from fekernels._runtime.torch_internals import never_traced, own_parts, version
 from fekernels.ops._noise_key import COUNTERS, signed_seed
 
-__all__ = ["NoiseCounter", "version"]
+__all__ = ["NoiseCounter"]
 
 
 class NoiseCounter(nn.Module):
@@ -97,14 +97,6 @@ def _read_again(counter: NoiseCounter, _: object) -> None:
 @never_traced
 def _next_untraced(counter: NoiseCounter, batch: Tensor, model: nn.Module) -> tuple[int, int]:
     return counter.next(batch, model)
-
-
-def version(tensor: Tensor) -> int:
-    """How often it has been written."""
-    try:
-        return tensor._version
-    except RuntimeError:  # of a tensor made under torch.inference_mode, which counts none
-        return 0
 
 
 def _state_of(model: nn.Module) -> tuple[float, ...]:

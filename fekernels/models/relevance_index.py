@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer
-from fekernels.models.noise import version
+from fekernels._runtime.torch_internals import version
 from fekernels.models.relevance_score import TENSORS, Relevance
 
 if TYPE_CHECKING:

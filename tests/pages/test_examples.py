@@ -49,7 +49,7 @@ def views(printed: str, bars: str) -> None:
 def messages(printed: str, bars: str) -> None:
     shares = dict(re.findall(r"(sigmoid|ReLU): the first layer is sent ([\d.e-]+) of", printed))
     assert float(shares["sigmoid"]) < 0.01 < float(shares["ReLU"])
-    assert bars.count("60/60") == 2
+    assert bars.count("60/60") >= 2  # a bar may draw its end twice
 
 
 def svgd_collapse(printed: str, bars: str) -> None:
@@ -70,7 +70,7 @@ def svgd_posteriors(printed: str, bars: str) -> None:
         for line in re.findall(r"^shares.*: (.*)$", printed, re.MULTILINE)
     ]
     assert shares[0] == [1.0, 0.0, 0.0] and min(shares[1]) > 0.1
-    assert bars.count("300/300") == 4
+    assert bars.count("300/300") >= 4  # a bar may draw its end twice
 
 
 def svgd_ensemble(printed: str, bars: str) -> None:
