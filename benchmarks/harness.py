@@ -19,7 +19,7 @@ from fekernels.bench import floors
 from fekernels.bench.case import Case, Row
 from fekernels.bench.registry import FAMILIES
 from fekernels.bench.runner import Made, make, result
-from fekernels.bench.timing import Contestant, Timing, interleave, machine
+from fekernels.bench.timing import Contestant, Timing, interleave, machine, take_turn
 
 __all__ = [
     "Contestant",
@@ -212,33 +212,32 @@ def _time(benchmark: Any, made: Made, row: Row) -> None:
     def the_others_take_their_turns() -> None:
         _call(ours.restore)
         for other in others:
-            _call(other.prepare)
-            if warm:
-                other.run()
-            started = time.perf_counter()
-            other.run()
-            times[other.name].append((time.perf_counter() - started) / other.steps)
-            _call(other.restore)
+            times[other.name].append(take_turn(other, 1, warm))
         _call(ours.prepare)
-        if warm:
+        if warm and ours.turn is None:
             ours.run()
             # What it overwrites has to be restored.
             _call(ours.prepare)
 
     effort = made.case.effort(made.size)
     rounds = 10 * effort.rounds if warm else effort.rounds
+    elsewhere: list[float] = []  # of turns that other processes take and time
     benchmark.group, benchmark.name = label, f"{label}: {row.ours}, beside {row.peer}"
     _call(ours.prepare)
     try:
         benchmark.pedantic(
-            ours.run, setup=the_others_take_their_turns, rounds=rounds, iterations=1, warmup_rounds=1
+            ours.run if ours.turn is None else lambda: elsewhere.append(take_turn(ours, 1, warm)),
+            setup=the_others_take_their_turns,
+            rounds=rounds,
+            iterations=1,
+            warmup_rounds=1,
         )
     finally:
         _call(ours.restore)
     if benchmark.stats is None:  # --benchmark-disable leaves none
         return
     timed = {name: Timing(tuple(seconds[-rounds:]), 1) for name, seconds in times.items()}
-    timed[row.ours] = Timing(tuple(benchmark.stats.stats.data), 1)
+    timed[row.ours] = Timing(tuple(elsewhere[-rounds:] or benchmark.stats.stats.data), 1)
     found = result(made, row, timed)
     benchmark.extra_info |= found
     aim = "" if row.aim is None else f", to reach {row.aim}"

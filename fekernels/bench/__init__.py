@@ -84,6 +84,7 @@ NOTES = {
     "rbm": "float32. Free energy: the mean over the rows with all gradients; the products: v W and v^T x.",
     "vae": "float32. Training: forward, backward, the optimizer's step. Views: values, gradients where they part.",
     "graph": "float32. A sweep: both messages of every edge, of a call of 100 with all that it sets up.",
+    "distributed": "Processes of one thread each, over gloo. A time is that of the slowest rank.",
 }
 
 

@@ -5,7 +5,18 @@ A new case is one ``Case`` in the ``CASES`` of its family's file; tables, JSON, 
 
 from __future__ import annotations
 
-from fekernels.bench import free_energy, graph, optimizers, posterior, random, rbm, stein, vae, variational
+from fekernels.bench import (
+    distributed_optimizers,
+    free_energy,
+    graph,
+    optimizers,
+    posterior,
+    random,
+    rbm,
+    stein,
+    vae,
+    variational,
+)
 from fekernels.bench.case import Case
 
 __all__ = ["CASES", "FAMILIES", "find"]
@@ -19,6 +30,7 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     "rbm": rbm.CASES,
     "graph": graph.CASES,
     "vae": vae.CASES,
+    "distributed": distributed_optimizers.CASES,
 }
 CASES: dict[str, Case] = {case.name: case for cases in FAMILIES.values() for case in cases}
 

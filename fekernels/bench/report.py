@@ -17,6 +17,7 @@ KEYS = {
     "rbm": ("rbm", None),
     "graph": ("graph", None),
     "vae": ("vae", None),
+    "distributed": ("distributed", None),
 }
 
 BELOW_FLOOR = "floor"  # instead of NO, where this run's floor is above the aim

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fekernels.bench import floors
 from fekernels.bench.case import Case, Cost, Row
-from fekernels.bench.timing import Contestant, Timing, interleave
+from fekernels.bench.timing import HARMLESS, Contestant, Timing, interleave
 
 __all__ = ["Made", "make", "measure", "result"]
 
@@ -54,8 +54,7 @@ def measure(cases: Iterable[Case], size: str = "full", progress: bool = False) -
     """
     rows: list[dict[str, Any]] = []
     with warnings.catch_warnings():
-        # That weights without a gradient would walk without a prior does not matter here.
-        warnings.filterwarnings("ignore", message=".*temperature > 0 with prior_precision = 0")
+        warnings.filterwarnings("ignore", message=HARMLESS)
         for case in tqdm(list(cases), desc="bench", leave=False, disable=not progress):
             made = make(case, size)
             effort = case.effort(size)

@@ -16,18 +16,28 @@ from typing import Any
 
 import torch
 
-__all__ = ["Contestant", "Timing", "interleave", "machine"]
+__all__ = ["HARMLESS", "Contestant", "Timing", "interleave", "machine", "take_turn"]
+
+# A warning's text: that weights without a gradient would walk without a prior does not matter to a clock.
+HARMLESS = ".*temperature > 0 with prior_precision = 0"
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something to time. ``prepare`` and ``restore`` run before and after each of its turns, untimed."""
+    """Something to time. ``prepare`` and ``restore`` run before and after each of its turns, untimed.
+
+    Attributes:
+        steps: optimizer steps that one call of ``run`` takes.
+        turn: what takes a turn elsewhere, as in other processes (``bench.processes``), and returns its seconds: called
+            with the number of runs, and whether one more goes before them untimed. None: ``run``, here.
+    """
 
     name: str
     run: Callable[[], object]
     prepare: Callable[[], object] | None = None
     restore: Callable[[], object] | None = None
-    steps: int = 1  # optimizer steps that one call of ``run`` takes
+    steps: int = 1
+    turn: Callable[[int, bool], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,9 @@ def interleave(
         done = 0
         while done < rounds or time.perf_counter() - started < seconds:
             for contestant in contestants:
-                times[contestant.name].append(_turn(contestant, repeats[contestant.name], turn_seconds > 0))
+                times[contestant.name].append(
+                    take_turn(contestant, repeats[contestant.name], turn_seconds > 0)
+                )
             done += 1
     finally:
         if collecting:
@@ -91,13 +103,27 @@ def interleave(
     return {c.name: Timing(tuple(times[c.name]), repeats[c.name] * c.steps) for c in contestants}
 
 
-def _turn(contestant: Contestant, repeats: int, warm: bool) -> float:
+def take_turn(
+    contestant: Contestant, repeats: int, warm: bool, begin: Callable[[], object] | None = None
+) -> float:
+    """Seconds per step of one turn.
+
+    Args:
+        contestant: whose turn it is.
+        repeats: how often it runs.
+        warm: whether it runs once more before, untimed.
+        begin: called when it is ready, right before the clock starts.
+    """
+    if contestant.turn is not None:
+        return contestant.turn(repeats, warm) / (repeats * contestant.steps)
     if contestant.prepare is not None:
         contestant.prepare()
     try:
         run = contestant.run
         if warm:
             run()
+        if begin is not None:
+            begin()
         started = time.perf_counter()
         for _ in range(repeats):
             run()
@@ -109,10 +135,10 @@ def _turn(contestant: Contestant, repeats: int, warm: bool) -> float:
 
 def _repeats(contestant: Contestant, turn_seconds: float) -> int:
     """Warm the contestant up, and count how many of its runs make a turn."""
-    _turn(contestant, 1, False)
+    take_turn(contestant, 1, False)
     if turn_seconds == 0:
         return 1
-    return max(1, math.ceil(turn_seconds / (_turn(contestant, 3, False) * contestant.steps)))
+    return max(1, math.ceil(turn_seconds / (take_turn(contestant, 3, False) * contestant.steps)))
 
 
 def machine() -> dict[str, Any]:

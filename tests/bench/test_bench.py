@@ -96,6 +96,7 @@ def test_every_row_of_the_registry_is_measured_and_told(
 
 
 OF_MODELS = ("posterior", "vae")  # whose layers are torch's
+OF_RANKS = ("distributed",)  # whose peers are the floors, in the same processes
 NO_FLOOR = ("stein/backward", "graph/converged")  # what they cannot avoid is not known
 
 
@@ -106,14 +107,16 @@ def check(row: dict[str, Any], family: str) -> None:
     per_second = row["elements"] / row["ours_ms"] / 1e6
     if family == "stein":
         assert row["pairs_per_ns"] == pytest.approx(per_second) and "gb_per_s" not in row
-    elif family in OF_MODELS or row["name"] in NO_FLOOR:  # model calls, sorting, as many sweeps as it takes
+    elif (
+        family in (*OF_MODELS, *OF_RANKS) or row["name"] in NO_FLOOR
+    ):  # model calls, sorting, as many sweeps as it takes
         assert "gb_per_s" not in row and "floor" not in row
     else:
         assert row["gb_per_s"] == pytest.approx(per_second * row["bytes_per_element"])
     if "floor" in row:
         assert row["of_floor"] == pytest.approx(row["ours_ms"] / row["floor_ms"])
     else:
-        assert row["name"] in NO_FLOOR or family in OF_MODELS
+        assert row["name"] in NO_FLOOR or family in (*OF_MODELS, *OF_RANKS)
 
 
 def test_every_case_has_a_name_of_its_family_and_another_size_in_each_set() -> None:
