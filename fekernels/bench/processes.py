@@ -1,7 +1,7 @@
 """Contestants that take their turns in several processes of one gloo group, a thread each.
 
 The processes are started once for a world size and wait, asleep, for what they are told over a pipe. A contestant is
-made in each of them, by a function that they look up by its name; one that only some ranks make is theirs alone, so that
+made in each of them, by a function that they look up by its name; one that only some ranks make is theirs, so that
 what one process does is timed in one of the same. A turn begins when all have prepared it, and takes as long as the
 slowest rank.
 """
