@@ -41,7 +41,7 @@ from fekernels.stein import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from fekernels import anneal, diagnostics, graph, messages, models, unified, views
+    from fekernels import anneal, diagnostics, distributed, graph, messages, models, unified, views
     from fekernels import plots as plots
     from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
 
@@ -66,6 +66,7 @@ __all__ = [
     "backends",
     "build",
     "diagnostics",
+    "distributed",
     "energy",
     "free_energy",
     "gaussian_kl",
@@ -94,7 +95,9 @@ __all__ = [
 ]
 
 # At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
-_MODULES_LATER = ("anneal", "diagnostics", "graph", "messages", "models", "plots", "unified", "views")
+_MODULES_LATER = (
+    "anneal", "diagnostics", "distributed", "graph", "messages", "models", "plots", "unified", "views",
+)  # fmt: skip
 _NAMES_LATER = {
     "Chains": "posterior",
     "ControlVariate": "posterior",

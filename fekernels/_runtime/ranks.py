@@ -15,6 +15,7 @@ __all__ = [
     "gathered_numbers",
     "group_of",
     "has_ranks",
+    "max_over_ranks",
     "numbers_device",
     "offset_of_rank",
     "seed_of_rank_0",
@@ -118,6 +119,13 @@ def offset_of_rank(function: str, rows: int, group: Any = None) -> int:
     """How many of a batch's rows lie on the ranks before this one. A collective."""
     sizes = gathered_numbers(function, [rows], group)
     return sum(size for (size,) in sizes[: dist.get_rank(group)])
+
+
+def max_over_ranks(function: str, tensor: Tensor, group: Any) -> Tensor:
+    """The largest of every element over the ranks, without a gradient. A collective."""
+    largest = tensor.detach().clone(memory_format=torch.contiguous_format)
+    exchange(function, dist.all_reduce, largest, op=dist.ReduceOp.MAX, group=group)
+    return largest
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fekernels._checks import integer, number
+from fekernels._runtime.ranks import group_of
 from fekernels.losses._checks import floating_tensor
 
 __all__ = ["importance_weighted_bound"]
@@ -27,6 +29,7 @@ def importance_weighted_bound(
     estimator: str = "iwae",
     z: Tensor | None = None,
     alpha: float | None = None,
+    process_group: Any = None,
 ) -> Tensor:
     """Bound of log p(x) from K importance weights per data point, reduced over ``dim``: a lower one but for alpha < 0.
 
@@ -57,6 +60,11 @@ def importance_weighted_bound(
         estimator: "iwae", "dreg" or "renyi".
         z: For "dreg": the reparameterised samples, of log_w's shape with any further (latent) dimensions behind it.
         alpha: For "renyi": a number, or an infinity.
+        process_group: A ``ProcessGroup`` or a DeviceMesh of one dimension over whose ranks the samples of the same data
+            points are split, each with as many as it has, none even; None is no group. The bound is then that of all
+            the samples, on every rank, by two all-reduces of its shape. Every rank must call. Gradients are this rank's
+            part times the number of ranks, for DDP or FSDP to average. ``fe.distributed.share`` splits K: sample k
+            takes its noise from stream k on whatever rank.
 
     Returns:
         The bound, of log_w's shape without ``dim``; float32 for bfloat16 and float16.
@@ -76,18 +84,29 @@ def importance_weighted_bound(
         raise ValueError(
             f"{function}: estimator must be one of {', '.join(map(repr, ESTIMATORS))}; got {estimator!r}"
         )
-    if log_w.shape[dim] == 0:
+    group = group_of(function, process_group)
+    if group is None and log_w.shape[dim] == 0:
         raise ValueError(f"{function}: log_w must hold at least one sample along dim {dim}; got none")
     if (alpha is not None) != (estimator == "renyi"):
         raise ValueError(f"{function}: alpha belongs to estimator='renyi'; got alpha={alpha}, {estimator!r}")
     if log_w.dtype in (torch.bfloat16, torch.float16):
         log_w = log_w.float()
 
-    if alpha is not None:
-        return _renyi(log_w, dim, _order(function, alpha))
+    order = None if alpha is None else _order(function, alpha)
     if estimator == "dreg":
-        _scale_gradient(function, log_w, dim, z)
-    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+        _check_samples(function, log_w, z)
+    if group is not None:
+        from fekernels.losses.importance_over_ranks import bound_over_ranks
+
+        bound, weights = bound_over_ranks(function, log_w, dim, order, group)
+    elif order is not None:
+        return _renyi(log_w, dim, order)
+    else:
+        bound, weights = torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim]), None
+    if estimator == "dreg":
+        assert z is not None
+        _scale_gradient(z, torch.softmax(log_w.detach(), dim) if weights is None else weights)
+    return bound
 
 
 def _order(function: str, alpha: float) -> float:
@@ -103,20 +122,22 @@ def _order(function: str, alpha: float) -> float:
     return alpha
 
 
-def _scale_gradient(function: str, log_w: Tensor, dim: int, z: Tensor | None) -> None:
-    """Multiply what flows back into z by softmax(log w), so that with IWAE's own factor the weight is squared."""
+def _check_samples(function: str, log_w: Tensor, z: Tensor | None) -> None:
     if not isinstance(z, Tensor):
         raise TypeError(f"{function}: estimator='dreg' needs z, the samples; got {type(z).__name__}")
     floating_tensor(function, "z", z)
     if z.shape[: log_w.dim()] != log_w.shape:
         raise ValueError(f"{function}: z must have shape {(*log_w.shape, '...')}; got {tuple(z.shape)}")
+    if torch.is_grad_enabled() and z.requires_grad and hasattr(z, HOOKED):
+        raise ValueError(f"{function}: z already carries the hook of an earlier 'dreg' bound; draw it again")
+
+
+def _scale_gradient(z: Tensor, weights: Tensor) -> None:
+    """Multiply what flows back into z by softmax(log w), so that with IWAE's own factor the weight is squared."""
     if not (torch.is_grad_enabled() and z.requires_grad):
         return
-    if hasattr(z, HOOKED):
-        raise ValueError(f"{function}: z already carries the hook of an earlier 'dreg' bound; draw it again")
     setattr(z, HOOKED, True)
-    weights = torch.softmax(log_w.detach(), dim)
-    weights = weights.view(*log_w.shape, *(1,) * (z.dim() - log_w.dim()))
+    weights = weights.view(*weights.shape, *(1,) * (z.dim() - weights.dim()))
     z.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from fekernels._runtime.ranks import group_of
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, free_energy
 from fekernels.ops.free_energy.options import check_options
 
@@ -24,6 +26,7 @@ class FreeEnergyLoss(nn.Module):
         validate: Check the values of target and parameters, which reads them once more.
         batch_dims: How many dimensions in front are the batch's.
         ignore_index: Of "categorical": a target equal to it counts as unobserved.
+        process_group: Whose ranks hold the batch, each its rows; None is no group.
 
     Raises:
         TypeError, ValueError: At construction, what ``fe.free_energy`` would raise for these options.
@@ -45,6 +48,7 @@ class FreeEnergyLoss(nn.Module):
         validate: bool = False,
         batch_dims: int = 1,
         ignore_index: int | None = None,
+        process_group: Any = None,
     ) -> None:
         super().__init__()
         check_options(
@@ -59,6 +63,7 @@ class FreeEnergyLoss(nn.Module):
         self.validate = validate
         self.batch_dims = batch_dims
         self.ignore_index = ignore_index
+        self.process_group = group_of("FreeEnergyLoss", process_group)
 
     def forward(
         self,
@@ -92,6 +97,7 @@ class FreeEnergyLoss(nn.Module):
             validate=self.validate,
             batch_dims=self.batch_dims,
             ignore_index=self.ignore_index,
+            process_group=self.process_group,
         )
 
     def extra_repr(self) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fekernels._catalogue.free_energy import NONE, REDUCTIONS, SUM
 from fekernels._checks import integer, number, one_of
-from fekernels._runtime.ranks import has_ranks
+from fekernels._runtime.ranks import group_of, has_ranks
+from fekernels.distributed.batches import share
 from fekernels.losses.importance import importance_weighted_bound
 from fekernels.losses.monte_carlo import monte_carlo_kl
 from fekernels.models import training
@@ -26,7 +27,7 @@ from fekernels.models.noise import NoiseCounter
 from fekernels.ops.free_energy.broadcasting import check_mask
 from fekernels.ops.free_energy.domains import validate_data
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, energy, free_energy
-from fekernels.ops.free_energy.reparameterize import reparameterize
+from fekernels.ops.free_energy.reparameterize import rank_offset, reparameterize
 
 __all__ = ["PRIOR", "LatentModel"]
 
@@ -65,7 +66,8 @@ class LatentModel(nn.Module):
         *,
         seed: int | None = None,
         step: int | None = None,
-        offset: int | None = None,
+        offset: int | str | None = None,
+        process_group: Any = None,
     ) -> dict[str, int]:
         """Seed, stream, step and offset of the noise of batch ``x``, as ``fe.reparameterize`` takes them.
 
@@ -74,10 +76,13 @@ class LatentModel(nn.Module):
         weights, so that several views of it agree, whatever batches come in between. The same batch is the same tensor,
         unwritten since: a slice ``x[:5]`` is a new one (``models.noise.NoiseCounter``). In evaluation always the same,
         so that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row; None
-        is 0, in a process group this rank's, for batches of one size.
+        is 0, in a process group this rank's, for batches of one size, of which no rank need ask the others. "rank", or
+        a ``process_group``, is for batches of any sizes: the ranks tell each other theirs, so every rank must call.
         """
-        if offset is None:
+        if offset is None and process_group is None:
             offset = torch.distributed.get_rank() * len(x) if has_ranks() else 0
+        elif offset is None or isinstance(offset, str):
+            offset = rank_offset("noise", "rank" if offset is None else offset, len(x), process_group)
         stream = TRAINING
         if seed is not None or step is not None:
             seed = self._own_seed() if seed is None else seed
@@ -99,7 +104,7 @@ class LatentModel(nn.Module):
         *,
         seed: int | None = None,
         step: int | None = None,
-        offset: int | None = None,
+        offset: int | str | None = None,
         samples: int | None = None,
         antithetic: bool = False,
         posterior: tuple[Tensor, Tensor] | None = None,
@@ -109,6 +114,7 @@ class LatentModel(nn.Module):
         weight: Tensor | None = None,
         reduction: str = "mean",
         validate: bool | None = None,
+        process_group: Any = None,
     ) -> FreeEnergyTerms:
         """F = E_q[-log p(x | z)] + beta KL(q || p), by one sample of z per data point or several.
 
@@ -123,6 +129,8 @@ class LatentModel(nn.Module):
                 that nothing was observed.
             validate: whether data outside of the likelihood's domain raise. None: on a CPU. On a GPU it would wait for
                 the GPU, and torch.compile does not look at values.
+            process_group: over whose ranks the batch is split, each with ``x`` its rows, none even: reductions, noise
+                and gradients are then the whole batch's, as of ``fe.free_energy`` and of ``noise``.
 
         Returns:
             ``FreeEnergyTerms(free_energy, energy, kl)`` per data point summed over the event: the batch's mean, sum,
@@ -134,13 +142,13 @@ class LatentModel(nn.Module):
         function = "VAE.free_energy"
         target = self._checked(function, x, mask, validate)
         mean, logvar = self._encode_observed(x, mask) if posterior is None else posterior
-        noise = self.noise(x, seed=seed, step=step, offset=offset)
         if antithetic and samples is None:
             raise ValueError(f"{function}: antithetic needs samples; got samples=None")
         count = None if samples is None else integer(function, "samples", samples, 1)
+        noise = self.noise(x, seed=seed, step=step, offset=offset, process_group=process_group)
         return self._terms(
             target, mean, logvar, noise, count, antithetic, beta=beta, free_bits=free_bits, mask=mask, weight=weight,
-            reduction=reduction,
+            reduction=reduction, process_group=process_group,
         )  # fmt: skip
 
     def _terms(
@@ -189,7 +197,7 @@ class LatentModel(nn.Module):
         beta: float = 1.0,
         mask: Tensor | None = None,
         seed: int | None = None,
-        offset: int | None = None,
+        offset: int | str | None = None,
         validate: bool | None = None,
     ) -> Posterior:
         """The posterior of each data point: the encoder's (amortised), or that after steps of its own (refined).
@@ -247,21 +255,25 @@ class LatentModel(nn.Module):
         beta: float = 1.0,
         free_bits: float = 0.0,
         lr: float = 0.05,
+        process_group: Any = None,
     ) -> FreeEnergyTerms:
         """A loss whose decoder learns from refined posteriors, and whose encoder from its own free energy.
 
         The value is the free energy at ``infer(x, refine_steps)``, and so is the decoder's gradient; the encoder's is
-        that of ``free_energy(x)``. Gradients do not flow through the refinement.
+        that of ``free_energy(x)``. Gradients do not flow through the refinement. ``process_group`` as of
+        ``free_energy``.
 
         Source: Krishnan, Liang & Hoffman 2018, arXiv:1710.06085.
         """
-        refined = self.infer(x, refine_steps, lr=lr, samples=1, compare=4, beta=beta)
-        target, noise = self._checked("VAE.semi_amortised_free_energy", x, None, False), self.noise(x)
+        target = self._checked("VAE.semi_amortised_free_energy", x, None, False)
+        noise = self.noise(x, process_group=process_group)
+        refined = self.infer(x, refine_steps, lr=lr, samples=1, compare=4, beta=beta, offset=noise["offset"])
+        options: dict[str, Any] = {"beta": beta, "free_bits": free_bits, "process_group": process_group}
         mean, logvar = self.encode(x)
         leaf, of_logvar = mean.detach().requires_grad_(), logvar.detach().requires_grad_()
-        own = self._terms(target, leaf, of_logvar, noise, beta=beta, free_bits=free_bits).free_energy
+        own = self._terms(target, leaf, of_logvar, noise, **options).free_energy
         gradients = torch.autograd.grad(own, (leaf, of_logvar))
-        terms = self._terms(target, *refined, noise, beta=beta, free_bits=free_bits)
+        terms = self._terms(target, *refined, noise, **options)
         return with_gradient_of_encoder(terms, mean, logvar, *gradients)
 
     @torch.no_grad()
@@ -348,17 +360,22 @@ class LatentModel(nn.Module):
         posterior: tuple[Tensor, Tensor] | None = None,
         chunk: int | None = None,
         validate: bool | None = None,
+        offset: int | str | None = None,
+        process_group: Any = None,
     ) -> Tensor:
         """log mean_k p(x, z_k) / q(z_k | x), [B]: a lower bound of log p(x), in expectation tighter with every sample.
 
         Args:
             x: [B, *event].
             samples: K, of z per data point.
-            seed, step: of the noise, as ``noise``; sample k has the same noise whatever ``chunk`` is.
+            seed, step, offset: of the noise, as ``noise``; sample k has the same noise whatever ``chunk`` is.
             estimator: "iwae" or "dreg" of ``fe.importance_weighted_bound``, for training; "dreg" decodes in one chunk.
             mask, posterior, validate: as ``free_energy``.
             chunk: samples that are decoded at once. None: as many as keep a decoded tensor under 2^22 numbers (16 MB).
                 Under ``torch.no_grad`` memory is that of a chunk; with gradients that of all.
+            process_group: over whose ranks the K samples are split, as ``fe.distributed.share`` does; ``x`` is then the
+                same on each of them, and ``offset`` None is 0. The bound is that of one process, on every rank, with
+                gradients for DDP to average.
 
         Source: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519.
         """
@@ -367,24 +384,27 @@ class LatentModel(nn.Module):
         count = integer(function, "samples", samples, 1)
         target = self._checked(function, x, mask, validate)
         mean, logvar = self._encode_observed(x, mask) if posterior is None else posterior
-        noise = self.noise(x, seed=seed, step=step)
+        group = group_of(function, process_group)
+        mine = range(count) if group is None else share(count, group)
+        if group is not None and offset is None:
+            offset = 0
+        noise = self.noise(x, seed=seed, step=step, offset=offset)
         if chunk is None:
             chunk = max(1, (1 << 22) // max(1, target.numel() * self.classes))
-        chunk = count if estimator == "dreg" else integer(function, "chunk", chunk, 1)
+        chunk = max(len(mine), 1) if estimator == "dreg" else integer(function, "chunk", chunk, 1)
         q = (mean.detach(), logvar.detach()) if estimator == "dreg" else (mean, logvar)
         log_w, z = [], mean
-        for first in range(0, count, chunk):
-            size = min(chunk, count - first)
-            z = reparameterize(
-                mean, logvar, samples=size, **{**noise, "stream": noise["stream"] + BOUND + first}
-            )
+        for first in range(mine.start, max(mine.stop, mine.start + 1), chunk):
+            size = min(chunk, mine.stop - first)  # 0 on a rank that has none
+            key = {**noise, "stream": noise["stream"] + BOUND + first}
+            z = reparameterize(mean, logvar, samples=max(size, 1), **key)[:size]
             found = energy(
                 self.decode(z), target.expand(size, *target.shape), self.likelihood,
                 _of_samples(mask, size, target), batch_dims=2,
             )  # fmt: skip
             log_w.append(-found - monte_carlo_kl(*q, z))
         return importance_weighted_bound(
-            torch.cat(log_w), estimator=estimator, z=z if estimator == "dreg" else None
+            torch.cat(log_w), estimator=estimator, z=z if estimator == "dreg" else None, process_group=group
         )
 
     def _encode_observed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

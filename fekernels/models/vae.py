@@ -146,11 +146,16 @@ class VAE(LatentModel):
         return not any(map(has_forward_hooks, (self.decoder[-1], self.decoder, self.output)))
 
     def forward(
-        self, x: Tensor, *, seed: int | None = None, step: int | None = None
+        self,
+        x: Tensor,
+        *,
+        seed: int | None = None,
+        step: int | None = None,
+        offset: int | str | None = None,
     ) -> tuple[Tensor | tuple[Tensor, ...], Tensor, Tensor]:
-        """(parameters of the likelihood at a sample of z, mean, logvar); ``seed`` and ``step`` as ``noise``."""
+        """(parameters of the likelihood at a sample of z, mean, logvar); seed, step and offset as of ``noise``."""
         mean, logvar = self.encode(x)
-        z = reparameterize(mean, logvar, **self.noise(x, seed=seed, step=step))
+        z = reparameterize(mean, logvar, **self.noise(x, seed=seed, step=step, offset=offset))
         return self.decode(z), mean, logvar
 
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -8,13 +8,16 @@ arXiv:1606.04934, appendix C.8.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fekernels._catalogue.free_energy import CATEGORICAL, NONE, REDUCTIONS, SUM
+from fekernels._catalogue.free_energy import CATEGORICAL, MEAN, NONE, REDUCTIONS, SUM
 from fekernels._checks import floating, same_device
+from fekernels._runtime.ranks import group_of, sum_over_ranks
 from fekernels.ops.free_energy.autograd import FreeEnergyTerms, belongs_to_leaf, compute, compute_plain
 from fekernels.ops.free_energy.broadcasting import Operands, gather
 from fekernels.ops.free_energy.domains import validate_parameters, validate_target
@@ -45,6 +48,7 @@ def free_energy(
     validate: bool = False,
     batch_dims: int = 1,
     ignore_index: int | None = None,
+    process_group: Any = None,
 ) -> FreeEnergyTerms:
     """Energy -log p(x | z), KL(q || p), and F = energy + beta KL, which a VAE minimises; ELBO = -F at beta = 1.
 
@@ -88,6 +92,13 @@ def free_energy(
             synchronisation. Without it, a parameter outside its domain makes energy and gradients NaN.
         ignore_index: "categorical" only: a target equal to it counts as unobserved, as one that ``mask`` leaves out.
             Any other index that is no class makes its position's energy and gradients NaN.
+        process_group: a ``torch.distributed.ProcessGroup`` or a DeviceMesh of one dimension over whose ranks the batch
+            is split; None is no group. "mean" and "sum" are then those of the whole batch, on every rank, whatever part
+            of it, none even, each rank has, and so is the batch mean of ``free_bits``: one all-reduce of three numbers,
+            and with free_bits of two numbers a latent. Every rank of the group must call. Gradients are this rank's
+            part times the number of ranks, so that their average over ranks, which DDP and FSDP take, is the whole
+            batch's; backward sends nothing, and counts on what comes from above to be the same on every rank. With
+            "none" nothing is sent.
 
     Returns:
         ``FreeEnergyTerms(free_energy, energy, kl)``, float32 (float64 for float64 operands): scalars, or [B] for
@@ -103,12 +114,18 @@ def free_energy(
     )
     codes, beta, free_bits, how, inplace_backward, validate, batch_dims, ignored = options
     factor = 1.0 if isinstance(beta, Tensor) else beta
+    group = None if process_group is None or how == NONE else group_of(function, process_group)
+    asked = how
+    if group is not None and how == MEAN and isinstance(mean, Tensor) and not mean.shape[:batch_dims].numel():
+        how = SUM  # a mean of nothing is NaN
     special = how == NONE or free_bits or validate or batch_dims != 1 or codes.get(1) == CATEGORICAL
     special = special or (isinstance(beta, Tensor) and not beta.is_cpu)
     if not special and prior_mean is prior_logvar is mask is latent_mask is weight is None and 1 in codes:
         prediction = params[0] if type(params) is tuple and len(params) == 1 else params
         terms = compute_plain(prediction, target, mean, logvar, codes[1], how, factor, inplace_backward)
         if terms is not None:
+            if group is not None:
+                return _of_all_ranks(function, terms, asked, math.prod(mean.shape[:batch_dims]), beta, group)
             return terms if factor is beta else _with_beta(terms, beta)
     floating(function, "mean", mean)
     operands = gather(
@@ -124,9 +141,16 @@ def free_energy(
         _validate(function, likelihood, operands)
     code = codes[len(operands.params)]
     if free_bits:
-        terms = _with_free_bits(operands, code, how, free_bits, inplace_backward)
+        if group is None:
+            terms = _with_free_bits(operands, code, how, free_bits, inplace_backward)
+        else:
+            terms = _with_free_bits_of_all_ranks(
+                function, operands, code, how, asked, free_bits, inplace_backward, group
+            )
         return _with_beta(terms, beta)
     terms = compute(operands, code, how, factor, inplace_backward)
+    if group is not None:
+        return _of_all_ranks(function, terms, asked, math.prod(operands.batch), beta, group)
     if how == NONE and batch_dims != 1:
         terms = FreeEnergyTerms(*(term.reshape(operands.batch) for term in terms))
     return terms if factor is beta else _with_beta(terms, beta)
@@ -225,6 +249,18 @@ def _validate(function: str, likelihood: str, operands: Operands) -> None:
     validate_parameters(function, likelihood, operands.params, seen)
 
 
+def _of_all_ranks(
+    function: str, terms: FreeEnergyTerms, reduction: int, rows: int, beta: float | Tensor, group: Any
+) -> FreeEnergyTerms:
+    """The reductions of the whole batch from those of this rank's ``rows`` rows: of none, 0; else as ``reduction``."""
+    own = torch.stack([terms.energy.double(), terms.kl.double()])
+    if reduction == MEAN and rows:
+        own = own * rows
+    whole = sum_over_ranks(function, torch.cat([own, own.new_full((1,), rows)]), group)
+    energy, kl = (whole[:2] / whole[2] if reduction == MEAN else whole[:2]).to(terms.energy.dtype)
+    return _with_beta(FreeEnergyTerms(energy, energy, kl), beta)
+
+
 def _with_free_bits(
     operands: Operands, code: int, how: int, free_bits: float, inplace: bool
 ) -> FreeEnergyTerms:
@@ -232,25 +268,57 @@ def _with_free_bits(
     if result_dtype(latent) is torch.float64:  # which is then the dtype of all terms
         operands.params = [param.double() for param in operands.params]
     energy = compute(operands, code, how, 1.0, inplace).energy
-    kl = _free_bits_kl(latent, operands.weight, operands.latent_mask, free_bits, how).to(energy.dtype)
+    elements, counts = _kl_of_latents(latent, operands.weight, operands.latent_mask)
+    kl = _free_bits_kl(elements, counts, free_bits, how).to(energy.dtype)
     return FreeEnergyTerms(energy, energy, kl)
 
 
-def _free_bits_kl(
-    latent: list[Tensor],
-    weight: Tensor | None,
-    latent_mask: Tensor | None,
-    free_bits: float,
+def _with_free_bits_of_all_ranks(
+    function: str,
+    operands: Operands,
+    code: int,
+    how: int,
     reduction: int,
-) -> Tensor:
+    free_bits: float,
+    inplace: bool,
+    group: Any,
+) -> FreeEnergyTerms:
+    """``how`` the energies of this rank's rows are reduced, ``reduction`` those of all."""
+    latent, operands.latent = operands.latent, []
+    if result_dtype(latent) is torch.float64:
+        operands.params = [param.double() for param in operands.params]
+    energy = compute(operands, code, how, 1.0, inplace).energy
+    elements, counts = _kl_of_latents(latent, operands.weight, operands.latent_mask)
+    rows, latents = elements.shape
+    own = energy.double().reshape(1) * (rows if how == MEAN else 1)
+    present_here = (
+        own.new_full((latents,), rows) if counts is None else counts.expand_as(elements).double().sum(0)
+    )
+    whole = sum_over_ranks(
+        function, torch.cat([own, own.new_full((1,), rows), elements.sum(0), present_here]), group
+    )
+    of_energy, of_all, kl, present_anywhere = whole.split([1, 1, latents, latents])
+    sums = torch.cat([of_energy, kl.clamp(min=free_bits * present_anywhere).sum(0, keepdim=True)])
+    of_energy, kl = (sums / of_all if reduction == MEAN else sums).to(energy.dtype)
+    return FreeEnergyTerms(of_energy, of_energy, kl)
+
+
+def _kl_of_latents(
+    latent: list[Tensor], weight: Tensor | None, latent_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """[B, latents] KL of each, weighted, and which count; None where all do."""
     counts = counted(latent_mask, weight)
     elements = kl_elements(present(latent, counts))
-    if reduction == SUM and elements.shape[0] == 0:
-        return elements.sum()
     if counts is not None:
         elements = torch.where(counts, elements, 0.0)
     if weight is not None:
         elements = elements * weight.double().unsqueeze(1)
+    return elements, counts
+
+
+def _free_bits_kl(elements: Tensor, counts: Tensor | None, free_bits: float, reduction: int) -> Tensor:
+    if reduction == SUM and elements.shape[0] == 0:
+        return elements.sum()
     if counts is None:
         total = elements.mean(0).clamp(min=free_bits).sum()
     else:

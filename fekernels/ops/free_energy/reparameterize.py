@@ -11,12 +11,14 @@ from torch import Tensor
 from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import floating, integer, same_device
 from fekernels._runtime import backends
+from fekernels._runtime.ranks import group_of, has_ranks, offset_of_rank
 from fekernels._runtime.torch_internals import (
     apply_directly,
     differentiates_forward,
     dispatch_modes,
     is_legacy_batched,
     is_of_transform,
+    never_traced,
     transforms_active,
 )
 from fekernels.ops._library import LIBRARY, define_functional
@@ -25,7 +27,7 @@ from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, check_key, signed_see
 from fekernels.ops.free_energy.autograd import is_dispatched
 from fekernels.ops.random import draw, fill, in_front, refuse_chunks
 
-__all__ = ["reparameterize"]
+__all__ = ["rank_offset", "reparameterize"]
 
 SAMPLES = 1 << 31
 
@@ -190,8 +192,9 @@ def reparameterize(
     seed: int,
     step: int = 0,
     stream: int = 0,
-    offset: int = 0,
+    offset: int | str = 0,
     samples: int | None = None,
+    process_group: Any = None,
 ) -> Tensor:
     """z = mean + exp(logvar / 2) eps, eps standard normal: a sample of q that gradients flow through.
 
@@ -205,8 +208,13 @@ def reparameterize(
         seed: 64 bits, as in ``fe.random``.
         step: 0 .. 2^32 - 1; the training step, for fresh noise in each.
         stream: 0 .. 2^32 - 1; each latent layer needs its own.
-        offset: global index of the first row.
+        offset: global index of the first row. "rank": of a batch that is split over the ranks of a process group, in
+            their order, each its rows, as many or few as it has. The ranks tell each other how many these are, one
+            number each: every rank must call, and waits for the others. Where the rows stay the same,
+            ``fe.distributed.batch_offset`` gives the number once.
         samples: None for one sample of ``mean``'s shape; K for [K, B, *latent], sample k from stream ``stream + k``.
+        process_group: of offset "rank": a ``ProcessGroup`` or a DeviceMesh of one dimension. None: the default group;
+            where none is initialised, this process has all rows.
 
     Returns:
         z, of ``mean``'s dtype.
@@ -225,6 +233,10 @@ def reparameterize(
     # Sizes that are symbols must not be compared: an exported program would hold for a range of them only. The operator
     # sees their values.
     last = LAST_INDEX if torch.compiler.is_compiling() else _last_offset(rows, latents)
+    if isinstance(offset, str):
+        offset = rank_offset(function, offset, rows, process_group)
+    elif process_group is not None:
+        raise ValueError(f"{function}: process_group belongs to offset='rank'; got offset={offset!r}")
     key = (
         signed_seed(function, seed),
         integer(function, "stream", stream, 0, COUNTERS - count + 1),
@@ -245,6 +257,15 @@ def reparameterize(
     else:
         z = _Reparameterize.apply(flat_mean, flat_logvar, key, count)
     return z.reshape(mean.shape if samples is None else (count, *mean.shape))
+
+
+@never_traced  # its number is the host's
+def rank_offset(function: str, offset: str, rows: int, process_group: Any) -> int:
+    """The number that ``offset="rank"`` stands for; a collective where there are ranks."""
+    if offset != "rank":
+        raise ValueError(f"{function}: offset must be an integer or 'rank'; got {offset!r}")
+    group = group_of(function, process_group)
+    return offset_of_rank(function, rows, group) if group is not None or has_ranks() else 0
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,0 +1,21 @@
+"""What several processes of a ``torch.distributed`` group need to be as one: parts of a batch, means over all of it.
+
+Functions here take the default group where ``process_group`` is None, as torch's own do, and in a script that runs
+alone are those of one process. All that exchange something are collectives: every rank of the group calls them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fekernels.distributed.batches import batch_mean, batch_offset, share
+
+__all__ = ["batch_mean", "batch_offset", "share"]
+
+_LATER = {"batch_mean": "batches", "batch_offset": "batches", "share": "batches"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
