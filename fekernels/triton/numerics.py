@@ -34,9 +34,10 @@ def flushed(average, ABOVE: tl.constexpr):
     """`flushed` of csrc/formulas/step.h: 0 below 2^ABOVE times the smallest normal number."""
     if average.dtype == tl.float64:
         smallest = tl.full((), 2.2250738585072014e-308 * 2.0**ABOVE, tl.float64)
+        return tl.where((average < smallest) & (average > smallest * -1.0), 0.0, average)
     else:
-        smallest = tl.full((), 1.1754943508222875e-38 * 2.0**ABOVE, tl.float32)
-    return tl.where((average < smallest) & (average > smallest * -1.0), 0.0, average)
+        exponent = average.to(tl.int32, bitcast=True) & (~(ABOVE << 23) & 0x7F800000)
+        return tl.where(exponent == 0, 0.0, average)
 
 
 @triton.jit

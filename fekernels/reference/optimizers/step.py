@@ -42,8 +42,8 @@ def global_index(numel: int, shard: tuple[int, int, int], device: torch.device) 
 def flushed(average: Tensor, above: int = 0) -> Tensor:
     """0 for what is below the smallest normal number, or below 2^above times that.
 
-    Averages of a dead unit's gradients decay to denormal numbers, where rounding then holds them for ever, and most CPUs
-    take a hundred times as long over one of them.
+    Averages of a dead unit's gradients decay to denormal numbers, where rounding then holds them for ever, and most
+    CPUs take a hundred times as long over one of them.
     """
     return torch.where(average.abs() < torch.finfo(average.dtype).tiny * 2.0**above, 0.0, average)
 
