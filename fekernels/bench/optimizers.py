@@ -118,16 +118,17 @@ def _cold_and_hot(shape: Shape) -> Group:
 
 def _dead(shape: Shape) -> Group:
     """A network half of whose units are dead: what their gradients, 0 for long, leave of the first moments."""
-    start, grads = values(*shape, 0), values(*shape, 1)
+    count, numel = shape
+    start, grads = values(count, numel, 0), values(count, numel, 1)
     for grad in grads:
-        grad[: len(grad) // 2] = 0
+        grad[: numel // 2] = 0
     adam = torch.optim.Adam(parameters(start, grads), lr=LR, fused=True)
     own = LangevinAdam(parameters(start, grads), lr=LR, seed=1)
     for optimizer in (adam, own):
         optimizer.step()
         for state in optimizer.state.values():
             # 0.9 of 4 units of the last place, rounded, is 4 of them.
-            state["exp_avg"][: shape[1] // 2] = 4 * torch.finfo(torch.float32).smallest_normal * 2**-23
+            state["exp_avg"][: numel // 2] = 4 * torch.finfo(torch.float32).smallest_normal * 2**-23
     return Group([Contestant(ADAM, adam.step), ours(own, COLD, 0.0)])
 
 
