@@ -34,10 +34,10 @@ __all__ = [
     "is_legacy_batched",
     "is_of_transform",
     "is_unwritten_zeros",
-    "local_shape_and_offset",
     "never_traced",
     "own_parts",
     "registered_operators",
+    "split_factor",
     "standard_gamma",
     "transforms_active",
     "uncompiled",
@@ -114,16 +114,18 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return original
 
 
-def local_shape_and_offset(param: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of a DTensor's local part in the whole; DTensor itself has only the local tensor, without its position."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+def split_factor(placement: Any) -> int | None:
+    """Into how many parts a placement takes a dimension to be split before it splits each of them: 1 for ``Shard``.
 
-    shape, offset = compute_local_shape_and_global_offset(
-        torch.Size(param.shape),
-        param.device_mesh,  # type: ignore[attr-defined]
-        param.placements,  # type: ignore[attr-defined]
-    )
-    return tuple(shape), tuple(offset)
+    More where FSDP2 shards the dimension that tensor parallel has sharded already, for which torch has a class without
+    a public name; None for what is no shard.
+    """
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    if isinstance(placement, _StridedShard):
+        return int(placement.split_factor)
+    return 1 if type(placement) is Shard else None
 
 
 def version(tensor: Tensor) -> int:

@@ -10,13 +10,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fekernels._checks import one_of
+from fekernels._checks import FLOATS, INTEGERS, one_of
+from fekernels._runtime.ranks import exchange, gathered_numbers, group_of
 from fekernels.ops.diagnostics.chain_statistics import BULK, RHAT, TAIL, statistics_of_chains
 
 __all__ = ["ChainStatistics", "chain_statistics", "effective_sample_size", "split_rhat"]
 
+DTYPES = (*FLOATS, *INTEGERS)
 
-def split_rhat(draws: Any) -> Tensor:
+
+def split_rhat(draws: Any, *, process_group: Any = None) -> Tensor:
     """Rank-normalised split R-hat: the larger one of the draws' own and of the folded draws' (the paper, section 4).
 
     Draws above 1.01 are not to be believed yet. It compares chains with each other: those that all miss a mode agree,
@@ -25,6 +28,10 @@ def split_rhat(draws: Any) -> Tensor:
     Args:
         draws: [chains, draws, ...], at least 4 draws of each chain, a tensor or an array. A single chain is compared
             with itself, first half and second. Of an odd number of draws the one in the middle is left out.
+        process_group: ``draws`` are those of this rank's chains, none or several, and compared are those of all ranks,
+            in their order: a ``ProcessGroup``, such as ``torch.distributed.group.WORLD``, or a ``DeviceMesh`` of one
+            dimension. Every rank calls it, with as many draws of each chain, and gets the same, the bits of one process
+            with all chains; the work is split by weights.
 
     Returns:
         [...], float64 on the draws' device. NaN where a draw is not finite, or where all are the same.
@@ -32,10 +39,12 @@ def split_rhat(draws: Any) -> Tensor:
     Raises:
         TypeError: draws that are not numbers. ValueError: fewer than two dimensions, or than 4 draws of each chain.
     """
-    return _statistics("split_rhat", draws, RHAT)[0]
+    return _statistics("split_rhat", draws, RHAT, process_group)[0]
 
 
-def effective_sample_size(draws: Any, kind: Literal["bulk", "tail"] = "bulk") -> Tensor:
+def effective_sample_size(
+    draws: Any, kind: Literal["bulk", "tail"] = "bulk", *, process_group: Any = None
+) -> Tensor:
     """How many independent draws know as much, from the autocorrelation of all chains together.
 
     Of the bulk: of the mean of the rank-normalised draws. Of the tail: the smaller one of the 5% and the 95% quantile.
@@ -43,7 +52,7 @@ def effective_sample_size(draws: Any, kind: Literal["bulk", "tail"] = "bulk") ->
     disagree have few.
 
     Args:
-        draws: as in :func:`split_rhat`.
+        draws, process_group: as in :func:`split_rhat`.
         kind: "bulk" or "tail".
 
     Returns:
@@ -54,7 +63,8 @@ def effective_sample_size(draws: Any, kind: Literal["bulk", "tail"] = "bulk") ->
         TypeError, ValueError: as :func:`split_rhat`, and for another kind.
     """
     one_of("effective_sample_size", "kind", kind, ("bulk", "tail"))
-    bulk, tail = _statistics("effective_sample_size", draws, BULK if kind == "bulk" else TAIL)[1:]
+    wanted = BULK if kind == "bulk" else TAIL
+    bulk, tail = _statistics("effective_sample_size", draws, wanted, process_group)[1:]
     return bulk if kind == "bulk" else tail
 
 
@@ -71,22 +81,63 @@ class ChainStatistics(NamedTuple):
         return torch.minimum(self.bulk, self.tail)
 
 
-def chain_statistics(draws: Any) -> ChainStatistics:
+def chain_statistics(draws: Any, *, process_group: Any = None) -> ChainStatistics:
     """:func:`split_rhat` and both kinds of :func:`effective_sample_size`, from one sort of each weight's draws.
 
     Args, errors: as :func:`split_rhat`.
     """
-    return ChainStatistics(*_statistics("chain_statistics", draws, RHAT | BULK | TAIL))
+    return ChainStatistics(*_statistics("chain_statistics", draws, RHAT | BULK | TAIL, process_group))
 
 
-def _statistics(owner: str, draws: Any, wanted: int) -> list[Tensor]:
+def _statistics(owner: str, draws: Any, wanted: int, process_group: Any) -> list[Tensor]:
     values = torch.as_tensor(draws).detach()
     if values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"{owner}: draws must be real numbers; got {values.dtype}")
-    if values.ndim < 2 or values.shape[0] < 1 or values.shape[1] < 4:
+    group = group_of(owner, process_group)
+    if values.ndim < 2 or values.shape[0] < (group is None) or values.shape[1] < 4:
         raise ValueError(
             f"{owner}: draws must have shape (chains, draws, ...) with at least 4 draws; got {tuple(values.shape)}"
         )
     chains, count = values.shape[:2]
     flat = values.reshape(chains, count, values.shape[2:].numel())
-    return [row.reshape(values.shape[2:]) for row in statistics_of_chains(flat, wanted)]
+    rows = statistics_of_chains(flat, wanted) if group is None else _over_ranks(owner, flat, wanted, group)
+    return [row.reshape(values.shape[2:]) for row in rows]
+
+
+def _over_ranks(owner: str, draws: Tensor, wanted: int, group: Any) -> Tensor:
+    """``statistics_of_chains`` of the chains of all ranks: each has [chains, draws, weights] of its own.
+
+    Each rank gets the draws of all chains of its share of the weights, by one exchange of as much as it holds, and then
+    tells the others what they come to.
+    """
+    import torch.distributed as dist
+
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    given = [*draws.shape, DTYPES.index(draws.dtype) if draws.dtype in DTYPES else -1]
+    every = gathered_numbers(owner, given, group)
+    total = sum(shape[0] for shape in every)
+    if len({tuple(shape[1:]) for shape in every}) > 1 or total == 0 or given[-1] < 0:
+        raise ValueError(
+            f"{owner}: draws must have one dtype, one number of draws and of weights on all ranks, and a chain on one; "
+            f"got (chains, draws, weights) {', '.join(str(tuple(shape[:3])) for shape in every)} by rank"
+        )
+    shares = draws.tensor_split(ranks, dim=2)
+    widths = [share.shape[2] for share in shares]
+    width, count = widths[rank], draws.shape[1]
+    received = [shape[0] * count * width for shape in every]
+    mine = draws.new_empty(sum(received))
+    exchange(
+        owner,
+        dist.all_to_all_single,
+        mine,
+        torch.cat([share.flatten() for share in shares]),
+        received,
+        [share.numel() for share in shares],
+        group=group,
+    )
+    found = draws.new_zeros((3, max(widths)), dtype=torch.float64)
+    if width:
+        found[:, :width] = statistics_of_chains(mine.view(total, count, width), wanted)
+    parts = [torch.empty_like(found) for _ in range(ranks)]
+    exchange(owner, dist.all_gather, parts, found, group=group)
+    return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], 1)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fekernels.distributed.batches import batch_mean, batch_offset, share
+    from fekernels.distributed.zero import streams_of
 
-__all__ = ["batch_mean", "batch_offset", "share"]
+__all__ = ["batch_mean", "batch_offset", "share", "streams_of"]
 
-_LATER = {"batch_mean": "batches", "batch_offset": "batches", "share": "batches"}
+_LATER = {"batch_mean": "batches", "batch_offset": "batches", "share": "batches", "streams_of": "zero"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime import backends
+from fekernels.optim._shards import is_sharded, local_tensor, of_local
 
 __all__ = ["zero_state"]
 
@@ -16,8 +17,10 @@ def zero_state(param: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor
     """Zeros like ``param``; where C++ steps over them, a large state lies on huge pages.
 
     Fresh memory is faulted in by the page (100 MB: 22 ms by small ones, 6 by huge ones), and every step reads and
-    writes all of it (25.6M parameters: 2% faster, 10% where memory is fast).
+    writes all of it (25.6M parameters: 2% faster, 10% where memory is fast). A DTensor's are made of its local part.
     """
+    if is_sharded(param):
+        return of_local(zero_state(local_tensor(param), dtype, backend), param)
     plain = type(param) in (Tensor, torch.nn.Parameter) and param.device.type == "cpu"
     large = plain and param.numel() * dtype.itemsize >= LARGE
     if not large or torch.compiler.is_compiling() or backends.choose("cpu", backend) != "cpp":

@@ -17,7 +17,7 @@ from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels.ops._memory import has_plain_memory
 from fekernels.ops.optimizers.parameter_rows import group_rows, readable
 from fekernels.ops.optimizers.step import StepSettings
-from fekernels.optim._shards import is_sharded, local_tensor
+from fekernels.optim._shards import is_sharded, local_tensor, placed_alike
 
 __all__ = ["KeptSettings", "StateSnapshot", "TableCache"]
 
@@ -105,6 +105,8 @@ class TableCache:
         native: the check of ``csrc/torch/host.cpp`` over the same tensors, where it can be had; else Python's.
         rows: where the backend takes rows, or one cannot be read by its address. There are no tables then.
         copies: gradients that had to be copied into plain memory, for this step alone.
+        lasting: whether the next step can use it: not where a parameter is several rows, or its gradient was brought to
+            its placements first.
     """
 
     def __init__(
@@ -123,13 +125,16 @@ class TableCache:
         self.params = list(params)
         grads = self.gradients(params)
         self.live = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+        self.lasting = len(rows) == len(self.live) and self._placed_alike(params)
         self.tables: list[PointerTable] = []
         fitted = [None] if by_rows else [readable(row) for row in rows]
         self.rows = rows if None in fitted else []
         if self.rows:
             return
         given, rows = rows, [row for row in fitted if row is not None]
-        self.copies = [new.grad for row, new in zip(given, rows, strict=True) if new is not row]
+        self.copies = [
+            new.grad for row, new in zip(given, rows, strict=True) if new is not row or not self.lasting
+        ]
         self.missing = [grad is None for grad in grads]
         self.sharded = any(map(is_sharded, self.live))
         self.states = states
@@ -162,6 +167,12 @@ class TableCache:
         """What stands in the rows for the gradients, those that have none left out."""
         return [param.grad for param in params]
 
+    def _placed_alike(self, params: list[Tensor]) -> bool:
+        grads = self.gradients(params)
+        return all(
+            grad is None or placed_alike(grad, param) for grad, param in zip(grads, params, strict=True)
+        )
+
     def _ordinary(self) -> bool:
         """Whether the native check sees all: no shards, whose memory is another tensor's, no class's own ``grad``."""
         return not self.sharded and set(map(type, self.params)) <= {Tensor, torch.nn.Parameter}
@@ -184,6 +195,8 @@ class TableCache:
             return False
         live, local = [grad for grad in grads if grad is not None], self.live
         if self.sharded:
+            if not all(map(placed_alike, live, local)):
+                return False
             live, local = list(map(local_tensor, live)), list(map(local_tensor, local))
         try:
             pointers = list(map(Tensor.data_ptr, live))

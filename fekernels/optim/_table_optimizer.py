@@ -18,7 +18,7 @@ from fekernels.ops.optimizers.parameter_rows import check_row, check_unit
 from fekernels.ops.optimizers.step import StepOperation, StepSettings
 from fekernels.optim._checkpoint import LAST_FLOAT32_STEP
 from fekernels.optim._parameter_groups import LAST_SEED, ParameterGroups
-from fekernels.optim._shards import local_tensor, shard_geometry
+from fekernels.optim._shards import local_gradient, local_tensor, sharded_rows
 from fekernels.optim._table_cache import KeptSettings, StateSnapshot, TableCache
 
 __all__ = ["TableOptimizer", "traced_number"]
@@ -89,13 +89,21 @@ class TableOptimizer(ParameterGroups):
                 else:
                     self._operation.step_rows(cache.rows, settings, backend)
                 continue
-            self._caches[index] = cache
+            self._keep(self._caches, index, cache)
             if cache.tables:
                 self._operation.step_tables(cache.tables, settings, backend)
             # The kernel wrote through pointers: tell autograd, which checks that what it saved was not overwritten.
             torch.autograd.graph.increment_version(cache.live)
             cache.copies.clear()
         return loss
+
+    @staticmethod
+    def _keep(caches: dict[Any, Any], key: Any, cache: TableCache) -> None:
+        """For the next step, where it can be that one's too."""
+        if cache.lasting:
+            caches[key] = cache
+        else:
+            caches.pop(key, None)
 
     def _ready(self) -> list[tuple[int, dict[str, Any], str, TableCache, StepSettings]]:
         """What each group's step takes. All checks are made here, before the first group moves."""
@@ -172,8 +180,8 @@ class TableOptimizer(ParameterGroups):
                 )
         self._check_params(group)
 
-    def _rows(self, group: dict[str, Any]) -> list[Row]:
-        """The tensors of what has a gradient."""
+    def _rows(self, group: dict[str, Any]) -> list[tuple[int, Row]]:
+        """The tensors of what has a gradient, each with the number of its parameter."""
         rows = []
         for i, (param, stream) in enumerate(zip(group["params"], group["streams"], strict=True)):
             if param.grad is None:
@@ -184,22 +192,21 @@ class TableOptimizer(ParameterGroups):
                 state["step"] = state["step"].to(param.device)
             shared = {
                 "param": local_tensor(param),
-                "grad": local_tensor(param.grad),
+                "grad": local_gradient(self._name, param.grad, param),
                 "step": state["step"],
                 "stream": stream,
                 "anchor": self._anchor_of(group, i, state),
-                "shard": shard_geometry(self._name, param),
             }
-            rows.append(self._row(group, shared, state))
+            rows.append((i, self._row(group, shared, state)))
         return rows
 
     def _build(self, group: dict[str, Any], by_rows: bool) -> TableCache:
-        rows = self._rows(group)
-        live = [i for i, param in enumerate(group["params"]) if param.grad is not None]
-        for i, row in zip(live, rows, strict=True):
+        rows, states = [], []
+        for i, row in self._rows(group):
             check_row(self._name, f"params[{i}]", row, self._operation.names)
+            rows += sharded_rows(self._name, group["params"][i], row)
+            states.append(self.state[group["params"][i]])
         self._anchors.prune(self.param_groups)
-        states = [self.state[group["params"][i]] for i in live]
         return TableCache(group, states, rows, by_rows, None if by_rows else host())
 
     def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> bool:
@@ -210,7 +217,12 @@ class TableOptimizer(ParameterGroups):
             self._add_streams(group)
         self._check_gradients(group)
         self._warn_of_lost_steps(group, {param.dtype for param in group["params"]})
-        for i, row in enumerate(self._rows(group)):
+        rows = [
+            (i, part)
+            for i, row in self._rows(group)
+            for part in sharded_rows(self._name, group["params"][i], row)
+        ]
+        for i, row in rows:
             for name, values in zip(self._operation.tensors, tensors, strict=True):
                 tensor = getattr(row, name)
                 if tensor is not None:

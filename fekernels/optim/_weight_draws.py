@@ -23,7 +23,7 @@ from fekernels.ops.optimizers.step import StepOperation, StepSettings
 from fekernels.ops.optimizers.variational_accumulate import VariationalAccumulateSettings
 from fekernels.ops.optimizers.variational_draw import VariationalDrawSettings
 from fekernels.optim._parameter_groups import LAST_SEED
-from fekernels.optim._shards import is_sharded, local_tensor, shard_geometry
+from fekernels.optim._shards import is_sharded, local_gradient, local_tensor, sharded_rows
 from fekernels.optim._state import zero_state
 from fekernels.optim._table_cache import TableCache
 from fekernels.optim._table_optimizer import TableOptimizer
@@ -185,7 +185,7 @@ class WeightDraws(TableOptimizer):
                 cache = DrawTable(group, states, rows, by_rows)
                 cache.means = [state["mean"] for state in states]
                 cache.sharded = any(map(is_sharded, cache.live))
-            self._draw_caches[index, train] = cache
+            self._keep(self._draw_caches, (index, train), cache)
             if cache.live:
                 work.append((cache, self._draw_settings(group, cache.live[0]), backend))
         self._restored = [cache for cache, _, _ in work]
@@ -212,10 +212,9 @@ class WeightDraws(TableOptimizer):
                 stream if train else stream ^ EVALUATION,
                 local_tensor(state["mean"]),
                 local_tensor(self._spread(state)[0]),
-                shard=shard_geometry(self._name, param),
             )
             check_row(self._name, f"params[{i}]", row, variational_draw.OPERATION.names)
-            rows.append(row)
+            rows += sharded_rows(self._name, param, row)
         return rows
 
     def _draw_settings(self, group: dict[str, Any], drawn: Tensor) -> VariationalDrawSettings:
@@ -249,16 +248,14 @@ class WeightDraws(TableOptimizer):
         work = []
         for group, group_grads in zip(self.param_groups, grads, strict=True):
             backend = backends.choose(group["params"][0].device.type, group["backend"])
-            rows = [self._sum_row(group, i, grad) for i, grad in enumerate(group_grads) if grad is not None]
-            live = [
-                param for param, grad in zip(group["params"], group_grads, strict=True) if grad is not None
+            rows = [
+                (param, row)
+                for i, (param, grad) in enumerate(zip(group["params"], group_grads, strict=True))
+                if grad is not None
+                for row in self._sum_rows(group, i, grad)
             ]
             for samples in (0, 1):  # the first of a step overwrites what is left of the last
-                mine = [
-                    row
-                    for row, p in zip(rows, live, strict=True)
-                    if (p in self._since.summed) == bool(samples)
-                ]
+                mine = [row for param, row in rows if (param in self._since.summed) == bool(samples)]
                 settings = VariationalAccumulateSettings(float(samples), self._rank_seed(group), None)
                 work.append((mine, settings, backend))
         for mine, settings, backend in work:
@@ -278,7 +275,7 @@ class WeightDraws(TableOptimizer):
         frozen = (had and not param.requires_grad for had, param in zip(present, params, strict=True))
         return present != drawn or any(frozen)
 
-    def _sum_row(self, group: dict[str, Any], i: int, grad: Tensor) -> Row:
+    def _sum_rows(self, group: dict[str, Any], i: int, grad: Tensor) -> list[Row]:
         param, state = group["params"][i], self.state[group["params"][i]]
         local = local_tensor(param)
         if param not in self._sums:
@@ -289,11 +286,11 @@ class WeightDraws(TableOptimizer):
             )
         total, product = self._sums[param]
         row = Row(
-            local, local_tensor(grad), state["step"], group["streams"][i], total, product,
-            noise_unit=state["draws"][:1], shard=shard_geometry(self._name, param),
+            local, local_gradient(self._name, grad, param), state["step"], group["streams"][i], total, product,
+            noise_unit=state["draws"][:1],
         )  # fmt: skip
         check_row(self._name, f"params[{i}]", row, variational_accumulate.OPERATION.names)
-        return row
+        return sharded_rows(self._name, param, row)
 
     def _average_over_ranks(self) -> int:
         """With ``sync``: the sums become those of all ranks. Returns how many draws they are of."""

@@ -18,7 +18,7 @@ from fekernels.ops.optimizers import langevin_adam, variational_adam
 from fekernels.ops.optimizers.langevin_adam import LangevinAdamSettings
 from fekernels.ops.optimizers.variational_adam import VariationalAdamSettings
 from fekernels.optim._checkpoint import loaded_draws
-from fekernels.optim._shards import local_tensor, shard_geometry
+from fekernels.optim._shards import local_tensor
 from fekernels.optim._state import zero_state
 from fekernels.optim._weight_draws import run_rows
 from fekernels.optim._weight_posterior import WeightPosterior
@@ -203,14 +203,16 @@ class VariationalAdam(WeightPosterior):
         state["draws"] = torch.zeros(2, dtype=torch.float64, device=param.device)
         for key in self._states[2:]:
             state[key] = zero_state(param, dtype, group["backend"])
-        state["mean"].copy_(param)
+        # By what lives here: every operator on a DTensor costs its dispatch, a first one tens of milliseconds.
+        here = {key: local_tensor(state[key]) for key in self._states[2:]}
+        here["mean"].copy_(local_tensor(param))
         if not self._reparam:
-            state["hessian"].fill_(group["hess_init"])
+            here["hessian"].fill_(group["hess_init"])
             return
         std = 1 / math.sqrt(group["ess"] * (group["hess_init"] + group["weight_decay"]))
         softplus = group["scale"] == "softplus"
-        state["scale"].fill_(math.log(math.expm1(std)) if softplus else math.log(std))
-        state["deviation"].copy_(_deviation(state["scale"], group["scale"]))
+        here["scale"].fill_(math.log(math.expm1(std)) if softplus else math.log(std))
+        here["deviation"].copy_(_deviation(here["scale"], group["scale"]))
 
     def _spread(self, state: dict[str, Any]) -> tuple[Tensor, bool]:
         return (state["deviation"], True) if self._reparam else (state["hessian"], False)
@@ -327,7 +329,7 @@ class VariationalAdam(WeightPosterior):
                 local_tensor(param).copy_(row.param)
 
     def _sums_row(self, group: dict[str, Any], i: int, param: Tensor) -> Row:
-        """As ``_row``, over the sums; of a 16-bit parameter the mean is stepped in its place."""
+        """As ``_row``, over the sums, which have the noise in them; of a 16-bit parameter the mean is stepped."""
         state, (total, product) = self.state[param], self._sums[param]
         local = local_tensor(param)
         mean = local_tensor(state["mean"])
@@ -339,7 +341,6 @@ class VariationalAdam(WeightPosterior):
             local_tensor(state["exp_avg"]),
             local_tensor(state["exp_avg_sq" if self._reparam else "hessian"]),
             anchor=None if self._reparam else product,
-            shard=shard_geometry(self._name, param),
         )
 
     def _step_reparam(
@@ -380,7 +381,8 @@ class VariationalAdam(WeightPosterior):
             run_rows(langevin_adam.OPERATION, scales, for_scales, backend)
         for _, param in live:
             state = self.state[param]
-            state["deviation"].copy_(_deviation(state["scale"], group["scale"]))
+            raw = local_tensor(state["scale"])
+            local_tensor(state["deviation"]).copy_(_deviation(raw, group["scale"]))
 
 
 def _deviation(raw: Tensor, scale: str) -> Tensor:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import boolean, integer, number
+from fekernels._runtime.ranks import group_of
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.posterior.batches import shapes, stacked
+from fekernels.optim._shards import local_tensor
+from fekernels.posterior.batches import map_tensors, shapes, stacked
 
 __all__ = ["Chains", "LossFunction"]
 
@@ -36,6 +38,17 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self.loss_fn(self.model, batch)
+
+
+def _numbers_here(n: int, group: Any) -> range:
+    """Which of n chains are this rank's, as ``torch.chunk`` splits them and DTensors are sharded."""
+    if group is None:
+        return range(n)
+    import torch.distributed as dist
+
+    most = -(-n // dist.get_world_size(group))
+    first = min(dist.get_rank(group) * most, n)
+    return range(first, min(first + most, n))
 
 
 class Chains:
@@ -64,6 +77,19 @@ class Chains:
         vectorize: True calls the model once for all chains, False chain by chain, for models that `torch.vmap` cannot
             take. None: once, but for large networks on a CPU, whose products of matrices are faster one by one.
         seed: of the jitter.
+        process_group: split the chains over its ranks. A ``ProcessGroup``, such as ``torch.distributed.group.WORLD``,
+            or a ``DeviceMesh`` of one dimension. None: all of them are here.
+
+    Over ranks the stacked parameters are DTensors, [n, *shape] in the whole, of which a rank holds whole chains, as
+    ``torch.chunk`` splits n: ranks at the end may have none. So each chain has the noise that it has on one process,
+    and the same bits where the model's are (with ``vectorize=False``; a product of stacked matrices may depend on how
+    many they are). Calls, losses and states are those of this rank's chains, and no step sends anything. Checkpoints of
+    ``torch.distributed.checkpoint`` load on any number of ranks; ``fe.diagnostics`` compares the chains of all.
+
+    Attributes:
+        n: how many chains are here.
+        numbers: a range: which of all chains they are.
+        total: how many there are on all ranks.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -78,10 +104,14 @@ class Chains:
         names: Collection[str] | None = None,
         vectorize: bool | None = None,
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Chains: model must be a torch.nn.Module; got {type(model).__name__}")
-        self.n = integer("Chains", "n", n, 1, 1 << 31)
+        self.total = integer("Chains", "n", n, 1, 1 << 31)
+        group = group_of("Chains", process_group)
+        self.numbers = _numbers_here(self.total, group)
+        self.n = len(self.numbers)
         seed = integer("Chains", "seed", seed, -(1 << 63), 1 << 64)
         self._model = copy.deepcopy(uncompiled(model))
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
@@ -103,8 +133,7 @@ class Chains:
             vectorize = not (large and next(iter(trained.values())).device.type == "cpu")
         self.vectorize = boolean("Chains", "vectorize", vectorize)
         self._parameters = {
-            name: nn.Parameter(p.detach().repeat(self.n, *(1 for _ in p.shape)))
-            for name, p in trained.items()
+            name: nn.Parameter(self._stacked(p.detach(), group, process_group)) for name, p in trained.items()
         }
         self._buffers = {
             name: b.detach().repeat(self.n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
@@ -117,23 +146,45 @@ class Chains:
             jitter = dict.fromkeys(trained, number("Chains", "jitter", jitter))
         self._disperse(jitter, seed)
 
+    def _stacked(self, p: Tensor, group: Any, process_group: Any) -> Tensor:
+        copies = p.repeat(self.n, *(1 for _ in p.shape))
+        if group is None:
+            return copies
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.tensor import DTensor, Shard
+
+        mesh = process_group
+        if not isinstance(mesh, DeviceMesh):
+            mesh = DeviceMesh.from_group(group, p.device.type)
+        shape = torch.Size((self.total, *p.shape))
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(copies, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+    def _here(self) -> State:
+        """The stacked parameters of the chains that are here: of DTensors views, through which gradients go back."""
+        return {name: local_tensor(p) for name, p in self._parameters.items()}
+
     @torch.no_grad()
     def _disperse(self, scales: Mapping[str, float | Tensor], seed: int) -> None:
-        for i, (name, copies) in enumerate(self._parameters.items()):
+        for i, (name, copies) in enumerate(self._here().items()):
             scale = scales.get(name, 0.0)
             if isinstance(scale, Tensor) or scale:
-                noise = random.normal(copies.shape, seed=seed, stream=JITTER, step=i, device=copies.device)
+                offset = self.numbers.start * copies.shape[1:].numel()
+                noise = random.normal(
+                    copies.shape, seed=seed, stream=JITTER, step=i, offset=offset, device=copies.device
+                )
                 copies.add_(noise.to(copies.dtype) * scale)
 
     def __len__(self) -> int:
         return self.n
 
     def __repr__(self) -> str:
-        count = sum(p[0].numel() for p in self._parameters.values())
-        return f"Chains({self.n} of {type(self._model).__name__}, {count:,} weights each)"
+        count = sum(p.numel() for p in self._parameters.values()) // self.total
+        here = f", {self.n} of them here" if self.n < self.total else ""
+        return f"Chains({self.total} of {type(self._model).__name__}, {count:,} weights each{here})"
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The stacked parameters, [n, *shape] each, in the order of the model's."""
+        """The stacked parameters, [n, *shape] each, in the order of the model's; over ranks DTensors of all chains."""
         return iter(self._parameters.values())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -153,13 +204,15 @@ class Chains:
         return self._call(self._model, "", args, kwargs, None)
 
     def losses(self, loss_fn: LossFunction, batch: Any, *, each: bool = False) -> Tensor:
-        """[n]: ``loss_fn(model, batch)``, a scalar, with every chain's weights.
+        """[n]: ``loss_fn(model, batch)``, a scalar, with every chain's weights, of those that are here.
 
         Args:
             batch: what loss_fn takes, the same for all chains.
             each: ``batch`` is a sequence of n batches, one for each chain.
         """
         module = _Loss(self._model, loss_fn)
+        if self.n == 0:  # that a step is made here too, and counted
+            return torch.cat([p.flatten() for p in self._here().values()])
         if not each:
             losses = self._call(module, "model.", (batch,), {}, None)
         elif len(batch) != self.n:
@@ -183,20 +236,24 @@ class Chains:
         kwargs: dict[str, Any],
         in_dim: int | None,
     ) -> Any:
+        if self.n == 0:
+            with torch.no_grad():
+                one_answer = module(*args, **kwargs)
+            return map_tensors(lambda tensor: tensor.new_empty((0, *tensor.shape)), one_answer)
         if not self.vectorize:
             return self._call_each(module, prefix, [args] * self.n, kwargs)
 
         def one(own: State, its: State, args: tuple[Any, ...]) -> Any:
             return torch.func.functional_call(module, {**own, **its}, args, kwargs)
 
-        weights: State = {prefix + name: p for name, p in self._parameters.items()}
+        weights: State = {prefix + name: p for name, p in self._here().items()}
         buffers = {prefix + name: b for name, b in self._buffers.items()}
         return torch.vmap(one, in_dims=(0, 0, in_dim), randomness="different")(weights, buffers, args)
 
     def _call_each(
         self, module: nn.Module, prefix: str, args: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]
     ) -> Any:
-        tensors: State = {**self._parameters, **self._buffers}
+        tensors: State = {**self._here(), **self._buffers}
         unbound = {prefix + name: tensor.unbind(0) for name, tensor in tensors.items()}
         return stacked([
             torch.func.functional_call(module, {name: parts[k] for name, parts in unbound.items()}, args[k], kwargs)
@@ -206,7 +263,8 @@ class Chains:
     def origin(self, n: int) -> Chains:
         """n copies that share the weights which the model had when the chains were made: what they started from."""
         found = copy.copy(self)
-        found.n, found._parameters = n, {}
+        found.n = found.total = n
+        found.numbers, found._parameters = range(n), {}
         found._buffers = {
             name: b.detach().repeat(n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
         }
@@ -219,7 +277,7 @@ class Chains:
     def states(self) -> list[State]:
         """The weights and buffers of each chain, as `load_state_dict` of the model takes them; copies."""
         saved = self._model.state_dict()
-        own = {**self._parameters, **self._buffers}
+        own = {**self._here(), **self._buffers}
         return [
             {name: own[name][k].detach().clone() if name in own else value for name, value in saved.items()}
             for k in range(self.n)

@@ -198,7 +198,7 @@ def test_unscaled_and_clipped_gradients_of_one_draw_are_taken():
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-# Replicas. (Two that train together, and shards: frameworks/test_distributed.py.)
+# Replicas. (Two that train together, and shards: distributed/test_optimizers.py.)
 
 
 @pytest.fixture

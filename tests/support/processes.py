@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import tempfile
 import time
 import traceback
@@ -23,7 +25,7 @@ GRACE = 15.0  # seconds that the others have after one has failed, to say what t
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one rank: what its function returned, or the traceback of what it raised, or neither.
+    """Of one rank: what its function returned, or the traceback of what it raised, or where it hung.
 
     Attributes:
         ended: seconds from the start of all; None where it hung and was killed.
@@ -57,7 +59,9 @@ def run_processes(
     for rank in order:
         outcome = outcomes[rank]
         if outcome.ended is None:
-            told.append(f"rank {rank} of {world} hung; ended after {timeout:g} s at most")
+            told.append(
+                f"rank {rank} of {world} hung; ended after {timeout:g} s at most, in\n{outcome.failure}"
+            )
         elif outcome.failure:
             told.append(f"rank {rank} of {world}, after {outcome.ended:.1f} s:\n{outcome.failure}")
         elif outcome.exitcode:
@@ -95,6 +99,11 @@ def run_outcomes(
                         if process.exitcode != 0:
                             limit = min(limit, now + GRACE)
         finally:
+            hung = [process for process in processes if process.is_alive()]
+            for process in hung:
+                os.kill(process.pid, signal.SIGUSR1)
+            if hung:
+                time.sleep(0.5)  # for their stacks
             for process in processes:
                 if process.is_alive():
                     process.kill()
@@ -107,7 +116,11 @@ def run_outcomes(
 
 
 def _said(path: Path) -> tuple[Any, str]:
-    return torch.load(path, weights_only=False) if path.exists() else (None, "")
+    if path.exists():
+        said: tuple[Any, str] = torch.load(path, weights_only=False)
+        return said
+    stacks = path.with_suffix(".stacks")
+    return None, stacks.read_text() if stacks.exists() else ""
 
 
 def _run(
@@ -118,6 +131,7 @@ def _run(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
+    faulthandler.register(signal.SIGUSR1, file=open(f"{folder}/{rank}.stacks", "w"))  # noqa: SIM115
     torch.set_num_threads(1)
     said: tuple[Any, str]
     try:

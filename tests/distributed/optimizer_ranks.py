@@ -1,7 +1,5 @@
-"""What each gloo process does in frameworks/test_distributed.py: trains sharded, and gathers the results."""
+"""What each of two gloo processes does: trains replicas and FSDP2, agrees on seeds, averages draws."""
 
-import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +10,6 @@ import fekernels as fe
 
 WORLD = 2
 STEPS = 4
-# The first dimension of none is even, one is shorter than the processes are many, and one has length 1 only in part.
-SHAPES = {"a.weight": (5, 7), "a.bias": (5,), "b.weight": (1, 5), "b.bias": (1,), "c.weight": (3, 4, 6)}
 SWITCHES = dict(lr=0.05, temperature=0.5, eps=0.1, seed=11, prior_precision=0.2, anchor="init")
 
 
@@ -38,37 +34,8 @@ def train(net: nn.Module, rows: slice) -> fe.LangevinAdam:
     return optimizer
 
 
-def parameters() -> dict[str, Tensor]:
-    torch.manual_seed(2)
-    return {name: torch.randn(shape) for name, shape in SHAPES.items()}
-
-
 def gradient(shape: tuple[int, ...], i: int) -> Tensor:
     return (torch.arange(torch.Size(shape).numel(), dtype=torch.float32) * 0.7 + i).sin().view(shape)
-
-
-def step_through(params: dict[str, Tensor], distribute: Any, **switches: Any) -> fe.LangevinAdam:
-    """Steps with given gradients: what is left to differ between shardings is the optimizer itself."""
-    optimizer = fe.LangevinAdam(list(params.items()), **{**SWITCHES, **switches})
-    for i in range(STEPS):
-        for p in params.values():
-            p.grad = distribute(gradient(tuple(p.shape), i), p)
-        optimizer.freeze_preconditioner(i == 2)  # and then lets go
-        optimizer.step()
-    return optimizer
-
-
-def draw_through(params: dict[str, Tensor], distribute: Any, **switches: Any) -> fe.VariationalAdam:
-    """``step_through`` of a Gaussian over the weights, by one draw and by two."""
-    switches = dict(lr=0.05, ess=30.0, betas=(0.8, 0.9), seed=11) | switches
-    optimizer = fe.VariationalAdam(list(params.items()), **switches)
-    for i in range(STEPS):
-        for sample in range(1 + i % 2):
-            with optimizer.sampled_params(train=True):
-                for p in params.values():
-                    p.grad = distribute(gradient(tuple(p.shape), i + sample), p)
-        optimizer.step()
-    return optimizer
 
 
 def draw_apart(samples: int) -> fe.VariationalAdam:
@@ -133,25 +100,14 @@ def drifts(rank: int, mesh: Any) -> dict[str, Any]:
     return results
 
 
-def main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    try:
-        results = run(rank)
-        if rank == 0:
-            torch.save(results, Path(folder) / "results.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def run(rank: int) -> dict[str, Any]:
+def run() -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
     from torch.nn.parallel import DistributedDataParallel
 
     results: dict[str, Any] = {}
+    rank = dist.get_rank()
     rows = slice(rank * 6, rank * 6 + 6)
     mesh = init_device_mesh("cpu", (WORLD,))
 
@@ -171,38 +127,6 @@ def run(rank: int) -> dict[str, Any]:
 
     results["seeds"] = drifts(rank, mesh)
 
-    for name, placement in (("shard0", Shard(0)), ("shard1", Shard(1)), ("replicate", Replicate())):
-        for backend in ("auto", "reference"):
-            chosen = {k: v for k, v in parameters().items() if name != "shard1" or v.dim() > 1}
-            params = {
-                key: nn.Parameter(
-                    distribute_tensor(value.bfloat16() if key == "c.weight" else value, mesh, [placement])
-                )
-                for key, value in chosen.items()
-            }
-
-            def distribute(g: Tensor, p: Tensor) -> Tensor:
-                return distribute_tensor(g.to(p.dtype), mesh, p.placements)  # type: ignore[attr-defined]
-
-            optimizer = step_through(params, distribute, stochastic_rounding=True, backend=backend)
-            gathered = {}
-            for key, p in params.items():
-                state = optimizer.state[p]
-                tensors = [p, state["exp_avg"], state["exp_avg_sq"]]
-                gathered[key] = [t.full_tensor().detach() for t in tensors]
-            results[f"{name}-{backend}"] = copy.deepcopy(gathered)
-        for estimator in ("natural", "reparam"):
-            params = {
-                key: nn.Parameter(distribute_tensor(value.clone(), mesh, [placement]))
-                for key, value in parameters().items()
-                if key in chosen
-            }
-            drawn = draw_through(params, distribute, estimator=estimator)
-            results[f"{name}-{estimator}"] = copy.deepcopy(
-                {key: [p.full_tensor().detach(), *whole_states(drawn.state[p])] for key, p in params.items()}
-            )
-            results[f"{name}-{estimator}-kl"] = drawn.kl()
-
     for samples in (1, 2):
         optimizer = draw_apart(samples)
         (p,) = optimizer.param_groups[0]["params"]
@@ -211,8 +135,3 @@ def run(rank: int) -> dict[str, Any]:
         dist.all_gather(both, mine)
         results[f"sync-{samples}"] = both
     return results
-
-
-def whole_states(state: dict[str, Any]) -> list[Tensor]:
-    """Those of the parameter's shape, by their names."""
-    return [state[key].full_tensor() for key in sorted(state) if key not in ("step", "draws")]

@@ -1,0 +1,70 @@
+"""What each gloo process does with chains that are split over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import fekernels as fe
+
+CHAINS, STEPS = 4, 8
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(7, 3, generator=generator), torch.randn(7, 2, generator=generator)
+
+
+def loss_fn(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.mse_loss(model(rows[0]), rows[1])
+
+
+def run(process_group: Any, vectorize: bool = False) -> dict[str, Any]:
+    """Chains of this rank: their numbers, all their draws, and what the diagnostics say of those of all ranks."""
+    chains = fe.Chains(
+        network(), CHAINS, jitter=0.3, vectorize=vectorize, seed=5, process_group=process_group
+    )
+    optimizer = fe.LangevinAdam(
+        chains.parameters(), lr=0.05, temperature=0.1, eps=0.1, prior_precision=0.1, seed=2
+    )
+    draws, losses = [], []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        each = chains.losses(loss_fn, batch())
+        each.sum().backward()
+        optimizer.step()
+        losses.append(each.detach())
+        states = [torch.cat([t.flatten() for t in state.values()]) for state in chains.states()]
+        draws.append(torch.stack(states) if states else torch.zeros(0, 32))
+    own = torch.stack(draws, 1)
+    assert chains(batch()[0]).shape == (chains.n, 7, 2)
+    assert (chains.total, len(chains)) == (CHAINS, len(chains.numbers))
+    statistics = fe.diagnostics.chain_statistics(own, process_group=process_group)
+    assert fe.diagnostics.split_rhat(own.double(), process_group=process_group).shape == (32,)
+    tail = fe.diagnostics.effective_sample_size(own, "tail", process_group=process_group)
+    few = fe.diagnostics.split_rhat(own[:, :, 0], process_group=process_group)  # fewer weights than ranks
+    return {
+        "numbers": list(chains.numbers),
+        "losses": torch.stack(losses, 1),
+        "draws": own,
+        "statistics": [*statistics, tail, few],
+    }
+
+
+def of_ranks() -> dict[str, Any]:
+    if dist.get_rank() == 0:
+        own, told = torch.zeros(1, 5, 3), r"got \(chains, draws, weights\) \(1, 5, 3\), \(1, 4, 3\)"
+    else:
+        own, told = torch.zeros(1, 4, 3), "one number of draws"
+    with pytest.raises(ValueError, match=told):
+        fe.diagnostics.split_rhat(own, process_group=dist.group.WORLD)
+    return {"one by one": run(dist.group.WORLD), "at once": run(dist.group.WORLD, vectorize=True)}

@@ -1,0 +1,158 @@
+"""Optimizers on 1, 2, 3 and 4 processes: the noise, the bits and the checkpoints of one."""
+
+from __future__ import annotations
+
+import torch
+
+import fekernels as fe
+from tests.distributed import chain_ranks as chains
+from tests.distributed import checkpoint_ranks as checkpoints
+from tests.distributed import mesh_ranks as meshes
+from tests.distributed import optimizer_ranks as replicas
+from tests.support.processes import run_processes
+from tests.support.tensors import UNIT, bits_equal
+
+
+def of_four(folder):
+    return {"meshes": meshes.run(), "checkpoints": checkpoints.save(folder), "chains": chains.of_ranks()}
+
+
+def of_three(folder):
+    return {"meshes": meshes.run(), "checkpoints": checkpoints.load(folder), "chains": chains.of_ranks()}
+
+
+def of_two(folder):
+    return of_three(folder) | {"replicas": replicas.run()}
+
+
+def check_joint_batch(kind, results):
+    """The gradients' sums differ in rounding, and nothing else does: a dozen terms a step, of numbers near 1."""
+    tolerance = 12 * replicas.STEPS * UNIT
+    net = replicas.network()
+    optimizer = replicas.train(net, slice(None))
+    for (name, p), got in zip(net.named_parameters(), results[kind], strict=True):
+        torch.testing.assert_close(got, p, rtol=tolerance, atol=tolerance)
+        if kind == "fsdp":
+            saved, state = results["fsdp_states"][name], optimizer.state[p]
+            assert saved["step"].item() == replicas.STEPS
+            torch.testing.assert_close(saved["exp_avg"], state["exp_avg"], rtol=tolerance, atol=tolerance)
+            assert bits_equal(saved["anchor"], state["anchor"])
+
+
+def check_draws_apart(samples, results):
+    """Each rank's product of its own gradient and noise, averaged; the gradients' own average for the mean."""
+    first, second = results[f"sync-{samples}"]
+    assert bits_equal(first, second)
+    start, std = torch.linspace(-1, 1, 9).double(), 1 / (30 * (1 + 1e-4)) ** 0.5
+    g = product = torch.zeros(9, dtype=torch.float64)
+    for rank in range(replicas.WORLD):
+        for draw in range(1, samples + 1):
+            seed = 11 + rank * 0x9E3779B97F4A7C15
+            xi = fe.random.normal(9, seed=seed, stream=0, step=draw, purpose=2).double()
+            slope = (start + std * xi).sinh()
+            g, product = g + slope / replicas.WORLD / samples, product + slope * xi / replicas.WORLD / samples
+    h_hat = product / std
+    h = 1 + 0.1 * (h_hat - 1) + 0.005 * (h_hat - 1) ** 2 / (1 + 1e-4)
+    mean = start - 0.05 * (1 + 1e-4) * (g + 1e-4 * start) / (h + 1e-4)
+    torch.testing.assert_close(first.double(), torch.stack([mean, h]), rtol=1e-5, atol=1e-6)
+
+
+def check_seeds(results):
+    drawn = results["rank 0's"]
+    for name in ("ddp", "ddp, hot later", "fsdp"):
+        weights, seeds = results[name]
+        assert bits_equal(*weights), name
+        assert [s.tolist() for s in seeds] == [[drawn, 3]] * 2, name
+    for name in ("svgd", "svgd, groups"):
+        particles, seeds = results[name]
+        assert bits_equal(*particles) and [int(s) for s in seeds] == [drawn] * 2, name
+
+
+def check_meshes(world, by_rank):
+    """Every rank holds its part of what one process has, to the bit, states included."""
+    for name in meshes.CHOICES:
+        params = {
+            key: torch.nn.Parameter(meshes.dtyped(key, value)) for key, value in meshes.values().items()
+        }
+        optimizer = meshes.step_through(name, params, meshes.given)
+        wanted = {key: meshes.numbers(optimizer, p) for key, p in params.items()}
+        for where, (shape, split) in meshes.MESHES[world].items():
+            if name not in meshes.chosen(where):
+                continue
+            for rank, results in enumerate(by_rank):
+                held = results[f"{where}, {name}"]
+                assert list(held) == meshes.held_in(split)
+                for key, tensors in held.items():
+                    for i, (got, want) in enumerate(zip(tensors, wanted[key], strict=True)):
+                        mine = meshes.part(want, shape, split, rank)
+                        assert bits_equal(got, mine), f"rank {rank} of {where}: {name}, tensor {i} of {key}"
+            if isinstance(optimizer, fe.VariationalAdam) and len(held) == len(params):
+                for results in by_rank:  # a sum over shards, in another order
+                    torch.testing.assert_close(
+                        results[f"{where}, {name}, kl"], optimizer.kl(), rtol=1e-6, atol=0
+                    )
+
+
+def check_networks(world, by_rank):
+    """In float64 what the sums of the gradients differ by is nothing beside noise that would be another's."""
+    for where, names in meshes.NETWORKS[world].items():
+        for name in names:
+            net = meshes.Network()
+            meshes.train(name, net, slice(None))
+            for rank, results in enumerate(by_rank):
+                trained = results[f"network, {where}, {name}"]
+                for key, p in net.named_parameters():
+                    torch.testing.assert_close(
+                        trained[key],
+                        p.detach(),
+                        rtol=1e-9,
+                        atol=1e-9,
+                        msg=lambda told, at=(rank, where, name, key): f"{at}: {told}",
+                    )
+
+
+def check_checkpoints(by_rank):
+    """Saved by four, loaded by fewer, and gone on with: all of it the bits of one process that never stopped."""
+    for name, flatten in checkpoints.CASES:
+        training = checkpoints.Training(name, 11)
+        training.train(0, checkpoints.FIRST + checkpoints.SECOND)
+        wanted = training.weights()
+        for rank, results in enumerate(by_rank):
+            got = results[f"{name}-{flatten}"]
+            assert got.keys() == wanted.keys()
+            for key, tensor in wanted.items():
+                assert bits_equal(got[key], tensor), f"{name}, flattened {flatten}, rank {rank}: {key}"
+
+
+def check_chains(world, by_rank):
+    """The chains of all ranks, in their order, are those of one process, and so is what the diagnostics say."""
+    numbers = [results["one by one"]["numbers"] for results in by_rank]
+    assert numbers == {4: [[0], [1], [2], [3]], 3: [[0, 1], [2, 3], []], 2: [[0, 1], [2, 3]]}[world]
+    alone = chains.run(None)
+    for key in ("draws", "losses"):
+        assert bits_equal(torch.cat([results["one by one"][key] for results in by_rank]), alone[key]), key
+    for results in by_rank:
+        for got, want in zip(results["one by one"]["statistics"], alone["statistics"], strict=True):
+            assert bits_equal(got, want)
+    together = torch.cat([results["at once"]["draws"] for results in by_rank])
+    torch.testing.assert_close(
+        together, alone["draws"], rtol=1e-4, atol=1e-5
+    )  # products of matrices side by side
+
+
+def test_several_processes_are_one(tmp_path):
+    # In one test, so that they start once for each number of processes. Four save what the others load.
+    folder = str(tmp_path)
+    for world, function in ((4, of_four), (3, of_three), (2, of_two)):
+        by_rank = run_processes(function, world, folder)
+        check_checkpoints([results["checkpoints"] for results in by_rank])
+        check_meshes(world, [results["meshes"] for results in by_rank])
+        check_chains(world, [results["chains"] for results in by_rank])
+        check_networks(world, [results["meshes"] for results in by_rank])
+    check_checkpoints([checkpoints.load(folder)])
+    results = by_rank[0]["replicas"]
+    check_seeds(results["seeds"])
+    for kind in ("ddp", "fsdp"):
+        check_joint_batch(kind, results)
+    for samples in (1, 2):
+        check_draws_apart(samples, results)
