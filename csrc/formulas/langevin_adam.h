@@ -139,8 +139,9 @@ FE_HD void langevin_adam(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& largest
     if (c.rescaled) exp_avg = exp_avg * c.momentum_scale;
   }
   exp_avg = L::fma(L::splat(c.one_minus_beta1), drift - exp_avg, exp_avg);
+  if (noise != Noise::kMomentum) exp_avg = flushed<kAboveOfMomentum>(exp_avg);
   if (kTerms == RareTerms::kPlain || (kExtras && !c.frozen)) {
-    exp_avg_sq = L::fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);
+    exp_avg_sq = flushed<0>(L::fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2));
   }
   F second_moment = exp_avg_sq;
   if (kExtras && c.amsgrad) second_moment = largest = exp_avg_sq <= largest ? largest : exp_avg_sq;

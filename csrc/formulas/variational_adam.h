@@ -32,7 +32,7 @@ FE_HD void variational_adam(F& mean, F grad, F& exp_avg, F& hessian, F product, 
     grad = L::divide(grad, L::splat(c.grad_scale));
     product = L::divide(product, L::splat(c.grad_scale));
   }
-  exp_avg = L::fma(L::splat(c.one_minus_beta1), grad - exp_avg, exp_avg);
+  exp_avg = flushed<kAboveOfMomentum>(L::fma(L::splat(c.one_minus_beta1), grad - exp_avg, exp_avg));
   if (c.curved) {
     const F precision = hessian + c.weight_decay;
     const F curvature = product * L::sqrt(precision * c.precision);

@@ -6,7 +6,7 @@ Checks, settings, pointer tables and Triton read these; C++ has the same in ``cs
 
 from __future__ import annotations
 
-__all__ = ["DTYPES", "FLAGS", "NOISES", "NO_NOISE", "OPERATIONS"]
+__all__ = ["ABOVE_OF_MOMENTUM", "DTYPES", "FLAGS", "NOISES", "NO_NOISE", "OPERATIONS"]
 
 # Each an operator of this name and a `_`, in files of this name.
 OPERATIONS = ("langevin_adam", "sgld", "variational_accumulate", "variational_adam", "variational_draw")
@@ -24,3 +24,6 @@ FLAGS = {
     "stochastic_rounding": 16,
     "frozen": 32,
 }
+
+# exp_avg is 0 below 2^31 times the smallest normal number: 2^-95 in float32, 2^-991 in float64.
+ABOVE_OF_MOMENTUM = 31

@@ -116,6 +116,22 @@ def _cold_and_hot(shape: Shape) -> Group:
     return Group([peers.adam(make())[0], ours(optimizer, COLD, 0.0), ours(optimizer, HOT, TEMPERATURE)])
 
 
+def _dead(shape: Shape) -> Group:
+    """A network half of whose units are dead: what their gradients, 0 for long, leave of the first moments."""
+    count, numel = shape
+    start, grads = values(count, numel, 0), values(count, numel, 1)
+    for grad in grads:
+        grad[: numel // 2] = 0
+    adam = torch.optim.Adam(parameters(start, grads), lr=LR, fused=True)
+    own = LangevinAdam(parameters(start, grads), lr=LR, seed=1)
+    for optimizer in (adam, own):
+        optimizer.step()
+        for state in optimizer.state.values():
+            # 0.9 of 4 units of the last place, rounded, is 4 of them.
+            state["exp_avg"][: numel // 2] = 4 * torch.finfo(torch.float32).smallest_normal * 2**-23
+    return Group([Contestant(ADAM, adam.step), ours(own, COLD, 0.0)])
+
+
 def _frozen(shape: Shape) -> Group:
     optimizer = LangevinAdam(_problem(shape)(), lr=LR, seed=1)
     return Group(
@@ -210,6 +226,15 @@ CASES = (
     _beside_adam("many_of_1000", _many, ((200, 1_000), (50, 1_000), (2, 16)), 0.2, 0.3),
     _beside_adam("many_of_10000", _many, ((200, 10_000), (50, 10_000), (2, 300)), 0.45, 0.65),
     _beside_adam("many_of_100", _many, ((1_000, 100), (250, 100), (5, 7)), 0.2, None),
+    _case(
+        "dead_units",
+        partial(_one, "{} float32 in cache, half dead"),
+        ((1, 640_000), (1, 64_000), (1, 512)),
+        _dead,
+        (Row(COLD, ADAM, None, COLD),),
+        {COLD: ADAM_COST},
+        cached=True,
+    ),
     _case(
         "frozen",
         partial(_one, "LangevinAdam {} float32"),

@@ -30,6 +30,17 @@ def divide(x, y):
 
 
 @triton.jit
+def flushed(average, ABOVE: tl.constexpr):
+    """`flushed` of csrc/formulas/step.h: 0 below 2^ABOVE times the smallest normal number."""
+    if average.dtype == tl.float64:
+        smallest = tl.full((), 2.2250738585072014e-308 * 2.0**ABOVE, tl.float64)
+        return tl.where((average < smallest) & (average > smallest * -1.0), 0.0, average)
+    else:
+        exponent = average.to(tl.int32, bitcast=True) & (~(ABOVE << 23) & 0x7F800000)
+        return tl.where(exponent == 0, 0.0, average)
+
+
+@triton.jit
 def integer_power(base, exponent):
     """base^exponent (float64, uint32) by repeated squaring."""
     result = tl.full((), 1.0, tl.float64)

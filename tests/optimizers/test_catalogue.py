@@ -37,6 +37,11 @@ def test_the_enums_of_the_cpp_sources():
         assert name.startswith(short) and code == flag
 
 
+def test_where_the_momentum_ends():
+    (above,) = re.findall(r"kAboveOfMomentum = (\d+)", (CSRC / "formulas/step.h").read_text())
+    assert int(above) == optimizers.ABOVE_OF_MOMENTUM
+
+
 def numbers(path: str, struct: str) -> tuple[str, ...]:
     """The members of a C++ struct of doubles, in order."""
     text = re.sub(r"//.*", "", (CSRC / path).read_text())

@@ -3,6 +3,8 @@
 // the L1 cache, the same vector loop runs on the buffer, and the results go back. No temporary grows with the tensor.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/noise.h"
 #include "cpu/optimizers/span.h"
 #include "core/bf16.h"
@@ -54,6 +56,8 @@ struct Buffers {
   int shift, count;  // elements shift .. shift + count - 1 are real
   Offsets offsets;
 
+  int slots() const { return (shift + count + kBlock - 1) / kBlock * kBlock; }  // that vector loops compute
+
   void load(const Span& span, Operand operand, int64_t begin);
   void save(const Span& span, Operand operand, int64_t begin, const uint32_t* words, const uint16_t* halves);
 };
@@ -61,6 +65,10 @@ struct Buffers {
 template <class S>
 void Buffers<S>::load(const Span& span, Operand operand, int64_t begin) {
   S* to = data[operand] + shift;
+  // The vector loop computes the other slots too. Left as they were, they slow it down tenfold where they hold
+  // denormal numbers, as what lies on a stack often does.
+  std::fill(data[operand], to, S(0));
+  std::fill(to + count, data[operand] + slots(), S(0));
   auto read = [&](const auto* from, auto convert) {
     if (span.layout) {
       const int64_t* at = offsets.of(span.layout, operand, begin, count);
@@ -162,7 +170,7 @@ void run_buffered(const Span& span, int64_t begin, int64_t count, uint32_t loade
     const uint64_t index = span.index + (begin - span.begin);
     buffers.shift = index % kAlignedIndex;
     buffers.count = kBufferElements - buffers.shift < count ? kBufferElements - buffers.shift : count;
-    const int slots = (buffers.shift + buffers.count + kBlock - 1) / kBlock * kBlock;
+    const int slots = buffers.slots();
     // The others' offsets are the parameter's where their strides are.
     if (span.layout && !(loaded >> kParam & 1u)) buffers.offsets.of(span.layout, kParam, begin, buffers.count);
     for (int operand = 0; operand < kOperands; ++operand)

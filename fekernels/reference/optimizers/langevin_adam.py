@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fekernels._catalogue.optimizers import ABOVE_OF_MOMENTUM
 from fekernels._runtime.pointer_table import Row, step_numbers
-from fekernels.reference.optimizers.step import computing_dtype, noise_like, scalars, store
+from fekernels.reference.optimizers.step import computing_dtype, flushed, noise_like, scalars, store
 
 if TYPE_CHECKING:
     from fekernels.ops.optimizers.langevin_adam import LangevinAdamSettings
@@ -53,7 +54,7 @@ def langevin_adam_(rows: Sequence[Row], s: LangevinAdamSettings) -> None:
         elif s.weight_decay:  # 0 times an infinite parameter is NaN
             g = g + s.weight_decay * theta
         if not s.frozen:
-            v = s.beta2 * v + (1 - s.beta2) * g * g
+            v = flushed(s.beta2 * v + (1 - s.beta2) * g * g)
         anchor = row.anchor.to(dtype) if row.anchor is not None else 0.0
         g_hat = g + s.prior_precision * (theta - anchor) if s.prior_precision else g
         bc1 = 1 - s.beta1**t if s.bias_correction else 1.0
@@ -73,7 +74,7 @@ def langevin_adam_(rows: Sequence[Row], s: LangevinAdamSettings) -> None:
             if noisy:
                 c = momentum_noise_start(s.beta1, t) if s.bias_correction else 1.0
                 g_hat = g_hat + c * (2 * temperature * D / h).sqrt() * xi
-        m = s.beta1 * m + (1 - s.beta1) * g_hat
+        m = flushed(s.beta1 * m + (1 - s.beta1) * g_hat, ABOVE_OF_MOMENTUM)
         theta = theta - h * (m / bc1) / D
         if noisy and s.noise == "preconditioned":
             theta = theta + (2 * temperature * h / D).sqrt() * xi

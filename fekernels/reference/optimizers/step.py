@@ -14,7 +14,7 @@ from fekernels.reference.random import normals, words
 if TYPE_CHECKING:
     from fekernels.ops.optimizers.step import StepSettings
 
-__all__ = ["computing_dtype", "noise_like", "scalars", "store"]
+__all__ = ["computing_dtype", "flushed", "noise_like", "scalars", "store"]
 
 
 def scalars(settings: StepSettings) -> tuple[float, float, float]:
@@ -37,6 +37,15 @@ def global_index(numel: int, shard: tuple[int, int, int], device: torch.device) 
     offset, length, pitch = shard
     local = torch.arange(numel, device=device)
     return offset + local // length * pitch + local % length
+
+
+def flushed(average: Tensor, above: int = 0) -> Tensor:
+    """0 for what is below the smallest normal number, or below 2^above times that.
+
+    Averages of a dead unit's gradients decay to denormal numbers, where rounding then holds them for ever, and most
+    CPUs take a hundred times as long over one of them.
+    """
+    return torch.where(average.abs() < torch.finfo(average.dtype).tiny * 2.0**above, 0.0, average)
 
 
 def _draw(draw, index: Tensor, numel: int, contiguous: bool, *key: int) -> Tensor:  # type: ignore[no-untyped-def]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fekernels._catalogue.optimizers import ABOVE_OF_MOMENTUM
 from fekernels._catalogue.random import WEIGHT_SAMPLE
 from fekernels._runtime.pointer_table import Row, step_numbers
-from fekernels.reference.optimizers.step import computing_dtype, noise_like, scalars
+from fekernels.reference.optimizers.step import computing_dtype, flushed, noise_like, scalars
 
 if TYPE_CHECKING:
     from fekernels.ops.optimizers.variational_adam import VariationalAdamSettings
@@ -30,7 +31,7 @@ def variational_adam_(rows: Sequence[Row], s: VariationalAdamSettings) -> None:
         assert kept is not None
         mean, gm, h, g = (tensor.to(dtype) for tensor in (kept, row.exp_avg, row.exp_avg_sq, row.grad))
         g = g / scale
-        gm = s.beta1 * gm + (1 - s.beta1) * g
+        gm = flushed(s.beta1 * gm + (1 - s.beta1) * g, ABOVE_OF_MOMENTUM)
         if temperature > 0:
             if s.samples:
                 assert row.anchor is not None

@@ -51,6 +51,8 @@ SCALED = tl.constexpr(256)
 RESCALE = tl.constexpr(512)
 MAYBE_QUIET = tl.constexpr(1024)
 
+ABOVE_OF_MOMENTUM = tl.constexpr(optimizers.ABOVE_OF_MOMENTUM)
+
 # Purposes of the noise.
 LANGEVIN_NOISE = tl.constexpr(random.LANGEVIN_NOISE)
 WEIGHT_SAMPLE = tl.constexpr(random.WEIGHT_SAMPLE)

@@ -101,9 +101,10 @@ def update(
     if codes.RESCALE & FLAGS:
         exp_avg = exp_avg * momentum_scale
     exp_avg = tl.fma(drift - exp_avg, one_minus_beta1, exp_avg)
+    quiet = numerics.flushed(exp_avg, codes.ABOVE_OF_MOMENTUM)
     second_moment = exp_avg_sq
     if not codes.FROZEN & FLAGS:
-        exp_avg_sq = tl.fma(grad * one_minus_beta2, grad, exp_avg_sq * beta2)
+        exp_avg_sq = numerics.flushed(tl.fma(grad * one_minus_beta2, grad, exp_avg_sq * beta2), 0)
         second_moment = exp_avg_sq
         if codes.AMSGRAD & FLAGS:
             largest = tl.where(exp_avg_sq <= largest, largest, exp_avg_sq)
@@ -115,7 +116,9 @@ def update(
 
     if NOISE == codes.MOMENTUM:
         stirred = tl.fma(numerics.square_root(denominator) * noise_scale, normal, exp_avg)
-        exp_avg = tl.where(noisy, stirred, exp_avg)
+        exp_avg = tl.where(noisy, stirred, quiet)
+    else:
+        exp_avg = quiet
     move = exp_avg * step_size
     if NOISE == codes.PRECONDITIONED:
         stirred = tl.fma(numerics.square_root(denominator) * (noise_scale * -1.0), normal, move)

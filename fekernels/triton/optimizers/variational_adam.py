@@ -30,7 +30,7 @@ def update(mean, grad, exp_avg, hessian, product, hot, shared, KIND: tl.constexp
         grad = numerics.divide(grad, grad_scale)
         if KIND & 2:
             product = numerics.divide(product, grad_scale)
-    exp_avg = tl.fma(grad - exp_avg, one_minus_beta1, exp_avg)
+    exp_avg = numerics.flushed(tl.fma(grad - exp_avg, one_minus_beta1, exp_avg), codes.ABOVE_OF_MOMENTUM)
     if KIND & 2:
         precision = hessian + weight_decay
         curvature = product * numerics.square_root(precision * precision_scale)

@@ -173,7 +173,8 @@ def messages(settings: Settings, seed: int) -> Finding:
         (other(x[picked])[0] - y[picked]).square().mean().backward()
         sgd.step()
     apart = max(
-        float((a - b).abs().max()) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+        float((a - b).detach().abs().max())
+        for a, b in zip(model.parameters(), other.parameters(), strict=True)
     )
     rows = [Row("GradientAsMessagePassing", "weights beside torch's SGD, largest difference", apart, 0.0)]
     return Finding(rows, partial(pictures.norms, norms=norms))
