@@ -6,7 +6,8 @@ one than for a name of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "copy_all",
     "differentiates_forward",
     "dispatch_modes",
+    "dtensor_parts",
     "has_forward_hooks",
     "in_backward",
     "is_legacy_batched",
@@ -112,6 +114,17 @@ def uncompiled(model: nn.Module) -> nn.Module:
     """The module that ``torch.compile`` made ``model`` from, or ``model``; no public attribute leads back to it."""
     original: nn.Module = getattr(model, "_orig_mod", model)
     return original
+
+
+# What lives here of a DTensor, and its placements, by slots: ``to_local()`` makes a view first, and both it and
+# ``placements`` are functions of Python, which of hundreds of gradients a step cost more than stepping them.
+_LOCAL_PART, _PLACEMENTS = attrgetter("_local_tensor"), attrgetter("_spec.placements")
+
+
+def dtensor_parts(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Any]]:
+    """The local tensors and the placements of DTensors; AttributeError where one is none."""
+    tensors = list(tensors)
+    return list(map(_LOCAL_PART, tensors)), list(map(_PLACEMENTS, tensors))
 
 
 def split_factor(placement: Any) -> int | None:

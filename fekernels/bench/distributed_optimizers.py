@@ -1,16 +1,18 @@
-"""The optimizers on sharded parameters: steps under FSDP2, beside the same step on plain ones."""
+"""The optimizers on sharded parameters: steps under FSDP2, beside the same step on plain ones, and checkpoints."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
-from torch.nn import Parameter
 
 from fekernels.bench import processes
-from fekernels.bench.case import Case, Row, Shape, product, short
-from fekernels.bench.optimizers import parameters, values
+from fekernels.bench.case import Case, Cost, Row, Shape, product, short
+from fekernels.bench.optimizers import ADAM_COST, HOT_COST, parameters, values
 from fekernels.bench.peers import ADAM, LR, TEMPERATURE, adam
 from fekernels.bench.timing import Contestant
 from fekernels.optim import LangevinAdam
@@ -19,10 +21,12 @@ __all__ = ["CASES"]
 
 WORLD = 2
 SHARDED, SHARDED_HOT = "LangevinAdam on shards, T = 0", "LangevinAdam on shards, T > 0"
+SAVED, SAVED_HOT = "LangevinAdam, T = 0", "LangevinAdam, T > 0"
+SAVED_ADAM = "torch.optim.Adam"
 PLAIN, AT_ONCE = "plain parameters, one process", "plain parameters, a process each"
 
 
-def sharded(shape: Shape) -> list[Parameter]:
+def sharded(shape: Shape) -> torch.nn.ParameterList:
     """[tensors, elements of each on each rank] as FSDP2 shards them, with their gradients."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -33,7 +37,7 @@ def sharded(shape: Shape) -> list[Parameter]:
     fully_shard(module, mesh=init_device_mesh("cpu", (WORLD,)))
     for param, local in zip(module, values(count, numel, 1), strict=True):
         param.grad = DTensor.from_local(local, param.device_mesh, param.placements)
-    return list(module)
+    return module
 
 
 def _step(shape: Shape) -> Sequence[Contestant]:
@@ -54,10 +58,58 @@ def _many(shape: Shape) -> Sequence[Contestant]:
     """Each contestant steps shards of its own."""
     hot = LangevinAdam(sharded(shape), lr=LR, temperature=TEMPERATURE, seed=1)
     return [
-        adam(sharded(shape))[0],
+        adam(list(sharded(shape)))[0],
         Contestant(SHARDED, LangevinAdam(sharded(shape), lr=LR, seed=1).step),
         Contestant(SHARDED_HOT, hot.step),
     ]
+
+
+def _round_trip(module: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> None:
+    """What a training script does to save, and to go on from what it saved."""
+    from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    def states() -> dict[str, Any]:
+        weights, of_optimizer = get_state_dict(module, optimizer)
+        return {"model": weights, "optimizer": of_optimizer}
+
+    state_dict_saver.save(states(), checkpoint_id=folder)
+    loaded = states()
+    state_dict_loader.load(loaded, checkpoint_id=folder)
+    set_state_dict(module, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
+
+
+def _checkpoint(shape: Shape) -> Sequence[Contestant]:
+    """Each into a folder that its turn leaves empty."""
+    box = [tempfile.mkdtemp() if torch.distributed.get_rank() == 0 else ""]
+    torch.distributed.broadcast_object_list(box)
+
+    def remove() -> None:
+        torch.distributed.barrier()  # the other may still be reading
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(box[0])
+
+    contestants = []
+    for name, kind, switches in (
+        (SAVED_ADAM, torch.optim.Adam, {"fused": True}),
+        (SAVED, LangevinAdam, {"seed": 1}),
+        (SAVED_HOT, LangevinAdam, {"seed": 1, "temperature": TEMPERATURE}),
+    ):
+        module = sharded(shape)
+        optimizer = kind(module.parameters(), lr=LR, **switches)
+        optimizer.step()
+        contestants.append(Contestant(name, partial(_round_trip, module, optimizer, box[0]), restore=remove))
+    return contestants
+
+
+def _elements(shape: Shape) -> int:
+    """Of all processes."""
+    return WORLD * product(shape)
+
+
+def _costs(shape: Shape) -> dict[str, Cost]:
+    """Of all processes too: they share the memory, which a process alone has for itself."""
+    return {SHARDED: ADAM_COST * _elements(shape), SHARDED_HOT: HOT_COST * _elements(shape)}
 
 
 CASES = (
@@ -66,18 +118,30 @@ CASES = (
         lambda shape: f"FSDP2, {WORLD} processes of {short(product(shape))} float32",
         ((1, 12_800_000), (1, 1_280_000), (1, 4096)),
         partial(processes.group, WORLD, _step, (SHARDED, PLAIN, AT_ONCE)),
-        (Row(SHARDED, PLAIN, 1.05), Row(SHARDED, AT_ONCE)),
-        product,
+        (Row(SHARDED, PLAIN, 1.05), Row(SHARDED, AT_ONCE, 1.05)),
+        _elements,
+        _costs,
         seconds=7.0,
     ),
     Case(
         "distributed/many",
-        lambda shape: f"FSDP2, {WORLD} processes, {shape[0]:,} parameters of {WORLD * shape[1]:,}",
+        lambda shape: f"FSDP2, {WORLD} ranks, {shape[0]:,} parameters of {WORLD * shape[1]:,}",
         ((400, 5_000), (50, 5_000), (3, 16)),
         partial(processes.group, WORLD, _many, (SHARDED, SHARDED_HOT, ADAM)),
         (Row(SHARDED, ADAM, 0.5, "T = 0"), Row(SHARDED_HOT, ADAM, None, "T > 0")),
-        product,
+        _elements,
+        _costs,
         cached=True,
         seconds=7.0,
+    ),
+    Case(
+        "distributed/checkpoint",
+        lambda shape: f"DCP save + load, {short(_elements(shape))} and states",
+        ((50, 250_000), (50, 10_000), (2, 64)),
+        partial(processes.group, WORLD, _checkpoint, (SAVED, SAVED_HOT, SAVED_ADAM)),
+        (Row(SAVED, SAVED_ADAM, 1.1, "T = 0"), Row(SAVED_HOT, SAVED_ADAM, 1.1, "T > 0")),
+        _elements,
+        rounds=7,
+        seconds=0.0,
     ),
 )

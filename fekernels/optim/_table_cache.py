@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime.pointer_table import PointerTable, Row
+from fekernels._runtime.torch_internals import dtensor_parts
 from fekernels.ops._memory import has_plain_memory
 from fekernels.ops.optimizers.parameter_rows import group_rows, readable
 from fekernels.ops.optimizers.step import StepSettings
@@ -137,6 +138,7 @@ class TableCache:
         ]
         self.missing = [grad is None for grad in grads]
         self.sharded = any(map(is_sharded, self.live))
+        self.all_sharded = self.sharded and all(map(is_sharded, self.live))
         self.states = states
         self.values = [value for state in states for value in state.values()]
         self.tensors = [value for value in self.values if isinstance(value, Tensor) and not is_sharded(value)]
@@ -194,11 +196,16 @@ class TableCache:
         if [grad is None for grad in grads] != self.missing:
             return False
         live, local = [grad for grad in grads if grad is not None], self.live
-        if self.sharded:
-            if not all(map(placed_alike, live, local)):
-                return False
-            live, local = list(map(local_tensor, live)), list(map(local_tensor, local))
         try:
+            if self.all_sharded:
+                live, places = dtensor_parts(live)
+                local, own_places = dtensor_parts(local)
+                if places != own_places:
+                    return False
+            elif self.sharded:
+                if not all(map(placed_alike, live, local)):
+                    return False
+                live, local = list(map(local_tensor, live)), list(map(local_tensor, local))
             pointers = list(map(Tensor.data_ptr, live))
             unchanged = (
                 self._plain(live, pointers)
@@ -211,7 +218,8 @@ class TableCache:
                 and list(map(Tensor.data_ptr, self.tensors)) == self.state_pointers
                 and self._of_their_kinds(local, live)
             )
-        except RuntimeError:  # a sparse gradient has no strides, one of a transform no memory
+        # A sparse gradient has no strides, one of a transform no memory, one that is no DTensor no placements.
+        except (RuntimeError, AttributeError):
             return False
         if not unchanged:
             return False
