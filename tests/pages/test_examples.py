@@ -162,6 +162,12 @@ def relevance_retrieval(printed: str, bars: str) -> None:
     assert "2/2" in bars and "60/60" in bars
 
 
+def distributed_training(printed: str, bars: str) -> None:
+    """Alone: the script itself fails where a bit of the noise differs, on any number of ranks."""
+    assert re.search(r"1 ranks, 20 steps: [5-9]\d\.\d% of 360 other digits", printed)  # 10% by chance
+    assert "| 1 of 1 | 0 of 3760 weights | 0.0e+00 |" in printed
+
+
 SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
     for check in (
@@ -178,6 +184,7 @@ SAYS: dict[str, Callable[[str, str], None]] = {
         landscape,
         belief_propagation,
         relevance_retrieval,
+        distributed_training,
     )
 }
 
