@@ -12,7 +12,11 @@ import pytest
 
 from tests.support import ROOT
 
-EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+EXAMPLES = sorted(
+    path
+    for path in (ROOT / "docs" / "examples").glob("*.py")
+    if not path.stem.startswith("trainer_")  # run in distributed/test_examples.py, on one process and on two
+)
 
 
 def vae_digits(printed: str, bars: str) -> None:

@@ -1,0 +1,93 @@
+"""The examples for several processes, launched as users launch them: by torchrun."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.pages import blocks
+
+EXAMPLES = ROOT / "docs" / "examples"
+TRAINERS = sorted(EXAMPLES.glob("trainer_*.py"))
+LIMIT = 400.0  # seconds, of what takes ten on an idle machine
+
+
+def torchrun(folder: Path, *command: str, world: int = 2) -> str:
+    """What the ranks print; AssertionError with it where one fails or all take too long."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, *launch, *command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a group of its own, to end all of it
+    )
+    try:
+        printed, _ = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        raise AssertionError(f"{' '.join(command)}: no end after {LIMIT:g} s\n{printed}") from None
+    assert process.returncode == 0, f"{' '.join(command)}: exit code {process.returncode}\n{printed}"
+    return printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("distributed_*.py")), ids=lambda path: path.stem)
+def test_torchrun(script: Path, tmp_path: Path) -> None:
+    for package in re.findall(r"^(?:from|import) (sklearn|matplotlib)\b", script.read_text(), re.MULTILINE):
+        pytest.importorskip(package)
+    assert torchrun(tmp_path, str(script), "--quick").strip()
+
+
+def losses(printed: str) -> list[float]:
+    return [float(value) for value in re.findall(r" (\d\.\d{4})", printed)]
+
+
+@pytest.mark.slow
+def test_trainers_on_one_process_and_on_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rows, the same noise, and so the same test losses but for the rounding of the gradients' sum."""
+    for package in ("lightning", "accelerate", "transformers", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs the package {package}, which is not installed")
+    assert len(TRAINERS) == 3
+    alone = {}
+    for script in TRAINERS:
+        monkeypatch.setattr(sys, "argv", [str(script), "--quick"])
+        with pytest.raises(SystemExit, match="0"):
+            runpy.run_path(str(script), run_name="__main__")
+        alone[script.stem] = capsys.readouterr().out
+        assert len(re.findall("equal to the bit: True", alone[script.stem])) == 2
+    together = torchrun(tmp_path, "-m", "tests.support.run_scripts", str(tmp_path), *map(str, TRAINERS))
+    for rank in (0, 1):
+        assert together.count(f"rank {rank} of 2: the resumed run's weights are equal to the bit: True") == 3
+    assert len(losses(together)) == 8
+    assert losses(together) == pytest.approx(
+        [loss for script in TRAINERS for loss in losses(alone[script.stem])], abs=2e-3
+    )
+
+
+def test_the_page_shows_lines_of_the_examples() -> None:
+    """Those of its section on trainers; a class in it is of a test."""
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Trainers")[2].partition("\n## ")[0]
+    shown = [block.code for block in blocks(section) if not block.code.startswith("class ")]
+    names = re.findall(r"^\[.*\]\(examples/(trainer_\w+\.py)\).*:$", section, re.MULTILINE)
+    assert len(shown) == len(names) == len(TRAINERS)
+    for name, code in zip(names, shown, strict=True):
+        written = {line.strip() for line in (EXAMPLES / name).read_text(encoding="utf-8").splitlines()}
+        assert {line.strip() for line in code.splitlines()} <= written, name
