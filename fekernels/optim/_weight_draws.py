@@ -106,12 +106,15 @@ class WeightDraws(TableOptimizer):
 
         Args:
             train: whether ``backward`` inside gives the gradients of the next ``step``, which averages over the
-                training contexts since the last. Other contexts have noise of their own: however often a model is
-                evaluated, training goes on with the same.
+                training contexts since the last. Entering takes what gradients the draw before has left, so that
+                backward adds to none that are counted already. Other contexts have noise of their own: however often a
+                model is evaluated, training goes on with the same.
 
         Raises:
             TypeError: train is no bool. RuntimeError: inside another context.
         """
+        # Of a wrapper that takes on its optimizer's class (Lightning's): what is set on it, its step would not see.
+        self = self.__dict__.get("_optimizer", self)
         boolean("sampled_params", "train", train)
         if self._inside:
             raise RuntimeError(
@@ -120,6 +123,8 @@ class WeightDraws(TableOptimizer):
         with torch.no_grad():
             if train:
                 self._fold()
+                if self._since.samples:
+                    self._let_go_of_gradients()
             self._draw(train)
         self._inside = "training" if train else "evaluation"
         try:
@@ -265,6 +270,11 @@ class WeightDraws(TableOptimizer):
                 (p, None) for p, grad in zip(group["params"], group_grads, strict=True) if grad is not None
             )
         self._since.samples += 1
+
+    def _let_go_of_gradients(self) -> None:
+        """Of what is in the sums: where gradients are cleared once a step, they would count twice."""
+        for param in self._since.summed:
+            param.grad = None
 
     def _gradients_are_gone(self) -> bool:
         """Whether those at hand are not the last draw's: ``model.zero_grad()`` drops some, the frozen keep old ones."""

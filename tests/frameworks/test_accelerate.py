@@ -123,29 +123,78 @@ def test_accelerate_trains_as_with_adam(accelerator):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_trainer_resumes_bit_for_bit(name, accelerator, tmp_path):
+def variational(params):
+    return fe.VariationalAdam(params, lr=0.05, ess=ROWS, betas=(0.9, 0.99), seed=3)
+
+
+def two_schedules(optimizer):
+    """A Trainer takes one."""
+    lr = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    return torch.optim.lr_scheduler.ChainedScheduler([lr, fe.optim.ConstantTemperature(optimizer, burn_in=3)])
+
+
+def trainer(kind, folder, **options):
     transformers = pytest.importorskip(
         "transformers", reason="needs the package transformers, which is not installed"
     )
 
-    def trainer(folder, **options):
-        model = Model()
-        optimizer = MAKERS[name](model.parameters())
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-        arguments = transformers.TrainingArguments(
-            output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=4, gradient_accumulation_steps=2,
-            use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no", seed=0, **options,
-        )  # fmt: skip
-        return transformers.Trainer(
-            model=model, args=arguments, train_dataset=Data(), optimizers=(optimizer, schedule)
-        )
+    class Sampled(transformers.Trainer):
+        def training_step(self, *arguments):
+            with self.optimizer.optimizer.sampled_params(train=True):
+                return super().training_step(*arguments)
 
-    whole = trainer(tmp_path / "whole", save_strategy="steps", save_steps=2)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no", seed=0, weight_decay=0.1,
+        max_grad_norm=0.0 if kind == "VariationalAdam" else 1.0, **options,
+    )  # fmt: skip
+    model = Model()
+    given = {"model": model, "args": arguments, "train_dataset": Data()}
+    if kind == "by its class":  # weights decay, biases do not; lr falls to 0
+        return transformers.Trainer(
+            **given, optimizer_cls_and_kwargs=(fe.LangevinAdam, dict(lr=0.02, temperature=1e-4, seed=3))
+        )
+    if kind == "VariationalAdam":
+        optimizer = variational(model.parameters())
+        made = Sampled(**given, optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)))
+        made.loss_is_scaled_for_ga = True  # a step is the mean over its draws
+        return made
+    optimizer = MAKERS[kind](model.parameters())
+    return transformers.Trainer(**given, optimizers=(optimizer, two_schedules(optimizer)))
+
+
+@pytest.mark.parametrize("kind", [*MAKERS, "by its class", "VariationalAdam"])
+def test_a_trainer_resumes_bit_for_bit(kind, accelerator, tmp_path):
+    whole = trainer(kind, tmp_path / "whole", save_strategy="steps", save_steps=2)
     assert whole.train().global_step == ROWS // 8
     checkpoint = tmp_path / "whole" / "checkpoint-2"
     assert checkpoint.is_dir()
-    resumed = trainer(tmp_path / "resumed", save_strategy="no")
+    resumed = trainer(kind, tmp_path / "resumed", save_strategy="no")
     assert resumed.train(resume_from_checkpoint=str(checkpoint)).global_step == ROWS // 8
     assert same(weights(whole.model), weights(resumed.model))
     assert not same(weights(whole.model), weights(Model()))
+    groups = resumed.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == {
+        "by its class": [0.1, 0.0],
+        "VariationalAdam": [1e-4],
+    }.get(kind, [0.0])
+    if kind in MAKERS:  # the third of the four steps was the last cold one
+        assert groups[0]["temperature"] == 1e-4 and groups[0]["lr"] < 0.02
+
+
+def test_draws_of_accumulated_batches_are_those_of_a_plain_loop(accelerator, tmp_path):
+    run = trainer("VariationalAdam", tmp_path, save_strategy="no")
+    seen = []
+    run.model.register_forward_pre_hook(
+        lambda _, __, batch: seen.append({key: batch[key] for key in ("x", "labels")}), with_kwargs=True
+    )
+    run.train()
+    model = Model()
+    optimizer = variational(model.parameters())
+    for i in range(0, len(seen), 2):
+        for batch in seen[i : i + 2]:
+            with optimizer.sampled_params(train=True):
+                optimizer.zero_grad()
+                model(**batch)["loss"].backward()
+        optimizer.step()
+    assert len(seen) == ROWS // 4 and same(weights(run.model), weights(model))

@@ -132,3 +132,40 @@ def test_in_kernel_unscaling_cannot_be_clipped_as_with_torchs_fused_adam(tmp_pat
         module = module_class()(lambda p, make=make: make(p, lr=0.02, fused=True))
         with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
             trainer(tmp_path, "16-mixed").fit(module, data())
+
+
+def test_variational_adam_by_the_optimizer_that_lightning_hands_out(tmp_path):
+    """``self.optimizers()`` is a wrapper of the optimizer's class, by whose step Lightning counts."""
+    import lightning.pytorch as pl
+
+    def optimizer_of(params):
+        return fe.VariationalAdam(params, lr=0.05, ess=BATCHES * 4, betas=(0.9, 0.99), seed=3)
+
+    class Module(module_class()):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            optimizer = self.optimizers()
+            with optimizer.sampled_params(train=True):
+                self.manual_backward(super().training_step(batch, index))
+                if index == 1:
+                    with pytest.raises(RuntimeError, match="step must be called outside of sampled_params"):
+                        optimizer.step()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    module = Module(optimizer_of)
+    run = pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    run.fit(module, data())
+    plain = module_class()(optimizer_of)
+    optimizer = optimizer_of(plain.parameters())
+    for x, y in data():
+        with optimizer.sampled_params(train=True):
+            torch.nn.functional.mse_loss(plain.net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert run.global_step == BATCHES
+    assert all(bits_equal(p, q) for p, q in zip(weights(module), weights(plain), strict=True))
