@@ -15,6 +15,18 @@
 
 namespace fe {
 
+// A Stein direction that several processes share.
+struct SvgdShareKernels {
+  SvgdLayoutOf* layout;
+  SvgdAddColumns* add_columns;
+  SvgdPrepare* prepare;
+  SvgdMeet* meet;
+  SvgdTotals* totals;
+  SvgdComplete* complete;
+  SvgdWideProducts* wide_products;
+  SvgdWideShare* wide_share;
+};
+
 struct CpuKernels {
   const char* isa;
   FillPhilox* fill_philox;
@@ -27,10 +39,13 @@ struct CpuKernels {
   ReparameterizeKernel* reparameterize_backward;
   SvgdKernel *svgd_direction, *svgd_direction_backward;
   SvgdWorkspace *svgd_direction_workspace, *svgd_direction_backward_workspace;
+  SvgdShareKernels svgd_share;
   DiscrepancyKernel* kernel_stein_discrepancy;
   DiscrepancyWorkspace* kernel_stein_discrepancy_workspace;
   RankKernel* sq_dist_rank;
   SqDistKernel* sq_dist;
+  ScanKernel* sq_dist_scan;
+  TilesKernel* sq_dist_tiles;
   ChainKernel* chain_statistics;
   BeliefKernel* belief_propagation;
 };

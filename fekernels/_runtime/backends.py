@@ -22,6 +22,7 @@ __all__ = [
     "BackendUnavailable",
     "backends",
     "choose",
+    "compiled",
     "implementation",
     "use_backend",
 ]
@@ -58,7 +59,11 @@ WITHOUT_CUDA = (
 )
 
 # What no user calls, so that no table of backends shows it.
-INTERNAL = {"scale_": "free_energy.free_energy", "chain_statistics": "diagnostics.chain_statistics"}
+INTERNAL = {
+    "svgd_direction_rows": "stein.svgd_direction",  # of the reference and of Triton
+    "scale_": "free_energy.free_energy",
+    "chain_statistics": "diagnostics.chain_statistics",
+}
 
 BY_ROWS = "reference"  # of an optimizer's step; the other backends take pointer tables
 
@@ -294,6 +299,11 @@ def backends() -> BackendTable:
     missing = host.unavailable_reason()
     checks = "compiled" if missing is None else f"in Python ({missing})"
     return BackendTable(rows, f"the optimizers' gradient check: {checks}")
+
+
+def compiled(name: str) -> Callable[..., Any]:
+    """An operator of the compiled library that computes what no other backend does in such parts."""
+    return _native(name, "default")
 
 
 def native_op(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What several processes of a ``torch.distributed`` group need to be as one: parts of a batch, means over all of it.
+"""What several processes of a ``torch.distributed`` group need to be as one: a batch or particles in parts.
 
 Functions here take the default group where ``process_group`` is None, as torch's own do, and in a script that runs
 alone are those of one process. All that exchange something are collectives: every rank of the group calls them.
@@ -9,11 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fekernels.distributed.batches import batch_mean, batch_offset, share
+    from fekernels.distributed.particles import median_bandwidth, pairwise_sq_dist_median, svgd_direction
     from fekernels.distributed.zero import streams_of
 
-__all__ = ["batch_mean", "batch_offset", "share", "streams_of"]
+__all__ = [
+    "batch_mean",
+    "batch_offset",
+    "median_bandwidth",
+    "pairwise_sq_dist_median",
+    "share",
+    "streams_of",
+    "svgd_direction",
+]
 
-_LATER = {"batch_mean": "batches", "batch_offset": "batches", "share": "batches", "streams_of": "zero"}
+_LATER = {
+    "batch_mean": "batches",
+    "batch_offset": "batches",
+    "median_bandwidth": "particles",
+    "pairwise_sq_dist_median": "particles",
+    "share": "batches",
+    "streams_of": "zero",
+    "svgd_direction": "particles",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fekernels._catalogue.stein import SteinKernel
 from fekernels._checks import floating, number
+from fekernels.ops.stein.bandwidths import is_median
 
-__all__ = ["checked_particles", "first_non_finite", "make_optimizer", "positive"]
+__all__ = [
+    "checked_bandwidth",
+    "checked_particles",
+    "first_non_finite",
+    "make_optimizer",
+    "positive",
+    "rows_of_particles",
+]
 
 NAMED_OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -26,13 +35,18 @@ def positive(function: str, name: str, value: object) -> float:
     return number(function, name, value, above=0.0)
 
 
-def checked_particles(function: str, particles: object) -> Tensor:
+def rows_of_particles(function: str, particles: object, least: int = 0) -> Tensor:
+    """Particles [n, d]."""
+    rows = floating(function, "particles", particles)
+    if rows.dim() != 2 or len(rows) < least:
+        many = f" with n >= {least}" if least else ""
+        raise ValueError(f"{function}: particles must have shape [n, d]{many}; got {tuple(rows.shape)}")
+    return rows
+
+
+def checked_particles(function: str, particles: object, least: int = 1) -> Tensor:
     """A copy of the particles, contiguous, that no graph reaches."""
-    particles = floating(function, "particles", particles)
-    if particles.dim() != 2 or not len(particles):
-        raise ValueError(
-            f"{function}: particles must have shape [n, d] with n >= 1; got {tuple(particles.shape)}"
-        )
+    particles = rows_of_particles(function, particles, least)
     if particles.is_meta:
         raise ValueError(f"{function}: particles must have values; got a meta tensor")
     bad = first_non_finite(particles)
@@ -55,6 +69,18 @@ def first_non_finite(rows: Tensor) -> tuple[int, float] | None:
     index = int(finite.int().argmin())
     row = rows[index]
     return index, float(row[~row.isfinite()][0])
+
+
+def checked_bandwidth(function: str, value: Any, row: type[SteinKernel], x: Tensor) -> Tensor | None:
+    """h as a tensor of one element, for the kernel of this row and particles x; None for the median."""
+    if row.default_bandwidth is None:
+        return torch.ones((), dtype=torch.float32, device=x.device)  # it has none
+    if is_median(function, value, "a number, 'median' or a schedule step -> one of them"):
+        return None
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return torch.tensor(number(function, "bandwidth", value, infinite=True), dtype=dtype, device=x.device)
 
 
 def make_optimizer(function: str, optimizer: Any, lr: object, particles: Tensor) -> Optimizer:

@@ -15,11 +15,18 @@ from torch import Tensor
 from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._catalogue.stein import KERNELS
-from fekernels.ops.stein.particles import which_kernel
+from fekernels.ops.stein.particles import compute_dtype, which_kernel
 from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein.bandwidth import pairwise_sq_dist_median
 
-__all__ = ["group_bandwidth", "group_direction", "random_groups"]
+__all__ = [
+    "group_bandwidth",
+    "group_direction",
+    "group_medians",
+    "mean_bandwidth",
+    "part_direction",
+    "random_groups",
+]
 
 STREAM = 1  # the noise of the same seed is stream 0
 
@@ -39,10 +46,30 @@ def random_groups(n: int, size: int, seed: int, step: int, device: torch.device)
     return [part for part in parts if len(part)]
 
 
+def group_medians(x: Tensor, index: Tensor) -> Tensor:
+    """[groups]: the medians of the squared distances of the pairs of each group, of indices [groups, members]."""
+    if not len(index):
+        return x.new_empty(0, dtype=compute_dtype(x))
+    return pairwise_sq_dist_median(x[index], include_diagonal=False)
+
+
+def mean_bandwidth(medians: list[Tensor], n: int) -> Tensor:
+    return torch.cat(medians).mean() / math.log(n + 1)
+
+
 def group_bandwidth(x: Tensor, groups: list[Tensor]) -> Tensor:
     """The mean over the groups of the median squared distance of their pairs, over log(n + 1); one element."""
-    medians = [pairwise_sq_dist_median(x[index], include_diagonal=False) for index in groups]
-    return torch.cat(medians).mean() / math.log(len(x) + 1)
+    return mean_bandwidth([group_medians(x, index) for index in groups], len(x))
+
+
+def part_direction(x: Tensor, scores: Tensor, index: Tensor, kernel: object, **settings: Any) -> Tensor:
+    """[groups, members, d]: what moves the particles ``index`` [groups, members] of n; see `group_direction`."""
+    n, m = len(x), index.shape[1]
+    code, beta, c = which_kernel("svgd_direction", kernel)
+    diagonal, _ = KERNELS[code].at_zero(beta, c)
+    own = diagonal * scores[index]
+    within = svgd_direction(x[index], scores[index], kernel=kernel, **settings)
+    return ((own + (n - 1) / (m - 1) * (m * within - own)) / n).to(x.dtype)
 
 
 def group_direction(
@@ -53,12 +80,7 @@ def group_direction(
     The others of a group stand for all n - 1 others, hence the factor (n - 1) / (m - 1); the pair of a particle with
     itself is in every group, and keeps its weight.
     """
-    n, phi = len(x), torch.empty_like(x)
-    code, beta, c = which_kernel("svgd_direction", kernel)
-    diagonal, _ = KERNELS[code].at_zero(beta, c)
+    phi = torch.empty_like(x)
     for index in groups:
-        m = index.shape[1]
-        own = diagonal * scores[index]
-        within = svgd_direction(x[index], scores[index], kernel=kernel, **settings)
-        phi[index] = (own + (n - 1) / (m - 1) * (m * within - own)) / n
+        phi[index] = part_direction(x, scores, index, kernel, **settings)
     return phi

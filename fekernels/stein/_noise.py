@@ -53,10 +53,18 @@ class Noise:
         lr: float,
         seed: int,
         step: int,
+        first: int = 0,
     ) -> Tensor:
-        """The random part of step `step` (1 the first), [n, d]."""
+        """The random part of step `step` (1 the first), [n, d], of particles number `first` and so on."""
+        offset = first * x.shape[1]
         xi = random.normal(
-            x.shape, seed=seed, stream=STREAM, step=step, purpose=LANGEVIN_NOISE, device=x.device
+            x.shape,
+            seed=seed,
+            stream=STREAM,
+            step=step,
+            offset=offset,
+            purpose=LANGEVIN_NOISE,
+            device=x.device,
         )
         scale = math.sqrt(2 * lr * temperature)
         if self.kind == "independent":

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fekernels._checks import floating, one_of, same_device
 from fekernels.ops.stein.particles import check_particles, compute_dtype, flatten
-from fekernels.ops.stein.sq_dist_rank import log, median_ranks, median_sq_dist, middle_two, select
+from fekernels.ops.stein.sq_dist_rank import Pick, log, median_ranks, median_sq_dist, middle_two, select
 
-__all__ = ["median_bandwidth", "pairwise_sq_dist_median"]
+__all__ = ["at_least", "by_convention", "check_convention", "median_bandwidth", "pairwise_sq_dist_median"]
 
 CONVENTIONS = ("liu_wang", "pairs", "blackjax", "numpyro")
 
@@ -27,7 +27,7 @@ def _hint(function: str, hint: object, particles: Tensor) -> Tensor | None:
     return tensor.detach().reshape(-1).to(compute_dtype(particles))
 
 
-def _at_least(function: str, n: int, least: int, why: str) -> None:
+def at_least(function: str, n: int, least: int, why: str) -> None:
     if n < least:
         raise ValueError(f"{function}: particles must be at least {least} ({why}); got {n}")
 
@@ -52,7 +52,7 @@ def pairwise_sq_dist_median(
     particles = check_particles(function, particles)
     if not isinstance(include_diagonal, bool):
         raise TypeError(f"{function}: include_diagonal must be a bool; got {type(include_diagonal).__name__}")
-    _at_least(function, particles.shape[-2], *((1, "n") if include_diagonal else (2, "n, for a pair")))
+    at_least(function, particles.shape[-2], *((1, "n") if include_diagonal else (2, "n, for a pair")))
     near = _hint(function, hint, particles)
     return median_sq_dist(flatten(particles), include_diagonal, near).reshape(particles.shape[:-2])
 
@@ -80,24 +80,35 @@ def median_bandwidth(
     """
     function = "median_bandwidth"
     particles = check_particles(function, particles)
-    convention = one_of(function, "convention", convention, CONVENTIONS)
-    x, n, batch = flatten(particles), particles.shape[-2], particles.shape[:-2]
-    if convention == "liu_wang":
-        _at_least(function, n, 1, "n")
-    else:
-        _at_least(function, n, 2, f"n, for convention {convention!r}")
+    convention = check_convention(function, convention, particles.shape[-2])
     near = _hint(function, hint, particles)
+    return by_convention(flatten(particles), convention, near).reshape(particles.shape[:-2])
+
+
+def check_convention(function: str, convention: object, n: int) -> str:
+    """Its name, where n particles have such a median."""
+    name = one_of(function, "convention", convention, CONVENTIONS)
+    if name == "liu_wang":
+        at_least(function, n, 1, "n")
+    else:
+        at_least(function, n, 2, f"n, for convention {name!r}")
+    return name
+
+
+def by_convention(x: Tensor, convention: str, near: Tensor | None = None, pick: Pick = select) -> Tensor:
+    """[B]: the bandwidth of particles [B, n, d]; ``pick`` as in `median_sq_dist`."""
+    n = x.shape[1]
     scale = log(n if convention in ("blackjax", "numpyro") else n + 1, x)
     if near is not None:
         near = near * scale
     if convention == "liu_wang":
-        return (median_sq_dist(x, True, near) / scale).reshape(batch)
+        return median_sq_dist(x, True, near, pick) / scale
     if convention == "pairs":
         near = None if near is None else near.unsqueeze(1)
-        return (select(x, median_ranks(n, False)[:1], near)[:, 0] / scale).reshape(batch)
+        return pick(x, median_ranks(n, False)[:1], near)[:, 0] / scale
     if convention == "numpyro" and not torch.compiler.is_compiling() and n == 2:
         # The distances are 0, 0, r, r.
-        return (select(x, [0])[:, 0] / 4 / scale).reshape(batch)
+        return pick(x, [0], None)[:, 0] / 4 / scale
     near = None if near is None else near.unsqueeze(1).expand(-1, 2)
-    middle = middle_two(x, convention == "numpyro", near).sqrt()
-    return ((middle / 2).sum(1).square() / scale).reshape(batch)
+    middle = middle_two(x, convention == "numpyro", near, pick).sqrt()
+    return (middle / 2).sum(1).square() / scale

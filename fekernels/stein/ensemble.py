@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import integer, number
-from fekernels._runtime.ranks import draw_seed
+from fekernels._runtime.ranks import draw_seed, group_of
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick
 from fekernels.posterior.prediction import Activation, Average, Prediction
+from fekernels.stein._population import together
 from fekernels.stein._target import State, Target
 from fekernels.stein.svgd import SVGD
 
@@ -42,7 +43,10 @@ class SVGDEnsemble(SVGD):
         size: number of members, for a function or a module.
         prior_precision: of a Gaussian prior around 0 on each weight, in units of the loss.
         chunk_size: members that go through the network at once; None is all. Memory of activations grows with it.
-        options: of `fe.SVGD`; the seed makes the initial weights too.
+        options: of `fe.SVGD`; the seed makes the initial weights too. With a `process_group` members are split over
+            its ranks: `size` counts all, of which a rank makes those of `fe.distributed.share(size)` alone, with the
+            weights that they have in one process; a sequence holds this rank's own. `predict` averages all of them
+            and is a collective then. To be as in one process, all ranks step with the same batch.
 
     Trainable parameters must have one dtype and device; others (requires_grad=False) are the first member's for all.
     Buffers belong to each member, and travel with `state_dict`. Dropout draws a mask a member from torch's
@@ -66,32 +70,42 @@ class SVGDEnsemble(SVGD):
         **options: Any,
     ) -> None:
         name = type(self).__name__
-        if not callable(loss):
-            raise TypeError(f"{name}: loss must be callable; got {type(loss).__name__}")
-        precision = number(name, "prior_precision", prior_precision)
-        if chunk_size is not None:
-            chunk_size = integer(name, "chunk_size", chunk_size, 1, 1 << 31)
-        for key in ("log_prob", "scores", "batched", "particles"):
-            if key in options:
-                raise TypeError(f"{name}: {key} must not be given; the model and the loss make it")
+        group = group_of(name, options.get("process_group"))
         drawn = draw_seed() if seed is None else None
-        if drawn is not None:
-            seed = drawn
-        else:
-            seed = integer(name, "seed", seed, -(1 << 63), 1 << 64)
-        members = _members(name, model, size, seed)
-        target, particles = _Members.of(name, members, loss, precision, chunk_size)
+        with together(name, group) as agreement:
+            if not callable(loss):
+                raise TypeError(f"{name}: loss must be callable; got {type(loss).__name__}")
+            precision = number(name, "prior_precision", prior_precision)
+            if chunk_size is not None:
+                chunk_size = integer(name, "chunk_size", chunk_size, 1, 1 << 31)
+            for key in ("log_prob", "scores", "batched", "particles"):
+                if key in options:
+                    raise TypeError(f"{name}: {key} must not be given; the model and the loss make it")
+            if seed is not None:
+                seed = integer(name, "seed", seed, -(1 << 63), 1 << 64)
+            agreement.tell(0, number=drawn or 0)
+        first = drawn if group is None else agreement.number
+        seed = first if seed is None else seed
+        assert seed is not None
+        with together(name, group) as agreement:
+            members, held = _members(name, model, size, seed, group)
+            target, particles = _Members.of(name, members, held, loss, precision, chunk_size)
+            agreement.tell(0)
         super().__init__(target, particles, seed=seed, **options)
-        self._drawn_seed = drawn
+        self._drawn_seed = drawn if group is None else None
 
     @property
     def size(self) -> int:
         """Number of members."""
-        return len(self._particles)
+        return self._all.n
 
     def parameters_of(self, member: int) -> State:
-        """The weights and buffers of a member by name, as `load_state_dict` of its network takes them; copies."""
-        member = integer(type(self).__name__, "member", member, 0, self.size)
+        """The weights and buffers of a member by name, as `load_state_dict` of its network takes them; copies.
+
+        Of ranks those of one's own: members are numbered as in one process.
+        """
+        first, count = self._all.begin, len(self._particles)
+        member = integer(type(self).__name__, "member", member, first, first + count) - first
         own = self._target.unflatten(self._particles[member])
         return {
             name: tensor.clone()
@@ -99,7 +113,7 @@ class SVGDEnsemble(SVGD):
         }
 
     def outputs(self, *inputs: Any, **keywords: Any) -> Iterator[Any]:
-        """What each member returns for these inputs, in eval mode and without gradients."""
+        """What each member (of ranks, each of this one's) returns, in eval mode and without gradients."""
         for k, particle in enumerate(self._particles):
             yield call(self._target.skeleton, self._target.weights(particle, k), (inputs, keywords))
 
@@ -120,13 +134,34 @@ class SVGDEnsemble(SVGD):
         average = Average(owner, activation, dim)
         output = check_pick(owner, output)
         inputs, keywords = as_inputs(x)
-        for answer in self.outputs(*inputs, **keywords):
-            average.add(pick(owner, answer, output))
+        answers: Iterator[Tensor] = (
+            pick(owner, answer, output) for answer in self.outputs(*inputs, **keywords)
+        )
+        if self._all.group is not None:
+            answers = self._of_all_ranks(answers, (inputs, keywords), owner, output)
+        for answer in answers:
+            average.add(answer)
         return average.prediction()
 
+    def _of_all_ranks(
+        self, answers: Iterator[Tensor], inputs: Any, owner: str, output: Pick
+    ) -> Iterator[Tensor]:
+        with self._all.together() as agreement:
+            own = list(answers)
+            if not own:  # whose shape is that of any network of these
+                own = [pick(owner, call(self._target.skeleton, {}, inputs), output)]
+            stacked = torch.stack(own)[: len(self._particles)]
+            agreement.tell(len(stacked))
+        return iter(self._all.gather(stacked))
 
-def _members(name: str, model: Any, size: int | None, seed: int) -> Iterator[nn.Module]:
-    """The members one by one, so that no more than one of them is held besides the particles."""
+
+def _members(
+    name: str, model: Any, size: int | None, seed: int, group: Any
+) -> tuple[Iterator[nn.Module], int]:
+    """The members one by one, so that no more than one of them is held besides the particles; and how many are held.
+
+    Where none is, one comes all the same: what a member is made of is asked of it.
+    """
     if isinstance(model, Sequence):
         if not model or size not in (None, len(model)):
             raise ValueError(
@@ -135,7 +170,7 @@ def _members(name: str, model: Any, size: int | None, seed: int) -> Iterator[nn.
         for i, member in enumerate(model):
             if not isinstance(member, nn.Module):
                 raise TypeError(f"{name}: model[{i}] must be a module; got {type(member).__name__}")
-        return iter(model)
+        return iter(model), len(model)
     if not isinstance(model, nn.Module) and not callable(model):
         raise TypeError(
             f"{name}: model must be a module, a function that makes one, or a sequence of them; "
@@ -151,13 +186,18 @@ def _members(name: str, model: Any, size: int | None, seed: int) -> Iterator[nn.
                     f"{name}: model must be a function that makes a member, since {path or 'the model'!r} "
                     f"({type(part).__name__}) has parameters and no reset_parameters()"
                 )
-    return _made(name, model, count, seed)
+    own = range(count)
+    if group is not None:
+        from fekernels.distributed import share
+
+        own = share(count, group)
+    return _made(name, model, count, seed, own or range(1)), len(own)
 
 
-def _made(name: str, model: Any, count: int, seed: int) -> Iterator[nn.Module]:
+def _made(name: str, model: Any, count: int, seed: int, own: range) -> Iterator[nn.Module]:
     member: nn.Module | None = copy.deepcopy(model) if isinstance(model, nn.Module) else None
     words = random.bits((count, 2), seed=seed, stream=INITIAL, purpose=LANGEVIN_NOISE)
-    for k in range(count):
+    for k in own:
         # A generator state of its own for each member: the first k members do not depend on their number.
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(int.from_bytes(words[k].numpy().tobytes(), "little"))
@@ -194,6 +234,7 @@ class _Members(Target):
         cls,
         name: str,
         members: Iterator[nn.Module],
+        held: int,
         loss: Callable[..., Tensor],
         prior_precision: float,
         chunk_size: int | None,
@@ -220,8 +261,8 @@ class _Members(Target):
             rows.append(torch.cat([param.detach().reshape(-1) for param in own.values()]))
             buffers.append({key: buffer.detach().clone() for key, buffer in member.named_buffers()})
         assert skeleton is not None
-        stacked = {key: torch.stack([each[key] for each in buffers]) for key in buffers[0]}
-        return cls(skeleton, shapes, stacked, loss, prior_precision, chunk_size), torch.stack(rows)
+        stacked = {key: torch.stack([each[key] for each in buffers])[:held] for key in buffers[0]}
+        return cls(skeleton, shapes, stacked, loss, prior_precision, chunk_size), torch.stack(rows)[:held]
 
     def unflatten(self, particle: Tensor) -> State:
         parts = particle.split([shape.numel() for shape in self.shapes.values()])

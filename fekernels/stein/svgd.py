@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,18 +12,17 @@ from torch.optim import Optimizer
 
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number, one_of
-from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
+from fekernels._runtime.ranks import draw_seed, group_of, has_ranks, seed_of_rank_0
 from fekernels.ops._noise_key import signed_seed
-from fekernels.ops.stein.bandwidths import is_median
 from fekernels.ops.stein.particles import which_kernel
-from fekernels.ops.stein.svgd_direction import svgd_direction
-from fekernels.stein._checks import checked_particles, first_non_finite, make_optimizer, positive
-from fekernels.stein._groups import group_bandwidth, group_direction, random_groups
+from fekernels.stein._checks import checked_bandwidth, checked_particles, make_optimizer, positive
+from fekernels.stein._groups import random_groups
 from fekernels.stein._noise import make_noise
-from fekernels.stein._result import SVGDResult, discrepancy_kernel, endless, measure
+from fekernels.stein._population import EXCHANGES, population, together
+from fekernels.stein._result import SVGDResult, discrepancy_kernel, endless
+from fekernels.stein._state import load_whole_state, whole_state
 from fekernels.stein._target import Target, make_target
 from fekernels.stein.annealing import annealing
-from fekernels.stein.bandwidth import median_bandwidth
 
 if TYPE_CHECKING:
     from fekernels.stein.ensemble import SVGDEnsemble
@@ -32,7 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["SVGD"]
 
 PRECISIONS = ("fp32", "tf32", "bf16x3")
-STATE = ("particles", "optimizer", "iteration", "seed", "target")
+# What ranks must have alike, by the constructor's names.
+AGREED = (
+    "d", "the particles' dtype", "kernel", "bandwidth", "bandwidth_scale", "temperature", "kernel_batch", "noise",
+    "precision", "exchange", "seed", "optimizer",
+)  # fmt: skip
 
 
 class SVGD:
@@ -70,7 +72,11 @@ class SVGD:
         precision: as `fe.svgd_direction`.
         seed: of noise, groups and (`from_model`) initial weights; None draws one from torch's default generator.
             Ranks of a `torch.distributed` process group then take rank 0's at the first step that draws noise or
-            groups, by a broadcast that every rank has to make. Initial weights are made before.
+            groups, by a broadcast that every rank has to make. Initial weights are made before. With `process_group`
+            they agree at construction, on initial weights too.
+        process_group: a `torch.distributed.ProcessGroup` or a DeviceMesh of one dimension, whose ranks hold some of the
+            particles each. None: all of them are here. See below.
+        exchange: "auto", "all_gather" or "ring", as `fe.distributed.svgd_direction`; of ranks.
 
     **Noise.** With e = lr, temperature T and K the kernel matrix, to e phi a step adds
 
@@ -84,13 +90,21 @@ class SVGD:
 
     Both need plain descent, x - lr grad (`optimizer="sgd"`): momentum and preconditioners change the law.
 
+    **Ranks.** With a `process_group`, `particles` are this rank's own, none of them too: number 0 is rank 0's first and
+    so on. All ranks construct the sampler with the same settings and call `step`, `run` and `state_dict` together.
+    Bandwidth, direction, noise and groups are those of one process to the bit on any number of ranks; log_prob is
+    called with own particles, and not where there are none. So the steps are the same to the bit where the scores are
+    and where the optimizer works element by element, as Adam, SGD and fe.LangevinAdam do. What fails on one rank, such
+    as a NaN score, raises on all. noise="kernel" needs one process.
+
     Attributes:
         particles: [n, d] where they are now, the tensor itself: it changes with each step.
         optimizer: for learning-rate schedulers.
         iteration: steps made.
         seed: as given, loaded or drawn.
         bandwidth: h of the last step, one element; None before the first.
-        log_prob: [n] what log_prob returned in the last step; None before the first, and with `scores`.
+        log_prob: [n] what log_prob returned in the last step; None before the first, and with `scores`. Of ranks, all
+            of these are this rank's.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came; nothing has changed then.
@@ -116,41 +130,64 @@ class SVGD:
         noise_rate: float | None = None,
         precision: str = "fp32",
         seed: int | None = None,
+        process_group: Any = None,
+        exchange: Literal["auto", "all_gather", "ring"] = "auto",
     ) -> None:
         name = type(self).__name__
-        self._target = make_target(name, log_prob, scores, batched)
-        self._particles = checked_particles(name, particles)
-        self._kernel, self._code = kernel, which_kernel(name, kernel)
-        self._row = KERNELS[self._code.code]
-        self._bandwidth = bandwidth
-        if not callable(bandwidth):
-            self._checked_bandwidth(bandwidth)
-        self._scale = positive(name, "bandwidth_scale", bandwidth_scale)
-        self._temperature = number(name, "temperature", temperature)
-        self._anneal = annealing(name, anneal, anneal_steps)
-        if kernel_batch is not None:
-            kernel_batch = integer(name, "kernel_batch", kernel_batch, 2, 1 << 62)
-            if self._row.distance is None:
+        group = group_of(name, process_group)
+        agreement = together(name, group, AGREED)
+        with agreement:
+            self._target = make_target(name, log_prob, scores, batched)
+            self._particles = checked_particles(name, particles, 1 if group is None else 0)
+            self._kernel, self._code = kernel, which_kernel(name, kernel)
+            self._row = KERNELS[self._code.code]
+            self._bandwidth = bandwidth
+            if not callable(bandwidth):
+                checked_bandwidth(name, bandwidth, self._row, self._particles)
+            self._scale = positive(name, "bandwidth_scale", bandwidth_scale)
+            self._temperature = number(name, "temperature", temperature)
+            self._anneal = annealing(name, anneal, anneal_steps)
+            if kernel_batch is not None:
+                kernel_batch = integer(name, "kernel_batch", kernel_batch, 2, 1 << 62)
+                if self._row.distance is None:
+                    raise ValueError(
+                        f"{name}: kernel_batch must have a radial kernel; got {self._row.name!r}, O(n d) as it is"
+                    )
+            self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch)
+            if group is not None and noise == "kernel":
                 raise ValueError(
-                    f"{name}: kernel_batch must have a radial kernel; got {self._row.name!r}, O(n d) as it is"
+                    f"{name}: noise='kernel' must have all particles in one process, whose covariance is factorised; "
+                    "got a process_group (noise='independent' has no such need)"
                 )
-        self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch)
+            self._precision = one_of(name, "precision", precision, PRECISIONS)
+            one_of(name, "exchange", exchange, EXCHANGES)
+            if seed is not None:
+                signed_seed(name, seed)
+            self.optimizer = make_optimizer(name, optimizer, lr, self._particles)
+            if self._noise is not None:
+                self._noise.check(name, self.optimizer)
+            drawn = draw_seed() if seed is None else 0
+            x = self._particles
+            fixed = "a schedule" if callable(bandwidth) else str(bandwidth)
+            settings = (
+                x.shape[1], x.dtype, tuple(self._code), fixed, self._scale, self._temperature, kernel_batch,
+                self._noise, self._precision, exchange, seed, type(self.optimizer).__name__,
+            )  # fmt: skip
+            agreement.tell(len(x), settings, drawn)
+        self._all = population(name, group, exchange, agreement, x)
         # One group is the full direction, and nothing is dealt.
-        self._kernel_batch = kernel_batch if kernel_batch and kernel_batch < len(self._particles) else None
-        self._precision = one_of(name, "precision", precision, PRECISIONS)
-        if seed is not None:
-            signed_seed(name, seed)
-        self.optimizer = make_optimizer(name, optimizer, lr, self._particles)
-        if self._noise is not None:
-            self._noise.check(name, self.optimizer)
-        self.seed = draw_seed() if seed is None else seed
-        self._drawn_seed = self.seed if seed is None else None  # until ranks have agreed on one
+        self._kernel_batch = kernel_batch if kernel_batch and kernel_batch < self._all.n else None
+        if group is not None:
+            drawn = agreement.number
+        self.seed = drawn if seed is None else seed
+        # Until ranks that hold copies have agreed on one.
+        self._drawn_seed = self.seed if seed is None and group is None else None
         self.iteration = 0
         self.bandwidth: Tensor | None = None
         self.log_prob: Tensor | None = None
-        x = self._particles
         # Noise parts them, by random draws or by scores of random functions; the latter are not known here.
-        self._warned = self._noise is None and len(x) > 1 and bool((x == x[0]).all())
+        together_here = self._noise is None and len(x) > 1 and bool((x == x[0]).all())
+        self._warned = together_here and group is None
         if self._warned:
             warnings.warn(
                 f"{name}: particles are all equal: they do not repel each other and get the same scores, so that "
@@ -181,7 +218,7 @@ class SVGD:
         return self._particles
 
     def __repr__(self) -> str:
-        n, d = self._particles.shape
+        n, d = self._all.n, self._particles.shape[1]
         return (
             f"{type(self).__name__}(n={n}, d={d}, kernel={self._row.name!r}, "
             f"optimizer={type(self.optimizer).__name__}, iteration={self.iteration})"
@@ -261,6 +298,8 @@ class SVGD:
         except BaseException:
             self._target.load(held)
             raise
+        finally:
+            self._all.forget()
         x.grad = phi.neg_()
         try:
             self.optimizer.step()
@@ -284,26 +323,26 @@ class SVGD:
         self, batch: tuple[Any, ...], kernel: object
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
         """All of a step that may fail, which changes nothing here: phi, noise, h, log_prob and what was measured."""
-        name, x, step = type(self).__name__, self._particles, self.iteration + 1
+        name, x, step, everyone = type(self).__name__, self._particles, self.iteration + 1, self._all
         self._agree_on_seed()
-        if self._noise is not None:
-            self._noise.check(name, self.optimizer)  # its groups may have been changed
-        gamma = 1.0 if self._anneal is None else number(name, "anneal", self._anneal(self.iteration))
-        asked = self._bandwidth(self.iteration) if callable(self._bandwidth) else self._bandwidth
-        h = self._checked_bandwidth(asked)
-        scores, log_prob = self._target.evaluate(x, batch)
-        self._check_finite("scores", scores, step)
-        if log_prob is not None:
-            # Beyond the support a gradient may well be finite: of a Gamma's x log at x < 0, say.
-            self._check_finite("log_prob", log_prob.unsqueeze(1), step)
+        agreement = everyone.together(("iteration", "seed", "bandwidth", "anneal", "what is measured"))
+        with agreement:
+            if self._noise is not None:
+                self._noise.check(name, self.optimizer)  # its groups may have been changed
+            gamma = 1.0 if self._anneal is None else number(name, "anneal", self._anneal(self.iteration))
+            asked = self._bandwidth(self.iteration) if callable(self._bandwidth) else self._bandwidth
+            h = checked_bandwidth(name, asked, self._row, x)
+            scores, log_prob = everyone.evaluate(self._target, x, batch, step)
+            told = "median" if h is None else h.item() if everyone.group is not None else 0.0
+            agreement.tell(len(x), (self.iteration, self.seed, told, gamma, kernel))
         groups = None
         if self._kernel_batch is not None:
-            groups = random_groups(len(x), self._kernel_batch, self.seed, step, x.device)
+            groups = random_groups(everyone.n, self._kernel_batch, self.seed, step, x.device)
         if h is None and groups is not None:
-            h = group_bandwidth(x, groups)
+            h = everyone.group_bandwidth(x, groups)
         elif h is None:
             # The last one is a hint where to look, and changes nothing.
-            h = median_bandwidth(x, hint=None if self.bandwidth is None else self.bandwidth / self._scale)
+            h = everyone.median(x, None if self.bandwidth is None else self.bandwidth / self._scale)
             self._warn_of_coincidence(h, step)
         if self._scale != 1:
             h = h * self._scale
@@ -314,28 +353,23 @@ class SVGD:
             "precision": self._precision,
         }
         if groups is None:
-            phi = svgd_direction(x, drift, kernel=self._kernel, **settings)
+            phi = everyone.direction(x, drift, self._kernel, **settings)
         else:
-            phi = group_direction(x, drift, groups, self._kernel, **settings)
+            phi = everyone.group_direction(x, drift, groups, self._kernel, **settings)
         kick = None
         if self._noise is not None:
             phi.add_(drift, alpha=self._noise.rate)
             lr = float(self.optimizer.param_groups[0]["lr"])
-            kick = self._noise.kick(x, self._code, h, self._temperature, lr, self.seed, step)
-        self._check_finite("the direction", phi, step)
-        return phi, kick, h, log_prob, None if kernel is None else measure(kernel, x, scores, h, log_prob)
-
-    def _check_finite(self, what: str, rows: Tensor, step: int) -> None:
-        bad = first_non_finite(rows)
-        if bad is not None:
-            raise ValueError(
-                f"{type(self).__name__}: {what} must be finite; got {bad[1]} for particle {bad[0]} at step {step} "
-                "(particles, optimizer and step count are as before this step)"
-            )
+            kick = self._noise.kick(x, self._code, h, self._temperature, lr, self.seed, step, everyone.begin)
+        with everyone.together() as agreement:
+            everyone.check_finite("the direction", phi, step)
+            agreement.tell(len(x))
+        measured = None if kernel is None else everyone.measure(kernel, x, scores, h, log_prob)
+        return phi, kick, h, log_prob, measured
 
     def _warn_of_coincidence(self, median: Tensor, step: int) -> None:
         """Once, where the median says that half of all pairs coincide. (A GPU is waited for in any case.)"""
-        if self._warned or len(self._particles) == 1 or float(median) > 0:
+        if self._warned or self._all.n == 1 or float(median) > 0:
             return
         self._warned = True
         warnings.warn(
@@ -344,54 +378,20 @@ class SVGD:
             stacklevel=6,
         )
 
-    def _checked_bandwidth(self, value: Any) -> Tensor | None:
-        """h as a tensor of one element; None for the median."""
-        name, x = type(self).__name__, self._particles
-        if self._row.default_bandwidth is None:
-            return torch.ones((), dtype=torch.float32, device=x.device)  # it has none
-        if is_median(name, value, "a number, 'median' or a schedule step -> one of them"):
-            return None
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        return torch.tensor(number(name, "bandwidth", value, infinite=True), dtype=dtype, device=x.device)
-
     def state_dict(self) -> dict[str, Any]:
         """Copies of particles, optimizer state, step count and seed: all that the further path depends on, apart from
-        what log_prob and schedules of the user's keep themselves. Tensors, numbers and dicts only."""
-        return {
-            "particles": self._particles.clone(),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "iteration": self.iteration,
-            "seed": self.seed,
-            "target": self._target.state(),
-        }
+        what log_prob and schedules of the user's keep themselves. Tensors, numbers and dicts only.
+
+        Of ranks a collective: all particles on every rank, so that any number of ranks, one too, can go on from it.
+        """
+        return whole_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the `state_dict` of a sampler with the same settings: the same path, bit for bit.
 
+        Of ranks a collective, in which each takes its own part of the state.
+
         Raises:
             TypeError, ValueError: a state that does not fit; nothing has changed then.
         """
-        name, mine = f"{type(self).__name__}.load_state_dict", self._particles
-        if not isinstance(state, dict):
-            raise TypeError(f"{name}: state must be a dict; got {type(state).__name__}")
-        for key in STATE:
-            if key not in state:
-                raise ValueError(f"{name}: state must hold {key!r}; got {sorted(map(str, state))}")
-        particles = checked_particles(name, state["particles"])
-        if particles.shape != mine.shape or particles.dtype != mine.dtype:
-            raise ValueError(
-                f"{name}: particles must be {mine.dtype} of shape {tuple(mine.shape)}; "
-                f"got {particles.dtype} of {tuple(particles.shape)}"
-            )
-        iteration = integer(name, "iteration", state["iteration"], 0, 1 << 32)
-        signed_seed(name, state["seed"])
-        if not isinstance(state["optimizer"], dict):
-            raise TypeError(f"{name}: optimizer must be a dict; got {type(state['optimizer']).__name__}")
-        self._target.check(name, state["target"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self._target.load(state["target"])
-        mine.copy_(particles)
-        self.iteration, self.seed, self._drawn_seed = iteration, state["seed"], None
-        self.bandwidth = self.log_prob = None
+        load_whole_state(self, state)

@@ -65,6 +65,14 @@ def svgd_collapse(printed: str, bars: str) -> None:
     assert 0.8 < table["kernel noise"][1] < 1.2
 
 
+def distributed_particles(printed: str, bars: str) -> None:
+    assert "1 processes, 50 particles" in printed and "every bit of every particle is the same" in printed
+    rows = dict(re.findall(r"^\| (one particle|all 50) \| ([\d.]+) \|", printed, re.MULTILINE))
+    assert (
+        float(rows["all 50"]) > 0.95 and len(re.findall(r"^\| (?:mean|worst) ", printed, re.MULTILINE)) == 5
+    )
+
+
 def svgd_posteriors(printed: str, bars: str) -> None:
     for line in re.findall(r"^banana.*", printed, re.MULTILINE):
         found = [(float(a), float(b)) for a, b in re.findall(r"(-?[\d.]+) \( *(-?[\d.]+)\)", line)]
@@ -189,6 +197,7 @@ SAYS: dict[str, Callable[[str, str], None]] = {
         belief_propagation,
         relevance_retrieval,
         distributed_training,
+        distributed_particles,
     )
 }
 

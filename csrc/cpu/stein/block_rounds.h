@@ -21,6 +21,20 @@ inline int64_t group_size(int64_t blocks, int64_t d) {
   return size < 1 ? 1 : size > 8 ? 8 : size;
 }
 
+// All pairs of the blocks of two groups, [low, low_end) and [high, high_end), or of one with itself. Two blocks of one group
+// stay in the cache while those of the other pass; each meets its partners in ascending order.
+template <class Pair>
+void pairs_of_groups(int64_t low, int64_t low_end, int64_t high, int64_t high_end, Pair pair) {
+  if (low == high) {
+    for (int64_t i = low; i < low_end; ++i)
+      for (int64_t j = i; j < low_end; ++j) pair(i, j);
+    return;
+  }
+  for (int64_t first = low; first < low_end; first += 2)
+    for (int64_t j = high; j < high_end; ++j)
+      for (int64_t i = first; i < first + 2 && i < low_end; ++i) pair(i, j);
+}
+
 inline void wait_a_little() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -45,8 +59,7 @@ void for_all_pairs(ParallelFor parallel_for, int64_t blocks, int64_t size, int64
   in_parallel(parallel_for, pairings, grain / (size * size) + 1, [&](int64_t, int64_t) {
     for (int64_t pairing; (pairing = next.fetch_add(1, std::memory_order_relaxed)) < pairings;) {
       if (pairing < groups) {
-        for (int64_t i = pairing * size; i < end_of(pairing); ++i)
-          for (int64_t j = i; j < end_of(pairing); ++j) pair(i, j);
+        pairs_of_groups(pairing * size, end_of(pairing), pairing * size, end_of(pairing), pair);
         rounds_done[pairing].store(1, std::memory_order_release);
         continue;
       }
@@ -56,11 +69,7 @@ void for_all_pairs(ParallelFor parallel_for, int64_t blocks, int64_t size, int64
       const bool rests = high >= groups;
       for (const int64_t group : {low, high})
         while (!(rests && group == high) && rounds_done[group].load(std::memory_order_acquire) <= round) wait_a_little();
-      if (!rests)
-        // Two blocks of one group stay in the cache while those of the other pass.
-        for (int64_t first = low * size; first < end_of(low); first += 2)
-          for (int64_t j = high * size; j < end_of(high); ++j)
-            for (int64_t i = first; i < first + 2 && i < end_of(low); ++i) pair(i, j);
+      if (!rests) pairs_of_groups(low * size, end_of(low), high * size, end_of(high), pair);
       rounds_done[low].store(round + 2, std::memory_order_release);
       rounds_done[high].store(round + 2, std::memory_order_release);
     }

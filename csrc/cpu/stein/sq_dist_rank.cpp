@@ -7,8 +7,7 @@
 #include "cpu/stein/sq_dist_rank.h"
 
 #include "cpu/buffer.h"
-#include "cpu/stein/tiles.h"
-#include "cpu/stein/sq_dist_keys.h"
+#include "cpu/stein/sq_dist_tiles.h"
 #include "cpu/stein/wide_products.h"
 
 namespace fe::FE_ISA {
@@ -16,53 +15,6 @@ namespace fe::FE_ISA {
 namespace {
 
 inline constexpr int64_t kGrain = 1 << 19;  // fewest operations that repay a second thread: some ten microseconds
-
-bool by_differences(const Points& points) { return points.d <= kDirectDimensions; }
-
-// Squared distances of the points of two blocks into a tile; those of padding are meaningless.
-template <bool kDifferences>
-void distances(const Points& points, int64_t block_i, int64_t block_j, float* tile) {
-  block_products<kDifferences>(points, block_i, points, block_j, tile);
-  const float *norms_i = points.norms + block_i * kTile, *norms_j = points.norms + block_j * kTile;
-  for (int i = 0; i < points.count(block_i); ++i)
-    for (int j = 0; j < points.count(block_j); j += kLanes) {
-      float* at = tile + i * kTile + j;
-      store(at, sq_dist<kDifferences>(at, norms_i[i], norms_j + j));
-    }
-}
-
-// The keys from `low` to `low + span` of the pairs i < j of two blocks, of which it returns how many; adds to `below` how
-// many are smaller. `keys` has room for a tile and a vector more.
-template <bool kDifferences>
-int sift_tile(const Points& points, int64_t block_i, int64_t block_j, uint32_t low, uint32_t span, int64_t& below, Key* keys) {
-  alignas(64) float tile[kTile * kTile];
-  const int rows = points.count(block_i), columns = points.count(block_j);
-  int found = 0;
-  SignedV under{};
-  const auto finish = [&] {
-    for (int lane = 0; lane < kLanes; ++lane) below += under[lane];
-    return found;
-  };
-  if (block_i != block_j && columns == kTile) {
-    block_products<kDifferences>(points, block_i, points, block_j, tile);
-    const float *norms_i = points.norms + block_i * kTile, *norms_j = points.norms + block_j * kTile;
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < kTile; j += kLanes) {
-        const FloatV t = sq_dist<kDifferences>(tile + i * kTile + j, norms_i[i], norms_j + j);
-        found += sift(t, low, span, under, keys + found);
-      }
-    return finish();
-  }
-  distances<kDifferences>(points, block_i, block_j, tile);
-  const int whole = static_cast<int>(round_up(columns, kLanes));
-  for (int i = 0; i < rows; ++i) {
-    float* row = tile + i * kTile;
-    for (int j = 0; block_i == block_j && j <= i; ++j) row[j] = Lane<float>::from_bits(kPadding);
-    for (int j = columns; j < whole; ++j) row[j] = Lane<float>::from_bits(kPadding);
-    for (int j = 0; j < whole; j += kLanes) found += sift(load(row + j), low, span, under, keys + found);
-  }
-  return finish();
-}
 
 // Packs all points, less their mean where inner products would lose digits by it.
 void pack_all(const void* particles, DType dtype, const Points& points, ParallelFor parallel_for) {
@@ -178,11 +130,9 @@ class Pass {
     Bins own(low, high);
     Key keys[kTile * kTile + kLanes];
     int64_t smaller_ones = 0;
-    int64_t i = 0, j = begin;  // tile number `begin`, rows of tiles i <= j one after the other
-    for (; j >= points_.blocks() - i; ++i) j -= points_.blocks() - i;
-    j += i;
+    auto [i, j] = tile_number(points_.blocks(), begin);
     for (int64_t at = begin; at < end; ++at) {
-      const int count = sift_tile<kDifferences>(points_, i, j, low, high - low, smaller_ones, keys);
+      const int count = sift_tile<kDifferences>({points_, i, points_, j, i == j}, low, high - low, smaller_ones, keys);
       int kept = 0;
       for (int k = 0; k < count; ++k) {
         const int bin = own.add(keys[k]);
@@ -243,8 +193,9 @@ class Search {
   void in_one_tile() {
     Key keys[kTile * kTile + kLanes];
     int64_t below = 0;
-    among(keys, by_differences(points_) ? sift_tile<true>(points_, 0, 0, 0, kInfinity, below, keys)
-                                        : sift_tile<false>(points_, 0, 0, 0, kInfinity, below, keys));
+    const TileOfPairs tile{points_, 0, points_, 0, true};
+    among(keys, by_differences(points_) ? sift_tile<true>(tile, 0, kInfinity, below, keys)
+                                        : sift_tile<false>(tile, 0, kInfinity, below, keys));
   }
 
   void among_wide(const WideDistances& distances) {
@@ -392,7 +343,8 @@ void sq_dist(int64_t n, int64_t d, const void* particles, DType dtype, float* ou
   alignas(64) float tile[kTile * kTile];
   for (int64_t a = 0; a < points.blocks(); ++a)
     for (int64_t b = 0; b < points.blocks(); ++b) {
-      by_differences(points) ? distances<true>(points, a, b, tile) : distances<false>(points, a, b, tile);
+      by_differences(points) ? distances<true>({points, a, points, b, a == b}, tile)
+                             : distances<false>({points, a, points, b, a == b}, tile);
       for (int i = 0; i < points.count(a); ++i)
         __builtin_memcpy(out + (a * kTile + i) * n + b * kTile, tile + i * kTile, points.count(b) * sizeof(float));
     }

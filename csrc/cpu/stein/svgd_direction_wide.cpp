@@ -11,17 +11,26 @@ namespace {
 template <class Kernel>
 class Wide {
  public:
-  explicit Wide(const SvgdCall& call)
-      : call_(call), kernel_(call.params), shape_{call.n, call.d}, means_(call.workspace + shape_.floats()),
-        weights_(shape_.tiles()) {}
+  // The columns of the call, out of `d` in all; `products` of all of them: inner products, or squared distances for a kernel of
+  // differences. means: of the call's columns.
+  Wide(const SvgdCall& call, int64_t d, const float* products, const float* means)
+      : call_(call), kernel_(call.params), shape_{call.n, d}, products_(products), means_(means), weights_(shape_.tiles()) {}
 
-  void run() {
+  static void run(const SvgdCall& call) {
+    const WideShape shape{call.n, call.d};
+    float* means = call.workspace + shape.floats();
+    wide_products<Kernel::kNeedsDifferences>({call.particles, call.particles_dtype, call.d, 0, call.d}, shape, means,
+                                             call.workspace, call.parallel_for);
+    const Wide wide(call, call.d, call.workspace, means);
+    if constexpr (!Kernel::kNeedsDifferences)
+      if (wide.sharp()) return Wide<Sharp<Kernel>>::run(call);
+    wide.direct();
+  }
+
+  void direct() const {
     const int64_t n = call_.n, d = call_.d, rows = shape_.blocks() * kTile;
-    wide_products<Kernel::kNeedsDifferences>(particles(0, d), shape_, means_, call_.workspace, call_.parallel_for);
     const Buffer<float> row_units(rows * kUnit), column_sums(rows), norms(rows);
     if (!Kernel::kNeedsDifferences) gather_norms(norms);
-    if constexpr (!Kernel::kNeedsDifferences)
-      if (is_sharp(norms, n, call_.bandwidth)) return Wide<Sharp<Kernel>>(call_).run();
     __builtin_memset(row_units, 0, rows * kUnit * sizeof(float));
     __builtin_memset(column_sums, 0, rows * sizeof(float));
     weigh_all(norms, row_units, column_sums);
@@ -41,10 +50,16 @@ class Wide {
     return {call_.particles, call_.particles_dtype, call_.d, begin, count};
   }
 
+  bool sharp() const {
+    const Buffer<float> norms(shape_.blocks() * kTile);
+    gather_norms(norms);
+    return is_sharp(norms, call_.n, call_.bandwidth);
+  }
+
   void gather_norms(float* norms) const {
     const Points points(call_.n, 0, nullptr);
     for (int64_t b = 0; b < shape_.blocks(); ++b) {
-      const float* diagonal = call_.workspace + shape_.tile(b, b) * kTile * kTile;
+      const float* diagonal = products_ + shape_.tile(b, b) * kTile * kTile;
       for (int i = 0; i < kTile; ++i) norms[b * kTile + i] = i < points.count(b) ? diagonal[i * kTile + i] : 0.0f;
     }
   }
@@ -54,7 +69,7 @@ class Wide {
     for (int64_t b = 0; b < shape_.blocks(); ++b)
       for (int64_t a = 0; a <= b; ++a) {
         Weights& weights = weights_[shape_.tile(a, b)];
-        __builtin_memcpy(weights.value, call_.workspace + shape_.tile(a, b) * kTile * kTile, sizeof weights.value);
+        __builtin_memcpy(weights.value, products_ + shape_.tile(a, b) * kTile * kTile, sizeof weights.value);
         const TileEdges edges{points.count(a), points.count(b), norms + a * kTile, norms + b * kTile, a == b};
         weigh<Kernel::kNeedsDifferences>(kernel_, Kernel::kScale / call_.bandwidth, edges, weights,
                                          row_units + a * kTile * kUnit, a == b ? nullptr : column_sums + b * kTile);
@@ -95,8 +110,8 @@ class Wide {
     for (int64_t row = 0; row < call_.n; ++row) {
       float* sum = sums + row * stride;
       scores.row(row, values + row * stride);
-      finish_row(kernel_, call_.n, count, scale, repelling[row], points.rows + row * stride, values + row * stride,
-                 pulls + row * stride, sum);
+      total_row<Kernel>(count, scale, repelling[row], points.rows + row * stride, pulls + row * stride, sum);
+      complete_row(kernel_, call_.n, count, values + row * stride, sum);
       from_float(sum, static_cast<int>(count), call_.direction, call_.particles_dtype, row * call_.d + begin);
     }
   }
@@ -104,7 +119,7 @@ class Wide {
   const SvgdCall& call_;
   Kernel kernel_;
   WideShape shape_;
-  float* means_;
+  const float *products_, *means_;
   Buffer<Weights> weights_;
 };
 
@@ -113,7 +128,27 @@ class Wide {
 int64_t svgd_direction_wide_workspace(int64_t n, int64_t d) { return WideShape{n, d}.floats() + d; }
 
 void svgd_direction_wide(const SvgdCall& call) {
-  with_kernel<FloatV>(call.kernel, [&]<class Kernel>() { Wide<Kernel>(call).run(); });
+  with_kernel<FloatV>(call.kernel, [&]<class Kernel>() { Wide<Kernel>::run(call); });
+}
+
+void svgd_wide_products(const SvgdCall& columns, int64_t d, bool differences, float* segments) {
+  const Columns points{columns.particles, columns.particles_dtype, columns.d, 0, columns.d};
+  const WideShape shape{columns.n, d};
+  const Buffer<float> means(columns.d);
+  if (differences)
+    segment_products<true>(points, shape, nullptr, segments, columns.parallel_for);
+  else
+    segment_products<false>(points, shape, means, segments, columns.parallel_for);
+}
+
+void svgd_wide_share(const SvgdCall& columns, int64_t d, bool sharp, const float* products) {
+  const Buffer<float> means(columns.d);
+  column_means({columns.particles, columns.particles_dtype, columns.d, 0, columns.d}, columns.n, means);
+  with_kernel<FloatV>(columns.kernel, [&]<class Kernel>() {
+    if constexpr (!Kernel::kNeedsDifferences)
+      if (sharp) return Wide<Sharp<Kernel>>(columns, d, products, means).direct();
+    Wide<Kernel>(columns, d, products, means).direct();
+  });
 }
 
 }  // namespace fe::FE_ISA

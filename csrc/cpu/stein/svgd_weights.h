@@ -96,13 +96,10 @@ FE_HD void join_values(int64_t count, float scale, const float* x, float* values
     store(values + k, Lane<FloatV>::fma(Lane<FloatV>::splat(-scale), load(x + k), load(values + k)));
 }
 
-// The row's direction, in place of the sum of its values; `pull` is the sum of x_j where that is apart, or of x_i - x_j
-// where that is not in it.
+// The row's sum over all others, in place of the sum of its values; `pull` is the sum of x_j where that is apart, or of
+// x_i - x_j where that is not in it.
 template <class Kernel>
-FE_HD void finish_row(const Kernel& kernel, int64_t n, int64_t count, float scale, float repelling, const float* x,
-                      const float* scores, const float* pull, float* sum) {
-  const float inverse_n = 1.0f / static_cast<float>(n);
-  const FloatV at_zero = kernel(FloatV{}).value;
+FE_HD void total_row(int64_t count, float scale, float repelling, const float* x, const float* pull, float* sum) {
   const FloatV push = Lane<FloatV>::splat(scale * repelling), pulling = Lane<FloatV>::splat(-scale);
   for (int64_t k = 0; k < count; k += kLanes) {
     FloatV total = load(sum + k);
@@ -112,9 +109,17 @@ FE_HD void finish_row(const Kernel& kernel, int64_t n, int64_t count, float scal
       total = Lane<FloatV>::fma(push, load(x + k), total);
       if (!Kernel::kFirstIsValue) total = Lane<FloatV>::fma(pulling, load(pull + k), total);
     }
-    total = Lane<FloatV>::fma(at_zero, load(scores + k), total);
-    store(sum + k, total * inverse_n);
+    store(sum + k, total);
   }
+}
+
+// The row's direction, in place of its total.
+template <class Kernel>
+FE_HD void complete_row(const Kernel& kernel, int64_t n, int64_t count, const float* scores, float* total) {
+  const float inverse_n = 1.0f / static_cast<float>(n);
+  const FloatV at_zero = kernel(FloatV{}).value;
+  for (int64_t k = 0; k < count; k += kLanes)
+    store(total + k, Lane<FloatV>::fma(at_zero, load(scores + k), load(total + k)) * inverse_n);
 }
 
 }  // namespace fe::inline FE_ISA

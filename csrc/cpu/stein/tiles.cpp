@@ -225,16 +225,26 @@ void transpose(const float* tile, int rows, int columns, float* out) {
     for (int j = 0; j < columns; j += kLanes) transpose_four(tile + i * kTile + j, kTile, kLanes, out + j * kTile + i);
 }
 
-void column_means(const Columns& from, int64_t n, float* means) {
+void add_columns(const Columns& from, int64_t n, double* sums) {
   float values[kTile];
   for (int64_t at = 0; at < from.count; at += kTile) {
     const int64_t count = from.count - at < kTile ? from.count - at : kTile;
     const Columns some = from.part(at, count);
-    double sums[kTile] = {};
+    double own[kTile];
+    __builtin_memcpy(own, sums + at, count * sizeof(double));
     for (int64_t row = 0; row < n; ++row) {
       some.row(row, values);
-      for (int64_t k = 0; k < count; ++k) sums[k] += values[k];
+      for (int64_t k = 0; k < count; ++k) own[k] += values[k];
     }
+    __builtin_memcpy(sums + at, own, count * sizeof(double));
+  }
+}
+
+void column_means(const Columns& from, int64_t n, float* means) {
+  for (int64_t at = 0; at < from.count; at += kTile) {
+    const int64_t count = from.count - at < kTile ? from.count - at : kTile;
+    double sums[kTile] = {};
+    add_columns(from.part(at, count), n, sums);
     for (int64_t k = 0; k < count; ++k) means[at + k] = static_cast<float>(sums[k] / static_cast<double>(n));
   }
 }

@@ -41,6 +41,8 @@ struct Points {
   Points(int64_t n, int64_t d, float* memory)
       : n(n), d(d), stride(round_up(d, kUnit)), rows(memory), panels(rows + blocks() * kTile * stride),
         norms(panels + blocks() * kTile * d) {}
+  Points(int64_t n, int64_t d, float* rows, float* panels, float* norms)
+      : n(n), d(d), stride(round_up(d, kUnit)), rows(rows), panels(panels), norms(norms) {}
 
   int64_t blocks() const { return (n + kTile - 1) / kTile; }
   int count(int64_t block) const {
@@ -85,10 +87,14 @@ FE_HD FloatV sq_dist(const float* product, float norm_a, const float* norms_b) {
 
 // Whether the bandwidth is so far below the mean of n squared norms that an inner product's rounding, about 1e-7 of a norm,
 // would be more than 1e-5 of t / h.
+inline bool is_sharp(double sum_of_norms, int64_t n, float bandwidth) {
+  return sum_of_norms > 64.0 * static_cast<double>(n) * bandwidth;
+}
+
 inline bool is_sharp(const float* norms, int64_t n, float bandwidth) {
   double sum = 0.0;
   for (int64_t i = 0; i < n; ++i) sum += norms[i];
-  return sum > 64.0 * static_cast<double>(n) * bandwidth;
+  return is_sharp(sum, n, bandwidth);
 }
 
 // Products, or squared distances, of the points of two blocks, into a tile; those of padding are meaningless.
@@ -125,7 +131,9 @@ struct Columns {
   void row(int64_t i, float* out) const { to_float(data, dtype, i * stride + begin, static_cast<int>(count), out); }
 };
 
-// Their means over n rows, rounded to float: what points are shifted by, so that inner products lose nothing.
+// Adds n rows to sums, one after the other; and their means, rounded to float: what points are shifted by, so that inner
+// products lose nothing.
+void add_columns(const Columns& from, int64_t n, double* sums);
 void column_means(const Columns& from, int64_t n, float* means);
 
 // Writes one block of `to`, of from.count coordinates: `from` less `means` (null: nothing). `pack_rows`: its rows alone.

@@ -29,16 +29,17 @@ struct WideShape {
   int64_t floats() const { return segments() * tiles() * kTile * kTile; }
 };
 
-// The products of points less their means, or their squared distances, tile after tile, at the front of `memory`, which has
-// room for shape.floats(). `means`: d floats, written; differences have no need of them.
+// The products of points less their means, or their squared distances: those of each segment of columns on its own, tile after
+// tile. points: all columns of `shape`, or those of some segments. `means`: points.count floats, written; differences have
+// no need of them.
 template <bool kDifferences>
-void wide_products(const Columns& points, const WideShape& shape, float* means, float* memory, ParallelFor parallel_for) {
-  const int64_t whole = shape.tiles() * kTile * kTile;
-  in_parallel(parallel_for, shape.segments(), 1, [&](int64_t begin, int64_t end) {
+void segment_products(const Columns& points, const WideShape& shape, float* means, float* out, ParallelFor parallel_for) {
+  const int64_t whole = shape.tiles() * kTile * kTile, segments = (points.count + shape.segment() - 1) / shape.segment();
+  in_parallel(parallel_for, segments, 1, [&](int64_t begin, int64_t end) {
     const Buffer<float> packed(Points::floats(shape.n, kDepth));
     for (int64_t segment = begin; segment < end; ++segment) {
       const int64_t first = segment * shape.segment();
-      const int64_t last = first + shape.segment() < shape.d ? first + shape.segment() : shape.d;
+      const int64_t last = first + shape.segment() < points.count ? first + shape.segment() : points.count;
       for (int64_t at = first; at < last; at += kDepth) {
         const Columns some = points.part(at, last - at < kDepth ? last - at : kDepth);
         const Points block(shape.n, some.count, packed);
@@ -48,10 +49,17 @@ void wide_products(const Columns& points, const WideShape& shape, float* means, 
           for (int64_t a = 0; a <= b; ++a)
             products<kDifferences>(block.row_block(a), block.stride, block.count(a), block.panel(b),
                                    static_cast<int>(round_up(block.count(b), kUnit)), some.count, at > first,
-                                   memory + segment * whole + shape.tile(a, b) * kTile * kTile);
+                                   out + segment * whole + shape.tile(a, b) * kTile * kTile);
       }
     }
   });
+}
+
+// Those of all columns, summed at the front of `memory`, which has room for shape.floats().
+template <bool kDifferences>
+void wide_products(const Columns& points, const WideShape& shape, float* means, float* memory, ParallelFor parallel_for) {
+  const int64_t whole = shape.tiles() * kTile * kTile;
+  segment_products<kDifferences>(points, shape, means, memory, parallel_for);
   // What lies in the padding is summed too, and is no number.
   in_parallel(parallel_for, whole, 1 << 14, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fekernels.ops._library import define_functional
 from fekernels.ops.stein.particles import compute_dtype, dispatched, plain, transformed
 from fekernels.reference.stein.kernels import centred, square_distances
 
-__all__ = ["liu_wang", "median_ranks", "median_sq_dist", "middle_two", "select"]
+__all__ = ["Pick", "liu_wang", "median_ranks", "median_sq_dist", "middle_two", "select"]
 
 
 def _check_particles(particles: Tensor) -> None:
@@ -70,6 +70,9 @@ def select(particles: Tensor, ranks: Sequence[int], hint: Tensor | None = None) 
         return _run(particles.detach(), ranks, hint)
 
 
+Pick = Callable[[Tensor, Sequence[int], "Tensor | None"], Tensor]
+
+
 def median_ranks(n: int, include_diagonal: bool) -> list[int]:
     """The ranks, among pairs i < j, of the two middle ones of all distances; n >= 2.
 
@@ -82,21 +85,26 @@ def median_ranks(n: int, include_diagonal: bool) -> list[int]:
     return [(pairs - 1) // 2, pairs // 2]
 
 
-def middle_two(particles: Tensor, include_diagonal: bool, hint: Tensor | None = None) -> Tensor:
+def middle_two(
+    particles: Tensor, include_diagonal: bool, hint: Tensor | None = None, pick: Pick = select
+) -> Tensor:
     """[B, 2]: the two middle distances; n >= 3, or 2 without the diagonal or under torch.compile and export."""
     lower, upper = median_ranks(particles.shape[1], include_diagonal)
     if not include_diagonal or not torch.compiler.is_compiling():
-        return select(particles, [lower, upper], hint)
+        return pick(particles, [lower, upper], hint)
     # A symbolic n may be 2, and a branch on that would keep torch.export from leaving n open.
     first: Any = torch.sym_max(lower, 0)  # int or SymInt
-    distances = select(particles, [first, upper], hint)
+    distances = pick(particles, [first, upper], hint)
     return distances.masked_fill(torch.arange(2, device=particles.device) < -lower, 0)
 
 
-def median_sq_dist(particles: Tensor, include_diagonal: bool, hint: Tensor | None = None) -> Tensor:
+def median_sq_dist(
+    particles: Tensor, include_diagonal: bool, hint: Tensor | None = None, pick: Pick = select
+) -> Tensor:
     """[B]: the median of the squared distances, the mean of the two middle ones of an even count.
 
-    ``hint`` [B]: about the result. Without the diagonal one particle has no distance: NaN.
+    ``hint`` [B]: about the result. Without the diagonal one particle has no distance: NaN. ``pick``: where not all
+    particles lie here, what finds distances among those of all; ``particles`` then says no more than their shape.
     """
     n = particles.shape[1]
     if n < 2:
@@ -105,11 +113,11 @@ def median_sq_dist(particles: Tensor, include_diagonal: bool, hint: Tensor | Non
             (particles.shape[0],), value, dtype=compute_dtype(particles), device=particles.device
         )
     if not torch.compiler.is_compiling() and n == 2:
-        distance = select(particles, [0])[:, 0]
+        distance = pick(particles, [0], None)[:, 0]
         return distance / 2 if include_diagonal else distance
     if hint is not None:
         hint = hint.unsqueeze(1).expand(-1, 2)
-    return (middle_two(particles, include_diagonal, hint) / 2).sum(1)
+    return (middle_two(particles, include_diagonal, hint, pick) / 2).sum(1)
 
 
 def liu_wang(particles: Tensor, hint: Tensor | None = None) -> Tensor:

@@ -31,18 +31,19 @@ from fekernels.ops.stein.particles import (
 )
 from fekernels.reference.stein.svgd_direction import plain_direction
 
-__all__ = ["svgd_direction"]
+__all__ = ["Call", "check_settings", "direction_of_rows", "svgd_direction"]
 
 PRECISIONS = ("fp32", "tf32", "bf16x3")
 
 Call = tuple[int, float, float, float, int]  # kernel, beta, c, temperature, precision
 
 
-def _implementation(name: str, kernel: int, *tensors: Tensor) -> Any:
+def _implementation(name: str, kernel: int, *tensors: Tensor, rows: bool = False) -> Any:
     """That of the backend; float64, and a kernel that no backend has, are the reference's everywhere."""
-    if not KERNELS[kernel].native or compute_dtype(*tensors) == torch.float64:
-        return backends.implementation(name, "reference")
-    return backends.implementation(name, backends.choose(tensors[0].device.type, kernel=name))
+    backend = "reference"
+    if KERNELS[kernel].native and compute_dtype(*tensors) != torch.float64:
+        backend = backends.choose(tensors[0].device.type, kernel=name)
+    return backends.implementation(f"{name}_rows" if rows else name, backend)
 
 
 def _check_call(
@@ -72,6 +73,18 @@ def _run(
     return implementation(
         plain(particles), plain(scores), plain(bandwidth), kernel, beta, c, temperature, precision
     )
+
+
+def direction_of_rows(
+    particles: Tensor, scores: Tensor, bandwidth: Tensor, call: Call, begin: int, end: int
+) -> Tensor:
+    """Rows ``begin`` to ``end`` of the direction of particles [n, d], to the bit those of `svgd_direction`."""
+    x, s = particles.unsqueeze(0), scores.unsqueeze(0)
+    if (begin, end) == (0, len(particles)) or not particles.numel():
+        return _run(x, s, bandwidth, *call)[0, begin:end]
+    tensors = plain(x), plain(s), plain(bandwidth)
+    rows = _implementation("svgd_direction", call[0], *tensors, rows=True)
+    return rows(*tensors, *call, begin, end)[0]
 
 
 def _forward(particles: Tensor, scores: Tensor, bandwidth: Tensor, *call: Any) -> Tensor:
@@ -139,6 +152,13 @@ class _Direction(torch.autograd.Function):
         return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None
 
 
+def check_settings(function: str, kernel: object, temperature: object, precision: object) -> Call:
+    """What a caller says beside particles, scores and bandwidth, as operators take it."""
+    code, beta, c = which_kernel(function, kernel)
+    factor = number(function, "temperature", temperature)
+    return code, beta, c, factor, PRECISIONS.index(one_of(function, "precision", precision, PRECISIONS))
+
+
 def svgd_direction(
     particles: Tensor,
     scores: Tensor,
@@ -177,12 +197,9 @@ def svgd_direction(
     function = "svgd_direction"
     particles = check_particles(function, particles)
     scores = check_scores(function, scores, particles)
-    code, beta, c = which_kernel(function, kernel)
-    temperature = number(function, "temperature", temperature)
-    precision = one_of(function, "precision", precision, PRECISIONS)
+    call = check_settings(function, kernel, temperature, precision)
     x, s, dtype = flatten(particles), flatten(scores), compute_dtype(particles, scores)
-    h = bandwidths(function, bandwidth, code, x, particles, dtype)
-    call = code, beta, c, temperature, PRECISIONS.index(precision)
+    h = bandwidths(function, bandwidth, call[0], x, particles, dtype)
     if transformed():
         phi = plain_direction(x, s, h, *call[:4])
     elif dispatched(x, s, h):

@@ -26,7 +26,14 @@ from fekernels.reference.stein.kernels import (
     square_distances,
 )
 
-__all__ = ["plain_centred", "plain_direction", "plain_distances", "svgd_direction", "svgd_direction_backward"]
+__all__ = [
+    "plain_centred",
+    "plain_direction",
+    "plain_distances",
+    "svgd_direction",
+    "svgd_direction_backward",
+    "svgd_direction_rows",
+]
 
 
 def svgd_direction(
@@ -40,14 +47,33 @@ def svgd_direction(
     precision: int = 0,
 ) -> Tensor:
     """phi [B, n, d] in the type of ``particles``; bandwidth [B]. ``precision`` is for tensor cores."""
+    call = kernel, beta, c, temperature, precision
+    return svgd_direction_rows(particles, scores, bandwidth, *call, 0, particles.shape[1])
+
+
+def svgd_direction_rows(
+    particles: Tensor,
+    scores: Tensor,
+    bandwidth: Tensor,
+    kernel: int,
+    beta: float,
+    c: float,
+    temperature: float,
+    precision: int,
+    begin: int,
+    end: int,
+) -> Tensor:
+    """phi[:, begin:end] of ``svgd_direction``, to the bit: of the same blocks of rows, those with any of these."""
     if kernel == LINEAR:
-        return _linear(particles, scores, temperature)
+        return _linear(particles, scores, temperature)[:, begin:end]
     batch, n, _ = particles.shape
     diagonal, _ = KERNELS[kernel].at_zero(beta, c)
     phi = torch.empty_like(particles)
     for part in problems(batch, n):
         x, s, h = centred(particles[part]), scores[part].double(), bandwidth[part].double().view(-1, 1, 1)
         for rows in row_blocks(n):
+            if rows.stop <= begin or rows.start >= end:
+                continue
             t = square_distances(x[:, rows], x)
             u, divisor = over_bandwidth(t, h)
             k, p1 = radial(kernel, u, beta, c, 1)
@@ -58,7 +84,7 @@ def svgd_direction(
                 g = torch.where(t == 0, 0.0, p1 / divisor)
                 total += temperature * repulsion(g, x[:, rows], x)
             phi[part, rows] = (total / n).to(phi.dtype)
-    return phi
+    return phi if (begin, end) == (0, n) else phi[:, begin:end].clone()
 
 
 def svgd_direction_backward(

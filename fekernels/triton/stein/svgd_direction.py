@@ -246,6 +246,23 @@ def svgd_direction(
     return out
 
 
+def svgd_direction_rows(
+    particles: Tensor,
+    scores: Tensor,
+    bandwidth: Tensor,
+    kernel: int,
+    beta: float,
+    c: float,
+    temperature: float,
+    precision: int,
+    begin: int,
+    end: int,
+) -> Tensor:
+    """phi[:, begin:end] of ``svgd_direction``, to the bit."""
+    phi = svgd_direction(particles, scores, bandwidth, kernel, beta, c, temperature, precision)
+    return phi[:, begin:end].clone()
+
+
 def svgd_direction_backward(
     grad: Tensor,
     particles: Tensor,

@@ -1,0 +1,89 @@
+"""The particles of a sampler on several ranks: what `fekernels.stein._population` says, by collectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fekernels.distributed._particles import ShardedParticles
+from fekernels.distributed._rows import Rows
+from fekernels.ops.stein.svgd_direction import check_settings
+from fekernels.stein._groups import group_medians, mean_bandwidth, part_direction
+from fekernels.stein._population import Population
+from fekernels.stein._result import measure
+from fekernels.stein._target import ScoreFunction, Target
+
+__all__ = ["ShardedPopulation"]
+
+
+class ShardedPopulation(Population):
+    """Own particles and those of the other ranks of ``group``."""
+
+    def __init__(self, function: str, group: Any, exchange: str, counts: Sequence[int], x: Tensor) -> None:
+        self.rows = Rows(function, group, counts)
+        super().__init__(function, self.rows.n)
+        self.group, self.begin, self._exchange = group, self.rows.begin, exchange
+        self._now: ShardedParticles | None = None
+
+    def _particles(self, x: Tensor) -> ShardedParticles:
+        """As they are in this step, in which they do not move: what was made of them once is kept."""
+        if self._now is None or self._now.own is not x:
+            self._now = ShardedParticles(self.rows, x, self._exchange)
+        return self._now
+
+    def forget(self) -> None:
+        self._now = None
+
+    def evaluate(
+        self, target: Target, x: Tensor, batch: tuple[Any, ...], step: int
+    ) -> tuple[Tensor, Tensor | None]:
+        if len(x):
+            return super().evaluate(target, x, batch, step)
+        return torch.empty_like(x), None if isinstance(target, ScoreFunction) else x.new_empty(0)
+
+    def median(self, x: Tensor, hint: Tensor | None) -> Tensor:
+        return self._particles(x).bandwidth("liu_wang")[0]
+
+    def direction(self, x: Tensor, scores: Tensor, kernel: object, **settings: Any) -> Tensor:
+        call = check_settings("svgd_direction", kernel, settings["temperature"], settings["precision"])
+        return self._particles(x).direction(scores, settings["bandwidth"].reshape(1), call)
+
+    def group_bandwidth(self, x: Tensor, groups: list[Tensor]) -> Tensor:
+        whole, medians = self._particles(x).whole, []
+        for index in groups:
+            counts, own = self._deal(len(index))
+            medians.append(self.rows.gather(group_medians(whole, index[own]), counts))
+        return mean_bandwidth(medians, self.n)
+
+    def group_direction(
+        self, x: Tensor, scores: Tensor, groups: list[Tensor], kernel: object, **settings: Any
+    ) -> Tensor:
+        """Groups are dealt to the ranks, whose members move them and tell all."""
+        whole, all_scores = self._particles(x).whole, self.rows.gather(scores)
+        phi = torch.empty_like(whole)
+        for index in groups:
+            counts, own = self._deal(len(index))
+            moved = part_direction(whole, all_scores, index[own], kernel, **settings)
+            phi[index] = self.rows.gather(moved, counts)
+        return self.part(phi).clone()
+
+    def _deal(self, groups: int) -> tuple[list[int], slice]:
+        bounds = [rank * groups // self.rows.world for rank in range(self.rows.world + 1)]
+        counts = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+        return counts, slice(bounds[self.rows.rank], bounds[self.rows.rank + 1])
+
+    def measure(
+        self, kernel: object, x: Tensor, scores: Tensor, h: Tensor, log_prob: Tensor | None
+    ) -> Tensor:
+        whole = None if log_prob is None else self.rows.gather(log_prob.double())
+        return measure(kernel, self._particles(x).whole, self.rows.gather(scores), h, whole)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        whole = self.rows.gather(rows)
+        return whole.clone() if whole is rows else whole
+
+    def part(self, rows: Tensor) -> Tensor:
+        return rows[self.rows.own]

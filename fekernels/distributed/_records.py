@@ -1,0 +1,111 @@
+"""Blocks of particles in the memory that the C++ kernels compute on, and what they are made of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fekernels._runtime.backends import compiled
+from fekernels.distributed._tournament import Move
+
+__all__ = ["SMALL", "WIDE", "Layout", "Records", "layout", "norms_of_products", "sq_dists_of_products"]
+
+SMALL, WIDE = range(2)  # algorithms of `SvgdLayout`; the third is by tiles
+
+
+class Layout:
+    """`SvgdLayout` of csrc/cpu/stein/svgd_direction.h."""
+
+    def __init__(self, values: Sequence[int]) -> None:
+        (
+            self.algorithm, self.block, self.group, self.fixed, self.sums, self.centred, self.segment, self.products
+        ) = values  # fmt: skip
+
+
+@functools.lru_cache(64)
+def layout(n: int, d: int, kernel: int, sharp: bool) -> Layout:
+    return Layout(compiled("svgd_layout")(torch.empty(0), n, d, kernel, sharp))
+
+
+class Records:
+    """The records of groups of blocks that lie at this rank: those of ``groups``, and as many ``spare`` ones."""
+
+    def __init__(self, n: int, layout: Layout, groups: Sequence[int], spare: int) -> None:
+        self.n, self.layout, self.slots = n, layout, {group: slot for slot, group in enumerate(groups)}
+        count = len(self.slots) + spare
+        self.spare = list(range(len(self.slots), count))
+        self.everything = not spare
+        self.fixed = torch.empty(count * layout.group * layout.fixed)
+        self.sums = torch.empty(count * layout.group * layout.sums)
+
+    def _blocks(self, groups: Sequence[int]) -> tuple[list[int], int]:
+        """(record, number, first row) of the blocks of some groups whose rows follow each other; and how many rows."""
+        layout, numbers, row = self.layout, [], 0
+        blocks = -(-self.n // layout.block)
+        for group in groups:
+            for k in range(min(layout.group, blocks - group * layout.group)):
+                number = group * layout.group + k
+                numbers += [self.slots[group] * layout.group + k, number, row]
+                row += min(layout.block, self.n - number * layout.block)
+        return numbers, row
+
+    def prepare(self, x: Tensor, s: Tensor, means: Tensor, bandwidth: Tensor, *settings: Any) -> Tensor:
+        blocks, _ = self._blocks(list(self.slots))
+        return compiled("svgd_prepare")(x, s, means, bandwidth, self.fixed, self.sums, blocks, *settings)
+
+    def meet(self, pairings: Sequence[tuple[int, int]], bandwidth: Tensor, settings: tuple[Any, ...]) -> None:
+        if pairings:
+            slots = self.slots
+            numbers = [number for low, high in pairings for number in (low, high, slots[low], slots[high])]
+            compiled("svgd_meet")(bandwidth, self.fixed, self.sums, numbers, *settings)
+
+    def totals(self, groups: Sequence[int], bandwidth: Tensor, settings: tuple[Any, ...]) -> Tensor:
+        blocks, rows = self._blocks(groups)
+        return compiled("svgd_totals")(bandwidth, self.fixed, self.sums, blocks, rows, *settings)
+
+    def receiving(self, group: int) -> int:
+        """The record that a group which comes is to be written into: its own, or a spare one."""
+        return self.slots[group] if self.everything else self.spare.pop()
+
+    def parts(self, slot: int) -> list[Tensor]:
+        """What is handed on of a group: its sums, and all else where it does not lie everywhere."""
+        tensors = [(self.sums, self.layout.sums)]
+        if not self.everything:
+            tensors.append((self.fixed, self.layout.fixed))
+        return [
+            tensor[slot * self.layout.group * floats : (slot + 1) * self.layout.group * floats]
+            for tensor, floats in tensors
+        ]
+
+    def replace(self, move: Move, slot: int) -> None:
+        if not self.everything:
+            self.spare.append(self.slots.pop(move.leaving))
+            self.slots[move.coming] = slot
+
+
+def _square(products: Tensor, n: int) -> Tensor:
+    """[n, n] from tiles a <= b of 64 x 64, of which number b (b + 1) / 2 + a is the one."""
+    blocks = -(-n // 64)
+    tiles, whole = products.view(-1, 64, 64), products.new_empty(blocks * 64, blocks * 64)
+    for b in range(blocks):
+        for a in range(b + 1):
+            whole[64 * a : 64 * (a + 1), 64 * b : 64 * (b + 1)] = tiles[b * (b + 1) // 2 + a]
+    return whole[:n, :n]
+
+
+def norms_of_products(products: Tensor, n: int) -> Tensor:
+    return _square(products, n).diagonal().contiguous()
+
+
+def sq_dists_of_products(products: Tensor, n: int) -> Tensor:
+    """[n (n - 1) / 2]: the squared distances of pairs i < j, ascending, NaN last; by `sq_dist` of csrc/cpu/stein."""
+    above = torch.triu_indices(n, n, 1)
+    square = _square(products, n)
+    norms = square.diagonal()
+    # -2 times a product is exact, so that this is one rounding, as an fma's.
+    t = (norms[above[0]] + norms[above[1]]) - 2 * square[above[0], above[1]]
+    return torch.where(t < 0, 0.0, t).sort().values

@@ -1,0 +1,187 @@
+"""Particles on several ranks against one process, to the bit: directions, medians, samplers, ensembles, errors."""
+
+import functools
+import re
+
+import pytest
+import torch
+
+import fekernels as fe
+from fekernels.distributed._tournament import Tournament
+from tests.support import distributed_svgd as worker
+from tests.support.processes import run_processes
+from tests.support.stein import KERNELS, NO_BANDWIDTH, ORDINARY, Regime, Row, Size
+from tests.support.tensors import bits_equal
+
+SHARP = Regime("sharp", h=1e-6)
+# Each algorithm: rows in lanes; differences; tiles of one, of several and of many groups; columns in two segments and
+# in more than there are ranks. One particle, and fewer than ranks.
+SIZES = [(1, 3), (3, 2), (20, 6), (70, 3), (200, 5), (131, 37), (330, 64), (900, 12), (40, 2100), (70, 5011)]
+ROWS = [
+    Row(Size(1, *size), regime, kernel)
+    for i, size in enumerate(SIZES)
+    for j, kernel in enumerate(("rbf", "imq", "laplace", "matern32"))
+    for regime in [(ORDINARY, SHARP, NO_BANDWIDTH)[(i + j) % 3]]
+] + [Row(Size(1, 60, 7), ORDINARY, "linear")]  # fmt: skip
+
+
+@functools.cache
+def problems():
+    torch.manual_seed(0)
+    found = []
+    for i, row in enumerate(ROWS):
+        problem = row.case.make()
+        kind = "median" if i % 2 and row.regime == ORDINARY else "number"
+        found.append((row, problem, kind, ("all_gather", "ring")[i % 2], torch.float32))
+        if row.size[1] in (131, 40, 200):
+            dtype = torch.bfloat16 if row.kernel in ("rbf", "matern32") else torch.float64
+            found.append((row, problem, kind, ("ring", "all_gather")[i % 2], dtype))
+    return found
+
+
+@functools.cache
+def points():
+    """Particles for medians: as above, with ties, with most of them one point, and with a NaN and an infinity."""
+    torch.manual_seed(1)
+    found = [torch.randn(*size) for size in ((2, 3), (65, 3), (131, 37), (500, 20), (40, 2100))]
+    found += [
+        torch.randint(3, (300, 4)).float(),
+        torch.randn(200, 3).double(),
+        torch.randn(150, 20).bfloat16(),
+    ]
+    together = torch.randn(150, 9)
+    together[:120] = together[0]
+    broken = torch.randn(150, 9)
+    broken[3, 2], broken[140, 5] = torch.nan, torch.inf
+    return [(x, exchange) for x in [*found, together, broken] for exchange in ("all_gather", "ring")]
+
+
+@functools.cache
+def results(world):
+    saved = results(4)[0]["saved"] if world in (1, 2) else None
+    return run_processes(worker.everything, world, problems(), points(), saved, timeout=300)
+
+
+@functools.cache
+def alone(i):
+    row, problem, kind, _, dtype = problems()[i]
+    h = "median" if kind == "median" else problem.h
+    x, s = (t[0].to(dtype) for t in (problem.x, problem.s))
+    return fe.svgd_direction(
+        x, s, kernel=KERNELS[row.kernel], bandwidth=h if kind == "median" else h[0], temperature=0.7
+    )
+
+
+WORLDS = (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_directions(world):
+    every = results(world)
+    for i, (row, _, kind, exchange, dtype) in enumerate(problems()):
+        phi = torch.cat([each["directions"][i] for each in every])
+        assert bits_equal(phi, alone(i)), (str(row), kind, exchange, dtype)
+    with fe.use_backend("reference"):
+        for i in range(2):
+            alone.cache_clear()
+            assert bits_equal(torch.cat([each["reference"][i] for each in every]), alone(i))
+    alone.cache_clear()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_medians(world):
+    at = 0
+    for x, exchange in points():
+        wanted = [fe.median_bandwidth(x, c) for c in ("liu_wang", "pairs", "blackjax", "numpyro")]
+        wanted += [fe.pairwise_sq_dist_median(x, diagonal) for diagonal in (True, False)]
+        for each in results(world):
+            assert bits_equal(torch.stack(each["medians"][at : at + 6]), torch.stack(wanted)), (
+                tuple(x.shape),
+                x.dtype,
+                exchange,
+            )
+        at += 6
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", worker.SAMPLERS)
+def test_samplers(name, world):
+    one = worker.run(worker.sampler(name, lambda x: x))
+    for exchange in ("all_gather", "ring") if name == "plain" else ("auto",):
+        for each in results(world):
+            got = each[f"{name} {exchange}"]
+            assert got.keys() == one.keys()
+            for key, value in one.items():
+                assert bits_equal(got[key], value), (name, exchange, key)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_ensembles(world):
+    one = worker.trained(worker.ensemble(3))
+    for each in results(world):
+        for key, value in one.items():
+            assert bits_equal(each["ensemble"][key], value), key
+
+
+@pytest.mark.parametrize("world", (1, 2))
+def test_a_run_saved_by_four_ranks_goes_on_with_fewer(world):
+    one = worker.sampler("noise", lambda x: x, anneal=None, anneal_steps=None)
+    one.run(4, progress=False)
+    for each in results(world):
+        for key, value in worker.whole(one).items():
+            assert bits_equal(each["gone on"][key], value), key
+
+
+def test_ranks_agree_on_a_seed_that_nobody_gave():
+    torch.manual_seed(100)
+    drawn = int(torch.randint(0, (1 << 63) - 1, ()))
+    assert [each["seeds"] for each in results(3)] == [[drawn]] * 3
+
+
+ERRORS = {
+    "nan": "ValueError: SVGD:.*scores must be finite; got nan for particle 69 at step 1",
+    "raises": "(KeyError: 'no such thing'|RuntimeError: SVGD: rank 2 has raised KeyError: 'no such thing')",
+    "d": "ValueError: SVGD: d must be the same on every rank; got . on rank . and something else on rank .",
+    "dtype": "ValueError: SVGD: the particles' dtype must be the same on every rank; got torch.float(32|64) on rank .",
+    "seed": "ValueError: SVGD: seed must be the same on every rank; got . on rank .",
+    "kernel": "ValueError: SVGD: kernel must be the same",
+    "argument": "(TypeError|RuntimeError: SVGD: rank 2 has raised TypeError): SVGD: lr must be a number",
+    "noise": "ValueError: SVGD: noise='kernel' must have all particles in one process",
+    "schedule": "ValueError: SVGD: bandwidth must be the same on every rank; got [12].0 on rank .",
+    "direction": "ValueError: distributed.svgd_direction: temperature must be the same on every rank; got (1.0|0.5)",
+    "scores": "ValueError: distributed.svgd_direction: .*scores must have shape",
+    "convention": "ValueError: distributed.median_bandwidth: the kind of median must be the same on every rank",
+    "exchange": "ValueError: distributed.median_bandwidth: exchange must be one of",
+}
+
+
+def test_what_fails_on_one_rank_raises_on_all():
+    for rank, each in enumerate(results(3)):
+        told = each["errors"]
+        assert told.keys() == ERRORS.keys(), rank
+        for name, pattern in ERRORS.items():
+            assert re.match(pattern, told[name]), (rank, name, told[name])
+
+
+@pytest.mark.parametrize("ranks", range(1, 6))
+@pytest.mark.parametrize("groups", (1, 2, 3, 8, 13))
+def test_a_tournament_lets_each_pair_meet_once_where_both_are(groups, ranks):
+    games = Tournament(groups, ranks)
+    at = [set(games.at(0, rank)) for rank in range(ranks)]
+    assert sorted(group for there in at for group in there) == list(range(groups))
+    plans, met = [games.plan(rank) for rank in range(ranks)], []
+    for number in range(games.rounds):
+        rounds = {rank: plan[number] for rank, plan in enumerate(plans) if plan}
+        for rank, each in rounds.items():
+            for pairing in each.first + each.others:
+                assert set(pairing) <= at[rank] and pairing[0] < pairing[1]
+                met.append(pairing)
+        for rank, each in rounds.items():
+            for move in each.moves:
+                at[rank].remove(move.leaving)
+                at[move.neighbour].add(move.leaving)
+                assert any(
+                    back.neighbour == rank and back.coming == move.leaving
+                    for back in rounds[move.neighbour].moves
+                )
+    assert sorted(met) == [(low, high) for low in range(groups) for high in range(low + 1, groups)]
