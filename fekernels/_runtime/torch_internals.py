@@ -33,6 +33,7 @@ __all__ = [
     "dtensor_parts",
     "has_forward_hooks",
     "in_backward",
+    "is_flat_shard",
     "is_legacy_batched",
     "is_of_transform",
     "is_unwritten_zeros",
@@ -125,6 +126,11 @@ def dtensor_parts(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Any]]:
     """The local tensors and the placements of DTensors; AttributeError where one is none."""
     tensors = list(tensors)
     return list(map(_LOCAL_PART, tensors)), list(map(_PLACEMENTS, tensors))
+
+
+def is_flat_shard(param: Tensor) -> bool:
+    """Whether ``FullyShardedDataParallel`` (FSDP1) has made it part of a flat tensor; it has no public mark."""
+    return bool(getattr(param, "_fsdp_flattened", False))
 
 
 def split_factor(placement: Any) -> int | None:

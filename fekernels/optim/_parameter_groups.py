@@ -17,7 +17,7 @@ from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import check_dtype
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
-from fekernels._runtime.torch_internals import never_traced
+from fekernels._runtime.torch_internals import is_flat_shard, never_traced
 from fekernels.ops._noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_step
@@ -130,6 +130,13 @@ class ParameterGroups(Optimizer):
                 boolean(self._name, key, group[key])
         if group["backend"] is not None:
             one_of(self._name, "backend", group["backend"], CHOICES)
+        if has_ranks() and may_make_noise(group) and any(map(is_flat_shard, group["params"])):
+            raise ValueError(
+                f"{self._name}: params must be plain tensors or DTensors where a step makes noise; got shards of "
+                "FullyShardedDataParallel, which do not tell their elements' places, so that those of different ranks "
+                "would get the same noise (wrap by torch.distributed.fsdp.fully_shard, or, for NO_SHARD, by "
+                "DistributedDataParallel)"
+            )
         seed = group["seed"]
         if type(seed) is not int or not -LAST_SEED <= seed < LAST_SEED:
             group["seed"] = signed_seed(self._name, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -161,6 +162,22 @@ def on_meshes(results: dict[str, Any]) -> None:
                 results[f"{where}, {name}, kl"] = optimizer.kl()
 
 
+def partial_later(results: dict[str, Any]) -> None:
+    """Gradients of a replica that come whole, and then as sums over the ranks, which are in one of them."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    p = nn.Parameter(DTensor.from_local(values()["b"], mesh, [Replicate()]))
+    optimizer = fe.SGLD([p], lr=0.05, seed=11)
+    for i, placement in enumerate((Replicate(), Replicate(), Partial(), Partial(), Replicate())):
+        grad = given("b", i)
+        mine = torch.zeros_like(grad) if placement.is_partial() and dist.get_rank() else grad
+        p.grad = DTensor.from_local(mine, mesh, [placement])
+        optimizer.step()
+    results["partial later"] = local(p)
+
+
 def dtyped(key: str, value: Tensor) -> Tensor:
     return value.bfloat16() if key == "e" else value.clone()
 
@@ -274,8 +291,44 @@ def networks(results: dict[str, Any]) -> None:
             }
 
 
+def zero_resumes() -> None:
+    """From what rank 0 gathers of all ranks' states, with the streams of its own part in it."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.nn.parallel import DistributedDataParallel
+
+    def start() -> tuple[nn.Module, Any]:
+        net = Network()
+        kind = fe.distributed.streams_of(fe.LangevinAdam, net.parameters())
+        switches = CHOICES["LangevinAdam"][1]
+        return net, ZeroRedundancyOptimizer(net.parameters(), optimizer_class=kind, seed=11, **switches)
+
+    def go_on(net: nn.Module, optimizer: Any) -> None:
+        wrapped, (x, y) = DistributedDataParallel(net), batch()
+        for _ in range(3):
+            optimizer.zero_grad()
+            (wrapped(x) - y).square().mean().backward()
+            optimizer.step()
+
+    net, optimizer = start()
+    go_on(net, optimizer)
+    optimizer.consolidate_state_dict(0)
+    box = [optimizer.state_dict() if dist.get_rank() == 0 else None, net.state_dict()]
+    dist.broadcast_object_list(box)
+    box = copy.deepcopy(box)
+    resumed, other = start()
+    resumed.load_state_dict(box[1])
+    other.load_state_dict(box[0])
+    go_on(net, optimizer)
+    go_on(resumed, other)
+    for p, q in zip(net.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def run() -> dict[str, Any]:
     results: dict[str, Any] = {}
     on_meshes(results)
     networks(results)
+    if dist.get_world_size() == 3:
+        partial_later(results)
+        zero_resumes()
     return results

@@ -93,6 +93,16 @@ def check_meshes(world, by_rank):
                     )
 
 
+def check_partial(by_rank):
+    """Sums over ranks are those of one process, whether the gradients before them were sums or not."""
+    p = torch.nn.Parameter(meshes.values()["b"])
+    optimizer = fe.SGLD([p], lr=0.05, seed=11)
+    for i in range(5):
+        p.grad = meshes.given("b", i)
+        optimizer.step()
+    assert all(bits_equal(results["partial later"], p) for results in by_rank)
+
+
 def check_networks(world, by_rank):
     """In float64 what the sums of the gradients differ by is nothing beside noise that would be another's."""
     for where, names in meshes.NETWORKS[world].items():
@@ -147,6 +157,8 @@ def test_several_processes_are_one(tmp_path):
         by_rank = run_processes(function, world, folder)
         check_checkpoints([results["checkpoints"] for results in by_rank])
         check_meshes(world, [results["meshes"] for results in by_rank])
+        if world == 3:
+            check_partial([results["meshes"] for results in by_rank])
         check_chains(world, [results["chains"] for results in by_rank])
         check_networks(world, [results["meshes"] for results in by_rank])
     check_checkpoints([checkpoints.load(folder)])

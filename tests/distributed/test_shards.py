@@ -101,6 +101,26 @@ def test_what_cannot_be_told_raises(on_rank):
         assert frozen.unchanged()
 
 
+@pytest.mark.filterwarnings("ignore")  # FullyShardedDataParallel's own, and of sampling without a prior
+@pytest.mark.parametrize("original", [True, False])
+def test_noise_on_flat_shards_raises(original, on_rank):
+    """Those of two ranks would get the same numbers."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    on_rank(0, (2,))
+    net = FullyShardedDataParallel(
+        torch.nn.Linear(7, 5), use_orig_params=original, device_id=torch.device("cpu")
+    )
+    cold = fe.LangevinAdam(net.parameters(), seed=1)
+    net(torch.ones(2, 7)).sum().backward()
+    cold.step()
+    cold.param_groups[0]["temperature"] = 1.0
+    with pytest.raises(ValueError, match="LangevinAdam: params must be plain.* got shards of Fully"):
+        cold.step()
+    with pytest.raises(ValueError, match="SGLD: params must be plain.* got shards of Fully"):
+        fe.SGLD(net.parameters(), lr=0.1, seed=2)
+
+
 def test_streams_of_takes_optimizers_of_its_parameters():
     first, second, other = (torch.nn.Parameter(torch.zeros(3)) for _ in range(3))
     for params, streams in (

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fekernels._runtime import extension, host
+
 __all__ = ["Outcome", "run_outcomes", "run_processes"]
 
 GRACE = 15.0  # seconds that the others have after one has failed, to say what they made of it
@@ -78,6 +80,8 @@ def run_outcomes(
 
     Once one has ended by a failure the others have ``GRACE`` seconds to end too.
     """
+    for built in (extension, host):  # here, as every process would wait for it within its time
+        built.unavailable_reason()
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         processes = [
