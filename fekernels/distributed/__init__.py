@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fekernels.distributed import cost
     from fekernels.distributed.batches import batch_mean, batch_offset, share
     from fekernels.distributed.particles import median_bandwidth, pairwise_sq_dist_median, svgd_direction
     from fekernels.distributed.zero import streams_of
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "batch_mean",
     "batch_offset",
+    "cost",
     "median_bandwidth",
     "pairwise_sq_dist_median",
     "share",
@@ -34,6 +36,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "cost":
+        return importlib.import_module(f"{__name__}.cost")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
