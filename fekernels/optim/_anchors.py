@@ -69,6 +69,8 @@ class Anchors:
                     f"{function}: {where} must have an anchor like the others of its group; got none (of a parameter "
                     "that replaced another, set optimizer.state[parameter]['anchor'] to a tensor of its shape)"
                 )
+            if anchor.device != param.device:  # the model has moved since, as trainers do
+                anchor = self.keep(param, anchor)
             state["anchor"] = anchor
         elif anchor is not self._kept.get(param) and anchor.shape == param.shape:
             self._kept[param] = anchor

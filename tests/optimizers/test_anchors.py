@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fekernels as fe
+from fekernels.optim._anchors import Anchors
 from tests.support.tensors import Frozen, bits_equal
 
 MAKERS = {
@@ -188,3 +189,14 @@ def test_an_anchor_that_holds_no_plain_values(anchor, error, message):
     with pytest.raises(error, match=r"LangevinAdam: anchor\[0\] must"):
         optimizer.add_param_group({"params": [second], "anchor": [anchor]})
     assert len(optimizer.param_groups) == 1
+
+
+def test_the_anchor_follows_a_model_that_moves_before_its_first_step():
+    """As a Trainer moves it to its device: ``Module.to`` writes into the parameter that the optimizer has."""
+    kept = Anchors()
+    here, there = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, device="meta"))
+    kept.keep(here, here)
+    kept._kept[there] = kept._kept.pop(here)
+    state: dict = {}
+    assert kept.of("LangevinAdam", "params[0]", there, state).device.type == "meta"
+    assert state["anchor"] is kept._kept[there]
