@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import fekernels as fe
 
 N, BATCH = 1400, 100
-STEPS = N // BATCH  # of an epoch
 
 
 def network() -> torch.nn.Module:
@@ -50,7 +49,7 @@ def batches(here: Accelerator, loader: DataLoader, first: int, last: int) -> Ite
     """The batches of steps first + 1 to last, in the order that a run from the start has."""
     step = first
     while step < last:
-        epoch, done = divmod(step, STEPS)
+        epoch, done = divmod(step, len(loader))
         loader.set_epoch(epoch)
         for batch in here.skip_first_batches(loader, done) if done else loader:
             if step == last:
