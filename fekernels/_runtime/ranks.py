@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
+    "chunk_of_rank",
     "draw_seed",
     "exchange",
     "gathered_numbers",
@@ -17,6 +19,7 @@ __all__ = [
     "has_ranks",
     "max_over_ranks",
     "numbers_device",
+    "processes_without_group",
     "offset_of_rank",
     "seed_of_rank_0",
     "sum_over_ranks",
@@ -31,6 +34,14 @@ def draw_seed() -> int:
 def has_ranks() -> bool:
     """Whether this process is one of several in a process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def processes_without_group() -> int:
+    """How many processes torchrun started, where they are several and none has initialised a group; else 0."""
+    if not dist.is_available() or dist.is_initialized() or not dist.is_torchelastic_launched():
+        return 0
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return count if count > 1 else 0
 
 
 def group_of(function: str, process_group: Any) -> Any:
@@ -63,6 +74,15 @@ def group_of(function: str, process_group: Any) -> Any:
         f"{function}: process_group must be a ProcessGroup, such as torch.distributed.group.WORLD, a DeviceMesh of one "
         f"dimension or None; got {type(process_group).__name__}"
     )
+
+
+def chunk_of_rank(count: int, group: Any) -> range:
+    """Which of ``count`` are this rank's, as ``torch.chunk`` splits them and DTensors are sharded; None is all."""
+    if group is None:
+        return range(count)
+    most = -(-count // dist.get_world_size(group))
+    first = min(dist.get_rank(group) * most, count)
+    return range(first, min(first + most, count))
 
 
 def exchange(function: str, collective: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import boolean, integer, number
-from fekernels._runtime.ranks import group_of
+from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
 from fekernels.optim._shards import local_tensor
 from fekernels.posterior.batches import map_tensors, shapes, stacked
@@ -38,17 +38,6 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self.loss_fn(self.model, batch)
-
-
-def _numbers_here(n: int, group: Any) -> range:
-    """Which of n chains are this rank's, as ``torch.chunk`` splits them and DTensors are sharded."""
-    if group is None:
-        return range(n)
-    import torch.distributed as dist
-
-    most = -(-n // dist.get_world_size(group))
-    first = min(dist.get_rank(group) * most, n)
-    return range(first, min(first + most, n))
 
 
 class Chains:
@@ -110,7 +99,7 @@ class Chains:
             raise TypeError(f"Chains: model must be a torch.nn.Module; got {type(model).__name__}")
         self.total = integer("Chains", "n", n, 1, 1 << 31)
         group = group_of("Chains", process_group)
-        self.numbers = _numbers_here(self.total, group)
+        self.numbers = chunk_of_rank(self.total, group)
         self.n = len(self.numbers)
         seed = integer("Chains", "seed", seed, -(1 << 63), 1 << 64)
         self._model = copy.deepcopy(uncompiled(model))
@@ -268,6 +257,17 @@ class Chains:
         found._buffers = {
             name: b.detach().repeat(n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
         }
+        return found
+
+    def first(self, n: int) -> Chains:
+        """The first n of them, none even, as chains of their own with copies of their weights."""
+        found = copy.copy(self)
+        found.n = found.total = n
+        found.numbers = range(n)
+        found._parameters = {
+            name: nn.Parameter(p.detach()[:n].clone()) for name, p in self._parameters.items()
+        }
+        found._buffers = {name: b[:n].clone() for name, b in self._buffers.items()}
         return found
 
     def model(self) -> nn.Module:

@@ -11,9 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from fekernels._checks import dense
+from fekernels._runtime.torch_internals import uncompiled
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Pick = str | int | Callable[[Any], Tensor] | None
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel and torch.compile: its own names, and calls that no rank waits in."""
+    inner = uncompiled(model)
+    while isinstance(inner, nn.parallel.DistributedDataParallel):
+        inner = uncompiled(inner.module)
+    return inner
 
 
 def as_inputs(x: Any) -> Inputs:

@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from fekernels.posterior.batches import concatenated, endless, rows, split, tensors
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.control_variate import gradients
+
+if TYPE_CHECKING:
+    from fekernels.posterior.chain_ranks import ChainRanks
 
 __all__ = ["Data", "Energy", "batch_noise", "curvature", "flat", "information"]
 
@@ -102,6 +105,9 @@ class Energy:
         return found
 
     def _of(self, batch: Any, each: bool, points: int) -> tuple[Tensor, list[Tensor]]:
+        if not self.chains.n:  # of a rank that has none of them
+            parameters = list(self.chains.parameters())
+            return parameters[0].new_zeros(0), [torch.zeros_like(p) for p in parameters]
         with torch.enable_grad():
             losses = self.chains.losses(self.loss_fn, batch, each=each)
             found = gradients(losses.sum(), list(self.chains.parameters()))
@@ -112,6 +118,8 @@ class Energy:
     def some_losses(self) -> Tensor:
         """Losses [n] of the first batches, the same ones at every call."""
         batches = list(itertools.islice(self.data.loader, PROBED))
+        if not self.chains.n:
+            return next(self.chains.parameters()).new_zeros(0)
         self.data.looked_at += sum(rows(self.data.owner, batch) for batch in batches) * self.chains.n
         return torch.stack([self.chains.losses(self.loss_fn, batch) for batch in batches]).mean(0)
 
@@ -168,7 +176,9 @@ def information(energy: Energy) -> list[Tensor]:
 
 
 @torch.no_grad()
-def curvature(energy: Energy, denominators: list[Tensor], temperature: float) -> Tensor:
+def curvature(
+    energy: Energy, denominators: list[Tensor], temperature: float, ranks: ChainRanks | None = None
+) -> Tensor:
     """[n]: the largest eigenvalue of D^-1/2 H D^-1/2 at each chain's place, by differences of gradients.
 
     The differences are one standard deviation of the posterior apart, so that what counts is the curvature over the
@@ -179,7 +189,10 @@ def curvature(energy: Energy, denominators: list[Tensor], temperature: float) ->
     batches = [next(stream) for _ in range(min(PROBED, energy.data.batches))]
     here = [p.clone() for p in parameters]
     generator = torch.Generator().manual_seed(0)
-    direction = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
+    direction = []
+    for p in parameters:
+        count, mine = (energy.chains.n, slice(None)) if ranks is None else (ranks.count, ranks.mine)
+        direction.append(torch.randn((count, *p.shape[1:]), generator=generator)[mine].to(p))
     largest = torch.zeros(energy.chains.n, device=parameters[0].device)
     step = math.sqrt(temperature)
 

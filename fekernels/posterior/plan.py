@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fekernels.posterior.pilot import batch_noise, curvature, flat, information
+from fekernels.posterior.pilot import batch_noise, flat, information
 from fekernels.posterior.walk import BETA1, CONTROL_VARIATES, FULL, MINIBATCHES, Plan, Walk
 
 __all__ = ["MOST_NOISE", "make_plan", "offset"]
@@ -27,13 +27,15 @@ DEAD = 1e-6  # of the largest denominator, for weights without gradients
 def offset(walk: Walk) -> Tensor:
     """[n]: how far chains are from their mode, in standard deviations of the posterior (root mean square)."""
     losses, gradients = walk.energy.full_gradient()
-    if not bool(losses.isfinite().all()):
+    of_all = walk.ranks.gather(losses)
+    if not bool(of_all.isfinite().all()):
         raise ValueError(
-            f"sample_posterior: loss_fn must be finite at the model's weights; got {float(losses[0])}"
+            f"sample_posterior: loss_fn must be finite at the model's weights; got {float(of_all[0])}"
         )
     slope = flat(gradients) + walk.prior * flat(walk.parameters)
     precision = flat(information(walk.energy)) + walk.prior
-    return (slope.square() / precision.clamp_min(1e-30)).mean(1).mul(walk.data.data_size).sqrt()
+    squares = (slope.square() / precision.clamp_min(1e-30)).mean(1)
+    return walk.ranks.gather(squares).mul(walk.data.data_size).sqrt()
 
 
 def make_plan(
@@ -49,14 +51,14 @@ def make_plan(
     cheap = _cost(walk, FULL) < 8 * _cost(walk, CONTROL_VARIATES)
     plans: list[Plan] = []
     walk.to_centre()
-    ground = walk.potential(walk.energy.some_losses())
+    ground = walk.ranks.gather(walk.potential(walk.energy.some_losses()))
     for _ in range(ATTEMPTS):
         walk.to_centre()
         pilot = Plan(FULL if cheap else CONTROL_VARIATES, denominators, h, [], 0.0, True)
         walk.follow(pilot)
         walk.go(min(10 * PILOT_STEPS, max(PILOT_STEPS, math.ceil(5 / MOST_MOTION))), "pilot")
         # A sampler's potential lies half a unit a weight above its mode; far more, and it is on its way to infinity.
-        climbed = walk.potential(walk.energy.some_losses()) - ground
+        climbed = walk.ranks.gather(walk.potential(walk.energy.some_losses())) - ground
         if not bool((climbed < FLOWN * (walk.weights + FLOWN)).all()):
             h /= 4
             continue
@@ -94,10 +96,10 @@ def _denominators(walk: Walk, fisher: list[Tensor], lr: float | None, freeze: bo
         found = [f + walk.prior for f in fisher]
     else:
         found = [(f / walk.data.batch).sqrt() for f in fisher]
-    largest = float(flat(found).max())
+    largest = float(walk.ranks.gather(flat(found).amax(1)).max())
     if largest == 0:  # a loss that no batch tells from another: its curvature is all there is
         units = [torch.ones_like(f) for f in fisher]
-        largest = max(float(curvature(walk.energy, units, walk.temperature).max()), 1e-30)
+        largest = max(walk.stiffest(units), 1e-30)
         found = [largest * unit for unit in units]
     # What no gradient reaches would be thrown about by its first noise.
     return [f.clamp_min(DEAD * largest) for f in found]
@@ -115,10 +117,10 @@ def _largest(walk: Walk, denominators: list[Tensor], fisher: list[Tensor], lr: f
     """The step size that motion and stability allow."""
     if lr is not None:
         return lr
-    stiffest = float(curvature(walk.energy, denominators, walk.temperature).max())
-    stiffest += walk.prior / float(flat(denominators).min())
+    stiffest = walk.stiffest(denominators)
+    stiffest += walk.prior / float(walk.ranks.gather(flat(denominators).amin(1)).min())
     bound = STIFFEST * 2 * (1 + BETA1) / (1 - BETA1) / max(stiffest, 1e-30)
-    motion = float(((flat(fisher) + walk.prior) / flat(denominators)).median())
+    motion = float(walk.ranks.gather((flat(fisher) + walk.prior) / flat(denominators)).median())
     return min(bound, MOST_MOTION / max(motion, 1e-30))
 
 
@@ -135,7 +137,7 @@ def _plans(
         noises[CONTROL_VARIATES] = batch_noise(walk.energy, PILOT_BATCHES, walk.centre)
     found = []
     for way, noise in noises.items():
-        of_lr = float((flat(noise) / flat(denominators)).median()) / (2 * walk.temperature)
+        of_lr = float(walk.ranks.gather(flat(noise) / flat(denominators)).median()) / (2 * walk.temperature)
         own = h if lr is not None else min(h, MOST_NOISE / max(of_lr, 1e-30))
         found.append(Plan(way, denominators, own, noise, own * of_lr, freeze))
     return found

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fekernels._checks import boolean, integer, number
-from fekernels._runtime.ranks import draw_seed
-from fekernels._runtime.torch_internals import uncompiled
+from fekernels._runtime.ranks import draw_seed, gathered_numbers, group_of, has_ranks, processes_without_group
 from fekernels.diagnostics.chains import chain_statistics, split_rhat
-from fekernels.optim import LangevinAdam
 from fekernels.posterior.batches import check_batches
+from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import LossFunction
-from fekernels.posterior.pilot import Data, flat
+from fekernels.posterior.model_calls import bare
+from fekernels.posterior.pilot import Data
 from fekernels.posterior.plan import MOST_NOISE, make_plan, offset
 from fekernels.posterior.progress import Bar
 from fekernels.posterior.report import PosteriorReport
@@ -72,6 +74,8 @@ def sample_posterior(
     freeze: bool = True,
     seed: int | None = None,
     progress: bool = True,
+    directory: str | Path | None = None,
+    process_group: Any = "auto",
 ) -> PosteriorRun:
     """Sample the posterior of a network's weights, and measure whether the samples can be believed.
 
@@ -105,26 +109,49 @@ def sample_posterior(
         thinning: steps between samples. burn_in: steps before them. None measures both.
         control_variates: "auto" chooses, True and False allow only control variates or plain minibatches.
         freeze: False lets the preconditioner adapt, with what that does to the variance (docs/langevin_adam.md).
-        seed: of starts and noise; None draws one from torch's default generator.
-        progress: a tqdm bar.
+        seed: of starts and noise; None draws one from torch's default generator, rank 0's where there are ranks.
+        progress: a tqdm bar, rank 0's where there are ranks.
+        directory: None keeps the samples in memory, of every rank. A path keeps them there, as `PosteriorSamples` does:
+            each rank writes those of its chains, and all read all. It must hold no samples, and be one that all see.
+        process_group: over whose ranks the chains are split: a ``torch.distributed.ProcessGroup`` or a DeviceMesh of
+            one dimension. "auto": the default group, where one is initialised. None: all chains here, whatever other
+            processes do. Every rank of the group must call, with the same arguments and *all* the data, and starts from
+            rank 0's weights. Samples and report are then the same on all, and those of one process as far as its
+            gradients are; a report counts every chain once.
 
     Returns:
         samples and report. With any arguments: look at ``report.converged`` before anything else.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. Nothing was changed then.
+        RuntimeError: a rank ended, or does not call.
+
+    Warns:
+        UserWarning: torchrun started several processes, of which none knows of the others: there is no process group.
     """
+    group = _group(process_group)
     walk_data, seed = _checked(
         model, loss_fn, loader, data_size, prior_precision, chains, samples, lr, thinning, burn_in,
-        control_variates, freeze, seed, progress,
+        control_variates, freeze, seed, progress, group,
     )  # fmt: skip
+    ranks = ChainRanks(OWNER, chains, group)
+    model = bare(model)
+    _agree(ranks, model, walk_data, samples, thinning, burn_in)
+    collected = PosteriorSamples(model, chains=chains, directory=directory, process_group=group)
+    if len(collected):
+        raise ValueError(f"{OWNER}: directory must hold no samples; got {directory} with {len(collected)}")
     notes: list[str] = []
+    if ranks.idle:
+        notes.append(
+            f"{ranks.idle} of {ranks.ranks} ranks had nothing to do: take chains={ranks.ranks} or a multiple of it"
+        )
     if walk_data.points != data_size:
         notes.append(
             f"the loader holds {walk_data.points:,} points, data_size says {data_size:,}: which the posterior is of"
         )
-    with Bar(OWNER, walk_data, progress) as tick:
-        walk = Walk(uncompiled(model), loss_fn, walk_data, prior_precision, chains, seed, tick)
+    with Bar(OWNER, walk_data, progress and ranks.rank == 0) as tick:
+        own = ranks.of_rank_0(model)
+        walk = Walk(own, loss_fn, walk_data, prior_precision, chains, seed, tick, ranks)
         _start(walk, notes)
         walk.recentre()
         plan, fisher = make_plan(walk, control_variates, lr, freeze)
@@ -134,21 +161,75 @@ def sample_posterior(
         burnt = walk.steps - before
         every = thinning or max(1, min(MOST_STEPS // samples, math.ceil(SPACING * time)))
         kept, losses, trace, apart = _draw(walk, samples, every, thinning is None)
-    collected = PosteriorSamples(model, chains=chains)
-    for states in kept:
-        for state in states:
-            collected.collect(state)
+    if directory is None:
+        for states in kept:
+            for state in walk.states_of_all(states):
+                collected.collect(state)
+    else:
+        collected.collect_shards(
+            {
+                i * chains + k: state
+                for i, states in enumerate(kept)
+                for k, state in enumerate(states, ranks.mine.start)
+            },
+            chains * samples,
+        )
+    walk_data.looked_at = ranks.total(walk_data.looked_at)
     settings = {
         "gradient": plan.way, "lr": plan.lr, "burn_in": burnt, "thinning": apart, "chains": chains, "samples": samples,
         "autocorrelation_time": time, "epochs": walk_data.epochs,
         "batches": walk_data.looked_at / walk_data.batch, "prior_precision": prior_precision, "seed": seed,
     }  # fmt: skip
+    if group is not None:
+        settings["ranks"] = ranks.ranks
     return PosteriorRun(collected, _report(walk, plan, fisher, trace, losses, settings, notes))
+
+
+def _group(process_group: Any) -> Any:
+    if not isinstance(process_group, str):
+        return group_of(OWNER, process_group)
+    if process_group != "auto":
+        raise ValueError(
+            f"{OWNER}: process_group must be a ProcessGroup, 'auto' or None; got {process_group!r}"
+        )
+    if has_ranks():
+        import torch.distributed as dist
+
+        return dist.group.WORLD
+    if unknown := processes_without_group():
+        warnings.warn(
+            f"{OWNER}: torchrun started {unknown} processes, and each now samples everything for itself: call "
+            "torch.distributed.init_process_group() first, and they split the chains",
+            stacklevel=3,
+        )
+    return None
+
+
+def _agree(
+    ranks: ChainRanks, model: nn.Module, data: Data, samples: int, thinning: int | None, burn_in: int | None
+) -> None:
+    """ValueError on every rank where they were not given the same."""
+    if ranks.group is None:
+        return
+    sampler = getattr(data.loader, "sampler", None)
+    if hasattr(sampler, "num_replicas"):  # torch's DistributedSampler, and its likes
+        raise ValueError(
+            f"{OWNER}: loader must give all the data on every rank: chains are split over ranks, data are not; got one "
+            f"with a {type(sampler).__name__}"
+        )
+    ranks.agreed(
+        {
+            "chains": ranks.count, "samples": samples, "thinning": -1 if thinning is None else thinning,
+            "burn_in": -1 if burn_in is None else burn_in, "data_size": data.data_size,
+            "the number of points of loader": data.points, "the number of batches of loader": data.batches,
+            "the number of weights of model": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
+    )  # fmt: skip
 
 
 def _checked(
     model: Any, loss_fn: Any, loader: Any, data_size: Any, prior_precision: Any, chains: Any, samples: Any, lr: Any,
-    thinning: Any, burn_in: Any, control_variates: Any, freeze: Any, seed: Any, progress: Any,
+    thinning: Any, burn_in: Any, control_variates: Any, freeze: Any, seed: Any, progress: Any, group: Any,
 ) -> tuple[Data, int]:  # fmt: skip
     if not isinstance(model, nn.Module):
         raise TypeError(f"{OWNER}: model must be a torch.nn.Module; got {type(model).__name__}")
@@ -169,45 +250,48 @@ def _checked(
     boolean(OWNER, "freeze", freeze)
     boolean(OWNER, "progress", progress)
     seed = draw_seed() if seed is None else integer(OWNER, "seed", seed, -(1 << 62), 1 << 62)
+    if group is not None:  # the order of the data too is of the seed
+        seed = int(gathered_numbers(OWNER, [seed], group)[0][0])
     return Data(OWNER, loader, size, seed), seed
 
 
 def _start(walk: Walk, notes: list[str]) -> None:
     """Chain 0 where the model is, the others where they come to from random weights of the same size."""
-    first = [p.detach().clone() for p in walk.parameters]
     trained = float(offset(walk)[0]) <= UNTRAINED
     generator = torch.Generator().manual_seed(walk.seed & ((1 << 63) - 1))
-    whole = float(flat(walk.parameters)[0].float().square().mean().sqrt())
+    origin = [p.detach() for p in walk.model.parameters() if p.requires_grad]
+    whole = float(torch.cat([p.flatten() for p in origin]).float().square().mean().sqrt())
+    mine = walk.ranks.mine
     with torch.no_grad():
-        for p in walk.parameters:
-            size = max(float(p[0].float().square().mean().sqrt()), 0.1 * whole, 1e-3)
+        for p, at in zip(walk.parameters, origin, strict=True):
+            size = max(float(at.float().square().mean().sqrt()), 0.1 * whole, 1e-3)
             draw = torch.randn((walk.n // 2, *p.shape[1:]), generator=generator) * size
-            p[1:] = torch.stack((draw, -draw), 1).flatten(0, 1)[: walk.n - 1].to(p)
+            others = torch.stack((draw, -draw), 1).flatten(0, 1)[: walk.n - 1].to(p)
+            p.copy_(torch.cat((at[None], others))[mine])
     steps = max(TRAIN_STEPS, math.ceil(TRAIN_EPOCHS * walk.data.batches))
-    adam = LangevinAdam(walk.parameters, lr=TRAIN_LR, prior_precision=walk.prior, seed=walk.seed)
+    adam = walk.adam(lr=TRAIN_LR, prior_precision=walk.prior, seed=walk.seed)
     for k in range(steps):
         for group in adam.param_groups:
             group["lr"] = TRAIN_LR * 0.5 * (1 + math.cos(math.pi * k / steps))
-        batches = walk.data.next(walk.n)
-        walk.step(adam, walk.energy.gradients_of(batches)[1], "starts")
-    if trained:
+        walk.step(adam, walk.energy.gradients_of(walk.batches())[1], "starts")
+    if trained and mine.start == 0:
         with torch.no_grad():
-            for p, own in zip(walk.parameters, first, strict=True):
-                p[0] = own[0]
+            for p, at in zip(walk.parameters, origin, strict=True):
+                p[0] = at
     _gather_lost(walk, steps, notes)
 
 
 @torch.no_grad()
 def _gather_lost(walk: Walk, steps: int, notes: list[str]) -> None:
     """Chains that came to no place of the posterior are put to the best one, and the report says so."""
-    potential = walk.potential(walk.energy.full_gradient()[0])
+    potential = walk.ranks.gather(walk.potential(walk.energy.full_gradient()[0]))
     # Ten standard deviations off in every weight: what the burn-in still brings back.
     lost = ~(potential - potential.nan_to_num(math.inf).min() <= 10.0 + 10.0 * walk.weights)
     if not bool(lost.any()):
         return
     best = int(potential.nan_to_num(math.inf).argmin())
     for p in walk.parameters:
-        p[lost] = p[best].clone()
+        p[lost[walk.ranks.mine]] = walk.ranks.row(p, best)
     notes.append(
         f"{int(lost.sum())} of {walk.n} chains that started from random weights came to nowhere as likely in {steps} "
         f"steps and began with chain {best} instead: R-hat does not see modes far from it"
@@ -232,8 +316,8 @@ def _draw(
             walk.go(every, "samples", trace, max(1, every // RECORDS))
             kept.append(walk.chains.states())
             with torch.no_grad():
-                losses.append(walk.chains.losses(walk.loss_fn, batch).cpu())
-        course = torch.stack(trace, 1)
+                losses.append(walk.losses(batch).cpu())
+        course = walk.ranks.gather(torch.stack(trace, 1))
         found = chain_statistics(course)
         rhat, size = float(found.rhat.nan_to_num(0.0).max()), float(found.size.min())
         enough = rhat < RHAT and size >= NEEDED * walk.n
@@ -243,7 +327,8 @@ def _draw(
         length = min(most, math.ceil(length * min(lacking * MARGIN, 2.0)))
     spread = torch.linspace(length / samples - 1, length - 1, samples).round().long().tolist()
     apart = round(every * length / samples)
-    return [kept[i] for i in spread], torch.stack([losses[i] for i in spread], 1), course, apart
+    of_kept = walk.ranks.gather(torch.stack([losses[i] for i in spread], 1))
+    return [kept[i] for i in spread], of_kept, course, apart
 
 
 def _report(
@@ -295,7 +380,8 @@ def _inflation(walk: Walk, plan: Plan, fisher: list[Tensor], course: Tensor) -> 
     first order in h, h / (2 D) (s / k + T (1 - b) / (1 + b)) besides: for correlated weights less than r says.
     """
     denominator, noise, point = (
-        walk.of_tracked(each).double().mean(0) for each in (plan.denominators, plan.noise, fisher)
+        walk.ranks.gather(walk.of_tracked(each)).double().mean(0)
+        for each in (plan.denominators, plan.noise, fisher)
     )
     extra = plan.lr / (2 * denominator) * (
         noise / (point + walk.prior) + walk.temperature * (1 - BETA1) / (1 + BETA1)

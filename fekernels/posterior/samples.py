@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 
 from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
-from fekernels._runtime.torch_internals import uncompiled
+from fekernels._runtime.ranks import group_of
 from fekernels.posterior.batches import check_batches
-from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick, split, tied_names
+from fekernels.posterior.model_calls import Pick, as_inputs, bare, call, check_pick, pick, split, tied_names
 from fekernels.posterior.prediction import Activation, Average, Prediction
 from fekernels.posterior.progress import bar_over
 from fekernels.posterior.running_statistics import measure, tracking_norms
-from fekernels.posterior.store import DiskStore, MemoryStore, as_path, read_file, shapes, write_file
+from fekernels.posterior.store import DiskStore, MemoryStore, as_path, opened, read_file, shapes, write_file
+from fekernels.posterior.weights import check_shapes, own_tensors, unsharded, weights_of
 
 if TYPE_CHECKING:
     from fekernels.posterior.convergence import SampleDiagnostics
@@ -56,12 +57,14 @@ class PosteriorSamples:
             chain the better summary.
         directory: None keeps the samples in memory. A path keeps each as a safetensors file in it: written
             aside and then renamed, so a crash leaves the last consistent set, and the same directory given
-            again resumes it.
+            again resumes it. It has one writer: a second one's change raises.
         device: where samples in memory live; "cpu" costs a copy a sample and no accelerator memory. None:
             beside the model.
         seed: of the reservoir's choices.
         chains: how many chains hand in their draws in turn by `collect(state)`, one of each and then the next.
         optimizer: the `fe.LangevinAdam` that samples, whose gradient noise `predict` then looks at, unless it is cold.
+        process_group: of replicas that share ``directory``: every rank makes this object and collects, rank 0 alone
+            writes, all read. None: this process writes for itself.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -80,6 +83,7 @@ class PosteriorSamples:
         seed: int = 0,
         chains: int = 1,
         optimizer: Optimizer | None = None,
+        process_group: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"PosteriorSamples: model must be a torch.nn.Module; got {type(model).__name__}")
@@ -102,10 +106,11 @@ class PosteriorSamples:
             )
         self._optimizer, self._warned = optimizer, False
         at = None if device is None else as_device("PosteriorSamples", "device", device)
-        self._model = uncompiled(model)
+        self._model = bare(model)
         self._aliases = tied_names(self._model)
-        self._store: MemoryStore | DiskStore
-        self._store = MemoryStore(at) if directory is None else DiskStore(Path(directory))
+        self._store: MemoryStore | DiskStore = opened(
+            directory, at, group_of("PosteriorSamples", process_group)
+        )
         self.calls: int = self._store.counts["calls"]
         self.seen: int = self._store.counts["seen"]
         if len(self._store):
@@ -166,8 +171,9 @@ class PosteriorSamples:
 
         Args:
             state: weights to keep instead of the model's, as its `state_dict` has them: of `Chains.states`, say.
+                Those of a model that FSDP2 shards are gathered: a collective then, of every rank.
         """
-        sample = self._snapshot()
+        sample = own_tensors(self._model)
         if state is not None:
             missing = [name for name in sample if name not in state]
             if missing:
@@ -175,9 +181,10 @@ class PosteriorSamples:
                     f"PosteriorSamples.collect: state must hold {missing[0]!r}; got {sorted(state)}"
                 )
             sample = {name: state[name].detach() for name in sample}
-            self._check_shapes(shapes(sample), "state")
-        if len(self):
-            self._check_shapes(self._store.shapes, "the samples so far")
+            check_shapes(self._model, shapes(sample), "state")
+        if form := self._store.shapes:
+            check_shapes(self._model, form, "the samples so far")
+        sample = {name: unsharded(value) for name, value in sample.items()}
         self.seen += 1
         drop: int | None = None
         if self.max_samples is not None and len(self) >= self.max_samples:
@@ -191,30 +198,20 @@ class PosteriorSamples:
                     return
         self._store.add(sample, drop, {"calls": self.calls, "seen": self.seen})
 
-    def _snapshot(self) -> dict[str, Tensor]:
-        saved = self._model.state_dict()
-        sample = {name: value.detach() for name, value in self._model.named_parameters()}
-        # state_dict leaves out the buffers that were registered as not persistent: they are no part of the
-        # weights.
-        sample.update({n: value.detach() for n, value in self._model.named_buffers() if n in saved})
-        return sample
+    def collect_shards(self, own: Mapping[int, Mapping[str, Tensor]], total: int) -> None:
+        """Keep `total` states, this rank's by their places among all; alone, all of them. A collective."""
+        self.seen += total
+        samples = {
+            i: {name: state[name].detach() for name in own_tensors(self._model)} for i, state in own.items()
+        }
+        self._store.add_shards(samples, total, {"calls": self.calls, "seen": self.seen})
 
     def _check_fits(self, came: dict[str, list[int]], count: int, where: str) -> None:
-        self._check_shapes(came, f"the samples in {where}")
+        check_shapes(self._model, came, f"the samples in {where}")
         if self.max_samples is not None and count > self.max_samples:
             raise ValueError(
                 f"PosteriorSamples: max_samples must be at least {count}, the samples in {where}; "
                 f"got {self.max_samples}"
-            )
-
-    def _check_shapes(self, expected: dict[str, list[int]], whose: str) -> None:
-        own = shapes(self._snapshot())
-        differ = [name for name in {**expected, **own} if own.get(name) != expected.get(name)]
-        if differ:
-            name = differ[0]
-            raise ValueError(
-                f"PosteriorSamples: model must have tensors of the names and shapes of {whose}, {name!r} of "
-                f"{expected.get(name)}; got {own.get(name)}"
             )
 
     def outputs(self, *args: Any, progress: bool = False, **kwargs: Any) -> Iterator[Any]:
@@ -224,7 +221,7 @@ class PosteriorSamples:
         The model's own weights, buffers and modes stay as they are, also after an exception.
         """
         for sample in bar_over(self._store, len(self), progress):
-            yield call(self._model, self._weights(sample), (args, kwargs))
+            yield call(self._model, weights_of(self._model, sample), (args, kwargs))
 
     def diagnostics(self) -> SampleDiagnostics:
         """Split R-hat and effective sample size of all weights, chains apart.
@@ -267,14 +264,6 @@ class PosteriorSamples:
         for doubt in doubts(self._in_turn(), self._trained(), self.chains, self._optimizer):
             warnings.warn(f"PosteriorSamples.predict: {doubt}", stacklevel=3)
 
-    def _weights(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
-        parameters, buffers = self._model.named_parameters(), self._model.named_buffers()
-        weights = {name: sample.get(name, own).to(own.device) for name, own in parameters}
-        # Copies, and of all of them: a forward that writes a buffer must reach neither the stored one nor the
-        # model's.
-        weights.update({name: sample.get(name, own).to(own.device, copy=True) for name, own in buffers})
-        return weights
-
     def refresh_statistics(
         self, loader: Iterable[Any], *, device: torch.device | str | None = None, progress: bool = False
     ) -> PosteriorSamples:
@@ -304,7 +293,7 @@ class PosteriorSamples:
             return self
         # All are measured before the first is changed. They are small beside the weights.
         measured = [
-            measure(self._model, self._weights(sample), loader, at)
+            measure(self._model, weights_of(self._model, sample), loader, at)
             for sample in bar_over(self._store, len(self), progress)
         ]
         for index, statistics in enumerate(measured):
@@ -364,7 +353,7 @@ class PosteriorSamples:
         if batch_size is not None:
             batches = split(batches[0], integer("PosteriorSamples", "batch_size", batch_size, 1))
         for sample in bar_over(self._store, len(self), progress):
-            weights = self._weights(sample)
+            weights = weights_of(self._model, sample)
             outputs = [pick(owner, call(self._model, weights, batch), output) for batch in batches]
             average.add(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
         return average.prediction()

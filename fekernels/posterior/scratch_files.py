@@ -55,6 +55,17 @@ def _make_locked(parent: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """No other process is in here for the same directory, where the file system has locks."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # Windows opens no directory
+            descriptor = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            _lock(descriptor, wait=True)
+        yield
+
+
 def remove_abandoned(parent: Path) -> None:
     """Remove the scratch directories in ``parent`` whose processes are gone.
 

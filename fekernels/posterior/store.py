@@ -6,17 +6,21 @@ import contextlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from fekernels.posterior.scratch_files import remove_abandoned, scratch_directory
+from fekernels._runtime.ranks import has_ranks
+from fekernels.posterior.scratch_files import locked, remove_abandoned, scratch_directory
 
 Sample = dict[str, Tensor]
 Counts = dict[str, int]
+Stamp = tuple[int, int, int] | None
 
 FORMAT = 1
 INDEX = "index.json"
@@ -87,7 +91,7 @@ class MemoryStore:
 
     @property
     def shapes(self) -> dict[str, list[int]]:
-        return shapes(self._samples[0])
+        return shapes(self._samples[0]) if self._samples else {}
 
     def read(self, index: int) -> Sample:
         return dict(self._samples[index])
@@ -108,6 +112,10 @@ class MemoryStore:
         own = self._samples[index]
         self._samples[index] = {n: changes[n].to(v.device) if n in changes else v for n, v in own.items()}
 
+    def add_shards(self, own: dict[int, Sample], total: int, counts: Counts) -> None:
+        for index in range(total):
+            self.add(own[index], None, counts)
+
     def replace(self, samples: list[Sample], counts: Counts) -> None:
         self._samples = []
         for sample in samples:
@@ -120,13 +128,15 @@ class DiskStore:
 
     A change writes the new file, then the index, then removes what the index no longer names. A crash between
     two of these leaves a file that the index does not name; it is ignored, and removed by the next change. What a
-    killed process left half written is removed as soon as the directory is opened again.
+    killed process left half written is removed as soon as the directory is opened again. One object writes: where the
+    index is no longer what this one has read or written last, a change raises, and nothing is overwritten.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: list[str] = []
         self._serial = 0
+        self._known: Stamp = None
         self._tidy = False
         self.shapes: dict[str, list[int]] = {}
         self.counts: Counts = {"calls": 0, "seen": 0}
@@ -151,8 +161,33 @@ class DiskStore:
                     if time.time() - path.stat().st_mtime > STILL_SECONDS:
                         path.unlink()
 
+    def _stamp(self) -> Stamp:
+        """Of the index: a written one is always a new file."""
+        try:
+            found = (self._directory / INDEX).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """To change something in.
+
+        Raises:
+            RuntimeError: another has changed something since.
+        """
+        with locked(self._directory):
+            if self._stamp() != self._known:
+                raise RuntimeError(
+                    f"PosteriorSamples: directory {self._directory} must have one writer; another process or object "
+                    "has written to it since this one opened it. Under torch.distributed give every rank "
+                    "process_group=torch.distributed.group.WORLD, of which one writes, or a directory of its own"
+                )
+            yield
+
     def _read_index(self) -> None:
         path = self._directory / INDEX
+        self._known = self._stamp()
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             version, self._files, self.shapes = index["format"], list(index["files"]), dict(index["shapes"])
@@ -183,43 +218,74 @@ class DiskStore:
         self._change([sample], [name for i, name in enumerate(self._files) if i != drop], counts)
 
     def note(self, counts: Counts) -> None:
-        self._write_index(self._files, self._serial, self.shapes, counts)
+        with self._alone():
+            self._write_index(self._files, self._serial, self.shapes, counts)
+
+    def add_shards(self, own: dict[int, Sample], total: int, counts: Counts) -> None:
+        """Samples by their places among ``total`` new ones: all of them."""
+        self._change([own[index] for index in range(total)], self._files, counts)
 
     def replace(self, samples: list[Sample], counts: Counts) -> None:
         self._change(samples, [], counts)
 
     def amend(self, index: int, changes: Sample) -> None:
         """Put `changes` into sample `index`: a new file in its place."""
-        name, files = f"sample-{self._serial:08d}.safetensors", list(self._files)
-        _save_sample(self._directory / name, {**self.read(index), **changes})
-        files[index], before = name, files[index]
-        self._write_index(files, self._serial + 1, self.shapes, self.counts)
-        self._remove({before})
+        with self._alone():
+            name, files = f"sample-{self._serial:08d}.safetensors", list(self._files)
+            _save_sample(self._directory / name, {**self.read(index), **changes})
+            files[index], before = name, files[index]
+            self._write_index(files, self._serial + 1, self.shapes, self.counts)
+            self._remove({before})
 
     def _change(self, new: list[Sample], kept: list[str], counts: Counts) -> None:
+        with self._alone():
+            self._tidy_up()
+            files, before = list(kept), self._files
+            for offset, sample in enumerate(new):
+                files.append(self._write(offset, sample))
+            self._write_index(files, self._serial + len(new), shapes(new[0]) if new else {}, counts)
+            self._remove(set(before) - set(files))
+
+    def _tidy_up(self) -> None:
         if not self._tidy:
             # Only a writer may tidy: a reader could delete the file that a running sampler is about to index.
             strays = {path.name for path in self._directory.glob("sample-*.safetensors")} - set(self._files)
             self._remove(strays)
             self._tidy = True
-        files, before = list(kept), self._files
-        for offset, sample in enumerate(new):
-            name = f"sample-{self._serial + offset:08d}.safetensors"
-            _save_sample(self._directory / name, sample)
-            files.append(name)
-        self._write_index(files, self._serial + len(new), shapes(new[0]) if new else {}, counts)
-        self._remove(set(before) - set(files))
+
+    def _write(self, offset: int, sample: Sample) -> str:
+        name = f"sample-{self._serial + offset:08d}.safetensors"
+        _save_sample(self._directory / name, sample)
+        return name
 
     def _write_index(self, files: list[str], serial: int, form: dict[str, list[int]], counts: Counts) -> None:
         index = {"format": FORMAT, "files": files, "serial": serial, "shapes": form, "counts": counts}
         with scratch_directory(self._directory) as scratch:
             (scratch / INDEX).write_text(json.dumps(index), encoding="utf-8")
             _rename_into_place(scratch / INDEX, self._directory / INDEX)
+        self._known = self._stamp()
         self._files, self._serial, self.shapes, self.counts = files, serial, form, counts
 
     def _remove(self, names: set[str]) -> None:
         for name in names:
             (self._directory / name).unlink(missing_ok=True)
+
+
+def opened(directory: Any, device: torch.device | None, group: Any) -> MemoryStore | DiskStore:
+    """Where samples are kept; a directory by one writer of the group's ranks."""
+    if directory is None:
+        return MemoryStore(device)
+    if group is not None:
+        from fekernels.posterior.shared_store import SharedDiskStore
+
+        return SharedDiskStore(Path(directory), group)
+    if has_ranks() and dist.get_rank():
+        warnings.warn(
+            f"PosteriorSamples: every rank writes to its directory for itself, this one to {directory}: give "
+            "process_group=torch.distributed.group.WORLD for one writer, or a directory of its own to each",
+            stacklevel=3,
+        )
+    return DiskStore(Path(directory))
 
 
 def write_file(path: Path, samples: list[Sample], counts: Counts) -> None:

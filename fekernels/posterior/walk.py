@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fekernels.optim import LangevinAdam
+from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.convergence import smaller_size
-from fekernels.posterior.pilot import Data, Energy, flat
+from fekernels.posterior.pilot import Data, Energy, curvature, flat
 
 __all__ = ["BETA1", "CONTROL_VARIATES", "FULL", "MINIBATCHES", "Plan", "Walk"]
 
@@ -46,7 +48,10 @@ class Plan:
 
 
 class Walk:
-    """n chains, the data they look at, and the steps they take."""
+    """n chains, the data they look at, and the steps they take.
+
+    Stacked tensors are of this rank's chains; what decides anything is of all, by ``ranks``.
+    """
 
     def __init__(
         self,
@@ -57,22 +62,23 @@ class Walk:
         n: int,
         seed: int,
         tick: Callable[[str], None],
+        ranks: ChainRanks,
     ) -> None:
-        self.model, self.loss_fn, self.data, self.n, self.seed, self.tick = (
-            model,
-            loss_fn,
-            data,
-            n,
-            seed,
-            tick,
-        )
+        self.model, self.loss_fn, self.data = model, loss_fn, data
+        self.n, self.seed, self.tick, self.ranks = n, seed, tick, ranks
         self.temperature = 1.0 / data.data_size
         self.prior = prior_precision / data.data_size
-        self.chains = Chains(model, n)
+        self.chains = self._own_chains()
         self.parameters = list(self.chains.parameters())
+        self._stepped = [ranks.as_part(p) for p in self.parameters]
+        self._slots: list[Tensor] = []  # where ranks put gradients, whose DTensors cost more than a copy
+        if ranks.group is not None:
+            self._slots = [torch.empty_like(p) for p in self.parameters]
+            for part, slot in zip(self._stepped, self._slots, strict=True):
+                part.grad = ranks.as_part(slot)
         self.energy = Energy(self.chains, loss_fn, data)
         self.steps = 0
-        sizes = [p[0].numel() for p in self.parameters]
+        sizes = [p.shape[1:].numel() for p in self.parameters]
         self.weights = sum(sizes)
         places = torch.linspace(0, self.weights - 1, min(self.weights, TRACKED)).round().long()
         # Of each parameter, those of its elements that are tracked.
@@ -80,6 +86,10 @@ class Walk:
         for p, size in zip(self.parameters, sizes, strict=True):
             self._tracked.append(places[(places >= 0) & (places < size)].to(p.device))
             places = places - size
+
+    def _own_chains(self) -> Chains:
+        own = self.ranks.own
+        return Chains(self.model, own) if own else Chains(self.model, 1).first(0)
 
     def names(self) -> tuple[str, ...]:
         """Of the weights that are tracked."""
@@ -91,9 +101,25 @@ class Walk:
         pairs = zip(tensors, self._tracked, strict=True)
         return torch.cat([t.detach().flatten(1)[:, places].cpu() for t, places in pairs], 1)
 
+    def states_of_all(self, states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Of all chains, from those of this rank's as `Chains.states` has them."""
+        if self.ranks.group is None:
+            return states
+        saved = self.model.state_dict()
+        own = {name for name, _ in (*self.chains.named_parameters(), *self.model.named_buffers())}
+        found = [dict(saved) for _ in range(self.n)]
+        for name, value in saved.items():
+            if name in own:
+                mine = (
+                    torch.stack([s[name] for s in states]) if states else value.new_empty((0, *value.shape))
+                )
+                for state, row in zip(found, self.ranks.gather(mine).unbind(0), strict=True):
+                    state[name] = row
+        return found
+
     def recentre(self) -> None:
         """Make each chain's place its centre; a pass over the data."""
-        centres = Chains(self.model, self.n)
+        centres = self._own_chains()
         with torch.no_grad():
             for own, now in zip(centres.parameters(), self.parameters, strict=True):
                 own.copy_(now)
@@ -110,28 +136,45 @@ class Walk:
         squares = flat(self.parameters).double().square().sum(1)
         return self.data.data_size * (losses.double() + self.prior / 2 * squares)
 
+    def losses(self, batch: Any) -> Tensor:
+        """Of this rank's chains."""
+        return self.chains.losses(self.loss_fn, batch) if self.ranks.own else self.parameters[0].new_zeros(0)
+
+    def stiffest(self, denominators: list[Tensor]) -> float:
+        """The largest curvature of all chains (``curvature``)."""
+        own = curvature(self.energy, denominators, self.temperature, self.ranks)
+        return float(self.ranks.gather(own).max())
+
+    def adam(self, **options: Any) -> LangevinAdam:
+        """The optimizer of these chains, whose noise is that of their places among all."""
+        return LangevinAdam(self._stepped, **options)
+
     def follow(self, plan: Plan) -> None:
         """Go on by ``plan``, with no memory of the steps before."""
         self.plan = plan
-        self.optimizer = LangevinAdam(
-            self.parameters, lr=plan.lr, betas=(BETA1, 0.999), eps=EPS, temperature=self.temperature,
+        self.optimizer = self.adam(
+            lr=plan.lr, betas=(BETA1, 0.999), eps=EPS, temperature=self.temperature,
             prior_precision=self.prior, seed=self.seed + self.steps,
         )  # fmt: skip
-        for p, d in zip(self.parameters, plan.denominators, strict=True):
+        for part, p, d in zip(self._stepped, self.parameters, plan.denominators, strict=True):
             # At t = 0 a frozen D is taken as it stands; one that adapts has its bias correction behind it.
-            self.optimizer.state[p].update(
+            self.optimizer.state[part].update(
                 step=torch.full((), 0.0 if plan.frozen else LONG_AGO, device=p.device),
-                exp_avg=torch.zeros_like(p),
-                exp_avg_sq=(d - EPS).clamp_min(0.0).square().to(p.dtype),
+                exp_avg=self.ranks.as_part(torch.zeros_like(p)),
+                exp_avg_sq=self.ranks.as_part((d - EPS).clamp_min(0.0).square().to(p.dtype)),
             )
         if plan.frozen:
             self.optimizer.freeze_preconditioner()
+
+    def batches(self) -> list[tuple[Any, float]]:
+        """One for each of this rank's chains, which are those they would have in one process: all ranks draw all."""
+        return self.data.next(self.n)[self.ranks.mine]
 
     def gradients(self) -> list[Tensor]:
         """What a step takes: of a batch for each chain, so that their noises are independent, or of all the data."""
         if self.plan.way == FULL:
             return self.energy.full_gradient()[1]
-        batches = self.data.next(self.n)
+        batches = self.batches()
         found = self.energy.gradients_of(batches)[1]
         if self.plan.way == CONTROL_VARIATES:
             at_centre = self.centre.gradients_of(batches)[1]
@@ -140,8 +183,12 @@ class Walk:
         return found
 
     def step(self, optimizer: torch.optim.Optimizer, gradients: list[Tensor], what: str) -> None:
-        for p, g in zip(self.parameters, gradients, strict=True):
-            p.grad = g
+        if self._slots:
+            for slot, g in zip(self._slots, gradients, strict=True):
+                slot.copy_(g)
+        else:
+            for p, g in zip(self.parameters, gradients, strict=True):
+                p.grad = g
         optimizer.step()
         self.steps += 1
         self.tick(what)
@@ -158,22 +205,24 @@ class Walk:
         trace: list[Tensor] = []
         if steps is not None:
             self.go(steps, "burn-in", trace)
-            return autocorrelation_time(trace[steps // 2 :]) if steps >= 16 else 1.0
+            return self._time_of(trace[steps // 2 :]) if steps >= 16 else 1.0
         length = FIRST
         while True:
             self.go(length - len(trace), "burn-in", trace)
-            time = autocorrelation_time(trace[length // 2 :])
+            time = self._time_of(trace[length // 2 :])
             if length >= LENGTHS * time or length >= LONGEST:
                 return time
             length *= 2
 
+    def _time_of(self, trace: list[Tensor]) -> float:
+        return autocorrelation_time(self.ranks.gather(torch.stack(trace, 1)).transpose(0, 1).contiguous())
 
-def autocorrelation_time(trace: list[Tensor]) -> float:
-    """In records of the trace: of the slowest weights but for the slowest twentieth.
+
+def autocorrelation_time(draws: Tensor) -> float:
+    """In records of [records, chains, weights]: of the slowest weights but for the slowest twentieth.
 
     Of each chain by itself: those in different modes would never forget them, however far apart their draws are.
     """
-    draws = torch.stack(trace)  # [records, chains, weights]
     count, chains, weights = draws.shape
     sizes = smaller_size(draws.view(1, count, chains * weights)).nan_to_num(1.0).view(chains, weights).sum(0)
     return chains * count / max(float(sizes.quantile(0.05)), 1.0)

@@ -1,0 +1,178 @@
+"""A process that is killed, or never comes: what the others are told and when, and how they go on from a checkpoint."""
+
+import os
+import signal
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+import fekernels as fe
+from fekernels.posterior import shared_store
+from tests.support import processes
+from tests.support.tensors import bits_equal
+
+WORLD, CHAINS = 3, 6
+SAVED, LAST = 3, 8  # steps
+LIMIT = 3.0  # seconds, of the group of those that are left
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(24, 3, generator=generator)
+    return [(x[i : i + 8], x[i : i + 8, :1].sin()) for i in (0, 8, 16)]
+
+
+def loss(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+class Walk:
+    """Chains that an optimizer moves, and what is saved of both."""
+
+    def __init__(self, process_group):
+        self.chains = fe.Chains(network(), CHAINS, jitter=0.1, vectorize=False, process_group=process_group)
+        self.module = torch.nn.Module()
+        for name, p in self.chains.named_parameters():
+            self.module.register_parameter(name.replace(".", "_"), p)
+        self.optimizer = fe.LangevinAdam(
+            self.module.parameters(), lr=0.02, temperature=0.01, eps=0.1, seed=11
+        )
+
+    def go(self, begin, end):
+        for step in range(begin, end):
+            self.optimizer.zero_grad()
+            self.chains.losses(loss, batches()[step % 3]).sum().backward()
+            self.optimizer.step()
+        return self
+
+    def state(self):
+        model, optimizer = get_state_dict(self.module, self.optimizer)
+        return {"model": model, "optimizer": optimizer}
+
+    def load(self, folder):
+        state = self.state()
+        dcp.load(state, checkpoint_id=folder)
+        set_state_dict(
+            self.module, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+        return self
+
+
+def told(call):
+    """The error, and after how many seconds."""
+    begun = time.monotonic()
+    with warnings.catch_warnings(), pytest.raises(RuntimeError) as raised:
+        warnings.simplefilter("ignore")
+        call()
+    return str(raised.value), time.monotonic() - begun
+
+
+def sample(loss_fn):
+    fe.sample_posterior(
+        network(), loss_fn, batches(), data_size=24, prior_precision=1.0, chains=CHAINS, samples=4, burn_in=20,
+        thinning=1, seed=1, progress=False,
+    )  # fmt: skip
+
+
+def on_a_rank(folder):
+    rank = dist.get_rank()
+    walk = Walk(dist.group.WORLD).go(0, SAVED)
+    dcp.save(walk.state(), checkpoint_id=f"{folder}/checkpoint")
+    calls = 0
+
+    def killed_on_the_way(model, batch):
+        nonlocal calls
+        calls += 1
+        if rank == WORLD - 1 and calls == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(model, batch)
+
+    results = {"killed": told(lambda: sample(killed_on_the_way))}
+
+    dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/again",
+        rank=rank,
+        world_size=WORLD - 1,
+        timeout=timedelta(seconds=LIMIT),
+    )
+    world = dist.group.WORLD
+    walk = Walk(world).load(f"{folder}/checkpoint").go(SAVED, LAST)
+    results["resumed"] = walk.chains.states()
+
+    shared_store.WAIT = 0.5
+    samples = fe.PosteriorSamples(network(), directory=Path(folder, "samples"), process_group=world)
+    if rank:
+        samples.collect()
+        results["not collected"] = told(lambda: len(samples))
+    dist.barrier()
+    for name, call in {
+        "free_energy": lambda: fe.free_energy(*torch.zeros(4, 2, 2), process_group=world),
+        "reparameterize": lambda: fe.reparameterize(*torch.zeros(2, 2, 2), seed=1, offset="rank"),
+    }.items():
+        if rank == 0:
+            results[name] = told(call)
+        else:
+            time.sleep(LIMIT + 2)
+        if name == "free_energy":  # a group that has failed is not used again
+            dist.destroy_process_group()
+            dist.init_process_group(
+                "gloo", init_method=f"file://{folder}/third", rank=rank, world_size=WORLD - 1,
+                timeout=timedelta(seconds=LIMIT),
+            )  # fmt: skip
+    return results
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    grace, processes.GRACE = processes.GRACE, 100.0
+    yield processes.run_outcomes(on_a_rank, WORLD, str(tmp_path_factory.mktemp("failures")), timeout=150)
+    processes.GRACE = grace
+
+
+def test_one_was_killed_and_the_others_were_not(outcomes):
+    assert [outcome.exitcode for outcome in outcomes] == [0, 0, -signal.SIGKILL], [
+        o.failure for o in outcomes
+    ]
+
+
+def test_the_others_are_told_at_once_by_whom_and_what_to_do(outcomes):
+    for outcome in outcomes[:-1]:
+        message, seconds = outcome.result["killed"]
+        assert message.startswith("sample_posterior: the exchange with the other ranks failed (")
+        assert "Start all ranks again from the last checkpoint" in message
+        assert seconds < 100  # of a group whose own limit is 150
+
+
+def test_fewer_ranks_go_on_from_the_checkpoint_by_the_identical_path(outcomes):
+    whole = Walk(None).go(0, LAST).chains.states()
+    resumed = [state for outcome in outcomes[:-1] for state in outcome.result["resumed"]]
+    assert len(resumed) == CHAINS
+    for got, want in zip(resumed, whole, strict=True):
+        assert all(bits_equal(got[name], value) for name, value in want.items())
+
+
+@pytest.mark.parametrize("name", ["free_energy", "reparameterize"])
+def test_who_never_comes_is_waited_for_as_long_as_the_group_says(name, outcomes):
+    message, seconds = outcomes[0].result[name]
+    assert message.startswith(f"{name}: the exchange with the other ranks failed (")
+    assert "does not make this call, which every rank of the group must" in message
+    assert LIMIT * 0.9 < seconds
+
+
+def test_samples_that_rank_0_did_not_keep_are_missed(outcomes):
+    message, _ = outcomes[1].result["not collected"]
+    assert message.startswith("PosteriorSamples: rank 0 must have written sample number 1 to ")
