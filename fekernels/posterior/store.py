@@ -6,16 +6,13 @@ import contextlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from fekernels._runtime.ranks import has_ranks
 from fekernels.posterior.scratch_files import locked, remove_abandoned, scratch_directory
 
 Sample = dict[str, Tensor]
@@ -279,12 +276,6 @@ def opened(directory: Any, device: torch.device | None, group: Any) -> MemorySto
         from fekernels.posterior.shared_store import SharedDiskStore
 
         return SharedDiskStore(Path(directory), group)
-    if has_ranks() and dist.get_rank():
-        warnings.warn(
-            f"PosteriorSamples: every rank writes to its directory for itself, this one to {directory}: give "
-            "process_group=torch.distributed.group.WORLD for one writer, or a directory of its own to each",
-            stacklevel=3,
-        )
     return DiskStore(Path(directory))
 
 

@@ -102,10 +102,7 @@ def on_a_rank(folder):
     results["files"] = sorted(os.listdir(shared))
 
     apart = Path(folder, "apart")
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        own = fe.PosteriorSamples(network(), directory=apart)
-    results["told"] = [str(w.message) for w in told]
+    own = fe.PosteriorSamples(network(), directory=apart)
     dist.barrier()
     if rank == 0:
         own.collect()
@@ -179,8 +176,6 @@ def test_one_rank_writes_and_all_predict(found, tmp_path):
 
 def test_nothing_is_overwritten_by_a_second_writer(found):
     assert [its["kept"] for its in found] == [1] * WORLD
-    assert found[0]["told"] == []
-    assert all("give process_group=torch.distributed.group.WORLD" in its["told"][0] for its in found[1:])
 
 
 def test_samples_of_sharded_weights_are_whole(found):

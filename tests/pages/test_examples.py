@@ -180,6 +180,15 @@ def distributed_training(printed: str, bars: str) -> None:
     assert "| 1 of 1 | 0 of 3760 weights | 0.0e+00 |" in printed
 
 
+def distributed_posterior(printed: str, bars: str) -> None:
+    assert "NOT to be believed yet" in printed and "32 samples by 1 processes" in printed  # of 4 a chain
+    rows = re.findall(r"^ *(?:lowest half|\w+ quarter) +(\d+) +([\d.]+)%", printed, re.MULTILINE)
+    assert [int(count) for count, _ in rows] == [84, 42, 43]
+    assert float(rows[0][1]) > 98 and float(rows[0][1]) > float(
+        rows[2][1]
+    )  # it errs where its samples disagree
+
+
 SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
     for check in (
@@ -198,6 +207,7 @@ SAYS: dict[str, Callable[[str, str], None]] = {
         relevance_retrieval,
         distributed_training,
         distributed_particles,
+        distributed_posterior,
     )
 }
 
