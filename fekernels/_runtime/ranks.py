@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,9 @@ __all__ = [
     "seed_of_rank_0",
     "sum_over_ranks",
 ]
+
+
+PATIENCE = 60.0  # seconds for the other ranks to come, until a warning says that they have not
 
 
 def draw_seed() -> int:
@@ -131,8 +136,26 @@ def gathered_numbers(function: str, numbers: list[int] | list[float], group: Any
     dtype = torch.int64 if all(isinstance(number, int) for number in numbers) else torch.float64
     own = torch.tensor(numbers, dtype=dtype, device=numbers_device(group))
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    exchange(function, dist.all_gather, parts, own, group=group)
+    exchange(function, _gather_with_patience, function, parts, own, group)
     return [part.tolist() for part in parts]
+
+
+def _gather_with_patience(function: str, parts: list[Tensor], own: Tensor, group: Any) -> None:
+    """An all-gather that says what it waits for, long before the group's timeout: some rank calls alone."""
+    work = dist.all_gather(parts, own, group=group, async_op=True)
+    begun, told = time.monotonic(), False
+    while work is not None and not work.is_completed():
+        waited = time.monotonic() - begun
+        if waited > PATIENCE and not told:
+            told = True
+            warnings.warn(
+                f"{function}: has waited {PATIENCE:g} s for other ranks, which must all make this call. "
+                "process_group=None, where it is an argument, leaves them out",
+                stacklevel=4,
+            )
+        time.sleep(min(waited / 8, 0.05))
+    if work is not None:
+        work.wait()
 
 
 def offset_of_rank(function: str, rows: int, group: Any = None) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fekernels._runtime.pointer_table import Row
+from fekernels._runtime.ranks import exchange
 from fekernels._runtime.torch_internals import split_factor
 
 __all__ = [
@@ -70,7 +71,7 @@ def local_gradient(function: str, grad: Tensor, param: Tensor) -> Tensor:
     return local_tensor(grad)
 
 
-def sum_over_shards(value: Tensor, param: Tensor) -> Tensor:
+def sum_over_shards(function: str, value: Tensor, param: Tensor) -> Tensor:
     """What the shards of ``param`` make together, of what its local part makes: the same on every rank."""
     if not is_sharded(param):
         return value
@@ -78,7 +79,8 @@ def sum_over_shards(value: Tensor, param: Tensor) -> Tensor:
 
     for dim, placement in enumerate(param.placements):  # type: ignore[attr-defined]
         if not placement.is_replicate():
-            dist.all_reduce(value, group=param.device_mesh.get_group(dim))  # type: ignore[attr-defined]
+            group = param.device_mesh.get_group(dim)  # type: ignore[attr-defined]
+            exchange(function, dist.all_reduce, value, group=group)
     return value
 
 

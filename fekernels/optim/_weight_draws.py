@@ -15,7 +15,7 @@ from fekernels._catalogue.random import WEIGHT_SAMPLE
 from fekernels._checks import boolean
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import PointerTable, Row
-from fekernels._runtime.ranks import has_ranks
+from fekernels._runtime.ranks import exchange, has_ranks
 from fekernels._runtime.torch_internals import copy_all, never_traced
 from fekernels.ops.optimizers import variational_accumulate, variational_draw
 from fekernels.ops.optimizers.parameter_rows import check_row, group_rows, readable
@@ -314,7 +314,7 @@ class WeightDraws(TableOptimizer):
                     )
                 if param in self._since.summed:
                     for total in self._sums[param]:
-                        dist.all_reduce(total)
+                        exchange(f"{self._name} with sync=True", dist.all_reduce, total)
         return self._since.samples * dist.get_world_size()
 
 

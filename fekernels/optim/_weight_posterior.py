@@ -119,5 +119,5 @@ class WeightPosterior(WeightDraws):
                 local_tensor(mean), local_tensor(spread), group["ess"], group["weight_decay"],
                 temperature or 1.0, deviations, group["backend"],
             )  # fmt: skip
-            terms.append((group, param, sum_over_shards(found, param)))
+            terms.append((group, param, sum_over_shards(function, found, param)))
         return terms

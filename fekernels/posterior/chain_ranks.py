@@ -52,8 +52,7 @@ class ChainRanks:
             return own
         import torch.distributed as dist
 
-        at = numbers_device(self.group) if own.is_cpu else own.device
-        padded = own.new_zeros((self._each, *own.shape[1:]), device=at)
+        padded = own.new_zeros((self._each, *own.shape[1:]), device=self._place(own))
         padded[: self.own] = own
         parts = [torch.empty_like(padded) for _ in range(self.ranks)]
         exchange(self.owner, dist.all_gather, parts, padded, group=self.group)
@@ -66,9 +65,15 @@ class ChainRanks:
         import torch.distributed as dist
 
         holder = chain // self._each
-        box = own[chain - self.mine.start].clone() if holder == self.rank else own.new_empty(own.shape[1:])
+        box = own.new_empty(own.shape[1:], device=self._place(own))
+        if holder == self.rank:
+            box.copy_(own[chain - self.mine.start])
         exchange(self.owner, dist.broadcast, box, group_src=holder, group=self.group)
-        return box
+        return box.to(own.device)
+
+    def _place(self, tensor: Tensor) -> torch.device:
+        """Where the group takes what is on this tensor's device."""
+        return numbers_device(self.group) if tensor.is_cpu else tensor.device
 
     def total(self, own: int) -> int:
         """The sum over the ranks."""
@@ -95,8 +100,7 @@ class ChainRanks:
         model = copy.deepcopy(model)
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                at = numbers_device(self.group) if tensor.is_cpu else tensor.device
-                box = tensor.detach().to(at, copy=True)
+                box = tensor.detach().to(self._place(tensor), copy=True)
                 exchange(self.owner, dist.broadcast, box, group_src=0, group=self.group)
                 tensor.copy_(box)
         return model

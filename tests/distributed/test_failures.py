@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import fekernels as fe
+from fekernels._runtime import ranks
 from fekernels.posterior import shared_store
 from tests.support import processes
 from tests.support.tensors import bits_equal
@@ -71,12 +72,12 @@ class Walk:
 
 
 def told(call):
-    """The error, and after how many seconds."""
+    """The error, after how many seconds, and what warnings came before it."""
     begun = time.monotonic()
-    with warnings.catch_warnings(), pytest.raises(RuntimeError) as raised:
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as warned, pytest.raises(RuntimeError) as raised:
+        warnings.simplefilter("always")
         call()
-    return str(raised.value), time.monotonic() - begun
+    return str(raised.value), time.monotonic() - begun, [str(w.message) for w in warned]
 
 
 def sample(loss_fn):
@@ -113,7 +114,7 @@ def on_a_rank(folder):
     walk = Walk(world).load(f"{folder}/checkpoint").go(SAVED, LAST)
     results["resumed"] = walk.chains.states()
 
-    shared_store.WAIT = 0.5
+    shared_store.WAIT = ranks.PATIENCE = 0.5
     samples = fe.PosteriorSamples(network(), directory=Path(folder, "samples"), process_group=world)
     if rank:
         samples.collect()
@@ -151,7 +152,7 @@ def test_one_was_killed_and_the_others_were_not(outcomes):
 
 def test_the_others_are_told_at_once_by_whom_and_what_to_do(outcomes):
     for outcome in outcomes[:-1]:
-        message, seconds = outcome.result["killed"]
+        message, seconds, _ = outcome.result["killed"]
         assert message.startswith("sample_posterior: the exchange with the other ranks failed (")
         assert "Start all ranks again from the last checkpoint" in message
         assert seconds < 100  # of a group whose own limit is 150
@@ -167,12 +168,18 @@ def test_fewer_ranks_go_on_from_the_checkpoint_by_the_identical_path(outcomes):
 
 @pytest.mark.parametrize("name", ["free_energy", "reparameterize"])
 def test_who_never_comes_is_waited_for_as_long_as_the_group_says(name, outcomes):
-    message, seconds = outcomes[0].result[name]
+    message, seconds, warned = outcomes[0].result[name]
     assert message.startswith(f"{name}: the exchange with the other ranks failed (")
     assert "does not make this call, which every rank of the group must" in message
     assert LIMIT * 0.9 < seconds
+    if name == "reparameterize":  # the host waits there itself
+        assert [
+            w
+            for w in warned
+            if w.startswith("reparameterize: has waited 0.5 s for other ranks, which must all")
+        ]
 
 
 def test_samples_that_rank_0_did_not_keep_are_missed(outcomes):
-    message, _ = outcomes[1].result["not collected"]
+    message, _, _ = outcomes[1].result["not collected"]
     assert message.startswith("PosteriorSamples: rank 0 must have written sample number 1 to ")
