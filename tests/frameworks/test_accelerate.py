@@ -50,10 +50,10 @@ def accelerator():
         "accelerate", reason="needs the package accelerate, which is not installed"
     )
 
-    def make():
+    def make(precision="no"):
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
-        return accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        return accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision=precision)
 
     yield make
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
@@ -90,22 +90,23 @@ def train(accelerator, model, optimizer, loader, *schedules, epochs):
     return seen
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_state_that_accelerate_saved_goes_on_bit_for_bit(name, accelerator, tmp_path):
-    whole = accelerator()
+def test_a_state_that_accelerate_saved_goes_on_bit_for_bit(name, precision, accelerator, tmp_path):
+    whole = accelerator(precision)
     run = prepared(MAKERS[name], whole)
     seen = train(whole, *run, epochs=EPOCHS)
     steps = ROWS // 4 // 2 * EPOCHS
     assert all(int(state["step"]) == steps for state in run[1].optimizer.state.values())
     assert all(len(set(values)) == steps for values in zip(*seen, strict=True))
 
-    half = accelerator()
+    half = accelerator(precision)
     first = prepared(MAKERS[name], half)
     seen_first = train(half, *first, epochs=1)
     half.save_state(str(tmp_path))
     stopped = weights(first[0])
 
-    resumed = accelerator()
+    resumed = accelerator(precision)
     second = prepared(MAKERS[name], resumed)
     resumed.load_state(str(tmp_path))
     assert seen == seen_first + train(resumed, *second, epochs=1)
