@@ -115,29 +115,28 @@ def _over_ranks(owner: str, draws: Tensor, wanted: int, group: Any) -> Tensor:
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     given = [*draws.shape, DTYPES.index(draws.dtype) if draws.dtype in DTYPES else -1]
     every = gathered_numbers(owner, given, group)
-    total = sum(shape[0] for shape in every)
-    if len({tuple(shape[1:]) for shape in every}) > 1 or total == 0 or given[-1] < 0:
+    if (
+        len({tuple(shape[1:]) for shape in every}) > 1
+        or not any(shape[0] for shape in every)
+        or given[-1] < 0
+    ):
         raise ValueError(
             f"{owner}: draws must have one dtype, one number of draws and of weights on all ranks, and a chain on one; "
             f"got (chains, draws, weights) {', '.join(str(tuple(shape[:3])) for shape in every)} by rank"
         )
-    shares = draws.tensor_split(ranks, dim=2)
-    widths = [share.shape[2] for share in shares]
-    width, count = widths[rank], draws.shape[1]
-    received = [shape[0] * count * width for shape in every]
-    mine = draws.new_empty(sum(received))
-    exchange(
-        owner,
-        dist.all_to_all_single,
-        mine,
-        torch.cat([share.flatten() for share in shares]),
-        received,
-        [share.numel() for share in shares],
-        group=group,
-    )
-    found = draws.new_zeros((3, max(widths)), dtype=torch.float64)
-    if width:
-        found[:, :width] = statistics_of_chains(mine.view(total, count, width), wanted)
-    parts = [torch.empty_like(found) for _ in range(ranks)]
-    exchange(owner, dist.all_gather, parts, found, group=group)
-    return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], 1)
+    chains, count, weights = draws.shape
+    most, width = max(shape[0] for shape in every), max(1, -(-weights // ranks))
+    # Equal parts for all, filled up: gloo of torch 2.10 ends a process that sends or gets nothing.
+    padded = draws.new_zeros((most, count, ranks * width))
+    padded[:chains, :, :weights] = draws
+    parts = padded.view(most, count, ranks, width).permute(2, 0, 1, 3).contiguous()
+    received = torch.empty_like(parts)
+    exchange(owner, dist.all_to_all_single, received, parts, group=group)
+    mine = torch.cat([part[: shape[0]] for part, shape in zip(received, every, strict=True)])
+    found = draws.new_zeros((3, width), dtype=torch.float64)
+    share = min(max(weights - rank * width, 0), width)
+    if share:
+        found[:, :share] = statistics_of_chains(mine[:, :, :share], wanted)
+    results = [torch.empty_like(found) for _ in range(ranks)]
+    exchange(owner, dist.all_gather, results, found, group=group)
+    return torch.cat(results, 1)[:, :weights]

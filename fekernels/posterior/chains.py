@@ -151,7 +151,12 @@ class Chains:
 
     def _here(self) -> State:
         """The stacked parameters of the chains that are here: of DTensors views, through which gradients go back."""
-        return {name: local_tensor(p) for name, p in self._parameters.items()}
+        here = {name: local_tensor(p) for name, p in self._parameters.items()}
+        for name, tensor in here.items():
+            if tensor is not self._parameters[name] and tensor.requires_grad:
+                # A DTensor's gradient of other strides is laid out anew, by operators that may gather all of it.
+                tensor.register_hook(Tensor.contiguous)
+        return here
 
     @torch.no_grad()
     def _disperse(self, scales: Mapping[str, float | Tensor], seed: int) -> None:

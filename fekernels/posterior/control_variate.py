@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fekernels._runtime.torch_internals import uncompiled
+from fekernels.optim._shards import is_sharded
 from fekernels.posterior.batches import check_batches, rows
 from fekernels.posterior.chains import Chains, LossFunction
 
@@ -75,6 +76,10 @@ class ControlVariate:
         if not isinstance(model, (nn.Module, Chains)):
             raise TypeError(
                 f"ControlVariate: model must be a torch.nn.Module or fe.Chains; got {type(model).__name__}"
+            )
+        if isinstance(model, Chains) and any(map(is_sharded, model.parameters())):
+            raise ValueError(
+                "ControlVariate: model must be chains of one process, whose mean is the centre; got chains over ranks"
             )
         if not callable(loss_fn):
             raise TypeError(f"ControlVariate: loss_fn must be callable; got {type(loss_fn).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -36,12 +37,20 @@ def run(process_group: Any, vectorize: bool = False) -> dict[str, Any]:
     optimizer = fe.LangevinAdam(
         chains.parameters(), lr=0.05, temperature=0.1, eps=0.1, prior_precision=0.1, seed=2
     )
+    if process_group is not None:
+        with pytest.raises(ValueError, match="ControlVariate: model must be chains of one process"):
+            fe.ControlVariate(chains, loss_fn, [batch()])
     draws, losses = [], []
-    for _ in range(STEPS):
+    for i in range(STEPS):
         optimizer.zero_grad()
-        each = chains.losses(loss_fn, batch())
-        each.sum().backward()
-        optimizer.step()
+        with torch.profiler.profile() if i == 1 else contextlib.nullcontext() as seen:
+            each = chains.losses(loss_fn, batch())
+            each.sum().backward()
+            optimizer.step()
+        if seen is not None:
+            called = {event.key for event in seen.key_averages()}
+            assert "aten::tanh" in called or chains.n == 0
+            assert not [name for name in called if "c10d" in name or "gloo" in name]
         losses.append(each.detach())
         states = [torch.cat([t.flatten() for t in state.values()]) for state in chains.states()]
         draws.append(torch.stack(states) if states else torch.zeros(0, 32))
