@@ -51,6 +51,34 @@ def test_sums_in_parts(interpret, d, stretch):
     assert_near(got, direction(x, s, h, RBF), 1.5e-6)
 
 
+ROWS_OF = [
+    (Size(2, 75, 3), "rbf", False), (Size(1, 140, 20), "rbf", False), (Size(1, 140, 20), "imq", False),
+    (Size(1, 140, 37), "laplace", True), (Size(1, 70, 130), "rbf", True), (Size(1, 20, 5), "linear", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "kernel", "small"), ROWS_OF, ids=str)
+def test_some_rows_have_the_bits_of_all(interpret, size, kernel, small):
+    """Those that one of several processes holds: from within a block, to a whole one's end, the last, and none."""
+    x, s, h = problem(*size)
+    n = size.n
+    for begin, end in ((n // 3 + 1, n), (64, min(n, 128)), (5, 7), (3, 3)):
+        if begin > end:
+            continue
+        both = interpret(
+            "svgd_direction_rows", small, x, s, h, CODES[kernel], BETA, C, TEMPERATURE, FLOAT32, begin, end
+        )
+        assert bits_equal(both[:, n:], both[:, begin:end])
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+def test_some_rows_of_a_sharp_bandwidth(interpret, sharp):
+    x, s, h = problem(1, 100, 20)
+    call = (x, s, h * (1e-6 if sharp else 1.0), RBF, BETA, C, TEMPERATURE, FLOAT32)
+    both = interpret("svgd_direction_rows", False, *call, 40, 90)
+    assert bits_equal(both[:, 100:], both[:, 40:90])
+
+
 @pytest.mark.parametrize(
     "row", [Row(Size(1, 70, 20), ORDINARY, "imq"), Row(Size(1, 70, 37), APART, "laplace")], ids=str
 )

@@ -60,18 +60,18 @@ def inner(a, b, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def direction_kernel(
-    particles, scores, bandwidth, out, partial, n, per_split, beta, c, diagonal, temperature,
+    particles, scores, bandwidth, out, partial, n, first_block, per_split, beta, c, diagonal, temperature,
     KERNEL: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STRETCH: tl.constexpr,
 ):  # fmt: skip
     """phi, or if there is `partial` [splits, B, n, D] the sum over a part of the other particles.
 
-    Grid: blocks of M rows, parts, problems.
+    Grid: blocks of M rows from `first_block` on, parts, problems.
     """
     batch = tl.program_id(2).to(tl.int64)
     step = tl.full((), 0, tl.int64) + n
     particles += batch * D * step
     scores += batch * D * step
-    i = tl.program_id(0) * M + tl.arange(0, M)[:, None]
+    i = (first_block + tl.program_id(0)) * M + tl.arange(0, M)[:, None]
     i_valid = i < n
     xi = load_columns(particles, step, i, i_valid, D)
     h = tl.load(bandwidth + batch)

@@ -121,9 +121,13 @@ class Strips:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(first row, blocks of ROWS rows) of each strip, while `weights` has that strip's."""
+        return self.of_rows(0, self.particles.shape[1])
+
+    def of_rows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """The same, of the strips with any of these rows alone."""
         batch, n, d = self.particles.shape
         precision = stein.DOT_PRECISION[self.precision]
-        for first in range(0, n, self.strip):
+        for first in range(begin // self.strip * self.strip, end, self.strip):
             blocks = triton.cdiv(min(self.strip, n - first), ROWS)
             for number, (x, y) in enumerate(self.operands):
                 kernels.inner_kernel[(blocks * (self.pitch // ROWS), self.parts, batch)](

@@ -52,6 +52,16 @@ def parts(blocks: int, n: int, step: int) -> tuple[int, int]:
     return triton.cdiv(n, each), each
 
 
+Rows = tuple[int, int]  # of a problem, those from the first to before the second
+
+
+def blocks_of(rows: Rows, size: int) -> tuple[int, int]:
+    """The first block with any of these rows, and how many: the others' are not computed."""
+    begin, end = rows
+    first = begin // size
+    return first, triton.cdiv(end, size) - first
+
+
 @triton.jit
 def finish_kernel(
     scores, partial, out, n, elements: tl.int64, count, diagonal,
@@ -77,17 +87,17 @@ def finish(scores: Tensor, partial: Tensor, out: Tensor, diagonal: float) -> Non
 
 @triton.jit
 def apart_kernel(
-    particles, scores, bandwidth, sharp, out, n, d, beta, c, diagonal, temperature,
+    particles, scores, bandwidth, sharp, out, n, d, first_block, beta, c, diagonal, temperature,
     KERNEL: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """phi of the problems that are `sharp` [B], from differences of the particles as they are given, D columns.
 
     So where h = 0, as when most particles coincide: the mean over those that coincide with it, exactly. Returns at
-    once for any other problem: the host need not know which. Grid: blocks of rows, problems.
+    once for any other problem: the host need not know which. Grid: blocks of rows from `first_block` on, problems.
     """
     batch = tl.program_id(1).to(tl.int64)
     if tl.load(sharp + batch) != 0:
-        rows = tl.program_id(0) * M + tl.arange(0, M)
+        rows = (first_block + tl.program_id(0)) * M + tl.arange(0, M)
         columns = tl.arange(0, D)
         origin = batch * n
         h = tl.load(bandwidth + batch)
@@ -121,7 +131,7 @@ def apart_kernel(
 
 
 def by_differences(
-    particles: Tensor, scores: Tensor, bandwidth: Tensor, out: Tensor, kernel: int, beta: float, c: float,
+    particles: Tensor, scores: Tensor, bandwidth: Tensor, out: Tensor, rows: Rows, kernel: int, beta: float, c: float,
     temperature: float,
 ) -> None:  # fmt: skip
     batch, n, d = particles.shape
@@ -134,8 +144,9 @@ def by_differences(
     diagonal = stein.at_zero(kernel, beta, c)
     count, each = parts(blocks, n, width)
     partial = torch.empty(count, *out.shape, dtype=torch.float32, device=out.device) if count > 1 else None
-    direct.direction_kernel[(blocks, count, batch)](
-        x, s, bandwidth, out, partial, n, each, beta, c, diagonal, temperature,
+    first, some = blocks_of(rows, m)
+    direct.direction_kernel[(some, count, batch)](
+        x, s, bandwidth, out, partial, n, first, each, beta, c, diagonal, temperature,
         KERNEL=kernel, D=d, M=m, N=width, STRETCH=STRETCH, num_warps=DIRECT_WARPS, **stein.OPTIONS,
     )  # fmt: skip
     if partial is not None:
@@ -143,7 +154,7 @@ def by_differences(
 
 
 def by_tiles(
-    particles: Tensor, scores: Tensor, bandwidth: Tensor, out: Tensor, kernel: int, beta: float, c: float,
+    particles: Tensor, scores: Tensor, bandwidth: Tensor, out: Tensor, rows: Rows, kernel: int, beta: float, c: float,
     temperature: float, precision: int,
 ) -> None:  # fmt: skip
     batch, n, d = particles.shape
@@ -176,10 +187,11 @@ def by_tiles(
     ]
     sums_x = sums[1] if len(sums) > 1 else None
     row_sums = torch.empty(count, batch, padded, dtype=torch.float32, device=device)
+    first, some = blocks_of(rows, m)
     for sum_k, sum_g in launches:
-        tiles.tile_direction_kernel[(blocks, count, batch)](
+        tiles.tile_direction_kernel[(some, count, batch)](
             x_high, x_low, v_high, v_low, norms, constants, sums[0], sums_x, row_sums, padded, each, beta,
-            KERNEL=kernel, SPLIT=split, SUM_K=sum_k, SUM_G=sum_g, D=width, M=m, N=step, STAGES=stages,
+            KERNEL=kernel, SPLIT=split, SUM_K=sum_k, SUM_G=sum_g, D=width, M=m, N=step, STAGES=stages, FIRST=first,
             num_warps=warps, **stein.OPTIONS,
         )  # fmt: skip
     tiles.finish_tiles_kernel[(padded // 32, batch)](
@@ -190,14 +202,15 @@ def by_tiles(
     # Halves of centred particles, and their inner products, have too few digits for a sharp bandwidth.
     sharp = torch.empty(batch, dtype=torch.int32, device=device)
     find_sharp(norms, bandwidth, sharp, n, math.log2(math.e) if rbf else 1 / (c * c))
-    apart_kernel[(triton.cdiv(n, 32), batch)](
-        particles, scores, bandwidth, sharp, out, n, d, beta, c, stein.at_zero(kernel, beta, c), temperature,
+    first, some = blocks_of(rows, 32)
+    apart_kernel[(some, batch)](
+        particles, scores, bandwidth, sharp, out, n, d, first, beta, c, stein.at_zero(kernel, beta, c), temperature,
         KERNEL=kernel, M=32, N=32, D=width, num_warps=4, **stein.OPTIONS,
     )  # fmt: skip
 
 
 def by_strips(
-    particles: Tensor, scores: Tensor, bandwidth: Tensor, out: Tensor, kernel: int, beta: float, c: float,
+    particles: Tensor, scores: Tensor, bandwidth: Tensor, out: Tensor, rows: Rows, kernel: int, beta: float, c: float,
     temperature: float, precision: int,
 ) -> None:  # fmt: skip
     n = particles.shape[1]
@@ -205,7 +218,7 @@ def by_strips(
         DIRECTION.value, particles, scores, None, bandwidth, kernel, beta, c, temperature, precision
     )
     result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    for first, blocks in strips:
+    for first, blocks in strips.of_rows(*rows):
         strips.product(first, blocks, result, 0, strips.scores, 1 / n, stein.at_zero(kernel, beta, c))
         strips.product(first, blocks, result, 1, strips.x, temperature / n, add=True)
     if result is not out:
@@ -223,27 +236,8 @@ def svgd_direction(
     precision: int = 0,
 ) -> Tensor:
     """phi [B, n, d] in the type of ``particles``, as the function of this name in fekernels.reference."""
-    if not stein.native(kernel, particles):
-        return reference.svgd_direction(particles, scores, bandwidth, kernel, beta, c, temperature, precision)
-    out = torch.empty_like(particles)
-    if not particles.numel():
-        return out
-    if particles.shape[0] > stein.MOST_PROBLEMS:
-        operands = (particles, scores, bandwidth)
-        portions = zip(*(t.split(stein.MOST_PROBLEMS) for t in operands), strict=True)
-        return torch.cat(
-            [svgd_direction(x, s, h, kernel, beta, c, temperature, precision) for x, s, h in portions]
-        )
-    d = particles.shape[2]
-    arguments = (particles, scores, bandwidth, out, kernel, beta, c, temperature)
-    with on_device_of(particles):
-        if d <= stein.DIRECT:
-            by_differences(*arguments)
-        elif d <= TILES and kernel in stein.TILED:
-            by_tiles(*arguments, precision)
-        else:
-            by_strips(*arguments, precision)
-    return out
+    call = kernel, beta, c, temperature, precision
+    return svgd_direction_rows(particles, scores, bandwidth, *call, 0, particles.shape[1])
 
 
 def svgd_direction_rows(
@@ -258,9 +252,27 @@ def svgd_direction_rows(
     begin: int,
     end: int,
 ) -> Tensor:
-    """phi[:, begin:end] of ``svgd_direction``, to the bit."""
-    phi = svgd_direction(particles, scores, bandwidth, kernel, beta, c, temperature, precision)
-    return phi[:, begin:end].clone()
+    """phi[:, begin:end] of ``svgd_direction``, to the bit: no row's sums depend on which others are computed."""
+    call = kernel, beta, c, temperature, precision
+    if not stein.native(kernel, particles):
+        return reference.svgd_direction_rows(particles, scores, bandwidth, *call, begin, end)
+    out = torch.empty_like(particles)
+    if not particles.numel() or begin >= end:
+        return out[:, begin:end]
+    if particles.shape[0] > stein.MOST_PROBLEMS:
+        operands = (particles, scores, bandwidth)
+        portions = zip(*(t.split(stein.MOST_PROBLEMS) for t in operands), strict=True)
+        return torch.cat([svgd_direction_rows(x, s, h, *call, begin, end) for x, s, h in portions])
+    d = particles.shape[2]
+    arguments = (particles, scores, bandwidth, out, (begin, end), kernel, beta, c, temperature)
+    with on_device_of(particles):
+        if d <= stein.DIRECT:
+            by_differences(*arguments)
+        elif d <= TILES and kernel in stein.TILED:
+            by_tiles(*arguments, precision)
+        else:
+            by_strips(*arguments, precision)
+    return out if (begin, end) == (0, particles.shape[1]) else out[:, begin:end].clone()
 
 
 def svgd_direction_backward(

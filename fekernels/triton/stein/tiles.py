@@ -115,14 +115,16 @@ def tile_direction_kernel(
     x_high, x_low, v_high, v_low, norms, constants, sums, sums_x, row_sums,
     padded, per_split, beta,
     KERNEL: tl.constexpr, SPLIT: tl.constexpr, SUM_K: tl.constexpr, SUM_G: tl.constexpr,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """sums [parts, B, padded, D] of k V; but for rbf, sums_x of g X; row_sums [parts, B, padded] of g. All scaled.
 
     rbf's g is a multiple of k, and the product with X a part of that with V: SUM_G is for the others, together with
     SUM_K or, where registers are short, in a launch of its own.
 
-    Grid: blocks of M rows, parts of the others, problems. Every program owns its rows and goes over others in order.
+    Grid: blocks of M rows from FIRST on, parts of the others, problems. Every program owns its rows and goes over
+    others in order. FIRST is compiled in, and a rank has one: as an argument it takes registers that there are not, on
+    sm_80 and for two programs a multiprocessor on sm_90.
     """
     batch = tl.program_id(2).to(tl.int64)
     origin = batch * padded * D
@@ -133,7 +135,7 @@ def tile_direction_kernel(
         v_low += origin
     norms += batch * padded
     multiplier = tl.load(constants + batch * 2)
-    first_row = tl.program_id(0) * M
+    first_row = (FIRST + tl.program_id(0)) * M
     rows = first_row + tl.arange(0, M)
     columns = tl.arange(0, D)
     own = first_row.to(tl.int64) * D

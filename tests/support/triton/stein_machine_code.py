@@ -15,7 +15,7 @@ from tests.support.triton.machine_code import Code, read
 
 COUNTS = (
     "n", "d", "m", "padded", "per_split", "pitch", "width", "strip", "part", "parts", "first_row", "tile_count",
-    "segment", "ranks", "blocks",
+    "segment", "ranks", "blocks", "first_block",
 )  # fmt: skip
 MULTIPLES = ("padded", "per_split", "pitch", "width", "strip", "part")  # of 16, always
 NUMBERS = ("beta", "c", "diagonal", "temperature", "base", "factor")
@@ -60,7 +60,7 @@ def tile(kernel: int, width: int, capability: int, split: bool = True, sums: str
     missing = ([] if split else ["x_low", "v_low"]) + ([] if kernel != stein.RBF.value else ["sums_x"])
     return build(
         tiles.tile_direction_kernel, capability, warps, KERNEL=kernel, SPLIT=split, SUM_K=sum_k, SUM_G=sum_g, D=width,
-        M=m, N=n, STAGES=stages, **dict.fromkeys(missing),
+        M=m, N=n, STAGES=stages, FIRST=0, **dict.fromkeys(missing),
     )  # fmt: skip
 
 

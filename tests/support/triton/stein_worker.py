@@ -27,6 +27,15 @@ def svgd_direction(*arguments: Any) -> Tensor:
         return backend.svgd_direction(*arguments)
 
 
+def svgd_direction_rows(small: bool, *arguments: Any) -> Tensor:
+    """The whole of a direction, and after it the given rows alone: `arguments` are those of the latter."""
+    from fekernels.triton.stein import svgd_direction as backend
+
+    with small_strips(small):
+        whole, rows = backend.svgd_direction(*arguments[:-2]), backend.svgd_direction_rows(*arguments)
+    return torch.cat([whole, rows], 1)
+
+
 @contextmanager
 def small_strips(small: bool) -> Iterator[None]:
     """Strips of 64 rows and sums over parts of the dimensions, for which there must else be more particles."""

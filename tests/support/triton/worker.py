@@ -34,6 +34,7 @@ from tests.support.triton.stein_worker import (  # noqa: F401
     sq_dist_rank,
     svgd_direction,
     svgd_direction_backward,
+    svgd_direction_rows,
 )
 
 
