@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fekernels.bench import (
     distributed_optimizers,
+    distributed_stein,
     free_energy,
     graph,
     optimizers,
@@ -30,7 +31,7 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     "rbm": rbm.CASES,
     "graph": graph.CASES,
     "vae": vae.CASES,
-    "distributed": distributed_optimizers.CASES,
+    "distributed": (*distributed_optimizers.CASES, *distributed_stein.CASES),
 }
 CASES: dict[str, Case] = {case.name: case for cases in FAMILIES.values() for case in cases}
 

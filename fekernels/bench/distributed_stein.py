@@ -1,0 +1,59 @@
+"""Particles of SVGD on two processes, a thread each, beside all of them in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from fekernels.bench import processes
+from fekernels.bench import stein as alone
+from fekernels.bench.case import Case, Row, Shape
+from fekernels.bench.timing import Contestant
+from fekernels.distributed.particles import median_bandwidth, svgd_direction
+from fekernels.stein import bandwidth as medians
+
+__all__ = ["CASES"]
+
+WORLD = 2
+ONE = "one process"
+GATHERED, RING = "all-gather", "ring"
+EXCHANGES = {GATHERED: "all_gather", RING: "ring"}
+
+
+def _contestants(shape: Shape, median: bool) -> Sequence[Contestant]:
+    import torch.distributed as dist
+
+    x, s, h = alone.problem(shape)
+    rank, n = dist.get_rank(), len(x)
+    own = slice(rank * n // WORLD, (rank + 1) * n // WORLD)
+    mine, scores, found = x[own].clone(), s[own].clone(), []
+    for name, exchange in EXCHANGES.items():
+        if median:
+            run = partial(median_bandwidth, mine, exchange=exchange)
+        else:
+            run = partial(svgd_direction, mine, scores, bandwidth=h, exchange=exchange)
+        found.append(Contestant(name, run))
+    if rank == 0:
+        whole = partial(medians.median_bandwidth, x) if median else partial(alone.ours, x, s, h)
+        found.append(Contestant(ONE, whole))
+    return found
+
+
+def _case(name: str, what: str, median: bool, aim: float) -> Case:
+    return Case(
+        f"distributed/{name}",
+        lambda shape: f"{what}, {WORLD} processes, n = {shape[0]:,}, d = {shape[1]}",
+        ((20_000, 64), (2_000, 64), (150, 9)),
+        partial(processes.group, WORLD, partial(_contestants, median=median), (GATHERED, RING, ONE)),
+        (Row(GATHERED, ONE, aim, GATHERED), Row(RING, ONE, aim, RING)),
+        lambda shape: shape[0] ** 2,
+        pairs=True,
+        rounds=7,
+        seconds=5.0,
+    )
+
+
+CASES = (
+    _case("svgd", "sharded SVGD direction", False, 0.55),
+    _case("median", "exact median", True, 0.6),
+)
