@@ -25,7 +25,12 @@ class ShardedPopulation(Population):
     def __init__(self, function: str, group: Any, exchange: str, counts: Sequence[int], x: Tensor) -> None:
         self.rows = Rows(function, group, counts)
         super().__init__(function, self.rows.n)
-        self.group, self.begin, self._exchange = group, self.rows.begin, exchange
+        self.group, self.begin, self.first, self._exchange = (
+            group,
+            self.rows.begin,
+            self.rows.rank == 0,
+            exchange,
+        )
         self._now: ShardedParticles | None = None
 
     def _particles(self, x: Tensor) -> ShardedParticles:

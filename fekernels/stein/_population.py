@@ -66,10 +66,12 @@ class Population:
     Attributes:
         n: how many there are.
         begin: the number of this process's first one.
+        first: whether this process is rank 0.
         group: None.
     """
 
     begin = 0
+    first = True
     group: Any = None
 
     def __init__(self, function: str, n: int) -> None:

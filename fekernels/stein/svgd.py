@@ -177,17 +177,14 @@ class SVGD:
         self._all = population(name, group, exchange, agreement, x)
         # One group is the full direction, and nothing is dealt.
         self._kernel_batch = kernel_batch if kernel_batch and kernel_batch < self._all.n else None
-        if group is not None:
-            drawn = agreement.number
-        self.seed = drawn if seed is None else seed
+        self.seed = seed if seed is not None else drawn if group is None else agreement.number
         # Until ranks that hold copies have agreed on one.
         self._drawn_seed = self.seed if seed is None and group is None else None
         self.iteration = 0
         self.bandwidth: Tensor | None = None
         self.log_prob: Tensor | None = None
         # Noise parts them, by random draws or by scores of random functions; the latter are not known here.
-        together_here = self._noise is None and len(x) > 1 and bool((x == x[0]).all())
-        self._warned = together_here and group is None
+        self._warned = group is None and self._noise is None and len(x) > 1 and bool((x == x[0]).all())
         if self._warned:
             warnings.warn(
                 f"{name}: particles are all equal: they do not repel each other and get the same scores, so that "
@@ -253,7 +250,7 @@ class SVGD:
             steps: how many, >= 0.
             batches: one item per step for `step` (of a tuple or list its items), begun again when they end: say,
                 a DataLoader. None: nothing.
-            progress: a tqdm bar with the last discrepancy.
+            progress: a tqdm bar with the last discrepancy; of ranks, on the first.
             every: steps between measurements. What enters a step is measured, with that step's scores and
                 bandwidth; always what enters the last. None is a fiftieth of the steps, 0 is never. A measurement
                 costs about as much as a direction, n^2 d operations with `kernel_batch` too.
@@ -276,6 +273,7 @@ class SVGD:
         arguments = endless(name, batches)
         taken: list[int] = []
         rows: list[Tensor] = []
+        progress = progress and self._all.first
         bar = tqdm(range(steps), desc=type(self).__name__, disable=not progress)
         for i in bar:
             due = interval > 0 and (i % interval == 0 or i == steps - 1)
@@ -325,7 +323,7 @@ class SVGD:
         """All of a step that may fail, which changes nothing here: phi, noise, h, log_prob and what was measured."""
         name, x, step, everyone = type(self).__name__, self._particles, self.iteration + 1, self._all
         self._agree_on_seed()
-        agreement = everyone.together(("iteration", "seed", "bandwidth", "anneal", "what is measured"))
+        agreement = everyone.together(("iteration", "seed", "lr", "bandwidth", "anneal", "what is measured"))
         with agreement:
             if self._noise is not None:
                 self._noise.check(name, self.optimizer)  # its groups may have been changed
@@ -334,7 +332,10 @@ class SVGD:
             h = checked_bandwidth(name, asked, self._row, x)
             scores, log_prob = everyone.evaluate(self._target, x, batch, step)
             told = "median" if h is None else h.item() if everyone.group is not None else 0.0
-            agreement.tell(len(x), (self.iteration, self.seed, told, gamma, kernel))
+            lr = self.optimizer.param_groups[0].get("lr")
+            told_lr = None if isinstance(lr, Tensor) else lr  # whose value may lie on a GPU
+            measured_by = None if kernel is None else tuple(which_kernel(name, kernel))
+            agreement.tell(len(x), (self.iteration, self.seed, told_lr, told, gamma, measured_by))
         groups = None
         if self._kernel_batch is not None:
             groups = random_groups(everyone.n, self._kernel_batch, self.seed, step, x.device)
@@ -359,8 +360,10 @@ class SVGD:
         kick = None
         if self._noise is not None:
             phi.add_(drift, alpha=self._noise.rate)
-            lr = float(self.optimizer.param_groups[0]["lr"])
-            kick = self._noise.kick(x, self._code, h, self._temperature, lr, self.seed, step, everyone.begin)
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            kick = self._noise.kick(
+                x, self._code, h, self._temperature, rate, self.seed, step, everyone.begin
+            )
         with everyone.together() as agreement:
             everyone.check_finite("the direction", phi, step)
             agreement.tell(len(x))

@@ -2,9 +2,11 @@
 
 import functools
 import re
+import tempfile
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import fekernels as fe
 from fekernels.distributed._tournament import Tournament
@@ -59,7 +61,16 @@ def points():
 @functools.cache
 def results(world):
     saved = results(4)[0]["saved"] if world in (1, 2) else None
-    return run_processes(worker.everything, world, problems(), points(), saved, timeout=300)
+    arguments = problems(), points(), saved
+    if world > 1:
+        return run_processes(worker.everything, world, *arguments, timeout=300)
+    # A group of one needs no process of its own.
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+        try:
+            return [worker.everything(*arguments)]
+        finally:
+            dist.destroy_process_group()
 
 
 @functools.cache
@@ -148,6 +159,7 @@ ERRORS = {
     "argument": "(TypeError|RuntimeError: SVGD: rank 2 has raised TypeError): SVGD: lr must be a number",
     "noise": "ValueError: SVGD: noise='kernel' must have all particles in one process",
     "schedule": "ValueError: SVGD: bandwidth must be the same on every rank; got [12].0 on rank .",
+    "lr": "ValueError: SVGD: lr must be the same on every rank; got [01].1 on rank .",
     "direction": "ValueError: distributed.svgd_direction: temperature must be the same on every rank; got (1.0|0.5)",
     "scores": "ValueError: distributed.svgd_direction: .*scores must have shape",
     "convention": "ValueError: distributed.median_bandwidth: the kind of median must be the same on every rank",

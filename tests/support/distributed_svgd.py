@@ -71,6 +71,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "plain": {},
     "matern32": {"kernel": "matern32", "optimizer": "adagrad", "bandwidth": lambda step: 1.0 + step},
     "noise": {"noise": "independent", "optimizer": "sgd", "lr": 0.1, "anneal": "tanh", "anneal_steps": 2},
+    "imq": {"kernel": KERNELS["imq"], "bandwidth": 0.7, "temperature": 0.5},
     "groups": {"kernel_batch": 16, "bandwidth_scale": 1.5},
     "langevin": {"optimizer": lambda p: fe.LangevinAdam(p, lr=0.05, seed=3)},
 }
@@ -165,6 +166,8 @@ def failing(rank: int) -> dict[str, str]:
     )
     schedule = fe.SVGD(None, own, scores=scores_of, process_group=group, bandwidth=lambda step: 1.0 + one)
     says("schedule", schedule.step)
+    rates = fe.SVGD(None, own, scores=scores_of, process_group=group, lr=0.1 + one)
+    says("lr", rates.step)
     says("direction", lambda: distributed.svgd_direction(own, own, temperature=1.0 - 0.5 * one))
     says("scores", lambda: distributed.svgd_direction(own, own[:, :3] if one else own))
     says("convention", lambda: distributed.median_bandwidth(own, "pairs" if one else "liu_wang"))
@@ -173,8 +176,13 @@ def failing(rank: int) -> dict[str, str]:
 
 
 def everything(problems: Any, points: Any, saved: dict[str, Any] | None) -> dict[str, Any]:
-    """One launch for a number of ranks: `fe.use_backend`s, samplers, ensembles, errors, and a state to go on from."""
-    warnings.simplefilter("error", FutureWarning)
+    """One launch for a number of ranks: functions, samplers, ensembles, errors, and a state to go on from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        return _everything(problems, points, saved)
+
+
+def _everything(problems: Any, points: Any, saved: dict[str, Any] | None) -> dict[str, Any]:
     group, rank = dist.group.WORLD, dist.get_rank()
     results: dict[str, Any] = {"directions": directions(problems), "medians": medians(points)}
     with backends.use_backend("reference"):
