@@ -22,6 +22,9 @@ CHOICES: dict[str, tuple[Any, dict[str, Any]]] = {
     "VariationalAdam": (fe.VariationalAdam, dict(lr=0.05, ess=30.0, betas=(0.8, 0.9))),
     "reparam": (fe.VariationalAdam, dict(lr=0.05, ess=30.0, betas=(0.8, 0.9), estimator="reparam")),
 }
+TWO_WAYS = "LangevinAdam, FSDP x TP"  # where there are four processes; fewer load it into FSDP alone
+CHOICES[TWO_WAYS] = CHOICES["LangevinAdam"]
+SPLITS = {"0.weight": (0, 0), "0.bias": (0, 0), "1.weight": (0, 1), "1.bias": (0, None)}
 CASES = [(name, flatten) for name in CHOICES for flatten in (False, True)]
 
 
@@ -33,11 +36,19 @@ class Training:
         self.kind, switches = CHOICES[name]
         self.net: Any = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 1))
         self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.shape: tuple[int, ...] = (self.world,)
+        self.splits: dict[str, Any] = dict.fromkeys(SPLITS, (0,))
         if self.world > 1:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
+            from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-            fully_shard(self.net, mesh=init_device_mesh("cpu", (self.world,)))
+            if name == TWO_WAYS and self.world == 4:
+                self.shape, self.splits = (2, 2), SPLITS
+            mesh = init_device_mesh("cpu", self.shape, mesh_dim_names=("dp", "tp")[: len(self.shape)])
+            if len(self.shape) == 2:
+                parallelize_module(self.net, mesh["tp"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+            fully_shard(self.net, mesh=mesh["dp"])
         self.optimizer = self.kind(self.net.parameters(), seed=seed, **switches)
         self.schedule = fe.optim.CosineTemperature(self.optimizer, FIRST + SECOND)
 
@@ -58,10 +69,10 @@ class Training:
     def _differentiate(self, i: int) -> None:
         from torch.distributed.tensor import DTensor
 
-        for p in self.net.parameters():
+        for key, p in self.net.named_parameters():
             grad = gradient(tuple(p.shape), i)
             if self.world > 1:
-                mine = part(grad, (self.world,), (0,), dist.get_rank()) + p.to_local()
+                mine = part(grad, self.shape, self.splits[key], dist.get_rank()) + p.to_local()
                 p.grad = DTensor.from_local(
                     mine, p.device_mesh, p.placements, shape=p.shape, stride=p.stride()
                 )
