@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fekernels._runtime.parts import beginning_of
 from fekernels._runtime.pointer_table import Row
 from fekernels._runtime.ranks import exchange
 from fekernels._runtime.torch_internals import split_factor
@@ -113,7 +114,8 @@ def sharded_rows(function: str, param: Tensor, row: Row) -> list[Row]:
         ValueError: as ``pieces``.
     """
     if not is_sharded(param):
-        return [row]
+        begin, count = beginning_of(param), max(param.numel(), 1)
+        return [replace(row, shard=(begin, count, count)) if begin else row]
     found = pieces(function, param)
     if len(found) == 1:
         return [replace(row, shard=found[0].order)]

@@ -20,6 +20,7 @@ __all__ = [
     "make_optimizer",
     "positive",
     "rows_of_particles",
+    "settings_of",
 ]
 
 NAMED_OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -81,6 +82,19 @@ def checked_bandwidth(function: str, value: Any, row: type[SteinKernel], x: Tens
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     return torch.tensor(number(function, "bandwidth", value, infinite=True), dtype=dtype, device=x.device)
+
+
+def settings_of(optimizer: Optimizer, settings: dict[str, Any] | None = None) -> str:
+    """By which ranks tell whether theirs are the same; None: those of the optimizer's group. A seed that nobody gave is
+    agreed on later, and what is on a GPU is not read."""
+    found = optimizer.param_groups[0] if settings is None else settings
+    left_out = ("params", "seed") if settings is None else ("params",)
+    told = {
+        key: value.tolist() if isinstance(value, Tensor) else value
+        for key, value in found.items()
+        if key not in left_out and not (isinstance(value, Tensor) and not value.is_cpu)
+    }
+    return f"{type(optimizer).__name__} of {sorted(told.items())}"
 
 
 def make_optimizer(function: str, optimizer: Any, lr: object, particles: Tensor) -> Optimizer:

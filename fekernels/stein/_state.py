@@ -32,7 +32,7 @@ def whole_state(sampler: SVGD) -> dict[str, Any]:
 
 def load_whole_state(sampler: SVGD, state: Any) -> None:
     name, mine, everyone = f"{type(sampler).__name__}.load_state_dict", sampler._particles, sampler._all
-    with everyone.together(("iteration", "seed")) as agreement:
+    with everyone.together(("iteration", "seed", "particles")) as agreement:
         if not isinstance(state, dict):
             raise TypeError(f"{name}: state must be a dict; got {type(state).__name__}")
         for key in STATE:
@@ -56,7 +56,8 @@ def load_whole_state(sampler: SVGD, state: Any) -> None:
                 for key, value in target.items()
             }
         sampler._target.check(name, target)
-        agreement.tell(len(mine), (iteration, state["seed"]))
+        sums = (float(particles.double().sum()), float(particles.double().abs().sum()))
+        agreement.tell(len(mine), (iteration, state["seed"], sums))
     sampler.optimizer.load_state_dict(everyone.own_state(copy.deepcopy(state["optimizer"]), mine))
     sampler._target.load(target)
     mine.copy_(everyone.part(particles))

@@ -12,10 +12,17 @@ from torch.optim import Optimizer
 
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number, one_of
+from fekernels._runtime.parts import begin_at
 from fekernels._runtime.ranks import draw_seed, group_of, has_ranks, seed_of_rank_0
 from fekernels.ops._noise_key import signed_seed
 from fekernels.ops.stein.particles import which_kernel
-from fekernels.stein._checks import checked_bandwidth, checked_particles, make_optimizer, positive
+from fekernels.stein._checks import (
+    checked_bandwidth,
+    checked_particles,
+    make_optimizer,
+    positive,
+    settings_of,
+)
 from fekernels.stein._groups import random_groups
 from fekernels.stein._noise import make_noise
 from fekernels.stein._population import EXCHANGES, population, together
@@ -33,7 +40,7 @@ PRECISIONS = ("fp32", "tf32", "bf16x3")
 # What ranks must have alike, by the constructor's names.
 AGREED = (
     "d", "the particles' dtype", "kernel", "bandwidth", "bandwidth_scale", "temperature", "kernel_batch", "noise",
-    "precision", "exchange", "seed", "optimizer",
+    "precision", "exchange", "seed", "optimizer", "log_prob or scores",
 )  # fmt: skip
 
 
@@ -171,10 +178,12 @@ class SVGD:
             fixed = "a schedule" if callable(bandwidth) else str(bandwidth)
             settings = (
                 x.shape[1], x.dtype, tuple(self._code), fixed, self._scale, self._temperature, kernel_batch,
-                self._noise, self._precision, exchange, seed, type(self.optimizer).__name__,
+                self._noise, self._precision, exchange, seed, settings_of(self.optimizer, self.optimizer.defaults),
+                type(self._target).__name__,
             )  # fmt: skip
             agreement.tell(len(x), settings, drawn)
         self._all = population(name, group, exchange, agreement, x)
+        begin_at(x, self._all.begin * x.shape[1])
         # One group is the full direction, and nothing is dealt.
         self._kernel_batch = kernel_batch if kernel_batch and kernel_batch < self._all.n else None
         self.seed = seed if seed is not None else drawn if group is None else agreement.number
@@ -323,7 +332,9 @@ class SVGD:
         """All of a step that may fail, which changes nothing here: phi, noise, h, log_prob and what was measured."""
         name, x, step, everyone = type(self).__name__, self._particles, self.iteration + 1, self._all
         self._agree_on_seed()
-        agreement = everyone.together(("iteration", "seed", "lr", "bandwidth", "anneal", "what is measured"))
+        agreement = everyone.together(
+            ("iteration", "seed", "optimizer", "bandwidth", "anneal", "what is measured")
+        )
         with agreement:
             if self._noise is not None:
                 self._noise.check(name, self.optimizer)  # its groups may have been changed
@@ -332,10 +343,9 @@ class SVGD:
             h = checked_bandwidth(name, asked, self._row, x)
             scores, log_prob = everyone.evaluate(self._target, x, batch, step)
             told = "median" if h is None else h.item() if everyone.group is not None else 0.0
-            lr = self.optimizer.param_groups[0].get("lr")
-            told_lr = None if isinstance(lr, Tensor) else lr  # whose value may lie on a GPU
+            rates = "" if everyone.group is None else settings_of(self.optimizer)
             measured_by = None if kernel is None else tuple(which_kernel(name, kernel))
-            agreement.tell(len(x), (self.iteration, self.seed, told_lr, told, gamma, measured_by))
+            agreement.tell(len(x), (self.iteration, self.seed, rates, told, gamma, measured_by))
         groups = None
         if self._kernel_batch is not None:
             groups = random_groups(everyone.n, self._kernel_batch, self.seed, step, x.device)

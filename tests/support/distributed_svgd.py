@@ -73,7 +73,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "noise": {"noise": "independent", "optimizer": "sgd", "lr": 0.1, "anneal": "tanh", "anneal_steps": 2},
     "imq": {"kernel": KERNELS["imq"], "bandwidth": 0.7, "temperature": 0.5},
     "groups": {"kernel_batch": 16, "bandwidth_scale": 1.5},
-    "langevin": {"optimizer": lambda p: fe.LangevinAdam(p, lr=0.05, seed=3)},
+    "langevin": {"optimizer": lambda p: fe.LangevinAdam(p, lr=0.05, seed=3, temperature=0.5, eps=0.1)},
+    "sgld": {"optimizer": lambda p: fe.SGLD(p, lr=0.05, seed=3)},
 }
 
 
@@ -164,10 +165,15 @@ def failing(rank: int) -> dict[str, str]:
         "noise",
         lambda: fe.SVGD(None, own, scores=scores_of, process_group=group, noise="kernel", optimizer="sgd"),
     )
+    says("lr", lambda: fe.SVGD(None, own, scores=scores_of, process_group=group, lr=0.2 if one else 0.1))
+    faster = fe.SVGD(None, own, scores=scores_of, process_group=group)
+    faster.optimizer.param_groups[0]["lr"] = 0.2 if one else 0.1
+    says("rate", faster.step)
+    state = faster.state_dict()
+    state["particles"][0] += one
+    says("state", lambda: faster.load_state_dict(state))
     schedule = fe.SVGD(None, own, scores=scores_of, process_group=group, bandwidth=lambda step: 1.0 + one)
     says("schedule", schedule.step)
-    rates = fe.SVGD(None, own, scores=scores_of, process_group=group, lr=0.1 + one)
-    says("lr", rates.step)
     says("direction", lambda: distributed.svgd_direction(own, own, temperature=1.0 - 0.5 * one))
     says("scores", lambda: distributed.svgd_direction(own, own[:, :3] if one else own))
     says("convention", lambda: distributed.median_bandwidth(own, "pairs" if one else "liu_wang"))
