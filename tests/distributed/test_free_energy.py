@@ -175,7 +175,7 @@ def on_a_rank():
 
 @pytest.fixture(scope="module")
 def found():
-    return run_processes(on_a_rank, WORLD, timeout=100)
+    return run_processes(on_a_rank, WORLD, timeout=300)
 
 
 def close(got, want, dtype, what):

@@ -128,7 +128,7 @@ def on_a_rank(folder):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return run_processes(on_a_rank, WORLD, str(tmp_path_factory.mktemp("samples")), timeout=150)
+    return run_processes(on_a_rank, WORLD, str(tmp_path_factory.mktemp("samples")), timeout=300)
 
 
 @pytest.fixture(scope="module")
