@@ -263,7 +263,7 @@ def particles(
             sent["totals"] = matrix / world
             if exchange == "ring":
                 sent["gathered"] = 2 * matrix / world
-    link, waited = hardware.link(world), math.ceil(math.log2(world)) * hardware.latency
+    link, waited = hardware.link(world), (world - 1) * hardware.latency
     compute = flops / (hardware.float32_flops * hardware.attained)
     ahead = (sent.get("gathered", 0.0) + sent.get("totals", 0.0)) / link + waited
     meanwhile = sent.get("handed on", 0.0) / link

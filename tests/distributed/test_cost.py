@@ -118,8 +118,8 @@ def test_particles_by_hand() -> None:
     machine = cost.Hardware(float32_flops=1e6, attained=1.0, node=1, network_bandwidth=1e4, latency=0.5)
     rows = cost.particles(1000, 10, 4, hardware=machine)
     assert rows.sent == {"gathered": 60_000} and rows.held == 80_000
-    assert rows.flops == 1e7 and rows.compute == 10 and rows.communication == 6 + 2 * 0.5
-    assert rows.seconds == 17
+    assert rows.flops == 1e7 and rows.compute == 10 and rows.communication == 6 + 3 * 0.5
+    assert rows.seconds == 17.5
     alone = cost.particles(1000, 10, 1, hardware=machine)
     assert alone.sent == {} and alone.communication == 0 and alone.seconds == 40
 
