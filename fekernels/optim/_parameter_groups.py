@@ -311,6 +311,7 @@ class ParameterGroups(Optimizer):
         ):
             for key, value in old.items():
                 group.setdefault(key, value)
+            self._keep_names(group, old)
             for param, index in zip(group["params"], saved_group["params"], strict=True):
                 state = self.state[param] if param in self.state else {}
                 if "step" in state:
@@ -323,6 +324,20 @@ class ParameterGroups(Optimizer):
             # All ranks have loaded one: a rank whose own draw it happens to be must not ask the others for theirs.
             self.defaults["seed"], self._drawn_seed = self.param_groups[0]["seed"], None
         self._reset_caches()
+
+    @staticmethod
+    def _keep_names(group: dict[str, Any], before: dict[str, Any]) -> None:
+        """Streams of names stay with them where a checkpoint has the same names in another order.
+
+        ``torch.distributed.checkpoint`` matches states by name, and lists in a group not at all. Other names are a
+        rename, where position tells whose noise it was.
+        """
+        names = before.get("param_names")
+        if names is None:
+            return
+        streams = [stream_of_name(name) for name in names]
+        if sorted(streams) == sorted(group["streams"]):
+            group["streams"], group["param_names"] = streams, names
 
     def _check_checkpoint(self, state_dict: dict[str, Any]) -> None:
         function = f"{self._name}.load_state_dict"

@@ -292,7 +292,8 @@ class VariationalAdam(WeightPosterior):
             )
         for group in self.param_groups:
             for i, param in enumerate(group["params"]):
-                self._state_of(group, param, i)
+                if param.requires_grad:  # draws make none for the frozen, so checkpoints have none
+                    self._state_of(group, param, i)
 
     @never_traced
     def _step_by_sums(self) -> None:

@@ -338,3 +338,46 @@ def test_distributed_checkpoint_state_dicts(dtype, place):
     for optimizer in optimizers:
         step(optimizer, 3)
     assert same(*optimizers)
+
+
+class Two(torch.nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        for name in names:
+            setattr(self, name, torch.nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_named_parameters_keep_their_noise_in_a_model_of_another_order(flat):
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    options = dcp.StateDictOptions(flatten_optimizer_state_dict=flat)
+    nets = [Two("ab"), Two("ba")]
+    optimizers = [fe.LangevinAdam(net.named_parameters(), **HOT) for net in nets]
+
+    def go(*which):
+        for net, optimizer in which:
+            for name, p in net.named_parameters():
+                p.grad = torch.full_like(p, sum(map(ord, name)) / 500)
+            optimizer.step()
+
+    go((nets[0], optimizers[0]))
+    saved = copy.deepcopy(dcp.get_state_dict(nets[0], optimizers[0], options=options))
+    dcp.set_state_dict(
+        nets[1], optimizers[1], model_state_dict=saved[0], optim_state_dict=saved[1], options=options
+    )
+    names = [name for name, _ in nets[1].named_parameters()]
+    assert optimizers[1].param_groups[0]["param_names"] == names
+    go(*zip(nets, optimizers, strict=True))
+    others = dict(nets[1].named_parameters())
+    for name, p in nets[0].named_parameters():
+        assert bits_equal(p, others[name]), name
+
+
+def test_renamed_parameters_go_on_with_the_noise_they_had():
+    """Names that are none of the checkpoint's are a rename: positions tell whose noise it was."""
+    nets = [Two("ab"), Two("xy")]
+    optimizers = [fe.LangevinAdam(net.named_parameters(), **HOT) for net in nets]
+    step(optimizers[0], 0)
+    optimizers[1].load_state_dict(through_a_file(optimizers[0].state_dict()))
+    assert optimizers[1].param_groups[0]["streams"] == optimizers[0].param_groups[0]["streams"]

@@ -146,3 +146,31 @@ def test_samples_hold_a_frozen_parameter_as_it_is():
             samples.collect()
     assert all(torch.equal(sample["bias"], model.bias) for sample in samples)
     assert not torch.equal(samples[0]["weight"], samples[1]["weight"])
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_distributed_checkpoint_with_a_frozen_parameter_goes_on(flat, tmp_path):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    pairs = []
+    for _ in range(2):
+        net = nn.ParameterList(parameters(F32))
+        net[1].requires_grad_(False)
+        pairs.append((net, make(list(net))))
+    (net, optimizer), (other, resumed) = pairs
+    train(optimizer, 2, 1)
+    # One process needs no group; torch says that it saves alone.
+    dcp.save(get_optimizer_state_dict(net, optimizer, options=options), checkpoint_id=tmp_path, no_dist=True)
+    other.load_state_dict(net.state_dict())
+    state = get_optimizer_state_dict(other, resumed, options=options)
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    set_optimizer_state_dict(other, resumed, state, options=options)
+    for each in (optimizer, resumed):
+        train(each, 1, 1)
+    assert same(optimizer, resumed)
