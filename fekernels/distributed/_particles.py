@@ -235,15 +235,16 @@ class ShardedParticles:
             x, s = (self._to_seats(t, games, layout) for t in (self.own, scores))
         else:
             x, s = self.whole, rows.gather(scores)
+        most = games.most(rows.rank) if self.rings else None
         sharp, means = False, self.means if layout.centred else torch.zeros(self.d)
-        records = Records(self.n, layout, prepared, 2 if self.rings else 0)
+        records = Records(self.n, layout, prepared, most)
         arguments = self.n, call[0], list(call[1:4])
         norms = records.prepare(x, s, means, bandwidth, *arguments, sharp)
         if self.rings and layout.centred:
             norms = self._in_order(norms, games, layout)
         if self._sharp(layout, norms, bandwidth):
             sharp, layout = True, self._layout(call[0], True)
-            records = Records(self.n, layout, prepared, 2 if self.rings else 0)
+            records = Records(self.n, layout, prepared, most)
             records.prepare(x, s, means, bandwidth, *arguments, sharp)
         del x, s
         settings = self.n, self.d, call[0], list(call[1:4]), sharp
@@ -261,23 +262,22 @@ class ShardedParticles:
         records.meet([(own, own) for own in games.at(0, rank)], bandwidth, settings)
         for round in games.plan(rank):
             # Asked for before it is sent, it is written where it belongs.
-            slots = [records.receiving(move.coming) for move in round.moves]
+            slots = [records.receiving(move.group) for move in round.coming]
             works = [
-                exchange(function, dist.irecv, part, group=group, group_src=move.neighbour)
-                for move, slot in zip(round.moves, slots, strict=True)
+                exchange(function, dist.irecv, part, group=group, group_src=move.rank)
+                for move, slot in zip(round.coming, slots, strict=True)
                 for part in records.parts(slot)
             ]
             records.meet(round.first, bandwidth, settings)
             works += [
-                exchange(function, dist.isend, part, group=group, group_dst=move.neighbour)
-                for move in round.moves
-                for part in records.parts(records.slots[move.leaving])
+                exchange(function, dist.isend, part, group=group, group_dst=move.rank)
+                for move in round.leaving
+                for part in records.parts(records.slots[move.group])
             ]
             records.meet(round.others, bandwidth, settings)
             for work in works:
                 exchange(function, work.wait)
-            for move, slot in zip(round.moves, slots, strict=True):
-                records.replace(move, slot)
+            records.replace(round, slots)
 
     def _parts(self, games: Tournament, layout: Layout, round: int) -> list[list[tuple[int, int]]]:
         """By rank the rows of all that lie at its tables, as ascending intervals."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime.backends import compiled
-from fekernels.distributed._tournament import Move
+from fekernels.distributed._tournament import Round
 
 __all__ = ["SMALL", "WIDE", "Layout", "Records", "layout", "norms_of_products", "sq_dists_of_products"]
 
@@ -32,15 +32,17 @@ def layout(n: int, d: int, kernel: int, sharp: bool) -> Layout:
 
 
 class Records:
-    """The records of groups of blocks that lie at this rank: those of ``groups``, and as many ``spare`` ones."""
+    """The records of groups of blocks at this rank: of all ``groups``, or of ``most`` at once, these the first."""
 
-    def __init__(self, n: int, layout: Layout, groups: Sequence[int], spare: int) -> None:
+    def __init__(self, n: int, layout: Layout, groups: Sequence[int], most: int | None = None) -> None:
         self.n, self.layout, self.slots = n, layout, {group: slot for slot, group in enumerate(groups)}
-        count = len(self.slots) + spare
+        self.everything, count = most is None, len(self.slots) if most is None else most
         self.spare = list(range(len(self.slots), count))
-        self.everything = not spare
         self.fixed = torch.empty(count * layout.group * layout.fixed)
         self.sums = torch.empty(count * layout.group * layout.sums)
+        # What is handed on of a group: its sums, and all else where it does not lie everywhere.
+        tensors = [self.sums] if self.everything else [self.sums, self.fixed]
+        self._parts = list(zip(*(tensor.view(count, -1) for tensor in tensors), strict=True)) if count else []
 
     def _blocks(self, groups: Sequence[int]) -> tuple[list[int], int]:
         """(record, number, first row) of the blocks of some groups whose rows follow each other; and how many rows."""
@@ -71,20 +73,15 @@ class Records:
         """The record that a group which comes is to be written into: its own, or a spare one."""
         return self.slots[group] if self.everything else self.spare.pop()
 
-    def parts(self, slot: int) -> list[Tensor]:
-        """What is handed on of a group: its sums, and all else where it does not lie everywhere."""
-        tensors = [(self.sums, self.layout.sums)]
-        if not self.everything:
-            tensors.append((self.fixed, self.layout.fixed))
-        return [
-            tensor[slot * self.layout.group * floats : (slot + 1) * self.layout.group * floats]
-            for tensor, floats in tensors
-        ]
+    def parts(self, slot: int) -> tuple[Tensor, ...]:
+        return self._parts[slot]
 
-    def replace(self, move: Move, slot: int) -> None:
-        if not self.everything:
-            self.spare.append(self.slots.pop(move.leaving))
-            self.slots[move.coming] = slot
+    def replace(self, round: Round, slots: Sequence[int]) -> None:
+        """After a round: what has left makes room, what has come lies in ``slots``."""
+        if self.everything:
+            return
+        self.spare += [self.slots.pop(move.group) for move in round.leaving]
+        self.slots.update((move.group, slot) for move, slot in zip(round.coming, slots, strict=True))
 
 
 def _square(products: Tensor, n: int) -> Tensor:

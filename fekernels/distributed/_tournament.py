@@ -10,7 +10,6 @@ neighbour a round: every pair of particles is still computed once, for both.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 __all__ = ["Move", "Round", "Tournament"]
@@ -18,20 +17,20 @@ __all__ = ["Move", "Round", "Tournament"]
 
 @dataclass(frozen=True)
 class Move:
-    """After a round one group goes to a neighbour of the rank, and one comes from it."""
+    """A group that goes to another rank after a round, or comes from it."""
 
-    neighbour: int
-    leaving: int
-    coming: int
+    rank: int
+    group: int
 
 
 @dataclass(frozen=True)
 class Round:
-    """Of one rank: who meets, those first whose pairing a move waits for; and who moves then."""
+    """Of one rank: who meets, those first whom a move waits for; and who moves then, by ascending groups."""
 
     first: tuple[tuple[int, int], ...]
     others: tuple[tuple[int, int], ...]
-    moves: tuple[Move, ...]
+    leaving: tuple[Move, ...]
+    coming: tuple[Move, ...]
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,30 @@ class Tournament:
         return (self.rounds + 1) // 2
 
     @property
-    def playing(self) -> int:
-        return min(self.ranks, self.tables)
+    def idle(self) -> int:
+        """1 where nobody meets at table 0."""
+        return self.groups % 2
 
-    def seats(self, rank: int) -> range:
-        """The tables of a rank."""
+    @property
+    def playing(self) -> int:
+        return max(1, min(self.ranks, self.tables - self.idle))
+
+    def begin(self, round: int, rank: int) -> int:
+        """The first table of a rank.
+
+        Where they do not divide, ranks take turns in having one more, so that over all rounds their work is the same.
+        """
+        if rank <= 0:
+            return 0
         if rank >= self.playing:
-            return range(0)
-        return range(rank * self.tables // self.playing, (rank + 1) * self.tables // self.playing)
+            return self.tables
+        return self.idle + (rank * (self.tables - self.idle) + round % self.playing) // self.playing
+
+    def seats(self, round: int, rank: int) -> range:
+        """The tables of a rank."""
+        return range(
+            self.begin(round, rank), self.begin(round, rank + 1) if rank < self.playing else self.tables
+        )
 
     def sides(self, round: int, table: int) -> tuple[int, int]:
         """Who sits there: the one that moves to the table before, and the one that moves to the table after.
@@ -70,6 +85,17 @@ class Tournament:
             return self.rounds, round
         return (round + table) % self.rounds, (round - table) % self.rounds
 
+    def rank_of(self, round: int, group: int) -> int:
+        """Where a group is."""
+        table = 0 if group == self.rounds else (group - round) % self.rounds
+        table = table if table < self.tables else self.rounds - table
+        rank = min(self.playing - 1, table * self.playing // self.tables)
+        while self.begin(round, rank) > table:
+            rank -= 1
+        while self.begin(round, rank + 1) <= table:
+            rank += 1
+        return rank
+
     def pairing(self, round: int, table: int) -> tuple[int, int] | None:
         """The groups that meet there, low first; None where one has nobody to meet."""
         low, high = sorted(self.sides(round, table))
@@ -77,33 +103,33 @@ class Tournament:
 
     def at(self, round: int, rank: int) -> list[int]:
         """The groups at a rank's tables, ascending."""
-        there = {side for table in self.seats(rank) for side in self.sides(round, table)}
+        there = {side for table in self.seats(round, rank) for side in self.sides(round, table)}
         return sorted(group for group in there if group < self.groups)
-
-    def _moves(self, round: int, rank: int) -> Iterator[tuple[int, Move]]:
-        """After a round, with the tables that they leave; at most two."""
-        seats = self.seats(rank)
-        if not seats or round + 1 == self.rounds:
-            return
-        if seats[0] > 0:
-            goes, comes = self.sides(round, seats[0])[0], self.sides(round, seats[0] - 1)[1]
-            yield seats[0], Move(rank - 1, goes, comes)
-        if seats[-1] + 1 < self.tables:
-            goes, comes = self.sides(round, seats[-1])[1], self.sides(round, seats[-1] + 1)[0]
-            yield seats[-1], Move(rank + 1, goes, comes)
 
     @functools.lru_cache(16)  # noqa: B019 (it is a value, of which a program has few)
     def plan(self, rank: int) -> tuple[Round, ...]:
         """All rounds of a rank; of one that has no table none."""
         rounds = []
-        for round in range(self.rounds if self.seats(rank) else 0):
-            moves = list(self._moves(round, rank))
-            tables = dict.fromkeys(table for table, _ in moves)
-            first = [self.pairing(round, table) for table in tables]
-            others = [self.pairing(round, table) for table in self.seats(rank) if table not in tables]
+        for round in range(self.rounds if rank < self.playing else 0):
+            last = round + 1 == self.rounds
+            here, there = self.at(round, rank), [] if last else self.at(round + 1, rank)
+            goes = [] if last else [Move(self.rank_of(round + 1, group), group) for group in here]
+            leaving = tuple(move for move in goes if move.rank != rank)
+            comes = [Move(self.rank_of(round, group), group) for group in there]
+            gone = {move.group for move in leaving}
+            pairings = [self.pairing(round, table) for table in self.seats(round, rank)]
+            met = [pairing for pairing in pairings if pairing is not None]
             rounds.append(
                 Round(
-                    tuple(filter(None, first)), tuple(filter(None, others)), tuple(move for _, move in moves)
+                    tuple(pairing for pairing in met if gone & set(pairing)),
+                    tuple(pairing for pairing in met if not gone & set(pairing)),
+                    leaving,
+                    tuple(move for move in comes if move.rank != rank),
                 )
             )
         return tuple(rounds)
+
+    def most(self, rank: int) -> int:
+        """How many groups a rank holds at once, with those that are on their way to it."""
+        rounds = self.plan(rank)
+        return max((len(self.at(i, rank)) + len(each.coming) for i, each in enumerate(rounds)), default=0)

@@ -191,11 +191,12 @@ def test_a_tournament_lets_each_pair_meet_once_where_both_are(groups, ranks):
                 assert set(pairing) <= at[rank] and pairing[0] < pairing[1]
                 met.append(pairing)
         for rank, each in rounds.items():
-            for move in each.moves:
-                at[rank].remove(move.leaving)
-                at[move.neighbour].add(move.leaving)
-                assert any(
-                    back.neighbour == rank and back.coming == move.leaving
-                    for back in rounds[move.neighbour].moves
-                )
+            assert len(at[rank]) + len(each.coming) <= games.most(rank)
+            for move in each.leaving:
+                at[rank].remove(move.group)
+                assert rank in [back.rank for back in rounds[move.rank].coming if back.group == move.group]
+        for rank, each in rounds.items():
+            at[rank] |= {move.group for move in each.coming}
+        if number + 1 < games.rounds:
+            assert sorted(group for there in at for group in there) == list(range(groups))
     assert sorted(met) == [(low, high) for low in range(groups) for high in range(low + 1, groups)]

@@ -47,11 +47,11 @@ def by_tiles(x, s, h, kernel, numbers):
     means = (sums / n).float()
     blocks = -(-n // layout.block)
     games = Tournament(-(-blocks // layout.group), 2)
-    records = Records(n, layout, range(games.groups), 0)
+    records = Records(n, layout, range(games.groups))
     norms = records.prepare(x, s, means, h, *arguments, False)
     sharp = is_sharp(layout, norms, n, h)
     if sharp:
-        records = Records(n, layout_of(n, d, kernel, True), range(games.groups), 0)
+        records = Records(n, layout_of(n, d, kernel, True), range(games.groups))
         records.prepare(x, s, means, h, *arguments, True)
     settings = n, d, kernel, numbers, sharp
     for rank in range(2):
@@ -149,7 +149,7 @@ def test_scans_count_each_pair_once(size, isa, poisoned):
 def test_what_does_not_fit_is_refused():
     x, h, numbers = torch.randn(200, 9), torch.ones(1), [-0.5, 1.0, 1.0]
     layout = layout_of(200, 9, 0)
-    records = Records(200, layout, range(4), 0)
+    records = Records(200, layout, range(4))
     means = torch.zeros(9)
     prepare = lambda *a, blocks=(0, 0, 0): compiled("svgd_prepare")(*a, list(blocks), 200, 0, numbers, False)  # noqa: E731
     operands = x, x, means, h, records.fixed, records.sums
