@@ -24,6 +24,7 @@ from fekernels.models.inference import (
     with_gradient_of_encoder,
 )
 from fekernels.models.noise import NoiseCounter
+from fekernels.ops._noise_key import LAST_INDEX
 from fekernels.ops.free_energy.broadcasting import check_mask
 from fekernels.ops.free_energy.domains import validate_data
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, energy, free_energy
@@ -33,6 +34,7 @@ __all__ = ["PRIOR", "LatentModel"]
 
 # Streams of the model's noise: one of the first two, plus what it is for. Sample k of several takes stream + k.
 TRAINING, EVALUATION = 0, 1 << 28
+APART = 1 << 32  # rows between the noises of two ranks
 BOUND, REFINEMENT, COMPARISON, PRIOR = (k << 29 for k in range(1, 5))
 
 
@@ -75,12 +77,16 @@ class LatentModel(nn.Module):
         fresh for every batch and after every step of the weights, but the same for the same batch under the same
         weights, so that several views of it agree, whatever batches come in between. The same batch is the same tensor,
         unwritten since: a slice ``x[:5]`` is a new one (``models.noise.NoiseCounter``). In evaluation always the same,
-        so that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row; None
-        is 0, in a process group this rank's, for batches of one size, of which no rank need ask the others. "rank", or
-        a ``process_group``, is for batches of any sizes: the ranks tell each other theirs, so every rank must call.
+        so that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row.
+        "rank", or a ``process_group``, counts the rows over the ranks, of batches of any sizes: the ranks tell each
+        other theirs, so every rank must call, and the noise is the whole batch's on one process. None, without
+        ``process_group``, asks nobody. In evaluation it is 0, so that the same rows give the same number on every rank.
+        In training, seed given or not, it is 0 on one process and rank * 2^32 on one of several, so that no two ranks
+        share noise however many rows each has; 2^50 / (ranks * latents) in place of 2^32, which is the last index that
+        there is, where that is less. ``offset=0`` gives one seed and step the same noise on every rank in training too.
         """
         if offset is None and process_group is None:
-            offset = torch.distributed.get_rank() * len(x) if has_ranks() else 0
+            offset = self._first_row() if self.training and has_ranks() else 0
         elif offset is None or isinstance(offset, str):
             offset = rank_offset("noise", "rank" if offset is None else offset, len(x), process_group)
         stream = TRAINING
@@ -92,6 +98,11 @@ class LatentModel(nn.Module):
         else:
             seed, step, stream = self._own_seed(), 0, EVALUATION
         return {"seed": seed, "stream": stream, "step": step, "offset": offset}
+
+    def _first_row(self) -> int:
+        """Of this rank's rows where no rank knows how many the others have: so far apart that none has as many."""
+        ranks = torch.distributed.get_world_size()
+        return torch.distributed.get_rank() * min(APART, LAST_INDEX // (self.latent_dim * ranks))
 
     def _own_seed(self) -> int:
         return (
@@ -331,9 +342,13 @@ class LatentModel(nn.Module):
             TypeError, ValueError: as elsewhere.
 
         Warns:
-            UserWarning: posterior collapse: no latent is active at the end.
+            UserWarning: posterior collapse: no latent is active at the end. One of several ranks of a process group:
+                each trains a model of its own, and nothing here makes them one.
         """
         steps = integer("VAE.fit", "refine_steps", refine_steps, 0)
+        training.warn_of_own_training(
+            "VAE.fit", "free_energy(x, process_group=torch.distributed.group.WORLD)"
+        )
 
         def loss(x: Tensor, weight: float) -> tuple[FreeEnergyTerms, Tensor]:
             if steps:

@@ -388,7 +388,9 @@ class BernoulliRBM(nn.Module):
                 step, which is not made.
         """
         from fekernels.models.rbm_training import train
+        from fekernels.models.training import warn_of_own_training
 
+        warn_of_own_training("BernoulliRBM.fit", "contrastive_divergence(x)")
         return train(
             self,
             data,

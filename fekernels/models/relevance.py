@@ -27,6 +27,7 @@ from fekernels.models.relevance_score import (
 )
 from fekernels.models.relevance_training import Temperature, train
 from fekernels.models.text_encoder import HashedTextEncoder, check_codes
+from fekernels.models.training import warn_of_own_training
 from fekernels.ops._noise_key import COUNTERS, signed_seed
 
 __all__ = ["RelevanceModel"]
@@ -301,6 +302,7 @@ class RelevanceModel(nn.Module):
         Raises:
             FloatingPointError: a loss is not finite; on a CPU before the step, which is not made.
         """
+        warn_of_own_training("RelevanceModel.fit", "loss(queries, contexts)")
         return train(self, loader, epochs, lr, optimizer, temperature, progress)
 
     def calibrate(self, query: Any, context: Any, relevant: Tensor | None = None) -> Calibration:

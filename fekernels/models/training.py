@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer, number
+from fekernels._runtime.ranks import has_ranks
 from fekernels.models.inference import ACTIVE, VarianceOfMeans, evaluating
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms
 from fekernels.posterior.batches import check_batches, tensors
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from fekernels.models.latent import LatentModel
 
-__all__ = ["FiniteLosses", "History", "fit", "inputs"]
+__all__ = ["FiniteLosses", "History", "fit", "inputs", "warn_of_own_training"]
 
 Loss = Callable[[Tensor, float], tuple[FreeEnergyTerms, Tensor]]
 
@@ -118,6 +119,17 @@ def inputs(batch: Any) -> Tensor:
     if not found:
         raise TypeError(f"VAE.fit: a batch of loader must hold a tensor; got {type(batch).__name__}")
     return found[0]
+
+
+def warn_of_own_training(function: str, loss: str) -> None:
+    """To be called by a ``fit``, which its user calls: nothing there makes the ranks' models one."""
+    if has_ranks():
+        warnings.warn(
+            f"{function}: each rank of the process group trains a model of its own here, on the batches that it is "
+            "given. To train one model on all, write the loop, with a module in DistributedDataParallel whose forward "
+            f"is {loss} (docs/distributed.md, 'Free energy')",
+            stacklevel=3,
+        )
 
 
 def fit(

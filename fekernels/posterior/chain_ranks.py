@@ -81,16 +81,6 @@ class ChainRanks:
             return own
         return sum(each for (each,) in gathered_numbers(self.owner, [own], self.group))
 
-    def agreed(self, numbers: dict[str, int]) -> None:
-        """ValueError on every rank where one of these is not the same on all of them."""
-        if self.group is None:
-            return
-        found = gathered_numbers(self.owner, list(numbers.values()), self.group)
-        for name, of_ranks in zip(numbers, zip(*found, strict=True), strict=True):
-            if len(set(of_ranks)) > 1:
-                told = ", ".join(map(str, of_ranks))
-                raise ValueError(f"{self.owner}: {name} must be the same on every rank; got {told}")
-
     def of_rank_0(self, model: nn.Module) -> nn.Module:
         """A copy of the network with the weights and buffers of rank 0's, as DDP starts; alone, the network itself."""
         if self.group is None:

@@ -14,6 +14,7 @@ from fekernels._checks import boolean, integer, number
 from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
 from fekernels.optim._shards import local_tensor
+from fekernels.posterior.agreement import agree, bits_of, tensors_digest
 from fekernels.posterior.batches import map_tensors, shapes, stacked
 
 __all__ = ["Chains", "LossFunction"]
@@ -23,6 +24,7 @@ State = dict[str, Tensor]
 
 # Of the noise that moves the chains apart: not a stream that an optimizer gives its parameters, which count from 0.
 JITTER = 0xFFFFFFFE
+WEIGHTS = "model (names, shapes, weights and buffers)"
 LARGE = (
     1 << 19
 )  # weights; 16 chains, two threads: 37 and 39 ms with 3e5 weights each, 114 and 105 ms with 1e6
@@ -38,6 +40,21 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self.loss_fn(self.model, batch)
+
+
+def _agree(group: Any, model: nn.Module, n: int, seed: int, jitter: Any, names: Any, vectorize: Any) -> None:
+    """ValueError on every rank where they were not given the same."""
+    if group is None:
+        return
+    if isinstance(jitter, Mapping):
+        parts = sorted(jitter.items())
+        jitter = {k: bits_of(v) if isinstance(v, Tensor) else v for k, v in parts}
+    values = {
+        "n": n, "seed": seed, "jitter": jitter, "vectorize": vectorize,
+        "names": sorted(names) if isinstance(names, Collection) else names,
+        WEIGHTS: tensors_digest((*model.named_parameters(), *model.named_buffers())),
+    }  # fmt: skip
+    agree("Chains", values, group, digests=[WEIGHTS])
 
 
 class Chains:
@@ -67,7 +84,8 @@ class Chains:
             take. None: once, but for large networks on a CPU, whose products of matrices are faster one by one.
         seed: of the jitter.
         process_group: split the chains over its ranks. A ``ProcessGroup``, such as ``torch.distributed.group.WORLD``,
-            or a ``DeviceMesh`` of one dimension. None: all of them are here.
+            or a ``DeviceMesh`` of one dimension. None: all of them are here. Every rank must make the object, a
+            collective, of the same model, weights and arguments: these are compared, the weights by a digest.
 
     Over ranks the stacked parameters are DTensors, [n, *shape] in the whole, of which a rank holds whole chains, as
     ``torch.chunk`` splits n: ranks at the end may have none. So each chain has the noise that it has on one process,
@@ -81,7 +99,8 @@ class Chains:
         total: how many there are on all ranks.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what came; on every rank where one of them
+            was given another.
     """
 
     def __init__(
@@ -102,6 +121,7 @@ class Chains:
         self.numbers = chunk_of_rank(self.total, group)
         self.n = len(self.numbers)
         seed = integer("Chains", "seed", seed, -(1 << 63), 1 << 64)
+        _agree(group, model, self.total, seed, jitter, names, vectorize)
         self._model = copy.deepcopy(uncompiled(model))
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         if not trained:

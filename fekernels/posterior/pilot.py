@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fekernels.posterior.agreement import WORD, bits_of, word
 from fekernels.posterior.batches import concatenated, endless, rows, split, tensors
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.control_variate import gradients
@@ -37,26 +38,48 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 class Data:
     """A loader's batches without end, and how often their points were looked at.
 
-    ``joins``: whether data that are small are kept as one batch, ``whole``.
+    Args:
+        joins: whether data that are small are kept as one batch, ``whole``.
+        prints: whether to take ``fingerprints``, one of each of the first two passes over the data: two that are
+            equal are of data that come again, in whatever order.
     """
 
     def __init__(
-        self, owner: str, loader: Iterable[Any], data_size: int, seed: int, joins: bool = True
+        self,
+        owner: str,
+        loader: Iterable[Any],
+        data_size: int,
+        seed: int,
+        joins: bool = True,
+        prints: bool = False,
     ) -> None:
         self.owner, self.loader, self.data_size = owner, loader, data_size
-        sizes = [rows(owner, batch) for batch in loader]
+        self.fingerprints: list[int] = []
+        sizes = [rows(owner, batch) for batch in self._pass(prints)]
         if not sizes:
             raise ValueError(f"{owner}: loader must hold a batch; got none")
         self.batches, self.points = len(sizes), sum(sizes)
         self.batch = self.points / self.batches
-        self.whole = concatenated(loader) if joins and self._is_small() else None
+        self.whole = concatenated(loader) if joins and self._is_small(prints) else None
         self.looked_at = 0
         self._random = random.Random(seed)
         self._stream = endless(owner, _Shuffled(loader, self._random) if isinstance(loader, list) else loader)
 
-    def _is_small(self) -> bool:
+    def _pass(self, prints: bool) -> Iterator[Any]:
+        """The batches once, and a fingerprint of them: the passes that are made anyway, as each may be long."""
+        total = 0
+        for batch in self.loader:
+            if prints:
+                total += sum(
+                    word(f"{i} {t.dtype} {tuple(t.shape)}") + (i + 1) * bits_of(t)
+                    for i, t in enumerate(tensors(batch))
+                )
+            yield batch
+        self.fingerprints.append(total % WORD)
+
+    def _is_small(self, prints: bool) -> bool:
         """Whether one call of the model may take all the points: a call alone costs as much as thousands of them."""
-        numbers = sum(t.numel() for batch in self.loader for t in tensors(batch))
+        numbers = sum(t.numel() for batch in self._pass(prints) for t in tensors(batch))
         return self.points <= WHOLE_POINTS and numbers <= WHOLE_NUMBERS
 
     def next(self, count: int) -> list[tuple[Any, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fekernels._checks import boolean, integer, number
-from fekernels._runtime.ranks import draw_seed, gathered_numbers, group_of, has_ranks, processes_without_group
+from fekernels._runtime.ranks import draw_seed, gathered_numbers
 from fekernels.diagnostics.chains import chain_statistics, split_rhat
-from fekernels.posterior.batches import check_batches
+from fekernels.posterior.agreement import place_of
+from fekernels.posterior.arguments import OWNER, agree_on, check, data_of, which_group
 from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import LossFunction
 from fekernels.posterior.model_calls import bare
-from fekernels.posterior.pilot import Data
 from fekernels.posterior.plan import MOST_NOISE, make_plan, offset
 from fekernels.posterior.progress import Bar
 from fekernels.posterior.report import PosteriorReport
@@ -28,7 +26,6 @@ from fekernels.posterior.walk import BETA1, Plan, Walk
 
 __all__ = ["PosteriorRun", "sample_posterior"]
 
-OWNER = "sample_posterior"
 NEEDED = 100  # effective draws of each chain, and
 RHAT = 1.02  # the largest R-hat, of what is believed (Vehtari et al. 2021: 1.01, of four chains of 1,000)
 INFLATION = 1.15  # of the variance
@@ -115,28 +112,37 @@ def sample_posterior(
             each rank writes those of its chains, and all read all. It must hold no samples, and be one that all see.
         process_group: over whose ranks the chains are split: a ``torch.distributed.ProcessGroup`` or a DeviceMesh of
             one dimension. "auto": the default group, where one is initialised. None: all chains here, whatever other
-            processes do. Every rank of the group must call, with the same arguments and *all* the data, and starts from
-            rank 0's weights. Samples and report are then the same on all, and those of one process as far as its
-            gradients are; a report counts every chain once.
+            processes do. Every rank of the group must call, with the same arguments and *all* the data, which are
+            compared, and starts from rank 0's weights. Samples and report are then the same on all, and those of one
+            process as far as its gradients are; a report counts every chain once.
 
     Returns:
         samples and report. With any arguments: look at ``report.converged`` before anything else.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. Nothing was changed then.
+            On every rank where ranks were given other arguments or other data.
         RuntimeError: a rank ended, or does not call.
 
     Warns:
         UserWarning: torchrun started several processes, of which none knows of the others: there is no process group.
     """
-    group = _group(process_group)
-    walk_data, seed = _checked(
+    group = which_group(process_group)
+    check(
         model, loss_fn, loader, data_size, prior_precision, chains, samples, lr, thinning, burn_in,
-        control_variates, freeze, seed, progress, group,
+        control_variates, freeze, seed, progress,
     )  # fmt: skip
-    ranks = ChainRanks(OWNER, chains, group)
     model = bare(model)
-    _agree(ranks, model, walk_data, samples, thinning, burn_in)
+    agree_on(
+        group, model, loader, data_size=data_size, prior_precision=prior_precision, chains=chains, samples=samples,
+        lr=lr, thinning=thinning, burn_in=burn_in, control_variates=control_variates, freeze=freeze, seed=seed,
+        directory=place_of(directory),
+    )  # fmt: skip
+    seed = draw_seed() if seed is None else int(seed)
+    if group is not None:  # the order of the data too is of the seed
+        seed = int(gathered_numbers(OWNER, [seed], group)[0][0])
+    walk_data = data_of(loader, data_size, seed, group)
+    ranks = ChainRanks(OWNER, chains, group)
     collected = PosteriorSamples(model, chains=chains, directory=directory, process_group=group)
     if len(collected):
         raise ValueError(f"{OWNER}: directory must hold no samples; got {directory} with {len(collected)}")
@@ -183,76 +189,6 @@ def sample_posterior(
     if group is not None:
         settings["ranks"] = ranks.ranks
     return PosteriorRun(collected, _report(walk, plan, fisher, trace, losses, settings, notes))
-
-
-def _group(process_group: Any) -> Any:
-    if not isinstance(process_group, str):
-        return group_of(OWNER, process_group)
-    if process_group != "auto":
-        raise ValueError(
-            f"{OWNER}: process_group must be a ProcessGroup, 'auto' or None; got {process_group!r}"
-        )
-    if has_ranks():
-        import torch.distributed as dist
-
-        return dist.group.WORLD
-    if unknown := processes_without_group():
-        warnings.warn(
-            f"{OWNER}: torchrun started {unknown} processes, and each now samples everything for itself: call "
-            "torch.distributed.init_process_group() first, and they split the chains",
-            stacklevel=3,
-        )
-    return None
-
-
-def _agree(
-    ranks: ChainRanks, model: nn.Module, data: Data, samples: int, thinning: int | None, burn_in: int | None
-) -> None:
-    """ValueError on every rank where they were not given the same."""
-    if ranks.group is None:
-        return
-    sampler = getattr(data.loader, "sampler", None)
-    if hasattr(sampler, "num_replicas"):  # torch's DistributedSampler, and its likes
-        raise ValueError(
-            f"{OWNER}: loader must give all the data on every rank: chains are split over ranks, data are not; got one "
-            f"with a {type(sampler).__name__}"
-        )
-    ranks.agreed(
-        {
-            "chains": ranks.count, "samples": samples, "thinning": -1 if thinning is None else thinning,
-            "burn_in": -1 if burn_in is None else burn_in, "data_size": data.data_size,
-            "the number of points of loader": data.points, "the number of batches of loader": data.batches,
-            "the number of weights of model": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        }
-    )  # fmt: skip
-
-
-def _checked(
-    model: Any, loss_fn: Any, loader: Any, data_size: Any, prior_precision: Any, chains: Any, samples: Any, lr: Any,
-    thinning: Any, burn_in: Any, control_variates: Any, freeze: Any, seed: Any, progress: Any, group: Any,
-) -> tuple[Data, int]:  # fmt: skip
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{OWNER}: model must be a torch.nn.Module; got {type(model).__name__}")
-    if not callable(loss_fn):
-        raise TypeError(f"{OWNER}: loss_fn must be callable; got {type(loss_fn).__name__}")
-    check_batches(OWNER, loader)
-    size = integer(OWNER, "data_size", data_size, 1)
-    number(OWNER, "prior_precision", prior_precision)
-    integer(OWNER, "chains", chains, 2)
-    integer(OWNER, "samples", samples, 4)
-    if lr is not None:
-        number(OWNER, "lr", lr, above=0.0)
-    for name, value, least in (("thinning", thinning, 1), ("burn_in", burn_in, 0)):
-        if value is not None:
-            integer(OWNER, name, value, least)
-    if control_variates != "auto" and not isinstance(control_variates, bool):
-        raise ValueError(f"{OWNER}: control_variates must be 'auto', True or False; got {control_variates!r}")
-    boolean(OWNER, "freeze", freeze)
-    boolean(OWNER, "progress", progress)
-    seed = draw_seed() if seed is None else integer(OWNER, "seed", seed, -(1 << 62), 1 << 62)
-    if group is not None:  # the order of the data too is of the seed
-        seed = int(gathered_numbers(OWNER, [seed], group)[0][0])
-    return Data(OWNER, loader, size, seed), seed
 
 
 def _start(walk: Walk, notes: list[str]) -> None:

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
-from fekernels._runtime.ranks import group_of
+from fekernels._runtime.ranks import group_of, processes_without_group
+from fekernels.posterior.agreement import agree, place_of
 from fekernels.posterior.batches import check_batches
 from fekernels.posterior.model_calls import Pick, as_inputs, bare, call, check_pick, pick, split, tied_names
 from fekernels.posterior.prediction import Activation, Average, Prediction
@@ -61,13 +62,19 @@ class PosteriorSamples:
         device: where samples in memory live; "cpu" costs a copy a sample and no accelerator memory. None:
             beside the model.
         seed: of the reservoir's choices.
-        chains: how many chains hand in their draws in turn by `collect(state)`, one of each and then the next.
+        chains: how many chains hand in their draws in turn by `collect(state)`, one of each and then the next. 0 is
+            a rank's on which `Chains` over more ranks than chains has none: it has nothing to collect.
         optimizer: the `fe.LangevinAdam` that samples, whose gradient noise `predict` then looks at, unless it is cold.
         process_group: of replicas that share ``directory``: every rank makes this object and collects, rank 0 alone
-            writes, all read. None: this process writes for itself.
+            writes, all read. None: this process writes for itself. To make the object is a collective: all settings
+            above but ``device`` are compared.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what came; on every rank of process_group
+            where one of them was given another.
+
+    Warns:
+        UserWarning: torchrun started several processes without a process group, and they share a ``directory``.
     """
 
     def __init__(
@@ -98,7 +105,7 @@ class PosteriorSamples:
             raise TypeError(
                 f"PosteriorSamples: directory must be a path or None; got {type(directory).__name__}"
             )
-        self.chains = integer("PosteriorSamples", "chains", chains, 1)
+        self.chains = integer("PosteriorSamples", "chains", chains, 0)
         # Not by its class: the optimizers' package imports this module.
         if optimizer is not None and "frozen" not in getattr(optimizer, "defaults", {}):
             raise TypeError(
@@ -108,11 +115,24 @@ class PosteriorSamples:
         at = None if device is None else as_device("PosteriorSamples", "device", device)
         self._model = bare(model)
         self._aliases = tied_names(self._model)
-        self._store: MemoryStore | DiskStore = opened(
-            directory, at, group_of("PosteriorSamples", process_group)
-        )
+        group = group_of("PosteriorSamples", process_group)
+        settings = {
+            "burn_in": self.burn_in, "thinning": self.thinning, "max_samples": self.max_samples, "policy": self.policy,
+            "directory": place_of(directory), "seed": self.seed, "chains": self.chains,
+        }  # fmt: skip
+        agree("PosteriorSamples", settings, group)
+        if directory is not None and group is None and (count := processes_without_group()):
+            warnings.warn(
+                f"PosteriorSamples: torchrun started {count} processes that know nothing of each other, and each keeps "
+                f"its samples in {directory}, as if they were of one run: call torch.distributed.init_process_group() "
+                "and give process_group=torch.distributed.group.WORLD, or each process a directory of its own",
+                stacklevel=2,
+            )
+        self._store: MemoryStore | DiskStore = opened(directory, at, group)
         self.calls: int = self._store.counts["calls"]
         self.seen: int = self._store.counts["seen"]
+        # What an update has to be past, to be of the run that goes on here; None once one was.
+        self._resumed_at = self.calls if self.calls and len(self._store) else None
         if len(self._store):
             self._check_fits(self._store.shapes, len(self._store), str(directory))
         if norms := tracking_norms(self._model):
@@ -153,8 +173,23 @@ class PosteriorSamples:
             step: the number of steps made so far, in place of counting calls: for an update every few steps,
                 and after a restart from an older checkpoint, where steps up to the last one counted are not
                 collected twice.
+
+        Warns:
+            UserWarning: once, where the first ``step`` is not past those of the samples that ``directory`` held: those
+                of another run, which would stay the only ones for as many steps. Without ``step`` nothing tells a new
+                run from one that goes on, and its samples are added to what is there.
         """
         count = self.calls + 1 if step is None else integer("PosteriorSamples", "step", step, 0)
+        if self._resumed_at is not None and step is not None:
+            if count <= self._resumed_at:
+                warnings.warn(
+                    f"PosteriorSamples.update: nothing is kept before step {self._resumed_at + 1}, as the {len(self)} "
+                    f"samples that were there already are of steps up to {self._resumed_at}; got step {count}. Right "
+                    "where this goes on from an earlier checkpoint of the same run. A new run needs a new, empty "
+                    "directory",
+                    stacklevel=2,
+                )
+            self._resumed_at = None
         if count <= self.calls:
             return False
         due = self._due(count) > self._due(self.calls)
@@ -173,6 +208,8 @@ class PosteriorSamples:
             state: weights to keep instead of the model's, as its `state_dict` has them: of `Chains.states`, say.
                 Those of a model that FSDP2 shards are gathered: a collective then, of every rank.
         """
+        if self.chains == 0:
+            raise ValueError("PosteriorSamples.collect: chains must be at least 1 to keep a sample; got 0")
         sample = own_tensors(self._model)
         if state is not None:
             missing = [name for name in sample if name not in state]
@@ -234,7 +271,7 @@ class PosteriorSamples:
         """
         from fekernels.posterior.convergence import LEAST, diagnose
 
-        if len(self) < LEAST * self.chains:
+        if len(self) < LEAST * max(self.chains, 1):
             raise ValueError(
                 f"PosteriorSamples.diagnostics: there must be {LEAST} draws of each of {self.chains} chains; "
                 f"got {len(self)} in all"

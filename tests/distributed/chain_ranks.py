@@ -69,7 +69,52 @@ def run(process_group: Any, vectorize: bool = False) -> dict[str, Any]:
     }
 
 
+def unlike() -> None:
+    """What ranks were not given alike raises on all of them."""
+    rank = dist.get_rank()
+    ranks = dist.get_world_size()
+    given: dict[str, list[Any]] = {
+        "n": [4 + k for k in range(ranks)],
+        "seed": list(range(ranks)),
+        "jitter": [0.1] + [0.2] * (ranks - 1),
+    }
+    for name, of_ranks in given.items():
+        told = (
+            f"Chains: {name} must be the same on every rank; got {', '.join(map(repr, of_ranks))}, on rank 1"
+        )
+        with pytest.raises(ValueError, match=told):
+            fe.Chains(network(), **{"n": 4, name: of_ranks[rank], "process_group": dist.group.WORLD})
+    tensors = {"0.weight": torch.full((5, 3), 0.1 + rank)}
+    with pytest.raises(ValueError, match="Chains: jitter must be the same on every rank"):
+        fe.Chains(network(), 4, jitter=tensors, process_group=dist.group.WORLD)
+    model = network()
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-6 * (rank == ranks - 1)
+    told = rf"Chains: model \(.*weights.*\) must be the same on every rank; got another on rank {ranks - 1} than on 0"
+    with pytest.raises(ValueError, match=told):
+        fe.Chains(model, 4, process_group=dist.group.WORLD)
+
+
+def without_chains() -> int:
+    """A rank that has none collects like the others."""
+    chains = fe.Chains(network(), 1, process_group=dist.group.WORLD)
+    samples = fe.PosteriorSamples(network(), chains=chains.n)
+    for state in chains.states():
+        samples.collect(state)
+    if not chains.n:
+        for call, told in (
+            (samples.collect, "collect: chains must be at least 1 to keep a sample; got 0"),
+            (samples.diagnostics, "there must be 4 draws"),
+            (lambda: samples.predict(batch()[0]), "there must be a sample; got none"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                call()
+    return len(samples)
+
+
 def of_ranks() -> dict[str, Any]:
+    unlike()
+    assert without_chains() == (dist.get_rank() == 0)
     if dist.get_rank() == 0:
         own, told = torch.zeros(1, 5, 3), r"got \(chains, draws, weights\) \(1, 5, 3\), \(1, 4, 3\)"
     else:

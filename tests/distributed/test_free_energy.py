@@ -139,6 +139,39 @@ def vae_gradients(name, mine, process_group):
     return found
 
 
+def own_noise(rank):
+    """What ranks that tell each other nothing draw: (of evaluation, of training)."""
+    vae = fe.models.VAE(6, 2, (5,), seed=9)
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.copy_(torch.linspace(-0.5, 0.5, p.numel()).view_as(p))
+    x = torch.ones(4 + 3 * rank, 6)
+    whole = torch.ones(7, 6)
+    vae.eval()
+    with torch.no_grad():
+        same = [
+            vae.free_energy(whole).free_energy,
+            vae.free_energy(whole, seed=1, step=2).free_energy,
+            vae.importance_weighted_bound(whole, 3, seed=1, step=2),
+            vae.importance_weighted_bound(whole, 3),
+            vae.infer(whole, 2).mean,
+        ]
+    vae.train()
+    apart = [vae.noise(x), vae.noise(x, seed=4, step=2)]
+    rows = len(x), vae.latent_dim
+    drawn = [fe.reparameterize(torch.zeros(rows), torch.zeros(rows), **noise) for noise in apart]
+    with pytest.warns(UserWarning, match="VAE.fit: each rank of the process group trains a model of its own"):
+        vae.fit([x], progress=False)
+    with pytest.warns(
+        UserWarning, match="BernoulliRBM.fit: each rank of the process group trains a model of its own"
+    ):
+        fe.models.BernoulliRBM(6, 2).fit([x], progress=False)
+    wide = fe.models.VAE(1, 1 << 20, (1,), seed=9)
+    wide.noise(x[:, :1])
+    fe.random.normal((1, 1 << 20), seed=0, offset=wide.noise(x[:, :1])["offset"] << 20)  # that there is
+    return same, apart, drawn
+
+
 def on_a_rank():
     world, rank = dist.group.WORLD, dist.get_rank()
     mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
@@ -160,6 +193,7 @@ def on_a_rank():
         average = fe.distributed.batch_mean(rows)
         average.backward()
         results["batch mean", kind] = average.detach(), rows.grad
+    results["own noise"] = own_noise(rank)
     mine = fe.distributed.share(7)
     results["share"] = mine
     results["samples"] = fe.reparameterize(mean, logvar, seed=5, samples=len(mine), stream=10 + mine.start)
@@ -217,6 +251,17 @@ def test_noise_is_the_whole_batchs_to_the_bit(found):
     whole = fe.reparameterize(mean, logvar, seed=5, samples=7, stream=10)
     assert bits_equal(torch.cat([each["samples"] for each in found]), whole)
     assert [each["share"] for each in found] == [range(3), range(3, 5), range(5, 7)]
+
+
+def test_ranks_that_tell_each_other_nothing(found):
+    evaluated, apart, drawn = zip(*(each["own noise"] for each in found), strict=True)
+    for its in evaluated:
+        assert all(bits_equal(got, want) for got, want in zip(its, evaluated[0], strict=True))
+    for i in range(2):
+        values = torch.cat([its[i].flatten() for its in drawn])
+        assert len(values.unique()) == values.numel()  # none of float32's collide among so few
+        assert len({(its[i]["seed"], its[i]["stream"], its[i]["step"]) for its in apart}) == 1
+        assert [its[i]["offset"] for its in apart] == [0, 1 << 32, 2 << 32]
 
 
 def test_batch_mean(found):

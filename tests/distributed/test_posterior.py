@@ -12,12 +12,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fekernels as fe
 from fekernels.posterior import run as run_module
+from fekernels.posterior.arguments import data_of
 from tests.support.processes import run_processes
 from tests.support.tensors import bits_equal
 
 WORLD = 3
 CHAINS, SAMPLES = 4, 4
 POINTS = 48
+DIFFERENT = {
+    "data_size": (40, 41, 42), "seed": (1, 2, 3), "lr": (0.01, None, None), "freeze": (True, False, True),
+    "directory": (None, "/there", None),
+}  # fmt: skip
+UNLIKE = {
+    "thinning": (1, 2, 2), "seed": (0, 1, 2), "burn_in": (0, 1, 0), "max_samples": (None, 2, 2), "chains": (2, 1, 0),
+    "policy": ("fifo", "reservoir", "fifo"), "directory": ("/here", "/there", "/here"),
+}  # fmt: skip
 
 
 def network(seed=0):
@@ -30,6 +39,13 @@ def batches():
     x = torch.randn(POINTS, 3, generator=generator)
     y = x[:, :1].sin() + 0.1 * torch.randn(POINTS, 1, generator=generator)
     return [(x[i : i + 16], y[i : i + 16]) for i in range(0, POINTS, 16)]
+
+
+class MadeAnew:
+    """Data that are others in every pass, as random crops of images are."""
+
+    def __iter__(self):
+        return iter([(torch.randn(16, 3), torch.randn(16, 1)) for _ in range(3)])
 
 
 def loss(model, batch):
@@ -86,8 +102,34 @@ def on_a_rank(folder):
     sampler = torch.utils.data.distributed.DistributedSampler(data)
     with pytest.raises(ValueError, match="all the data on every rank: .* got one with a DistributedSampler"):
         sampled(network(), loader=torch.utils.data.DataLoader(data, 16, sampler=sampler))
-    with pytest.raises(ValueError, match="data_size must be the same on every rank; got 40, 41, 42"):
-        sampled(network(), data_size=40 + rank)
+    for name, of_ranks in DIFFERENT.items():
+        told = (
+            f"sample_posterior: {name} must be the same on every rank; got {', '.join(map(repr, of_ranks))}"
+        )
+        with pytest.raises(ValueError, match=f"{told}, on rank 1 not what rank 0 has"):
+            sampled(network(), **{name: of_ranks[rank]})
+    with pytest.raises(
+        ValueError, match="the number of points of loader must be .*; got 16, 32, 48, on rank 1"
+    ):
+        sampled(network(), loader=batches()[: rank + 1])
+    with pytest.raises(ValueError, match="what loader gives .* must be .*; got another on rank 2 than on 0"):
+        sampled(network(), loader=[(x + (rank == 2) * (x == x.max()) * 1e-6, y) for x, y in batches()])
+    with pytest.raises(ValueError, match="must hold a batch" if rank == 1 else "rank 1 could not read it"):
+        sampled(network(), loader=batches() if rank != 1 else [])
+    own_order = torch.Generator().manual_seed(rank)
+    shuffled = torch.utils.data.DataLoader(data, 16, shuffle=True, generator=own_order)
+    assert data_of(shuffled, POINTS, 0, world).points == POINTS
+    others = torch.utils.data.TensorDataset(data.tensors[0] + rank, data.tensors[1])
+    with pytest.raises(ValueError, match="got another on rank 1 than on 0"):
+        data_of(torch.utils.data.DataLoader(others, 16, shuffle=True), POINTS, 0, world)
+    assert data_of(MadeAnew(), POINTS, 0, world).points == POINTS
+
+    for name, of_ranks in UNLIKE.items():
+        told = (
+            f"PosteriorSamples: {name} must be the same on every rank; got {', '.join(map(repr, of_ranks))}"
+        )
+        with pytest.raises(ValueError, match=f"{told}, on rank 1 not what rank 0 has"):
+            fe.PosteriorSamples(network(), **{name: of_ranks[rank], "process_group": world})
 
     shared = Path(folder, "shared")
     model = network()
@@ -183,7 +225,7 @@ def test_samples_of_sharded_weights_are_whole(found):
         assert all(bits_equal(its["fsdp"][name], value) for name, value in network().state_dict().items())
 
 
-def test_torchrun_without_a_group_is_told(monkeypatch):
+def test_torchrun_without_a_group_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.warns(
@@ -191,3 +233,10 @@ def test_torchrun_without_a_group_is_told(monkeypatch):
     ):
         with pytest.raises(TypeError, match="model must be"):
             fe.sample_posterior(None, loss, batches(), data_size=POINTS, prior_precision=1.0)
+    with pytest.warns(
+        UserWarning, match="PosteriorSamples: torchrun started 4 processes that know nothing of"
+    ):
+        fe.PosteriorSamples(network(), directory=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fe.PosteriorSamples(network())

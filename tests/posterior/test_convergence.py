@@ -131,8 +131,8 @@ def test_bad_arguments() -> None:
         samples(independent(3, 2)).diagnostics()
     with pytest.raises(ValueError, match="policy must be 'fifo' to tell several chains apart"):
         samples(independent(8, 2), policy="reservoir", max_samples=16).diagnostics()
-    with pytest.raises(ValueError, match="chains must be at least 1; got 0"):
-        fe.PosteriorSamples(model(), chains=0)
+    with pytest.raises(ValueError, match="chains must be at least 0; got -1"):
+        fe.PosteriorSamples(model(), chains=-1)
     with pytest.raises(TypeError, match="optimizer must be a LangevinAdam or None; got str"):
         fe.PosteriorSamples(model(), optimizer="adam")
     with pytest.raises(

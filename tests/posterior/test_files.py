@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -188,3 +189,23 @@ def test_an_abandoned_file_of_save_goes_with_the_next_save(tmp_path):
     (left / "all.safetensors").touch()
     PosteriorSamples(Constant(0.0)).save(tmp_path / "all.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["all.safetensors"]
+
+
+def test_a_second_run_into_a_directory_is_told_that_nothing_is_kept(tmp_path):
+    model = Constant(0.0)
+
+    def run(steps):
+        samples = PosteriorSamples(model, burn_in=4, thinning=2, directory=tmp_path)
+        return samples, [samples.update(step=step) for step in steps]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(range(1, 13))
+        run(range(13, 15))  # goes on
+        run(())  # only reads
+    assert not caught
+    told = "nothing is kept before step 15, as the 5 .* up to 14; got step 1. .* needs a new, empty directory"
+    with pytest.warns(UserWarning, match=told) as caught:
+        samples, kept = run(range(1, 17))
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert kept == [False] * 15 + [True] and len(samples) == 6
