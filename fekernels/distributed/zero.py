@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from fekernels.optim._parameter_groups import ParameterGroups, stream_of_name
+from fekernels.optim._parameter_groups import ParameterGroups
+from fekernels.optim._seeds import COUNTS_ANEW, stream_of_name
 
 __all__ = ["streams_of"]
 
@@ -24,12 +25,13 @@ def streams_of(optimizer_class: type[Kind], params: Iterable[Any]) -> type[Kind]
         )
 
     ``torch.distributed.optim.ZeroRedundancyOptimizer`` gives each rank an optimizer of its own part, which would count
-    the noise streams from 0 on every rank: the first parameter of each would get the same numbers. The weights are
-    those of one ``optimizer_class(params)``, to the bit where the gradients are.
+    the noise streams from 0 on every rank: the first parameter of each would get the same numbers, which is why it
+    raises ValueError for ``optimizer_class`` itself where a step makes noise. The weights are those of one
+    ``optimizer_class(params)``, to the bit where the gradients are.
 
     Args:
         optimizer_class: ``fe.LangevinAdam`` or ``fe.SGLD``. (``fe.VariationalAdam`` draws all weights before each
-            forward pass, and no rank of ZeRO has the states of all.)
+            forward pass, and no rank of ZeRO has the states of all: there it raises ValueError.)
         params: all parameters, as an optimizer of all of them would get them: tensors, (name, tensor) pairs, whose
             streams come from their names, or dicts of groups.
 
@@ -44,9 +46,11 @@ def streams_of(optimizer_class: type[Kind], params: Iterable[Any]) -> type[Kind]
             "streams_of: optimizer_class must be an optimizer of fekernels, such as fe.LangevinAdam; "
             f"got {optimizer_class!r}"
         )
-    streams = _streams(params)
+    streams, unfit = _streams(params), optimizer_class._unfit_for_zero
 
     class OfPart(optimizer_class):  # type: ignore[valid-type,misc]
+        _unfit_for_zero = None if unfit == COUNTS_ANEW else unfit
+
         def _assign_streams(self, group: dict[str, Any]) -> None:
             for i, param in enumerate(group["params"]):
                 if param not in streams:

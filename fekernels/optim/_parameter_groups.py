@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Set
@@ -16,24 +15,26 @@ from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
 from fekernels._runtime import backends
 from fekernels._runtime.pointer_table import check_dtype
-from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
-from fekernels._runtime.torch_internals import is_flat_shard, never_traced
+from fekernels._runtime.ranks import draw_seed, has_ranks, made_by_zero, seed_of_rank_0
+from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops._noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_step
 from fekernels.optim._rounding import lost_steps
-from fekernels.optim._seeds import may_make_noise, warn_of_shared_noise
+from fekernels.optim._seeds import (
+    COUNTS_ANEW,
+    check_parts,
+    keep_names,
+    may_make_noise,
+    stream_of_name,
+    warn_of_shared_noise,
+)
 from fekernels.optim._shards import local_tensor
 
 __all__ = ["LAST_SEED", "ParameterGroups"]
 
 LAST_SEED = 1 << 63
 CHOICES = ("auto", *backends.BACKENDS)
-
-
-def stream_of_name(name: str) -> int:
-    """A parameter's Philox stream by its name: 31 bits (the top bit belongs to the rounding noise)."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF
 
 
 class ParameterGroups(Optimizer):
@@ -46,10 +47,13 @@ class ParameterGroups(Optimizer):
     _drawn_seed: int | None  # until ranks have agreed on one
     _states: tuple[str, ...] = ("step",)  # that a parameter has from its first step on
     _optional_states: tuple[str, ...] = ("anchor",)
+    _of_zero: bool = False  # made by ZeroRedundancyOptimizer, of one rank's part of the parameters
+    _unfit_for_zero: str | None = COUNTS_ANEW
     _warned: set[str]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
         self._warned = set()
+        self._of_zero = made_by_zero()
         self._reset_caches()
         for key in ("foreach", "fused"):
             if defaults.get(key) is not None:
@@ -103,7 +107,12 @@ class ParameterGroups(Optimizer):
         self._step_supports_amp_scaling = defaults.get("fused") is True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_anchors": self._anchors, "_drawn_seed": self._drawn_seed}
+        return {
+            **super().__getstate__(),
+            "_anchors": self._anchors,
+            "_drawn_seed": self._drawn_seed,
+            "_of_zero": self._of_zero,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.setdefault("_anchors", Anchors())  # torch's load_state_dict comes by here too
@@ -130,13 +139,7 @@ class ParameterGroups(Optimizer):
                 boolean(self._name, key, group[key])
         if group["backend"] is not None:
             one_of(self._name, "backend", group["backend"], CHOICES)
-        if has_ranks() and may_make_noise(group) and any(map(is_flat_shard, group["params"])):
-            raise ValueError(
-                f"{self._name}: params must be plain tensors or DTensors where a step makes noise; got shards of "
-                "FullyShardedDataParallel, which do not tell their elements' places, so that those of different ranks "
-                "would get the same noise (wrap by torch.distributed.fsdp.fully_shard, or, for NO_SHARD, by "
-                "DistributedDataParallel)"
-            )
+        check_parts(self._name, group, self._unfit_for_zero if self._of_zero else None)
         seed = group["seed"]
         if type(seed) is not int or not -LAST_SEED <= seed < LAST_SEED:
             group["seed"] = signed_seed(self._name, seed)
@@ -311,7 +314,7 @@ class ParameterGroups(Optimizer):
         ):
             for key, value in old.items():
                 group.setdefault(key, value)
-            self._keep_names(group, old)
+            keep_names(group, old)
             for param, index in zip(group["params"], saved_group["params"], strict=True):
                 state = self.state[param] if param in self.state else {}
                 if "step" in state:
@@ -324,20 +327,6 @@ class ParameterGroups(Optimizer):
             # All ranks have loaded one: a rank whose own draw it happens to be must not ask the others for theirs.
             self.defaults["seed"], self._drawn_seed = self.param_groups[0]["seed"], None
         self._reset_caches()
-
-    @staticmethod
-    def _keep_names(group: dict[str, Any], before: dict[str, Any]) -> None:
-        """Streams of names stay with them where a checkpoint has the same names in another order.
-
-        ``torch.distributed.checkpoint`` matches states by name, and lists in a group not at all. Other names are a
-        rename, where position tells whose noise it was.
-        """
-        names = before.get("param_names")
-        if names is None:
-            return
-        streams = [stream_of_name(name) for name in names]
-        if sorted(streams) == sorted(group["streams"]):
-            group["streams"], group["param_names"] = streams, names
 
     def _check_checkpoint(self, state_dict: dict[str, Any]) -> None:
         function = f"{self._name}.load_state_dict"

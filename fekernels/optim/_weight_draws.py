@@ -71,6 +71,11 @@ class WeightDraws(TableOptimizer):
     """An optimizer of a Gaussian over the weights, without its step."""
 
     _purpose = WEIGHT_SAMPLE
+    _unfit_for_zero = (
+        "params must be all that are drawn; got the part of one rank of ZeroRedundancyOptimizer, so that each rank "
+        "would draw other weights before a forward pass (take DistributedDataParallel, or "
+        "torch.distributed.fsdp.fully_shard, which shards the states too)"
+    )
     _mc_samples: int
     _sync: bool
     _draw_caches: dict[tuple[int, bool], DrawTable]

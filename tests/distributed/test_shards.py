@@ -142,3 +142,45 @@ def test_streams_of_takes_optimizers_of_its_parameters():
         fe.distributed.streams_of(torch.optim.Adam, [first])
     with pytest.raises(TypeError, match="streams_of: params must hold tensors.*got int"):
         fe.distributed.streams_of(fe.SGLD, [3])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_zero_without_streams_of_is_refused_where_there_is_noise(on_rank, rank):
+    """Each rank's optimizer would count streams from 0, so that parameters of different ranks had the same noise."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    on_rank(rank, (2,))
+    params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    for kind in (fe.LangevinAdam, fe.SGLD):
+        name = kind.__name__
+        message = rf"{name}: optimizer_class must be fe.distributed.streams_of\(fe.{name}, params\) for Zero"
+        switches = {"lr": 0.1, "temperature": 1.0, "prior_precision": 1.0, "seed": 1}
+        with pytest.raises(ValueError, match=message):
+            ZeroRedundancyOptimizer(params, optimizer_class=kind, **switches)
+        cold = ZeroRedundancyOptimizer(params, optimizer_class=kind, **{**switches, "temperature": 0.0})
+        for p in params:
+            p.grad = torch.ones_like(p)
+        cold.step()
+        cold.param_groups[0]["temperature"] = 1.0
+        with pytest.raises(ValueError, match=message):
+            cold.step()
+        streams = fe.distributed.streams_of(kind, params)
+        zero = ZeroRedundancyOptimizer(params, optimizer_class=streams, **switches)
+        zero.step()
+        mine = zero.optim.param_groups[0]
+        assert all(params[stream] is p for stream, p in zip(mine["streams"], mine["params"], strict=True))
+        kind(params, **switches).step()  # of all, beside it
+    alone = torch.distributed.new_group([rank])
+    ZeroRedundancyOptimizer(params, optimizer_class=fe.SGLD, process_group=alone, lr=0.1, seed=2).step()
+
+
+def test_zero_is_refused_for_a_gaussian_of_all_weights(on_rank):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    on_rank(1, (2,))
+    params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    for kind in (fe.VariationalAdam, fe.distributed.streams_of(fe.VariationalAdam, params)):
+        with pytest.raises(
+            ValueError, match="VariationalAdam: params must be all that are drawn; got the part of"
+        ):
+            ZeroRedundancyOptimizer(params, optimizer_class=kind, lr=0.1, ess=10.0, seed=1)
