@@ -1,12 +1,14 @@
-"""``python -m fekernels info | demo | unified | bench``."""
+"""``python -m fekernels info | demo | unified | bench``; alone it says what these are."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 COMMANDS = {
     "info": "what runs where, and why not elsewhere",
@@ -40,8 +42,21 @@ def _check_environment(parser: argparse.ArgumentParser) -> None:
         parser.error(str(error))
 
 
-def info() -> int:
-    """Print the versions, the compiled library and the table of backends."""
+def overview() -> int:
+    """Print which commands there are."""
+    import fekernels
+
+    print(f"fekernels {fekernels.__version__}: fused PyTorch kernels for free-energy minimisation\n")
+    for name, text in COMMANDS.items():
+        print(f"  python -m fekernels {name:8} {text}")
+    print(
+        "\nEach takes --help, and --json PATH for what it found. In Python: import fekernels as fe; help(fe)."
+    )
+    return 0
+
+
+def info(written: Path | None = None) -> int:
+    """Print the versions, the compiled library and the table of backends; ``written``: a file for them as JSON."""
     import torch
 
     import fekernels
@@ -61,24 +76,36 @@ def info() -> int:
         rows |= {"built with": native.build_info(), "instruction set": str(_told(native.isa))}
     for name, value in rows.items():
         print(f"{name:17} {value}")
-    print(f"\n{fekernels.backends()}")
+    table = fekernels.backends()
+    print(f"\n{table}")
+    if written is not None:
+        in_use = {f"{row.op} on {row.device}": row.in_use for row in table}
+        written.write_text(json.dumps({**rows, "backends": in_use}, indent=1) + "\n")
+        print(f"\nwritten: {written}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; all but ``info`` read their own options, so their help is theirs too."""
     parser = argparse.ArgumentParser(prog="python -m fekernels")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command")
     parsers = {
         name: commands.add_parser(name, help=text, description=text, add_help=name == "info")
         for name, text in COMMANDS.items()
     }
+    parsers["info"].add_argument("--json", type=Path, metavar="PATH", help="write what is printed to PATH")
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.command is None:
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return overview()
     if arguments.command == "info":
         if rest:
             parsers["info"].error(f"unrecognized arguments: {' '.join(rest)}")
         _check_environment(parsers["info"])
-        return info()
+        if arguments.json is not None and not arguments.json.parent.is_dir():
+            parsers["info"].error(f"--json must be in a directory that exists; got {arguments.json}")
+        return info(arguments.json)
     if not {"-h", "--help"} & set(rest):
         _check_environment(parsers[arguments.command])
     try:

@@ -104,7 +104,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--markdown",
         type=Path,
         metavar="PATH",
-        help="measure nothing: print README's tables, and draw --plot, from what --json wrote",
+        help="measure nothing: print the tables of docs/benchmarks.md, and draw --plot, from what --json wrote",
     )
     parser.add_argument(
         "--only", choices=[*FAMILIES, *OLD_NAMES], help="one of the parts; svgd is stein's old name"
@@ -166,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             measured |= parts[family]()
     finally:
         torch.set_num_threads(threads)
+    print(f"\n{report.summary(measured)}")
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         written = {"machine": facts, "quick": arguments.quick} | measured

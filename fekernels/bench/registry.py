@@ -1,6 +1,6 @@
 """The one registry of cases: the bench command, benchmarks/bench_*.py under pytest-benchmark and the tests read it.
 
-A new case is one ``Case`` in the ``CASES`` of its family's file; tables, JSON, README's Markdown and tests follow.
+A new case is one ``Case`` in the ``CASES`` of its family's file; tables, JSON, pages and tests follow.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The tables: as text of what was just measured, and README's Markdown of what ``--json`` wrote."""
+"""The tables: as text of what was just measured, and the Markdown of what ``--json`` wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["KEYS", "markdown", "table"]
+__all__ = ["KEYS", "markdown", "summary", "table"]
 
 # Where a family's rows, and the peaks of its memory, stand in the JSON.
 KEYS = {
@@ -54,7 +54,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """README's tables, from the JSON of ``python -m fekernels bench --json PATH``: all the parts that it has.
+    """The tables of docs/benchmarks.md, from what ``python -m fekernels bench --json PATH`` wrote: its parts.
 
     What misses its aim stands in bold, unless the run's own floor is above the aim, which is then told beside it.
     """
@@ -67,6 +67,17 @@ def markdown(report: dict[str, Any]) -> str:
     if "once" in report:
         parts.append(_waits(report["once"]))
     return "\n\n".join(parts)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line: how many rows meet their aims, miss them, or have aims that this machine's floor is above."""
+    found = [row for family, _ in KEYS.values() for row in report.get(family, ()) if "ratio" in row]
+    verdicts = [_verdict(row) for row in found if row["reach"] is not None]
+    met, below = (verdicts.count(word) for word in ("yes", BELOW_FLOOR))
+    missed = len(verdicts) - met - below
+    faster = sum(row["ratio"] < 1 for row in found)
+    aims = f"of {len(verdicts)} aims {met} met, {missed} missed, {below} below the floor of this run"
+    return f"{faster} of {len(found)} rows faster than the peer; {aims}"
 
 
 def _line(*cells: str) -> str:

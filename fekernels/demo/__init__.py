@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 import warnings
@@ -241,12 +242,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help="random splits and initialisations (default 5, quick 2)")
     parser.add_argument("--out", type=Path, default=Path("fekernels_demo.png"), help="where the figure goes")
     parser.add_argument("--quick", action="store_true", help="a few steps only: shows that everything runs")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the scores of every split to PATH")
     arguments = parser.parse_args(argv)
     seeds = arguments.seeds if arguments.seeds is not None else 2 if arguments.quick else 5
     if seeds < 1:
         parser.error(f"--seeds must be at least 1; got {seeds}")
-    if not arguments.out.parent.is_dir():
-        parser.error(f"--out must be in a directory that exists; got {arguments.out}")
+    for name in ("out", "json"):
+        path = getattr(arguments, name)
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"--{name} must be in a directory that exists; got {path}")
     settings = QUICK if arguments.quick else Settings()
     started = time.perf_counter()
     # Looks for the compiled kernels, and compiles them where this is their first use.
@@ -270,5 +274,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{report.choices(results)}\n\n{report.table(results)}\n\n{report.verdict(results)}\n")
     print(report.step_times(*(3, 4, 1e-3) if arguments.quick else (15, 40)))
     draw(results).savefig(arguments.out, dpi=150)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report.numbers(results), indent=1) + "\n")
+        print(f"\nwritten: {arguments.json}")
     print(f"\nFigure: {arguments.out.resolve()}   ({time.perf_counter() - started:.0f} s in all)")
     return 0

@@ -92,6 +92,15 @@ def table(results: Sequence[SeedResult]) -> str:
     return "\n".join(lines)
 
 
+def numbers(results: Sequence[SeedResult]) -> dict[str, dict[str, list[float]]]:
+    """Every predictor's scores, by name, split by split."""
+    columns = list(results[0].outcomes[ADAM].scores)
+    return {
+        title: {column: [result.outcomes[name].scores[column] for result in results] for column in columns}
+        for name, title in TITLES.items()
+    }
+
+
 def _mean_and_spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f} +- {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
 

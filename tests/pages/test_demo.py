@@ -1,5 +1,6 @@
 """The demo runs end to end in its quick form, and its verdict says what the numbers say."""
 
+import json
 import math
 
 import pytest
@@ -15,8 +16,9 @@ from fekernels.demo import report  # noqa: E402
 
 
 def test_quick_demo_prints_everything_and_draws(tmp_path, capsys):
-    path = tmp_path / "figure.png"
-    assert command(["demo", "--quick", "--seeds", "2", "--out", str(path)]) == 0
+    path, scores = tmp_path / "figure.png", tmp_path / "scores.json"
+    options = ["--quick", "--seeds", "2", "--out", str(path), "--json", str(scores)]
+    assert command(["demo", *options]) == 0
     printed, bars = capsys.readouterr()
     rows = {
         title: [line for line in printed.splitlines() if line.startswith(title)]
@@ -25,6 +27,8 @@ def test_quick_demo_prints_everything_and_draws(tmp_path, capsys):
     assert all(len(found) == 2 for found in rows.values())
     accuracy = float(rows[report.TITLES[report.ADAM]][0].split()[2])
     assert 0.5 < accuracy < 1.0
+    by_split = json.loads(scores.read_text())[report.TITLES[report.ADAM]]["accuracy"]
+    assert len(by_split) == 2 and abs(sum(by_split) / 2 - accuracy) < 1e-3
     for word in (
         "accuracy",
         "NLL",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import fekernels as fe
-from fekernels.__main__ import main
+from fekernels.__main__ import COMMANDS, main
 from fekernels._runtime import build
 
 
@@ -40,7 +41,8 @@ def test_a_variable_that_no_op_takes_is_a_usage_error(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the following arguments are required: command"),
+        (["--all"], "python -m fekernels: error: unrecognized arguments: --all"),
+        (["info", "--json", "/no/such/folder/a.json"], "--json must be in a directory that exists"),
         (["train"], "argument command: invalid choice: 'train'"),
         (["info", "--all"], "python -m fekernels info: error: unrecognized arguments: --all"),
         (["demo", "--seeds", "x"], "argument --seeds: invalid int value: 'x'"),
@@ -53,6 +55,21 @@ def test_arguments_are_named(arguments: list[str], said: str, capsys: pytest.Cap
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert said in capsys.readouterr().err
+
+
+def test_alone_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed, errors = capsys.readouterr()
+    assert all(f"python -m fekernels {name}" in printed for name in COMMANDS) and not errors
+
+
+def test_info_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "info.json"
+    assert main(["info", "--json", str(path)]) == 0
+    written = json.loads(path.read_text())
+    assert written["fekernels"] == fe.__version__ and torch.__version__ in written["torch"]
+    assert written["backends"]["langevin_adam_ on cpu"] == fe.backends()["langevin_adam_", "cpu"].in_use
+    assert capsys.readouterr().out.splitlines()[-1] == f"written: {path}"
 
 
 def test_info_tells_why_there_is_nothing(tmp_path: Path) -> None:
