@@ -31,6 +31,12 @@ def vae_digits(printed: str, bars: str) -> None:
     assert "300/300" in bars
 
 
+def posterior_band(printed: str, bars: str) -> None:
+    assert "Nothing measured speaks against these samples" in printed
+    ratios = re.findall(r"sd over the exact sd, .*: ([\d.]+) to ([\d.]+)", printed)
+    assert len(ratios) == 2 and all(0.85 < float(a) and float(b) < 1.2 for a, b in ratios)
+
+
 def vae(printed: str, bars: str) -> None:
     rows = dict(re.findall(r"^\| (models.VAE|plain torch) \| (.*) \|$", printed, re.MULTILINE))
     free_energy, refined, evidence, _ = map(float, rows["models.VAE"].split(" | "))
@@ -192,6 +198,7 @@ def distributed_posterior(printed: str, bars: str) -> None:
 SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
     for check in (
+        posterior_band,
         vae_digits,
         vae,
         views,
@@ -234,7 +241,7 @@ def test_example(
     pictures = list(tmp_path.iterdir())
     assert bool(pictures) == ("--out" in example.read_text())
     for picture in pictures:
-        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
+        assert picture.read_bytes().startswith((b"\x89PNG", b"<?xml")) and picture.stat().st_size > 20_000
 
 
 def test_every_check_has_its_example() -> None:

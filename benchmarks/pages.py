@@ -1,0 +1,138 @@
+"""``python -m benchmarks.pages RESULTS.json``: README's rows and chart, and docs/benchmarks.md's tables, of one run.
+
+RESULTS.json is what ``python -m fekernels bench --json`` wrote. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fekernels.bench import report
+
+ROOT = Path(__file__).resolve().parent.parent
+README, BENCHMARKS, IMAGES = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/images"
+
+
+class Line(NamedTuple):
+    """A row of README: which it is in the JSON, and how README calls both sides."""
+
+    family: str
+    case: str
+    peer: str
+    ours: str
+    theirs: str
+
+
+# Those that show what the package is for, then those that it loses.
+ADAM, CACHE = "Adam(fused=True)", "640k float32 in cache"
+LINES = (
+    Line("rows", "25.6M float32, T = 0", ADAM, "`LangevinAdam`, T = 0, 25.6M weights", f"`{ADAM}`"),
+    Line("rows", "25.6M float32, T > 0, momentum", f"{ADAM} + randn_like + add_",
+         "`LangevinAdam`, T > 0, 25.6M weights", "the same and noise by `randn_like`"),
+    Line("rows", "200 tensors of 1,000, T = 0", ADAM, "`LangevinAdam`, T = 0, 200 tensors of 1,000", f"`{ADAM}`"),
+    Line("rows", f"{CACHE}, half dead, T = 0", ADAM, "`LangevinAdam`, T = 0, half of all units dead", f"`{ADAM}`"),
+    Line("free_energy", "bernoulli 8192 x 4096", "torch.compile", "`free_energy` and gradients, 8192 x 4096",
+         "`torch.compile` of the plain lines"),
+    Line("svgd", "direction, n = 10,000, d = 64", "plain torch, in place",
+         "`svgd_direction`, 10,000 particles, d = 64", "matrix products, in place"),
+    Line("rows", f"{CACHE}, T > 0", ADAM, "`LangevinAdam`, T > 0, 640k weights in cache",
+         f"`{ADAM}`, which makes no noise"),
+    Line("vae", "VAE training step, 128 x 784, latent 20", f"torch.compile, {ADAM}",
+         "`models.VAE`, a step on 128 digits", f"`torch.compile` of it, `{ADAM}`"),
+)  # fmt: skip
+
+THEMES = {
+    "light": dict(ink="#1f2328", paper="#ffffff", won="#4c8ed9", lost="#c2571a"),
+    "dark": dict(ink="#e6edf3", paper="#0d1117", won="#5aa2f2", lost="#f0883e"),
+}
+
+
+def rows(results: Mapping[str, Any]) -> list[tuple[Line, dict[str, Any]]]:
+    """README's rows in the results. KeyError for one that is not there, or that was not measured."""
+    found = []
+    for line in LINES:
+        for row in results.get(line.family, ()):
+            if (row["case"], row["peer"]) == (line.case, line.peer) and "ratio" in row:
+                found.append((line, row))
+                break
+        else:
+            raise KeyError(f"pages: the results must have {line.case!r} beside {line.peer!r}, measured")
+    return found
+
+
+def table(results: Mapping[str, Any]) -> str:
+    lines = ["| ours | beside | theirs | ours | ratio |", "|---|---|---|---|---|"]
+    for line, row in rows(results):
+        ratio = f"{row['ratio']:.2f}" if row["ratio"] < 1 else f"**{row['ratio']:.2f}**"
+        theirs, ours = (f"{row[key]:.3g} ms" for key in ("peer_ms", "ours_ms"))
+        lines.append(f"| {line.ours} | {line.theirs} | {theirs} | {ours} | {ratio} |")
+    machine = results["machine"]
+    lines.append(
+        f"\n{machine['cpu'].replace('(R)', '')}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"torch {machine['torch'].split('+')[0]}, {machine['date'][:10]}; medians of rounds in turn; in bold what is"
+        " lost."
+    )
+    return "\n".join(lines)
+
+
+def between(text: str, name: str, content: str) -> str:
+    """``text`` with ``content`` between the comments of that name. ValueError where they are not there once."""
+    begin, end = f"<!-- {name}: made by benchmarks/pages.py -->", f"<!-- end of {name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"pages: the page must have {begin!r} and {end!r} once each")
+    head, _, rest = text.partition(begin)
+    return f"{head}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+
+
+def chart(results: Mapping[str, Any], path: Path, colors: Mapping[str, str]) -> None:
+    """Bars of the ratios on a logarithmic axis, from 1, where both take the same time."""
+    import matplotlib.pyplot as plt
+
+    found = rows(results)[::-1]
+    with plt.rc_context({"svg.hashsalt": "fekernels", "font.size": 10.5, "text.color": colors["ink"]}):
+        figure, ax = plt.subplots(figsize=(8.4, 3.0), layout="constrained", facecolor=colors["paper"])
+        ax.set_facecolor(colors["paper"])
+        for y, (_, row) in enumerate(found):
+            speed = 1 / row["ratio"]
+            ax.barh(y, speed - 1, left=1, height=0.62, color=colors["won" if speed > 1 else "lost"])
+            ax.text(max(speed, 1) * 1.04, y, f"{speed:.3g} x", va="center", fontsize=9.5)
+        ax.set_xscale("log")
+        ticks = [0.5, 1, 2, 4, 8, 16]
+        ax.set_xticks(ticks, [f"{tick:g} x" for tick in ticks])
+        ax.set_xlim(0.5, 30)
+        ax.set_yticks(range(len(found)), [line.ours.replace("`", "") for line, _ in found])
+        ax.tick_params(colors=colors["ink"], length=0, which="both")
+        ax.minorticks_off()
+        ax.axvline(1, color=colors["ink"], lw=0.8)
+        ax.spines[:].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def pages(results: Mapping[str, Any]) -> dict[Path, str]:
+    """The two pages as they are to be."""
+    return {
+        README: between(README.read_text(), "speed", table(results)),
+        BENCHMARKS: between(BENCHMARKS.read_text(), "tables", report.markdown(dict(results))),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__)
+    parser.add_argument("results", type=Path, help="what python -m fekernels bench --json wrote")
+    results = json.loads(parser.parse_args(argv).results.read_text())
+    for path, text in pages(results).items():
+        path.write_text(text)
+        print(f"written: {path.relative_to(ROOT)}")
+    for theme, colors in THEMES.items():
+        path = IMAGES / f"speed-{theme}.svg"
+        chart(results, path, colors)
+        print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
