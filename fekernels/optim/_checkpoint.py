@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer, number, one_of
+from fekernels._runtime.parts import is_sharded
 from fekernels._runtime.pointer_table import check_like
-from fekernels.optim._shards import is_sharded
 
 __all__ = [
     "LAST_FLOAT32_STEP",

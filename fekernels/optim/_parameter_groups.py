@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
 from fekernels._runtime import backends
+from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.pointer_table import check_dtype
 from fekernels._runtime.ranks import draw_seed, has_ranks, made_by_zero, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced
@@ -29,7 +30,6 @@ from fekernels.optim._seeds import (
     stream_of_name,
     warn_of_shared_noise,
 )
-from fekernels.optim._shards import local_tensor
 
 __all__ = ["LAST_SEED", "ParameterGroups"]
 

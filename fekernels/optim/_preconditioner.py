@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels.optim._shards import local_tensor
+from fekernels._runtime.parts import local_tensor
 
 __all__ = ["exceeds_float16", "memory_weight", "scale"]
 

@@ -10,16 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fekernels._runtime.parts import beginning_of
+from fekernels._runtime.parts import beginning_of, is_sharded, local_tensor
 from fekernels._runtime.pointer_table import Row
 from fekernels._runtime.ranks import exchange
 from fekernels._runtime.torch_internals import split_factor
 
 __all__ = [
     "Piece",
-    "is_sharded",
     "local_gradient",
-    "local_tensor",
     "of_local",
     "pieces",
     "placed_alike",
@@ -28,16 +26,6 @@ __all__ = [
 ]
 
 Run = tuple[int, int]  # indices along one dimension of the whole: the first, and how many
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a DTensor (FSDP2, tensor parallel)."""
-    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
-
-
-def local_tensor(tensor: Tensor) -> Tensor:
-    """The part of a DTensor that lives here; any other tensor as it is."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def of_local(local: Tensor, param: Tensor) -> Tensor:

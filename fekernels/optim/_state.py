@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime import backends
-from fekernels.optim._shards import is_sharded, local_tensor, of_local
+from fekernels._runtime.parts import is_sharded, local_tensor
+from fekernels.optim._shards import of_local
 
 __all__ = ["zero_state"]
 

@@ -13,12 +13,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from fekernels._runtime.parts import is_sharded, local_tensor
 from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels._runtime.torch_internals import dtensor_parts
 from fekernels.ops._memory import has_plain_memory
 from fekernels.ops.optimizers.parameter_rows import group_rows, readable
 from fekernels.ops.optimizers.step import StepSettings
-from fekernels.optim._shards import is_sharded, local_tensor, placed_alike
+from fekernels.optim._shards import placed_alike
 
 __all__ = ["KeptSettings", "StateSnapshot", "TableCache"]
 

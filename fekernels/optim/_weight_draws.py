@@ -14,6 +14,7 @@ from torch import Tensor
 from fekernels._catalogue.random import WEIGHT_SAMPLE
 from fekernels._checks import boolean
 from fekernels._runtime import backends
+from fekernels._runtime.parts import is_sharded, local_tensor
 from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels._runtime.ranks import exchange, has_ranks
 from fekernels._runtime.torch_internals import copy_all, never_traced
@@ -23,7 +24,7 @@ from fekernels.ops.optimizers.step import StepOperation, StepSettings
 from fekernels.ops.optimizers.variational_accumulate import VariationalAccumulateSettings
 from fekernels.ops.optimizers.variational_draw import VariationalDrawSettings
 from fekernels.optim._parameter_groups import LAST_SEED
-from fekernels.optim._shards import is_sharded, local_gradient, local_tensor, sharded_rows
+from fekernels.optim._shards import local_gradient, sharded_rows
 from fekernels.optim._state import zero_state
 from fekernels.optim._table_cache import TableCache
 from fekernels.optim._table_optimizer import TableOptimizer

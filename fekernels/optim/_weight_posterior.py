@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import number
+from fekernels._runtime.parts import local_tensor
 from fekernels.ops.optimizers.variational_kl import variational_kl
-from fekernels.optim._shards import local_tensor, sum_over_shards
+from fekernels.optim._shards import sum_over_shards
 from fekernels.optim._weight_draws import WeightDraws
 
 __all__ = ["WeightGaussian", "WeightPosterior"]

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fekernels._catalogue.optimizers import NOISES
 from fekernels._checks import boolean, number, one_of
+from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.pointer_table import DTYPE_CODES, Row, supported_dtypes
 from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops.optimizers.langevin_adam import OPERATION
 from fekernels.optim._checkpoint import loaded_unit, momentum_unit
 from fekernels.optim._preconditioner import exceeds_float16, memory_weight, scale
 from fekernels.optim._seeds import is_hot
-from fekernels.optim._shards import local_tensor
 from fekernels.optim._state import zero_state
 from fekernels.optim._table_cache import TableCache
 from fekernels.optim._table_optimizer import TableOptimizer, traced_number

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fekernels._checks import boolean, integer, number, one_of
 from fekernels._runtime import backends
+from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.pointer_table import Row
 from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops.optimizers import langevin_adam, variational_adam
 from fekernels.ops.optimizers.langevin_adam import LangevinAdamSettings
 from fekernels.ops.optimizers.variational_adam import VariationalAdamSettings
 from fekernels.optim._checkpoint import loaded_draws
-from fekernels.optim._shards import local_tensor
 from fekernels.optim._state import zero_state
 from fekernels.optim._weight_draws import run_rows
 from fekernels.optim._weight_posterior import WeightPosterior

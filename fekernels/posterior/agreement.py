@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.ranks import gathered_numbers
-from fekernels.optim._shards import local_tensor
 
 __all__ = ["WORD", "agree", "bits_of", "place_of", "tensors_digest", "word"]
 

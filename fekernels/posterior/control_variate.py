@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fekernels._runtime.parts import is_sharded
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.optim._shards import is_sharded
 from fekernels.posterior.batches import check_batches, rows
 from fekernels.posterior.chains import Chains, LossFunction
 
