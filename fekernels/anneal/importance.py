@@ -76,7 +76,7 @@ def importance_sampling(
 
     Warns:
         Where the weights are worth fewer than a tenth of the particles, or than 10: log_z is then too low, by an
-        amount that the standard error does not show.
+            amount that the standard error does not show.
 
     Raises:
         TypeError, ValueError: naming the argument; a weight that is NaN or +inf.

@@ -170,8 +170,8 @@ def optimization_as_inference(
         Where q has not settled (``converged``): its moments and the bound are then not those of the best Gaussian.
 
     Raises:
-        TypeError: prior is no Normal; model gives no distribution and there is no log_likelihood. ValueError: a number
-        out of its range; a log-likelihood that is no scalar, or not finite at the prior's mean.
+        TypeError: prior is no Normal; model gives no distribution and there is no log_likelihood.
+        ValueError: a number out of its range; a log-likelihood that is no scalar, or not finite at the prior's mean.
 
     Source: Khan & Lin 2017, arXiv:1703.04265, equation 11; log p(data) >= E_q[log p(data | theta)] - KL(q || prior).
     """

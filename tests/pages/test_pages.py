@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def test_every_page_of_the_repository_is_one_of_them() -> None:
     if listed.returncode:
         pytest.skip("no git repository")
     assert {ROOT / name for name in listed.stdout.split("\0") if name} <= set(PAGES)
+
+
+OPERATORS = (
+    "langevin_adam", "sgld", "variational_adam", "free_energy", "likelihoods", "reparameterize", "svgd", "random",
+    "belief_propagation", "diagnostics",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("page", OPERATORS)
+def test_an_operators_page_says_first_what_it_computes_and_what_that_costs(page: str) -> None:
+    top = (
+        (ROOT / f"docs/{page}.md").read_text(encoding="utf-8").partition("```python")[0].partition("\n## ")[0]
+    )
+    equation, _, table = top.partition("\n| |")
+    assert "**Equation**" in equation and re.search(r"^\$\$\n.+?\n\$\$$", equation, re.DOTALL | re.MULTILINE)
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \| *(\S.*) \|$", table, re.MULTILINE)
+    assert [name for name, _ in rows] == ["Source", "Error bound", "Bytes", "Cost"]
 
 
 PYTHON = "x = 1\nassert x"

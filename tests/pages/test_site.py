@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import importlib
 import re
-import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,9 +12,9 @@ import pytest
 
 import fekernels as fe
 from tests.support import ROOT
+from tests.support.browser import CHROMIUM, DESKTOP, PHONE, Walk, walk
 
 API = sorted((ROOT / "docs/api").glob("*.md"))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def test_every_public_name_is_in_the_reference() -> None:
@@ -37,25 +32,12 @@ def test_every_public_name_is_in_the_reference() -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("material", reason="pip install 'fekernels[docs]'")
     pytest.importorskip("mkdocstrings", reason="pip install 'fekernels[docs]'")
+    pytest.importorskip("latex2mathml", reason="pip install 'fekernels[docs]'")
     folder = tmp_path_factory.mktemp("site")
     command = ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.fixture(scope="module")
-def address(site: Path) -> Iterator[str]:
-    class Silent(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Silent, directory=site)
-    ) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 
 def test_every_link_and_picture_leads_somewhere(site: Path) -> None:
@@ -70,14 +52,40 @@ def test_every_link_and_picture_leads_somewhere(site: Path) -> None:
             assert there.is_file() or (there / "index.html").is_file(), f"{page.relative_to(site)}: {target}"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-@pytest.mark.parametrize("page", ["", "langevin_adam/", "vae/", "api/optimizers/", "api/machines/"])
-def test_a_browser_shows_it(page: str, address: str, tmp_path: Path) -> None:
-    command = [
-        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0",
-        f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom", address + page,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert 'class="md-nav' in done.stdout and "<h1" in done.stdout
-    told = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert not told, told
+@pytest.fixture(scope="module")
+def walked(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    if CHROMIUM is None:
+        pytest.skip("no chromium")
+    pages = sorted(
+        f"{page.parent.relative_to(site)}/" for page in site.rglob("index.html") if page.parent != site
+    )
+    visits = [(page, PHONE) for page in ("", *pages)] + [
+        (page, DESKTOP) for page in ("", "svgd/", "api/losses/")
+    ]
+    return walk(site, visits, tmp_path_factory.mktemp("browser"), query="bandwidth")
+
+
+def test_a_browser_shows_every_page_and_has_nothing_to_complain_of(walked: Walk) -> None:
+    assert len(walked.pages) > 30
+    assert all(page["title"] == 1 and page["navigation"] for page in walked.pages)
+    assert not walked.console, walked.console
+    assert not [page for page in walked.pages if page["elsewhere"]]
+    assert not [page for page in walked.pages if page["broken"]]
+    assert sum(page["pictures"] for page in walked.pages) > 15
+
+
+def test_equations_are_drawn(walked: Walk) -> None:
+    assert sum(len(page["equations"]) for page in walked.pages) > 20
+    assert not [page["path"] for page in walked.pages if min(page["equations"], default=5) < 5]
+    assert not [(page["path"], page["raw"]) for page in walked.pages if page["raw"]]
+
+
+def test_nothing_is_wider_than_a_phone(walked: Walk) -> None:
+    assert {page["width"] for page in walked.pages} == {PHONE[0], DESKTOP[0]}
+    assert not [(page["path"], page["overflow"]) for page in walked.pages if page["overflow"] > 0]
+
+
+def test_search_finds_and_code_can_be_copied(walked: Walk) -> None:
+    assert any("svgd" in link for link in walked.found)
+    assert all(page["copied"] >= page["blocks"] for page in walked.pages)
+    assert sum(page["blocks"] for page in walked.pages) > 50

@@ -1,0 +1,45 @@
+"""What mkdocs does besides: equations become MathML, and CONTRIBUTING.md a page of the site.
+
+A browser draws MathML by itself, so that the site runs no script for it and asks no other host.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parent.parent
+# As pymdownx.arithmatex leaves $...$ and $$...$$ with generic: true.
+EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[([](.*?)\\[)\]]</\1>', re.DOTALL)
+# A function's name and what it is applied to, unless that is in brackets; not where the name has a script.
+NAME = re.compile(r"(?<!<msub>)(?<!<msup>)(<mi>(?:log|exp|cos|sin)</mi>)(?!<mo[^>]*>&#x00028;|<mrow><mo)")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|docs/)([^)]*)\)")
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """The text of CONTRIBUTING.md stands once, where a repository has it. What it links to beside docs/ is named."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = LINK.sub(lambda link: f"{link[1]}, `{link[2].partition('#')[0]}`", text).replace("](docs/", "](")
+    files.append(File.generated(config, "contributing.md", content=text))
+    return files
+
+
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """Equations as MathML. PluginError for what the converter does not know."""
+
+    def typeset(found: re.Match[str]) -> str:
+        latex = html.unescape(found[2]).strip()
+        kind = "block" if found[1] == "div" else "inline"
+        mathml = convert(latex, display=kind)
+        if "\\" in mathml or ">&<" in mathml:
+            raise PluginError(f"{page.file.src_uri}: LaTeX that is not known in {latex!r}")
+        mathml = NAME.sub(r'\1<mspace width="0.17em" />', mathml)
+        return f'<{found[1]} class="equation">{mathml}</{found[1]}>'
+
+    return EQUATION.sub(typeset, content)
