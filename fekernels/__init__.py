@@ -106,11 +106,13 @@ _NAMES_LATER = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    import importlib
+if not TYPE_CHECKING:  # or a name that does not exist would be Any
 
-    if name in _MODULES_LATER:
-        return importlib.import_module(f"fekernels.{name}")
-    if name in _NAMES_LATER:
-        return getattr(importlib.import_module(f"fekernels.{_NAMES_LATER[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        import importlib
+
+        if name in _MODULES_LATER:
+            return importlib.import_module(f"fekernels.{name}")
+        if name in _NAMES_LATER:
+            return getattr(importlib.import_module(f"fekernels.{_NAMES_LATER[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,10 +48,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """What walks needs the optimizers and samplers, which need the rest of this package."""
-    if name in ("Trajectory", "trajectories"):
-        import importlib
+if not TYPE_CHECKING:  # or a name that does not exist would be Any
 
-        return getattr(importlib.import_module("fekernels.diagnostics.ways"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """What walks needs the optimizers and samplers, which need the rest of this package."""
+        if name in ("Trajectory", "trajectories"):
+            import importlib
+
+            return getattr(importlib.import_module("fekernels.diagnostics.ways"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

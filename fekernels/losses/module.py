@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class FreeEnergyLoss(nn.Module):
         self.batch_dims = batch_dims
         self.ignore_index = ignore_index
         self.process_group = group_of("FreeEnergyLoss", process_group)
+
+    __call__: Callable[..., FreeEnergyTerms]  # torch says Any of every module's
 
     def forward(
         self,

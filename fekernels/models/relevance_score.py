@@ -222,6 +222,8 @@ class LinearLogit(nn.Module):
             nn.Identity() if latent_dim == context_dim else nn.Linear(context_dim, latent_dim, bias=False)
         )
 
+    __call__: Callable[..., Tensor]  # torch says Any of every module's
+
     def forward(self, z: Tensor, context: Tensor) -> Tensor:
         """z [K, B, Z], contexts' vectors [B, H] -> [K, B]."""
         return self.log_scale.exp() * (z * self.map(context)).sum(-1) + self.bias

@@ -6,7 +6,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,6 +106,8 @@ class HashedTextEncoder(nn.Module):
                 self._terms.clear()
             self._terms[text] = found
         return found
+
+    __call__: Callable[..., Tensor]  # torch says Any of every module's
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Vectors [B, dim] of B texts: their sums of codes over the root of the sum of squared weights, about 1 long.

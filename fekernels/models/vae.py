@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,10 @@ class VAE(LatentModel):
             return False
         assert isinstance(self.decoder, nn.Sequential)
         return not any(map(has_forward_hooks, (self.decoder[-1], self.decoder, self.output)))
+
+    __call__: Callable[
+        ..., tuple[Tensor | tuple[Tensor, ...], Tensor, Tensor]
+    ]  # torch says Any of every module's
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from fekernels.optim._parameter_groups import LAST_SEED, ParameterGroups
 from fekernels.optim._shards import local_gradient, sharded_rows
 from fekernels.optim._table_cache import KeptSettings, StateSnapshot, TableCache
 
-__all__ = ["TableOptimizer", "traced_number"]
+__all__ = ["Loss", "TableOptimizer", "traced_number"]
+
+Loss = TypeVar("Loss")  # what a closure returns, and a step with it
 
 
 def traced_number(value: float, device: torch.device | str = "cpu") -> Tensor:
@@ -62,6 +64,12 @@ class TableOptimizer(ParameterGroups):
     def _numbers_move(self, group: dict[str, Any]) -> bool:
         """Whether numbers of a compiled step that kernels take as such are to be tensors of its graph."""
         return False
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

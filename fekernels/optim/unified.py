@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor, nn
 
@@ -41,7 +41,13 @@ class UnifiedOptimizer(LangevinAdam):
             beta = number("UnifiedOptimizer", "beta", beta, below=1.0)
         super().__init__(model.named_parameters(), lr, (beta, 0.999), temperature=temperature, **kwargs)
 
-    def step(self, loss: Tensor | None = None) -> Any:  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def step(self, loss: None = None) -> None: ...
+
+    @overload
+    def step(self, loss: Tensor) -> Tensor: ...
+
+    def step(self, loss: Tensor | None = None) -> Tensor | None:
         """Backpropagate ``loss`` (a scalar tensor; None when that has been done), step, and clear the gradients."""
         if loss is not None:
             if not isinstance(loss, Tensor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from fekernels.ops.optimizers.langevin_adam import LangevinAdamSettings
 from fekernels.ops.optimizers.variational_adam import VariationalAdamSettings
 from fekernels.optim._checkpoint import loaded_draws
 from fekernels.optim._state import zero_state
+from fekernels.optim._table_optimizer import Loss
 from fekernels.optim._weight_draws import run_rows
 from fekernels.optim._weight_posterior import WeightPosterior
 
@@ -247,6 +248,12 @@ class VariationalAdam(WeightPosterior):
         beta1, beta2 = group["betas"]
         scale = group["hess_init"] + group["weight_decay"] if group["rescale_lr"] else 1.0
         return {"beta1": beta1, "beta2": beta2, "lr_scale": scale, "samples": 0.0}
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

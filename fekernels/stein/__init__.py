@@ -1,5 +1,7 @@
 """Particles that follow a target: their Stein direction, the discrepancy, median bandwidths and the sampler."""
 
+from fekernels._catalogue import stein as _catalogue
+from fekernels._catalogue.stein import *  # noqa: F403
 from fekernels.ops.stein.kernel_matrix import kernel_matrix, thinning
 from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy
 from fekernels.ops.stein.svgd_direction import svgd_direction
@@ -9,7 +11,6 @@ from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
 from fekernels.stein.bandwidth import median_bandwidth, pairwise_sq_dist_median
 from fekernels.stein.ensemble import SVGDEnsemble
 from fekernels.stein.goodness_of_fit import GoodnessOfFit, goodness_of_fit
-from fekernels.stein.kernels import *  # noqa: F403
 from fekernels.stein.svgd import SVGD
 
 __all__ = [
@@ -28,4 +29,4 @@ __all__ = [
     "svgd_direction",
     "thinning",
 ]
-__all__ += kernels.__all__
+__all__ += _catalogue.__all__

@@ -3,4 +3,5 @@
 from fekernels._catalogue import stein as _catalogue
 from fekernels._catalogue.stein import *  # noqa: F403
 
-__all__ = _catalogue.__all__
+__all__: list[str] = []
+__all__ += _catalogue.__all__  # in the one form that type checkers understand

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class GradientAsMessagePassing(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_outputs": []}  # a graph cannot be copied
+
+    __call__: Callable[..., tuple[Tensor, list[Tensor]]]  # torch says Any of every module's
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(output [B, output_dim], activations of the three layers). The last is linear: a ReLU would stop messages."""
