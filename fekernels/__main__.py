@@ -7,8 +7,12 @@ import importlib
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+import fekernels
+from fekernels._runtime.command_line import painted, parser
 
 COMMANDS = {
     "info": "what runs where, and why not elsewhere",
@@ -19,6 +23,7 @@ COMMANDS = {
 # Where a command's ``main`` is, and the extra that brings what it needs, where they are not called like the command.
 MODULES = {"unified": "unified.command"}
 EXTRAS = {"unified": "demo"}
+INTERRUPTED = 130
 
 
 def _told(call: Callable[[], object]) -> object:
@@ -31,7 +36,7 @@ def _told(call: Callable[[], object]) -> object:
         return str(error)
 
 
-def _check_environment(parser: argparse.ArgumentParser) -> None:
+def _check_environment(reader: argparse.ArgumentParser) -> None:
     """End with a usage error where a variable holds a value that every op refuses."""
     from fekernels._runtime import backends, locations
 
@@ -39,13 +44,11 @@ def _check_environment(parser: argparse.ArgumentParser) -> None:
         locations.build_mode()
         backends.requested()
     except ValueError as error:
-        parser.error(str(error))
+        reader.error(str(error))
 
 
 def overview() -> int:
     """Print which commands there are."""
-    import fekernels
-
     print(f"fekernels {fekernels.__version__}: fused PyTorch kernels for free-energy minimisation\n")
     for name, text in COMMANDS.items():
         print(f"  python -m fekernels {name:8} {text}")
@@ -55,11 +58,17 @@ def overview() -> int:
     return 0
 
 
-def info(written: Path | None = None) -> int:
-    """Print the versions, the compiled library and the table of backends; ``written``: a file for them as JSON."""
+def info(argv: list[str]) -> int:
+    """Print the versions, the compiled library, the table of backends, and how many operators run on which."""
+    reader = parser("info", f"Print {COMMANDS['info']}.", codes="0 done, also where nothing is compiled")
+    reader.add_argument("--json", type=Path, metavar="PATH", help="write what is printed to PATH")
+    path: Path | None = reader.parse_args(argv).json
+    _check_environment(reader)
+    if path is not None and not path.parent.is_dir():
+        reader.error(f"--json must be in a directory that exists; got {path}")
+
     import torch
 
-    import fekernels
     from fekernels._runtime import extension, host
 
     reason = _told(extension.unavailable_reason)
@@ -77,49 +86,50 @@ def info(written: Path | None = None) -> int:
     for name, value in rows.items():
         print(f"{name:17} {value}")
     table = fekernels.backends()
-    print(f"\n{table}")
-    if written is not None:
+    print(f"\n{table}\n")
+    if path is not None:
         in_use = {f"{row.op} on {row.device}": row.in_use for row in table}
-        written.write_text(json.dumps({**rows, "backends": in_use}, indent=1) + "\n")
-        print(f"\nwritten: {written}")
+        path.write_text(json.dumps({**rows, "backends": in_use}, indent=1) + "\n")
+        print(f"written: {path}")
+    counts = Counter((row.in_use, row.device) for row in table)
+    told = ", ".join(f"{count} run as {name} on {device}" for (name, device), count in counts.items())
+    print(painted(f"Of {len(table)} operators {told}", "green" if reason is None else "yellow"))
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; all but ``info`` read their own options, so their help is theirs too."""
-    parser = argparse.ArgumentParser(prog="python -m fekernels")
-    commands = parser.add_subparsers(dest="command")
+    """Run one command. Each reads its own options, so their help is theirs too."""
+    top = parser(
+        "", "Fused PyTorch kernels for free-energy minimisation.", codes="0 done; 1 as the command says"
+    )
+    top.add_argument("--version", action="version", version=fekernels.__version__)
+    commands = top.add_subparsers(dest="command")
     parsers = {
-        name: commands.add_parser(name, help=text, description=text, add_help=name == "info")
+        name: commands.add_parser(name, help=text, description=text, add_help=False)
         for name, text in COMMANDS.items()
     }
-    parsers["info"].add_argument("--json", type=Path, metavar="PATH", help="write what is printed to PATH")
-    arguments, rest = parser.parse_known_args(argv)
-    if arguments.command is None:
+    arguments, rest = top.parse_known_args(argv)
+    command = arguments.command
+    if command is None:
         if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            top.error(f"unrecognized arguments: {' '.join(rest)}")
         return overview()
-    if arguments.command == "info":
-        if rest:
-            parsers["info"].error(f"unrecognized arguments: {' '.join(rest)}")
-        _check_environment(parsers["info"])
-        if arguments.json is not None and not arguments.json.parent.is_dir():
-            parsers["info"].error(f"--json must be in a directory that exists; got {arguments.json}")
-        return info(arguments.json)
-    if not {"-h", "--help"} & set(rest):
-        _check_environment(parsers[arguments.command])
     try:
-        command = arguments.command
+        if command == "info":
+            return info(rest)
+        if not {"-h", "--help"} & set(rest):
+            _check_environment(parsers[command])
         module = importlib.import_module(f"fekernels.{MODULES.get(command, command)}")
+        return int(module.main(rest) or 0)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fekernels"):
             raise
-        print(
-            f"fekernels {command} needs {error.name}: pip install 'fekernels[{EXTRAS.get(command, command)}]'",
-            file=sys.stderr,
-        )
+        extra = EXTRAS.get(command, command)
+        print(f"fekernels {command} needs {error.name}: pip install 'fekernels[{extra}]'", file=sys.stderr)
         return 1
-    return int(module.main(rest) or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

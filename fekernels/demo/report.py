@@ -186,6 +186,18 @@ def _in_words(judged: dict[str, dict[str, tuple[str, str]]]) -> list[str]:
     return ["Verdict", *filled]
 
 
+def summary(results: Sequence[SeedResult]) -> str:
+    """One line: the mean negative log-likelihood of each predictor on the test digits."""
+    said = {
+        ADAM: "by Adam",
+        ENSEMBLE: "by the ensemble",
+        LANGEVIN: "sampled at the T chosen",
+        BAYES: "at T = 1",
+    }
+    means = {name: statistics.mean(r.outcomes[name].scores["NLL"] for r in results) for name in said}
+    return f"NLL of test digits: {', '.join(f'{means[name]:.3f} {words}' for name, words in said.items())}"
+
+
 def step_times(rounds: int, layers: int, turn_seconds: float = 0.01) -> str:
     """Time of one optimizer step, gradients given: each optimizer in turn, so that a slow moment hits all.
 

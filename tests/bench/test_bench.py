@@ -67,6 +67,7 @@ def test_every_row_of_the_registry_is_measured_and_told(
     assert (torch.get_num_threads(), backends.native_op("isa")()) == (threads, isa)
     printed = capsys.readouterr().out
     written = json.loads(path.read_text())
+    assert printed.splitlines()[-1] == report.summary(written)
     keys = ("date", "cpu", "cores", "isa", "load", "compiled", "fekernels", "torch", "python", "system")
     assert set(written.pop("machine")) == {*keys, "threads"} and written.pop("quick") is True
     key, peaks = report.KEYS[family]

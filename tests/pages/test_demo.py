@@ -40,6 +40,7 @@ def test_quick_demo_prints_everything_and_draws(tmp_path, capsys):
         "Time of one optimizer step",
     ):
         assert word in printed
+    assert printed.splitlines()[-1].startswith("NLL of test digits: ")
     assert "12/12" in bars  # the progress bar ends where it said it would
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 50_000
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ import torch
 import fekernels as fe
 from fekernels.__main__ import COMMANDS, main
 from fekernels._runtime import build
+from fekernels._runtime.command_line import EXIT_CODES, painted
 
 
 @pytest.mark.parametrize(
@@ -69,7 +74,89 @@ def test_info_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     written = json.loads(path.read_text())
     assert written["fekernels"] == fe.__version__ and torch.__version__ in written["torch"]
     assert written["backends"]["langevin_adam_ on cpu"] == fe.backends()["langevin_adam_", "cpu"].in_use
-    assert capsys.readouterr().out.splitlines()[-1] == f"written: {path}"
+    *_, told, last = capsys.readouterr().out.splitlines()
+    assert told == f"written: {path}"
+    assert last.startswith(f"Of {len(fe.backends())} operators ") and " run as " in last
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_plain_text_and_tells_the_exit_codes(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a variable holds nonsense: who asks for help is not told of that first."""
+    if command in ("demo", "unified"):
+        pytest.importorskip("sklearn")
+        pytest.importorskip("matplotlib")
+    monkeypatch.setenv("FEKERNELS_BACKEND", "nonsense")
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    printed, errors = capsys.readouterr()
+    words = " ".join(printed.split())
+    assert words.startswith(f"usage: python -m fekernels {command}".rstrip()) and not errors
+    assert "Exit codes: 0 " in words and words.endswith(EXIT_CODES)
+    assert not set("`*\033") & set(printed) and ("--json PATH" in words) == bool(command)
+
+
+def test_the_version_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{fe.__version__}\n"
+
+
+def test_what_is_missing_and_what_is_interrupted_have_codes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> object:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert main(["unified"]) == 1
+    assert capsys.readouterr().err == "fekernels unified needs sklearn: pip install 'fekernels[demo]'\n"
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(main=interrupted))
+    assert main(["bench"]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    stream = io.StringIO()
+    assert painted("fine", "green", stream) == "fine"
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert painted("fine", "green", stream) == "\033[32mfine\033[0m"
+    assert painted("fine", None, stream) == "fine"
+    monkeypatch.setenv("TERM", "dumb")
+    assert painted("fine", "green", stream) == "fine"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert painted("fine", "green", stream) == "fine"
+
+
+def test_info_is_coloured_on_a_terminal_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command itself, once in a pipe (as everywhere here) and once with a terminal's end for its output."""
+    assert main(["info"]) == 0 and "\033" not in capsys.readouterr().out
+    master, end = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {
+        "TERM": "xterm",
+        "PYTHONPATH": str(Path(fe.__file__).parents[1]),
+    }
+    code = "import sys; from fekernels.__main__ import main; sys.exit(main(['info']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=end, env=environment) as process:
+        os.close(end)
+        printed = b""
+        while True:
+            try:
+                piece = os.read(master, 1 << 16)
+            except OSError:  # how Linux says that nobody writes any more
+                break
+            if not piece:
+                break
+            printed += piece
+    os.close(master)
+    assert process.returncode == 0 and printed.count(b"\033[") == 2
 
 
 def test_info_tells_why_there_is_nothing(tmp_path: Path) -> None:

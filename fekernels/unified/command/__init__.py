@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ import torch
 from tqdm import tqdm
 
 from fekernels import plots
+from fekernels._runtime.command_line import painted
+from fekernels._runtime.command_line import parser as command_parser
 from fekernels.unified.command import pictures
 from fekernels.unified.command.experiments import EXPERIMENTS, QUICK, Finding, Row, Settings
 
@@ -70,11 +71,20 @@ def draw(found: dict[str, Finding], out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print, draw. Returns 1 where a number is further from its exact answer than it may be, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m fekernels unified", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("fekernels_unified.png"), help="where the pictures go"
+    parser = command_parser(
+        "unified",
+        "Run every system of the design document on real data, and print its numbers beside their exact answers.",
+        codes="0 all agree; 1 a number is further from its exact answer than it may be (not with --quick), or "
+        "something to be installed is missing",
     )
-    parser.add_argument("--json", type=Path, help="where the numbers go, too")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fekernels_unified.png"),
+        metavar="PATH",
+        help="where the pictures go",
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers to PATH, too")
     parser.add_argument("--seed", type=int, default=0, help="of all noise (default 0)")
     parser.add_argument(
         "--quick",
@@ -99,5 +109,6 @@ def main(argv: list[str] | None = None) -> int:
     wrong = [row.quantity for row in rows if not row.holds]
     print(f"Pictures: {arguments.out.resolve()}   ({time.perf_counter() - started:.0f} s in all)")
     known = sum(row.exact is not None for row in rows)
-    print(f"{known - len(wrong)} of {known} numbers with an exact answer agree with it")
+    agree = f"{known - len(wrong)} of {known} numbers with an exact answer agree with it"
+    print(painted(agree, "red" if wrong else "green"))
     return 1 if wrong and not arguments.quick else 0
