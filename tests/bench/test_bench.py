@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +20,7 @@ from fekernels.bench import case, floors, memory, once, optimizers, packages, re
 from fekernels.bench.case import Case, Cost, Group, Row
 from fekernels.bench.registry import CASES, FAMILIES
 from fekernels.bench.timing import Contestant, Timing, interleave
-from tests.support import ROOT
+from tests.support import ROOT, fork_server
 
 
 @pytest.fixture
@@ -340,13 +337,7 @@ def test_a_process_that_fails_is_a_row_without_a_time(monkeypatch: pytest.Monkey
 
 
 def test_without_compiled_kernels_nothing_is_timed() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fekernels", "bench", "--quick"],
-        env={**os.environ, "FEKERNELS_BUILD": "none"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = fork_server.run_module("fekernels", "bench", "--quick", FEKERNELS_BUILD="none")
     assert done.returncode == 1
     assert "no compiled kernels to time: FEKERNELS_BUILD=none" in done.stderr
 

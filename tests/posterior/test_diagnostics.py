@@ -1,7 +1,4 @@
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +6,7 @@ import torch
 
 import fekernels as fe
 from fekernels.diagnostics import auroc, calibration, mutual_information, predictive_entropy
+from tests.support import fork_server
 from tests.support.tensors import UNIT
 
 
@@ -98,9 +96,7 @@ def test_the_package_has_them_and_does_not_import_them_before() -> None:
         "import sys, fekernels as fe; assert 'fekernels.diagnostics' not in sys.modules; "
         "assert 'diagnostics' in fe.__all__; print(fe.diagnostics.auroc([0.0], [1.0]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(fe.__file__).parents[1]
-    )
+    done = fork_server.run(program)
     assert done.stdout == "1.0\n", done.stderr
     with pytest.raises(AttributeError, match="module 'fekernels' has no attribute 'pears'"):
         _ = fe.pears

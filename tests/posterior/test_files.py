@@ -2,8 +2,7 @@
 
 import os
 import random
-import subprocess
-import sys
+import time
 import warnings
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 
 from fekernels.posterior import store as _sample_store
 from fekernels.posterior.samples import PosteriorSamples
+from tests.support import fork_server
 from tests.support.posterior_samples import Constant, counting, marks
 
 
@@ -133,7 +133,7 @@ def test_damage_is_reported(tmp_path):
 
 # Stops where a snapshot is complete but not yet in its place.
 HALF_A_SAVE = """
-import sys, time
+import time
 import torch
 from fekernels.posterior import store
 from fekernels.posterior.samples import PosteriorSamples
@@ -142,8 +142,8 @@ def stop(temporary, path):
     print("writing", flush=True)
     time.sleep(600)
 
-samples = PosteriorSamples(torch.nn.Linear(100, 100), directory=sys.argv[1])
-if sys.argv[2] == "index":
+samples = PosteriorSamples(torch.nn.Linear(100, 100), directory=DIRECTORY)
+if AT == "index":
     write = store._rename_into_place
     real = stop
     stop = lambda temporary, path: (real if path.name == "index.json" else write)(temporary, path)
@@ -154,17 +154,19 @@ samples.collect()
 
 @pytest.mark.parametrize("at", ["sample", "index"])
 def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, at):
-    command = [sys.executable, "-c", HALF_A_SAVE, str(tmp_path), at]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        try:
-            assert writer.stdout.readline() == "writing\n"
-            written = sorted(tmp_path.rglob("*"))
-            assert any(path.is_file() and path.parent != tmp_path for path in written)
-            PosteriorSamples(nn.Linear(100, 100), directory=tmp_path)
-            PosteriorSamples(Constant(0.0)).save(tmp_path / "other")
-            assert sorted(tmp_path.rglob("*")) == sorted([*written, tmp_path / "other"])
-        finally:
-            writer.kill()
+    writer = fork_server.Child(f"DIRECTORY, AT = {str(tmp_path)!r}, {at!r}\n{HALF_A_SAVE}", os.environ)
+    try:
+        while writer.poll() is None and not writer.said()[0]:
+            time.sleep(0.02)
+        assert writer.said() == ("writing\n", "")
+        written = sorted(tmp_path.rglob("*"))
+        assert any(path.is_file() and path.parent != tmp_path for path in written)
+        PosteriorSamples(nn.Linear(100, 100), directory=tmp_path)
+        PosteriorSamples(Constant(0.0)).save(tmp_path / "other")
+        assert sorted(tmp_path.rglob("*")) == sorted([*written, tmp_path / "other"])
+    finally:
+        writer.kill()
+        writer.communicate()
     (tmp_path / "other").unlink()
     PosteriorSamples(nn.Linear(100, 100), directory=tmp_path).collect()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["index.json", "sample-00000000.safetensors"]

@@ -2,15 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import fekernels as fe
 from fekernels._runtime import backends
+from tests.support import fork_server
 from tests.support.places import CPU_PLACES
 from tests.support.tensors import UNIT
 
@@ -196,14 +194,7 @@ def test_the_table_shows_what_was_asked_for():
 
 
 def python(code, **environment):
-    root = str(Path(fe.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-    )
+    return fork_server.run(code, {**os.environ, **environment})
 
 
 def test_the_environment_chooses_and_a_bad_name_is_told():

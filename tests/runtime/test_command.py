@@ -19,6 +19,7 @@ import fekernels as fe
 from fekernels.__main__ import COMMANDS, main
 from fekernels._runtime import build
 from fekernels._runtime.command_line import EXIT_CODES, painted
+from tests.support import fork_server
 
 
 @pytest.mark.parametrize(
@@ -161,15 +162,8 @@ def test_info_is_coloured_on_a_terminal_alone(capsys: pytest.CaptureFixture[str]
 
 def test_info_tells_why_there_is_nothing(tmp_path: Path) -> None:
     """As the one command to find out with, it ends well where every op raises."""
-    environment = os.environ | {
-        "FEKERNELS_BUILD": "cpu",
-        "FEKERNELS_CACHE_DIR": str(tmp_path),
-        "CXX": "g++ '",
-        "PYTHONPATH": str(Path(fe.__file__).parents[1]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "fekernels", "info"], env=environment, capture_output=True, text=True
-    )
+    variables = {"FEKERNELS_BUILD": "cpu", "FEKERNELS_CACHE_DIR": str(tmp_path), "CXX": "g++ '"}
+    done = fork_server.run_module("fekernels", "info", **variables)
     assert done.returncode == 0, done.stderr
     reason = 'CXX must be a command as a shell takes it; got "g++ \'" (No closing quotation)'
     assert f"none: prebuilt: none installed; compiling for cpu: {reason}" in done.stdout

@@ -18,7 +18,8 @@ import pytest
 
 from fekernels._runtime import extension
 from tests.support import ROOT
-from tests.support.stub_build import LOAD, REASON, WARNING, Child, compiler_script, run, start
+from tests.support.fork_server import Child
+from tests.support.stub_build import LOAD, REASON, WARNING, compiler_script, run, start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux only")
 

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from fekernels._runtime import extension, host
+from tests.support import fork_server
 
 __all__ = ["Outcome", "run_outcomes", "run_processes"]
 
@@ -50,7 +51,7 @@ def run_processes(
             it runs. What it returns is saved by ``torch.save``: tensors, numbers and their containers, no DTensors.
         world: how many processes.
         arguments: pickled for every process.
-        timeout: seconds after which all are killed. Starting takes 3 to 10 of them.
+        timeout: seconds after which all are killed. The first start takes 5 of them.
 
     Raises:
         AssertionError: a rank raised, ended or hung; with the tracebacks of all in the order in which they ended.
@@ -82,10 +83,11 @@ def run_outcomes(
     """
     for built in (extension, host):  # here, as every process would wait for it within its time
         built.unavailable_reason()
-    context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=_run, args=(rank, world, folder, timeout, function, arguments))
+            fork_server.process(
+                _run, rank, world, folder, timeout, function, arguments, environment=os.environ
+            )
             for rank in range(world)
         ]
         ended: list[float | None] = [None] * world

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shlex
 import shutil
 import subprocess
-import sys
-import tempfile
-from multiprocessing import reduction
 from pathlib import Path
 
 import pytest
 
 from fekernels._runtime import build, extension
-from tests.support import ROOT
+from tests.support import ROOT, fork_server
+from tests.support.fork_server import Child
 
 WARNING = extension.SLOW
 
@@ -128,56 +125,12 @@ def cached(built: Path, environment: dict[str, str]) -> Path:
     return library
 
 
-class Child:
-    """A process that runs code as ``python -c`` would, from one that has imported torch: that alone takes 1.5 s."""
-
-    def __init__(self, code: str, environment: dict[str, str]) -> None:
-        self._output = [tempfile.TemporaryFile() for _ in range(2)]
-        descriptors = [reduction.DupFd(file.fileno()) for file in self._output]
-        self._process = _PROCESSES.Process(target=_execute, args=(code, environment, descriptors))
-        self._process.start()
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
-        """(stdout, stderr) of the whole run."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            self.kill()
-            raise TimeoutError(f"still running after {timeout} s")
-        said = []
-        for file in self._output:
-            file.seek(0)
-            said.append(file.read().decode(errors="replace"))
-        return said[0], said[1]
-
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["__main__", "torch"])
-
-
-def _execute(code: str, environment: dict[str, str], descriptors: list[reduction.DupFd]) -> None:
-    for target, descriptor in zip((1, 2), descriptors, strict=True):
-        os.dup2(descriptor.detach(), target)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
-    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
-
-
 def start(code: str, environment: dict[str, str]) -> Child:
     return Child(PRELUDE + code, environment)
 
 
 def run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    process = start(code, environment)
-    stdout, stderr = process.communicate()
-    return subprocess.CompletedProcess(code, process.poll() or 0, stdout, stderr)
+    return fork_server.run(PRELUDE + code, environment)
 
 
 def compiler_script(path: Path, line: str) -> str:
