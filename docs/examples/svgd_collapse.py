@@ -2,6 +2,7 @@
 
 Prints the table of docs/svgd.md: the marginal variance (the mean over the dimensions, divided by n) of n particles in d
 dimensions, which should be 1. Where particles come to rest it is the last step's, else the mean over the second half.
+``--out PATH`` says where the picture of the same goes. Needs the extra "plots".
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 import fekernels as fe
+from fekernels import plots
 
 SEED = 0
 
@@ -64,8 +68,25 @@ def variance(row: Row, n: int, d: int, steps: int) -> float:
     return sum(values[steps // 2 :]) / len(values[steps // 2 :]) if row.moving else values[-1]
 
 
+def picture(table: dict[str, list[float]], cases: list[tuple[int, int]]) -> Figure:
+    """A line of dots for each row: the further left, the more variance is lost."""
+    figure, axes = plots.panels(1, 1, (8.4, 4.2))
+    ax, rows = axes[0, 0], range(len(table))
+    ax.axvline(1, color=plots.GREY, lw=0.8, ls=":")
+    for i, ((n, d), color) in enumerate(zip(cases, ("#9ec5e8", "#4c8ed9", "#b5523b"), strict=False)):
+        values = [row[i] for row in table.values()]
+        ax.plot(values, rows, "o", color=color, label=f"{n} particles, {d} dimensions")
+    ax.set_yticks(rows, list(table))
+    ax.invert_yaxis()
+    ax.set(xlabel="marginal variance; N(0, I) has 1", xlim=(0, None))
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("svgd_collapse.png"), help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="few steps: shows that everything runs")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
@@ -84,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     print("|---" * (1 + len(cases)) + "|")
     for name, values in table.items():
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-    print(f"({time.perf_counter() - started:.0f} s in all)")
+    picture(table, cases).savefig(arguments.out, dpi=100)
+    print(f"{arguments.out.resolve()}   ({time.perf_counter() - started:.0f} s in all)")
     return 0
 
 

@@ -9,6 +9,7 @@ negative log-likelihood and calibration on clean and on noisy digits, and how we
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import fekernels as fe
+from fekernels import plots
 from fekernels.diagnostics import auroc, calibration
 
 SINGLE, PLAIN = "one network", "plain ensemble"
+COLUMNS = ("accuracy", "NLL", "ECE", "accuracy, noisy", "NLL, noisy", "ECE, noisy", "AUROC")
 
 
 @dataclass(frozen=True)
@@ -43,26 +46,6 @@ class Settings:
 QUICK = Settings(splits=1, members=4, train=200, steps=120)
 
 
-@dataclass(frozen=True)
-class Scores:
-    accuracy: float
-    nll: float
-    ece: float
-
-    @classmethod
-    def of(cls, log_p: Tensor, labels: Tensor) -> Scores:
-        p = log_p.exp()
-        right = (p.argmax(1) == labels).double().mean()
-        return cls(float(right), float(F.nll_loss(log_p, labels)), calibration(p, labels).error)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    clean: Scores
-    noisy: Scores
-    auroc: float  # of the mutual information, noisy against clean digits; one network has none
-
-
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
@@ -77,89 +60,61 @@ def digits(settings: Settings, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[
     return (x[train], y[train]), (x[test], y[test]), noisy
 
 
-def evaluate(settings: Settings, seed: int, bar: tqdm) -> dict[str, Outcome]:
+def scores(log_p: Tensor, labels: Tensor) -> list[float]:
+    """Accuracy, negative log-likelihood and expected calibration error."""
+    p = log_p.exp()
+    right = (p.argmax(1) == labels).double().mean()
+    return [float(right), float(F.nll_loss(log_p, labels)), calibration(p, labels).error]
+
+
+def evaluate(settings: Settings, seed: int, bar: tqdm) -> dict[str, list[float]]:
+    """Of one split: the numbers of COLUMNS for each kind of ensemble."""
     train, (x, y), noisy = digits(settings, seed)
     kinds = {PLAIN: {"bandwidth": 0.0, "temperature": 0.0}}
     for t in settings.temperatures:
         kinds[f"SVGD, T = {t:g}/N"] = {"temperature": t / settings.train}
-    outcomes: dict[str, Outcome] = {}
+    found: dict[str, list[float]] = {}
     for name, kind in kinds.items():
         # The mean cross-entropy: temperature 1/N and a prior divided by N are Bayes' posterior.
         ensemble = fe.SVGD.from_model(
-            network,
-            F.cross_entropy,
-            size=settings.members,
-            prior_precision=settings.prior_precision,
-            lr=settings.lr,
-            seed=seed,
-            **kind,
-        )
+            network, F.cross_entropy, size=settings.members, prior_precision=settings.prior_precision,
+            lr=settings.lr, seed=seed, **kind,
+        )  # fmt: skip
         for _ in range(settings.steps):
             ensemble.step(*train)
             bar.update()
-        clean, shifted = ensemble.predict(x), ensemble.predict(noisy)
-        if name == PLAIN:
-            alone = [
-                [Scores.of(output.log_softmax(1), y) for output in ensemble.outputs(inputs)]
+        if name == PLAIN:  # each of its members alone; one network has no disagreement
+            each = [
+                [scores(output.log_softmax(1), y) for output in ensemble.outputs(inputs)]
                 for inputs in (x, noisy)
             ]
-            outcomes[SINGLE] = Outcome(mean_scores(alone[0]), mean_scores(alone[1]), float("nan"))
-        outcomes[name] = Outcome(
-            Scores.of(clean.log_mean, y),
-            Scores.of(shifted.log_mean, y),
-            auroc(clean.mutual_information, shifted.mutual_information),
-        )
-    return outcomes
+            found[SINGLE] = torch.tensor(each, dtype=torch.float64).mean(1).flatten().tolist() + [math.nan]
+        clean, shifted = ensemble.predict(x), ensemble.predict(noisy)
+        area = auroc(clean.mutual_information, shifted.mutual_information)
+        found[name] = [*scores(clean.log_mean, y), *scores(shifted.log_mean, y), area]
+    return found
 
 
-def mean_scores(scores: list[Scores]) -> Scores:
-    count = len(scores)
-    return Scores(
-        sum(s.accuracy for s in scores) / count,
-        sum(s.nll for s in scores) / count,
-        sum(s.ece for s in scores) / count,
-    )
-
-
-def table(results: list[dict[str, Outcome]]) -> list[str]:
-    lines = [
-        "| mean over splits | accuracy | NLL | ECE | accuracy, noisy | NLL, noisy | ECE, noisy | AUROC |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def table(results: list[dict[str, list[float]]]) -> str:
+    lines = [f"| mean over splits | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for name in results[0]:
-        own = [result[name] for result in results]
-        clean, noisy = mean_scores([o.clean for o in own]), mean_scores([o.noisy for o in own])
-        area = sum(o.auroc for o in own) / len(own)
-        lines.append(
-            f"| {name} | {clean.accuracy:.3f} | {clean.nll:.3f} | {clean.ece:.3f} | {noisy.accuracy:.3f} | "
-            f"{noisy.nll:.3f} | {noisy.ece:.3f} | {'' if name == SINGLE else f'{area:.3f}'} |"
-        )
-    return lines
+        means = torch.tensor([result[name] for result in results], dtype=torch.float64).mean(0).tolist()
+        cells = [f"{mean:.3f}" if not math.isnan(mean) else "" for mean in means]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def picture(results: list[dict[str, Outcome]]) -> Figure:
+def picture(results: list[dict[str, list[float]]]) -> Figure:
     """Each split's numbers, joined by a line."""
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    axes = figure.subplots(1, 4)
+    figure, axes = plots.panels(1, 4, (12, 3.4))
     names = list(results[0])
-    panels = {
-        "NLL": lambda o: o.clean.nll,
-        "NLL, noisy digits": lambda o: o.noisy.nll,
-        "ECE, noisy digits": lambda o: o.noisy.ece,
-        "AUROC of disagreement": lambda o: o.auroc,
-    }
-    for ax, (title, value) in zip(axes, panels.items(), strict=True):
+    for ax, column in zip(axes[0], ("NLL", "NLL, noisy", "ECE, noisy", "AUROC"), strict=True):
+        at = COLUMNS.index(column)
         for result in results:
-            ax.plot(
-                range(len(names)),
-                [value(result[name]) for name in names],
-                "o-",
-                color="#8a8a8a",
-                mfc="#1f5a93",
-            )
-        ax.set_title(title, fontsize=10)
+            values = [result[name][at] for name in names]
+            ax.plot(range(len(names)), values, "o-", color=plots.GREY, mfc="#1f5a93")
+        ax.set_title(f"{column} of disagreement" if column == "AUROC" else column, fontsize=10)
         ax.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -181,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{settings.members} networks, {settings.train} digits to train, {1797 - settings.train} to test, "
         f"{settings.splits} splits"
     )
-    print("\n".join(table(results)))
-    picture(results).savefig(arguments.out, dpi=130)
+    print(table(results))
+    picture(results).savefig(arguments.out, dpi=110)
     print(f"{arguments.out.resolve()}   ({time.perf_counter() - started:.0f} s in all)")
     return 0
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -25,6 +26,7 @@ import fekernels as fe
 SEED = 0
 CENTRES = torch.tensor([[-3.0, -1.0], [3.0, -1.0], [0.0, 3.5]])
 WEIGHTS = torch.tensor([0.5, 0.25, 0.25])
+BANANA, MODES = (-4.5, 4.5, -3.0, 7.0), (-5.5, 5.5, -4.0, 6.5)  # left, right, bottom, top
 
 
 def banana(x: Tensor) -> Tensor:
@@ -42,84 +44,64 @@ def mixture(x: Tensor) -> Tensor:
 class Case:
     title: str
     log_prob: Callable[[Tensor], Tensor]
+    window: tuple[float, float, float, float]
     start: Tensor
-    window: tuple[float, float, float, float]  # left, right, bottom, top
-    particles: Tensor
-    result: fe.stein.SVGDResult
+    settings: dict[str, Any]
+
+    def run(self, steps: int) -> tuple[Tensor, fe.stein.SVGDResult]:
+        """The particles, and their discrepancy on the way."""
+        sampler = fe.SVGD(self.log_prob, self.start, seed=SEED, **self.settings)
+        # Adam at a constant rate would wander about the rest point by a tenth.
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            sampler.optimizer, lambda k: min(1.0, 4 * (1 - k / (steps + 1)))
+        )
+        result = sampler.run(steps, discrepancy="imq", callback=lambda _: rate.step())
+        return sampler.particles, result
+
+    def grid(self, points: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates along both axes and the density on them [points, points], the second axis first."""
+        left, right, bottom, top = self.window
+        x, y = torch.linspace(left, right, points), torch.linspace(bottom, top, points)
+        density = self.log_prob(torch.cartesian_prod(y, x).flip(1)).view(points, points).exp()
+        return x, y, density / density.sum()
+
+    def moments(self, particles: Tensor) -> str:
+        """Mean and standard deviation of the particles, and of the density in the window."""
+        x, y, p = self.grid(400)
+        cells = []
+        for axis, (values, weights) in enumerate(((x, p.sum(0)), (y, p.sum(1)))):
+            mean = (values * weights).sum()
+            deviation = ((values - mean).square() * weights).sum().sqrt()
+            found = particles[:, axis]
+            cells += [(found.mean(), mean), (found.std(correction=0), deviation)]
+        return f"{self.title:34s} " + "  ".join(f"{a:6.2f} ({b:5.2f})" for a, b in cells)
 
 
-def sample(
-    title: str,
-    log_prob: Callable[[Tensor], Tensor],
-    start: Tensor,
-    window: tuple[float, float, float, float],
-    steps: int,
-    widen: float = 1.0,
-    anneal: Callable[[int], float] | None = None,
-) -> Case:
-    sampler = fe.SVGD(
-        log_prob,
-        start,
-        bandwidth_scale=widen,
-        anneal=anneal,
-        seed=SEED,
-    )
-    # Adam at a constant rate would wander about the rest point by a tenth.
-    rate = torch.optim.lr_scheduler.LambdaLR(sampler.optimizer, lambda k: min(1.0, 4 * (1 - k / (steps + 1))))
-    result = sampler.run(steps, discrepancy="imq", callback=lambda _: rate.step())
-    return Case(title, log_prob, start, window, sampler.particles, result)
-
-
-def grid(case: Case, points: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Coordinates along both axes and the density on them [points, points], the second axis first."""
-    left, right, bottom, top = case.window
-    x, y = torch.linspace(left, right, points), torch.linspace(bottom, top, points)
-    at = torch.cartesian_prod(y, x).flip(1)
-    density = case.log_prob(at).view(points, points).exp()
-    return x, y, density / density.sum()
-
-
-def moments(case: Case) -> str:
-    """Mean and standard deviation of the particles, and of the density in the window."""
-    x, y, p = grid(case, 400)
-    exact = []
-    for values, weights in ((x, p.sum(0)), (y, p.sum(1))):
-        mean = (values * weights).sum()
-        exact += [mean, ((values - mean).square() * weights).sum().sqrt()]
-    means, deviations = case.particles.mean(0), case.particles.std(0, correction=0)
-    found = [means[0], deviations[0], means[1], deviations[1]]
-    pairs = [f"{float(a):6.2f} ({float(b):5.2f})" for a, b in zip(found, exact, strict=True)]
-    return f"{case.title:34s} " + "  ".join(pairs)
-
-
-def shares(case: Case) -> str:
-    """Shares of the particles at each mode."""
-    nearest = torch.cdist(case.particles, CENTRES).argmin(1)
+def shares(particles: Tensor) -> str:
+    """Shares of the particles at each mode, and of the density."""
+    nearest = torch.cdist(particles, CENTRES).argmin(1)
     counts = torch.bincount(nearest, minlength=len(CENTRES)) / len(nearest)
-    return f"{case.title}: " + ", ".join(
-        f"{float(a):.2f} ({float(b):.2f})" for a, b in zip(counts, WEIGHTS, strict=True)
-    )
+    return ", ".join(f"{a:.2f} ({b:.2f})" for a, b in zip(counts, WEIGHTS, strict=True))
 
 
-def draw(ax: Axes, case: Case) -> None:
-    x, y, p = grid(case, 200)
+def draw(ax: Axes, case: Case, particles: Tensor) -> None:
+    x, y, p = case.grid(200)
     ax.contourf(x, y, p, levels=12, cmap="Blues")
     ax.plot(*case.start.T, ".", color="#9a9a9a", ms=3, label="start")
-    ax.plot(*case.particles.T, "o", color="#b5523b", ms=3.5, mec="white", mew=0.4, label="particles")
+    ax.plot(*particles.T, "o", color="#b5523b", ms=3.5, mec="white", mew=0.4, label="particles")
     left, right, bottom, top = case.window
     ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     ax.set_title(case.title, fontsize=10)
 
 
-def picture(cases: list[Case]) -> Figure:
+def picture(cases: list[Case], found: list[tuple[Tensor, fe.stein.SVGDResult]]) -> Figure:
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     axes = figure.subplots(2, 3, width_ratios=[1, 1, 0.9])
-    for row in range(2):
-        for column in range(2):
-            draw(axes[row, column], cases[2 * row + column])
-        ax = axes[row, 2]
-        for case, color in zip(cases[2 * row : 2 * row + 2], ("#444444", "#b5523b"), strict=True):
-            ax.plot(case.result.steps, case.result.discrepancy.clamp_min(1e-6), color=color, label=case.title)
+    for k, (case, (particles, result)) in enumerate(zip(cases, found, strict=True)):
+        draw(axes[k // 2, k % 2], case, particles)
+        color = ("#444444", "#b5523b")[k % 2]
+        axes[k // 2, 2].plot(result.steps, result.discrepancy.clamp_min(1e-6), color=color, label=case.title)
+    for ax in axes[:, 2]:
         ax.set(yscale="log", xlabel="step", title="squared Stein discrepancy (imq)")
         ax.title.set_fontsize(10)
         ax.spines[["top", "right"]].set_visible(False)
@@ -131,35 +113,31 @@ def picture(cases: list[Case]) -> Figure:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("svgd_posteriors.png"), help="where the picture goes"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer particles and steps: shows that everything runs"
-    )
+    parser.add_argument("--out", type=Path, default=Path("svgd_posteriors.png"), help="the picture")
+    parser.add_argument("--quick", action="store_true", help="fewer particles and steps")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
     torch.set_num_threads(1)  # a step is 5 ms or less: a second thread gains nothing
     n, steps = (60, 300) if arguments.quick else (200, 2000)
 
     noise = fe.random.normal((n, 2), seed=SEED)
-    wide, modes = (-4.5, 4.5, -3.0, 7.0), (-5.5, 5.5, -4.0, 6.5)
     crowd = CENTRES[0] + 0.3 * noise
     schedule = fe.stein.TanhAnnealing(steps * 3 // 4)
     cases = [
-        sample("banana, median bandwidth", banana, noise, wide, steps),
-        sample("banana, four times the median", banana, noise, wide, steps, widen=4.0),
-        sample("three modes, plain", mixture, crowd, modes, steps),
-        sample("three modes, attraction annealed", mixture, crowd, modes, steps, anneal=schedule),
+        Case("banana, median bandwidth", banana, BANANA, noise, {}),
+        Case("banana, four times the median", banana, BANANA, noise, {"bandwidth_scale": 4.0}),
+        Case("three modes, plain", mixture, MODES, crowd, {}),
+        Case("three modes, attraction annealed", mixture, MODES, crowd, {"anneal": schedule}),
     ]
+    found = [case.run(steps) for case in cases]
     print(f"{n} particles, {steps} steps; the density's own in brackets")
     print(f"{'':34s}  mean x          deviation x     mean y          deviation y")
-    for case in cases:
-        assert math.isfinite(float(case.result.discrepancy[-1]))
-        print(moments(case))
-    for case in cases[2:]:
-        print(f"shares of the modes, {shares(case)}")
-    picture(cases).savefig(arguments.out, dpi=130)
+    for case, (particles, result) in zip(cases, found, strict=True):
+        assert math.isfinite(float(result.discrepancy[-1]))
+        print(case.moments(particles))
+    for case, (particles, _) in zip(cases[2:], found[2:], strict=True):
+        print(f"shares of the modes, {case.title}: {shares(particles)}")
+    picture(cases, found).savefig(arguments.out, dpi=100)
     print(f"{arguments.out.resolve()}   ({time.perf_counter() - started:.0f} s in all)")
     return 0
 

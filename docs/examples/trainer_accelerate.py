@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
 
 import fekernels as fe
 
@@ -48,14 +49,16 @@ def accelerator() -> Accelerator:
 def batches(here: Accelerator, loader: DataLoader, first: int, last: int) -> Iterator[tuple[int, list]]:
     """The batches of steps first + 1 to last, in the order that a run from the start has."""
     step = first
-    while step < last:
-        epoch, done = divmod(step, len(loader))
-        loader.set_epoch(epoch)
-        for batch in here.skip_first_batches(loader, done) if done else loader:
-            if step == last:
-                return
-            step += 1
-            yield step, batch
+    with tqdm(total=last, initial=first, desc="steps", disable=not here.is_main_process) as bar:
+        while step < last:
+            epoch, done = divmod(step, len(loader))
+            loader.set_epoch(epoch)
+            for batch in here.skip_first_batches(loader, done) if done else loader:
+                if step == last:
+                    return
+                step += 1
+                yield step, batch
+                bar.update()
 
 
 def run(rows: TensorDataset, steps: int, folder: Path, stop: int | None = None, resume: bool = False):  # noqa: ANN201
@@ -105,6 +108,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="30 steps instead of 1,400")
     parser.add_argument("--folder", type=Path, help="where checkpoints go; default: a temporary folder")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # layers this small lose time to a second thread
     warnings.filterwarnings("ignore", message=".*samples are worth about.*|.*pin_memory.*")
 
     bunch = load_digits()

@@ -107,6 +107,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="20 steps instead of 600")
     parser.add_argument("--folder", type=Path, help="where checkpoints go; default: a temporary folder")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # layers this small lose time to a second thread
     warnings.filterwarnings("ignore", message=".*samples are worth about.*|.*pin_memory.*")
 
     bunch = load_digits()

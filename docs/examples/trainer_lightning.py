@@ -92,6 +92,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="4 epochs instead of 100")
     parser.add_argument("--folder", type=Path, help="where checkpoints go; default: a temporary folder")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # layers this small lose time to a second thread
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings(
         "ignore", message=".*num_workers.*|.*treespec.*|.*is not empty.*|.*samples are worth about.*"

@@ -1,8 +1,8 @@
-"""A variational autoencoder on scikit-learn's digits: ``python docs/examples/vae_digits.py [--out PATH] [--quick]``.
+"""A variational autoencoder, its loop written out: ``python docs/examples/vae_digits.py [--out PATH] [--quick]``.
 
-``fe.free_energy`` is the loss, ``fe.reparameterize`` the sample of the posterior, ``fe.LangevinAdam`` the optimizer.
-The free energy of held-out digits stands beside a tighter bound of the same evidence from many samples. Needs the extra
-"demo".
+scikit-learn's digits. ``fe.free_energy`` is the loss, ``fe.reparameterize`` the sample of the posterior,
+``fe.LangevinAdam`` the optimizer. The free energy of held-out digits stands beside a tighter bound of the same evidence
+from many samples. Needs the extra "demo".
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,31 +20,15 @@ from tqdm import tqdm
 
 import fekernels as fe
 
-SEED = 0
+SEED, TEST, BATCH, LR = 0, 297, 100, 1e-3
+TEMPERATURE = 0.03  # of Bayes' 1/N; 0 would be Adam. The last quarter of the steps cools to 0
 # Each use of noise has a stream of its own.
-BINARISE, POSTERIOR, TEST, PRIOR = 0, 1, 1 << 20, 1 << 24
-
-
-@dataclass(frozen=True)
-class Settings:
-    steps: int = 6000
-    batch: int = 100
-    width: int = 256
-    latents: int = 16
-    lr: float = 1e-3
-    # Of Bayes' 1/N; T = 0 would be Adam. The last quarter of the steps cools to 0.
-    temperature: float = 0.03
-    test: int = 297
-    samples: int = 1000  # of the tighter bound
-
-
-QUICK = Settings(steps=300, width=64, latents=8, samples=50)
+BINARISE, POSTERIOR, EVALUATE, PRIOR = 0, 1, 1 << 20, 1 << 24
 
 
 class VAE(nn.Module):
-    def __init__(self, pixels: int, settings: Settings) -> None:
+    def __init__(self, pixels: int, width: int, latents: int) -> None:
         super().__init__()
-        width, latents = settings.width, settings.latents
         self.encoder = nn.Sequential(nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, 2 * latents))
         self.decoder = nn.Sequential(nn.Linear(latents, width), nn.ReLU(), nn.Linear(width, pixels))
 
@@ -60,22 +43,16 @@ def binarise(grey: Tensor, step: int) -> Tensor:
     return (fe.random.uniform(grey.shape, seed=SEED, stream=BINARISE, step=step) <= grey).float()
 
 
-def train(model: VAE, grey: Tensor, settings: Settings, progress: bool = True) -> list[float]:
+def train(model: VAE, grey: Tensor, steps: int) -> list[float]:
     """The free energy of each step's batch, in nats per digit."""
-    count = len(grey)
+    hot = TEMPERATURE / len(grey)
     optimizer = fe.LangevinAdam(
-        model.parameters(),
-        lr=settings.lr,
-        temperature=settings.temperature / count,
-        prior_precision=1 / count,
-        eps=1e-6,
-        seed=SEED,
+        model.parameters(), lr=LR, temperature=hot, prior_precision=1 / len(grey), eps=1e-6, seed=SEED
     )
     order = torch.Generator().manual_seed(SEED)
     losses = []
-    for step in tqdm(range(settings.steps), desc="train", disable=not progress):
-        rows = torch.randint(count, (settings.batch,), generator=order)
-        x = binarise(grey[rows], step)
+    for step in tqdm(range(steps), desc="train"):
+        x = binarise(grey[torch.randint(len(grey), (BATCH,), generator=order)], step)
         mean, logvar = model.posterior(x)
         z = fe.reparameterize(mean, logvar, seed=SEED, stream=POSTERIOR, step=step)
         logits = model.decoder(z)
@@ -85,10 +62,9 @@ def train(model: VAE, grey: Tensor, settings: Settings, progress: bool = True) -
         terms.free_energy.backward()
         optimizer.step()
         losses.append(terms.free_energy.item())
-        left = 1 - step / settings.steps
+        left = min(1.0, 4 * (1 - step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * min(1.0, 4 * left)
-            group["temperature"] = settings.temperature / count * min(1.0, 4 * left)
+            group["lr"], group["temperature"] = LR * left, hot * left
     return losses
 
 
@@ -96,45 +72,40 @@ def train(model: VAE, grey: Tensor, settings: Settings, progress: bool = True) -
 def evaluate(model: VAE, x: Tensor, samples: int) -> tuple[fe.FreeEnergyTerms, Tensor]:
     """Free energy (a mean over samples of z), and -log p(x) estimated with as many: means over the digits, in nats."""
     mean, logvar = model.posterior(x)
-    parts = []
+    energies, log_w = [], []
     for stream in tqdm(range(samples), desc="evaluate", leave=False):
-        z = fe.reparameterize(mean, logvar, seed=SEED, stream=TEST + stream)
-        energy = fe.energy(model.decoder(z), x, "bernoulli")
+        z = fe.reparameterize(mean, logvar, seed=SEED, stream=EVALUATE + stream)
+        energies.append(fe.energy(model.decoder(z), x, "bernoulli"))
         # log w = log p(x | z) + log p(z) - log q(z | x)
-        parts.append((energy, -energy - fe.monte_carlo_kl(mean, logvar, z)))
-    energies, log_w = (torch.stack(column) for column in zip(*parts, strict=True))
-    energy, kl = energies.mean(), fe.gaussian_kl(mean, logvar, reduction="mean")
-    bound = fe.importance_weighted_bound(log_w).mean()
+        log_w.append(-energies[-1] - fe.monte_carlo_kl(mean, logvar, z))
+    energy, kl = torch.stack(energies).mean(), fe.gaussian_kl(mean, logvar, reduction="mean")
+    bound = fe.importance_weighted_bound(torch.stack(log_w)).mean()
     return fe.FreeEnergyTerms(energy + kl, energy, kl), -bound
 
 
 @torch.no_grad()
-def picture(model: VAE, grey: Tensor, x: Tensor, settings: Settings, losses: list[float]) -> Figure:
+def picture(model: VAE, grey: Tensor, x: Tensor, latents: int, losses: list[float]) -> Figure:
     """Digits, what the model saw of them, their reconstructions, digits that it makes up, and the loss."""
     count = 16
-    mean, _ = model.posterior(x[:count])
-    noise = fe.random.normal((count, settings.latents), seed=SEED, stream=PRIOR)
+    noise = fe.random.normal((count, latents), seed=SEED, stream=PRIOR)
     rows = {
         "test digits": grey[:count],
         "binarised": x[:count],
-        "reconstructions": torch.sigmoid(model.decoder(mean)),
+        "reconstructions": torch.sigmoid(model.decoder(model.posterior(x[:count])[0])),
         "samples": torch.sigmoid(model.decoder(noise)),
     }
-    figure = Figure(figsize=(10, 5.4), layout="constrained")
-    grid = figure.add_gridspec(len(rows) + 1, 1, height_ratios=[1] * len(rows) + [2.4])
-    for i, (name, images) in enumerate(rows.items()):
-        ax = figure.add_subplot(grid[i])
-        tiles = torch.nn.functional.pad(images.view(-1, 8, 8), (1, 1, 1, 1), value=1.0)
-        ax.imshow(tiles.permute(1, 0, 2).reshape(10, -1), cmap="gray", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[])
-        ax.set_ylabel(name, rotation=0, ha="right", va="center")
-        ax.spines[:].set_visible(False)
-    ax = figure.add_subplot(grid[-1])
+    tiles = [nn.functional.pad(images.view(-1, 8, 8), (1, 1, 1, 1), value=1.0) for images in rows.values()]
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=[1.4, 1])
+    above.imshow(
+        torch.cat([row.permute(1, 0, 2).reshape(10, -1) for row in tiles]), cmap="gray", vmin=0, vmax=1
+    )
+    above.set(xticks=[], yticks=[10 * k + 5 for k in range(len(rows))], yticklabels=list(rows))
     smooth = max(1, len(losses) // 200)
     means = torch.tensor(losses[: len(losses) // smooth * smooth]).view(-1, smooth).mean(1)
-    ax.plot(torch.arange(len(means)) * smooth, means, color="#1f5a93", lw=1)
-    ax.set(xlabel="step", ylabel="free energy, nats per digit", ylim=(None, float(means[len(means) // 20])))
-    ax.spines[["top", "right"]].set_visible(False)
+    below.plot(torch.arange(len(means)) * smooth, means, color="#1f5a93", lw=1)
+    below.set(xlabel="step", ylabel="free energy, nats a digit", ylim=(None, float(means[len(means) // 20])))
+    below.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -143,28 +114,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("vae_digits.png"), help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="a few steps: shows that everything runs")
     arguments = parser.parse_args(argv)
-    settings = QUICK if arguments.quick else Settings()
+    steps, width, latents, samples = (300, 64, 8, 50) if arguments.quick else (6000, 256, 16, 1000)
     started = time.perf_counter()
 
     torch.set_num_threads(1)  # layers this small lose time to a second thread
     torch.manual_seed(SEED)
     grey = torch.tensor(load_digits().data / 16, dtype=torch.float32)
     grey = grey[torch.randperm(len(grey))]
-    training, test = grey[settings.test :], grey[: settings.test]
-    model = VAE(grey.shape[1], settings)
-    x = binarise(test, step=settings.steps)
+    training, test = grey[TEST:], grey[:TEST]
+    model = VAE(grey.shape[1], width, latents)
+    x = binarise(test, step=steps)
 
-    before = evaluate(model, x, settings.samples)[0].free_energy
-    losses = train(model, training, settings)
-    terms, iwae = evaluate(model, x, settings.samples)
-    print(f"{len(training)} digits to train, {len(test)} to test, {settings.steps} steps")
-    print(
-        f"test free energy {terms.free_energy:.2f} nats per digit = energy {terms.energy:.2f} + KL {terms.kl:.2f}"
-    )
-    print(
-        f"(untrained {before:.2f}; -log p(x) by {settings.samples} importance-weighted samples: {iwae:.2f})"
-    )
-    picture(model, test, x, settings, losses).savefig(arguments.out, dpi=130)
+    before = evaluate(model, x, samples)[0].free_energy
+    losses = train(model, training, steps)
+    terms, iwae = evaluate(model, x, samples)
+    print(f"{len(training)} digits to train, {len(test)} to test, {steps} steps")
+    print(f"test free energy {terms.free_energy:.2f} nats per digit"
+          f" = energy {terms.energy:.2f} + KL {terms.kl:.2f}")  # fmt: skip
+    print(f"(untrained {before:.2f}; -log p(x) by {samples} importance-weighted samples: {iwae:.2f})")
+    picture(model, test, x, latents, losses).savefig(arguments.out, dpi=110)
     print(f"{arguments.out.resolve()}   ({time.perf_counter() - started:.0f} s in all)")
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gallery
 from tests.support import ROOT
 
 EXAMPLES = sorted(
@@ -161,8 +162,14 @@ def belief_propagation(printed: str, bars: str) -> None:
     assert len(rows) == 9
     for _, lattice, tree, onsager, gap, _, _, _ in rows:
         assert abs(lattice - tree) < 2e-9 and 0 < gap < 0.02 and abs(lattice - onsager - gap) < 2e-6
+    assert "9/9" in bars
+
+
+def denoise_digits(printed: str, bars: str) -> None:
     found = re.search(r"pixels wrong .*: ([\d.]+) noisy, ([\d.]+) by", printed)
     assert found and float(found[1]) > 0.1 and float(found[2]) < 0.04
+    losses = re.search(r"loss ([\d.]+) -> ([\d.]+) nats", printed)
+    assert losses and float(losses[2]) < float(losses[1]) and "15/15" in bars
 
 
 def relevance_retrieval(printed: str, bars: str) -> None:
@@ -211,6 +218,7 @@ SAYS: dict[str, Callable[[str, str], None]] = {
         annealing,
         landscape,
         belief_propagation,
+        denoise_digits,
         relevance_retrieval,
         distributed_training,
         distributed_particles,
@@ -228,8 +236,10 @@ def test_example(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In this process, which has imported torch; its picture is in the working directory."""
-    for package in re.findall(r"^(?:from|import) (sklearn|matplotlib)\b", example.read_text(), re.MULTILINE):
+    source = "".join(path.read_text() for path in gallery.parts(example))
+    for package in re.findall(r"^(?:from|import) (sklearn|matplotlib)\b", source, re.MULTILINE):
         pytest.importorskip(package)
+    monkeypatch.syspath_prepend(example.parent)  # where a program finds its parts
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(example), "--quick"])
     with pytest.raises(SystemExit) as ended:
