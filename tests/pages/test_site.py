@@ -71,7 +71,7 @@ def test_a_browser_shows_every_page_and_has_nothing_to_complain_of(walked: Walk)
     assert not walked.console, walked.console
     assert not [page for page in walked.pages if page["elsewhere"]]
     assert not [page for page in walked.pages if page["broken"]]
-    assert sum(page["pictures"] for page in walked.pages) > 15
+    assert sum(page["pictures"] for page in walked.pages) > 25
 
 
 def test_equations_are_drawn(walked: Walk) -> None:
@@ -85,7 +85,8 @@ def test_nothing_is_wider_than_a_phone(walked: Walk) -> None:
     assert not [(page["path"], page["overflow"]) for page in walked.pages if page["overflow"] > 0]
 
 
-def test_search_finds_and_code_can_be_copied(walked: Walk) -> None:
+def test_search_finds_code_can_be_copied_and_there_are_two_themes(walked: Walk) -> None:
+    assert walked.themes == ["default", "slate"]
     assert any("svgd" in link for link in walked.found)
     assert all(page["copied"] >= page["blocks"] for page in walked.pages)
     assert sum(page["blocks"] for page in walked.pages) > 50

@@ -57,6 +57,16 @@ async function searched() {
   frame.remove();
   return found;
 }
+async function themes() {
+  const frame = await opened("/", [1280, 900]), body = frame.contentDocument.body, found = [];
+  for (let turn = 0; turn < 2; turn++) {
+    found.push(body.dataset.mdColorScheme);
+    frame.contentDocument.querySelector("[data-md-component=palette] label:not([hidden])").click();
+    await wait(100);
+  }
+  frame.remove();
+  return found;
+}
 async function walked() {
   const report = [];
   async function some() {
@@ -72,7 +82,7 @@ async function walked() {
 (async () => {
   let report;
   try {
-    report = {pages: await walked(), found: query ? await searched() : []};
+    report = {pages: await walked(), found: await searched(), themes: await themes()};
   } catch (error) {
     report = {error: String(error.stack)};
   }
@@ -82,10 +92,11 @@ async function walked() {
 
 
 class Walk(NamedTuple):
-    """``pages``: what was seen, a row a visit. ``found``: links of the search. ``console``: its messages."""
+    """``pages``: what was seen, a row a visit. ``found``: the search's links. ``themes``: before and after a click."""
 
     pages: list[dict[str, Any]]
     found: list[str]
+    themes: list[str]
     console: list[str]
 
 
@@ -93,9 +104,7 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # several pages at once ask for all of their parts
 
 
-def walk(
-    site: Path, visits: Sequence[tuple[str, tuple[int, int]]], scratch: Path, *, query: str = ""
-) -> Walk:
+def walk(site: Path, visits: Sequence[tuple[str, tuple[int, int]]], scratch: Path, query: str) -> Walk:
     """Pages in windows of a size, in one browser. TimeoutError where it does not answer for two minutes."""
     orders = json.dumps({"visits": list(visits), "query": query})
     reports: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -145,4 +154,4 @@ def walk(
             server.shutdown()
     assert "error" not in report, report["error"]
     console = [line for line in log.read_text().splitlines() if "CONSOLE" in line]
-    return Walk(report["pages"], report["found"], console)
+    return Walk(report["pages"], report["found"], report["themes"], console)
