@@ -1,4 +1,7 @@
-"""Every Python block of every page runs, those of a page in order and in one namespace, and its assertions hold."""
+"""Every Python block of every page runs, those of a page in order and in one namespace, and its assertions hold.
+
+Blocks that need another library run in test_migration.py, where it is installed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
-from tests.support.pages import PageError, blocks
+from tests.support.pages import PageError, blocks, execute
 
 PAGES = sorted(path for where in ("*.md", "docs/**/*.md", "benchmarks/**/*.md") for path in ROOT.glob(where))
 
@@ -19,9 +22,8 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page.read_text(encoding="utf-8")):
-        if block.language == "python":
-            # Behind as many empty lines as there are above it, so that errors name the page's line.
-            exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
+        if block.language == "python" and block.needs is None:
+            execute(block, str(page), names)
 
 
 def test_every_page_of_the_repository_is_one_of_them() -> None:
@@ -80,6 +82,20 @@ def test_a_block_is_found_however_it_is_fenced(text: str) -> None:
 def test_a_block_that_would_not_run_is_an_error(text: str, message: str) -> None:
     with pytest.raises(PageError, match=message.replace("{", r"\{")):
         blocks(text)
+
+
+@pytest.mark.parametrize("above", ["", "Text.\n"])
+def test_a_block_may_need_a_package(above: str) -> None:
+    ours, theirs = f"```python\n{PYTHON}\n```\n", "<!-- needs: peer -->\n```python\nimport peer\n```\n"
+    assert [block.needs for block in blocks(above + ours + theirs + ours)] == [None, "peer", None]
+
+
+@pytest.mark.parametrize(
+    "below", ["", "\n```python\nimport peer\n```", "```text\npeer\n```", "<!-- needs: other -->"]
+)
+def test_a_package_that_no_block_needs_is_an_error(below: str) -> None:
+    with pytest.raises(PageError, match="no python block below the package that it needs, peer"):
+        blocks(f"<!-- needs: peer -->\n{below}")
 
 
 @pytest.mark.parametrize(
