@@ -202,6 +202,70 @@ def distributed_posterior(printed: str, bars: str) -> None:
     )  # it errs where its samples disagree
 
 
+def counts(printed: str, bars: str) -> None:
+    (truth,) = map(float, re.findall(r"means known: ([\d.]+) nats", printed))
+    rows = {
+        name: tuple(map(float, values))
+        for name, *values in re.findall(
+            r"^(\w+): free energy ([\d.]+), groups ([\d.]+), batches (-?[\d.]+)$", printed, re.M
+        )
+    }
+    poisson, binomial, inflated = (
+        rows[name] for name in ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
+    )
+    # What the data are wins, and is the nearest to what nobody can be below but by chance.
+    assert truth < inflated[0] < binomial[0] < poisson[0] - 100 and inflated[0] < truth + 25
+    assert min(binomial[1], inflated[1]) > 0.6 and all(abs(row[2]) < 0.1 for row in rows.values())
+    factors = list(map(float, re.findall(r"dispersion off by a factor of ([\d.]+)", printed)))
+    assert len(factors) == 2 and 1 < factors[1] < factors[0] < 3
+    assert bars.count("234/234") >= 3  # a bar may draw its end twice
+
+
+def sequence_vae(printed: str, bars: str) -> None:
+    """The script itself fails where padding matters."""
+    (moved,) = map(
+        float, re.findall(r"padding change free energy and gradients by ([\de+-]+)$", printed, re.M)
+    )
+    assert moved < 1e-5
+    found = re.search(r"^500 held-out words of \d+: ([\d.]+) nats a letter", printed, re.M)
+    assert found and 2 < float(found[1]) < 3.1  # 26 letters that are as frequent: 3.26
+    rows = re.findall(
+        r"^ ?(\d+) letters: ([\d.]+) nats each, ([\d.]+) wrong; (\w+), (\w+), (\w+)$", printed, re.M
+    )
+    assert [int(row[0]) for row in rows] == list(range(3, 13))
+    assert all(len(word) == int(row[0]) for row in rows for word in row[3:])
+    assert "60/60" in bars
+
+
+def transformer_head(printed: str, bars: str) -> None:
+    assert "NOT to be believed yet" in printed and "burn_in 50" in printed  # which a run this short is not
+    rows = {
+        row[0]: list(map(float, row[1].split(" | ")))
+        for row in re.findall(r"^\| ([A-Za-z_, ]+) \| ([\d. |]+) \|$", printed, re.M)
+    }
+    assert list(rows) == ["Adam", "Adam, prior", "VariationalAdam", "sample_posterior"]
+    assert all(row[0] < 0.78 and len(row) == 6 for row in rows.values())  # .875 by chance
+    nll = [row[1] for row in rows.values()]
+    assert nll[0] > nll[1] > max(nll[2:])
+    for point, several in (("Adam", "VariationalAdam"), ("Adam, prior", "sample_posterior")):
+        assert rows[several][4] > rows[point][4] + 0.05  # draws disagree about prose
+    assert "40/40" in bars
+
+
+def svgd_nuts(printed: str, bars: str) -> None:
+    rows = {
+        name: tuple(map(float, values))
+        for name, *values in re.findall(
+            r"^\| (\w[\w ]*) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \| ([\d.]+) \|", printed, re.M
+        )
+    }
+    assert list(rows) == ["median", "4 x median", "16 x median", "linear", "noise"]
+    assert rows["median"][3] < 1 and rows["median"][1] < 0.6  # it is too narrow everywhere
+    assert rows["linear"][1] < 0.3 and 0.9 < rows["linear"][2] and rows["linear"][3] < 1.4
+    assert 0.75 < rows["noise"][2] and rows["noise"][3] < 1.35
+    assert bars.count("150/150") >= 5  # a bar may draw its end twice
+
+
 SAYS: dict[str, Callable[[str, str], None]] = {
     check.__name__: check
     for check in (
@@ -223,6 +287,10 @@ SAYS: dict[str, Callable[[str, str], None]] = {
         distributed_training,
         distributed_particles,
         distributed_posterior,
+        counts,
+        sequence_vae,
+        transformer_head,
+        svgd_nuts,
     )
 }
 
@@ -237,7 +305,8 @@ def test_example(
 ) -> None:
     """In this process, which has imported torch; its picture is in the working directory."""
     source = "".join(path.read_text() for path in gallery.parts(example))
-    for package in re.findall(r"^(?:from|import) (sklearn|matplotlib)\b", source, re.MULTILINE):
+    needed = r"^(?:from|import) (sklearn|matplotlib|fekernels\.plots)\b"
+    for package in re.findall(needed, source, re.MULTILINE):
         pytest.importorskip(package)
     monkeypatch.syspath_prepend(example.parent)  # where a program finds its parts
     monkeypatch.chdir(tmp_path)
