@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[([](.*?)\\[)\]]</\1>', re.DOTALL)
 # A function's name and what it is applied to, unless that is in brackets; not where the name has a script.
 NAME = re.compile(r"(?<!<msub>)(?<!<msup>)(<mi>(?:log|exp|cos|sin)</mi>)(?!<mo[^>]*>&#x00028;|<mrow><mo)")
+ROLE = re.compile(r":(?:func|class|meth|mod|attr):(?=<code>)")  # of docstrings
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|docs/)([^)]*)\)")
 
 
@@ -31,7 +32,7 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Equations as MathML. PluginError for what the converter does not know."""
+    """Equations as MathML, and roles of docstrings left out. PluginError for what the converter does not know."""
 
     def typeset(found: re.Match[str]) -> str:
         latex = html.unescape(found[2]).strip()
@@ -42,4 +43,4 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
         mathml = NAME.sub(r'\1<mspace width="0.17em" />', mathml)
         return f'<{found[1]} class="equation">{mathml}</{found[1]}>'
 
-    return EQUATION.sub(typeset, content)
+    return EQUATION.sub(typeset, ROLE.sub("", content))

@@ -90,7 +90,7 @@ class IMQ(SteinKernel):
 
     Args:
         beta: in (-1, 0); -0.5 is the usual one.
-        c: > 0.
+        c: above 0.
     """
 
     beta: float = -0.5

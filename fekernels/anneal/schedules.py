@@ -21,7 +21,8 @@ def sigmoid_betas(steps: int, sharpness: float = 4.0) -> Tensor:
     """[steps + 1], float64 from 0 to 1, denser at both ends, where densities change most: a logistic curve, rescaled.
 
     Args:
-        steps: >= 1. sharpness: half the width of the curve's argument, > 0; towards 0 the betas are equally spaced.
+        steps: at least 1.
+        sharpness: half the width of the curve's argument, above 0; towards 0 the betas are equally spaced.
 
     Source: Grosse, Ghahramani & Adams 2015, arXiv:1511.02543, appendix; their sharpness is 4.
     """

@@ -21,8 +21,8 @@ class Calibration:
         error: expected calibration error, sum over the bins of count/n * |accuracy - confidence|.
         maximum_error: the largest |accuracy - confidence| of a bin that is not empty.
         edges: [M + 1] borders of the bins; bin m holds confidences in (edges[m], edges[m + 1]].
-        confidence, accuracy: [M] mean confidence and share of right answers in each bin; NaN where it is
-            empty.
+        confidence: [M] its mean in each bin; NaN where the bin is empty.
+        accuracy: [M] share of right answers in each bin; NaN likewise.
         count: [M] predictions in each bin, int64.
     """
 

@@ -61,7 +61,9 @@ def trajectories(
             * "LangevinAdam": at ``temperature``, so that late positions follow exp(-function / T), but for what an
               adapting preconditioner adds (`fe.LangevinAdam.freeze_preconditioner`).
             * "SVGD": `fe.SVGD` of the density exp(-function / T), with Adam.
-        steps: >= 1. lr: of all of them. temperature: > 0.
+        steps: at least 1.
+        lr: of all of them.
+        temperature: above 0.
         std: of the Gaussian about every position whose KL is told; see `Trajectory`.
         seed: of LangevinAdam's noise. progress: a tqdm bar.
 

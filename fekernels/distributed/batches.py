@@ -24,7 +24,7 @@ def share(count: int, process_group: Any = None) -> range:
     with fewer things than ranks the last have none.
 
     Args:
-        count: >= 0, the same on every rank.
+        count: at least 0, the same on every rank.
         process_group: a ``ProcessGroup`` or a DeviceMesh of one dimension. None: the default group, or this process.
     """
     function = "share"

@@ -31,7 +31,7 @@ class FreeEnergyLoss(nn.Module):
     Raises:
         TypeError, ValueError: At construction, what ``fe.free_energy`` would raise for these options.
 
-    Example:
+    Examples:
         >>> loss = fe.FreeEnergyLoss("bernoulli", beta=4.0)
         >>> terms = loss(logits, x, mean, logvar)
         >>> terms.free_energy.backward()

@@ -328,7 +328,7 @@ class LatentModel(nn.Module):
             lr: of that one.
             beta: factor of the KL, or a function of the epoch, 0 for the first.
             free_bits: as of ``fe.free_energy``.
-            refine_steps: > 0 trains on ``semi_amortised_free_energy``.
+            refine_steps: above 0 trains on ``semi_amortised_free_energy``.
             validation: batches whose free energy is measured after each epoch.
             progress: show the bar.
 

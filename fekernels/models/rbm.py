@@ -54,7 +54,8 @@ class BernoulliRBM(nn.Module):
     Attributes:
         weight: W, [n_visible, n_hidden]. visible_bias: a, [n_visible]. hidden_bias: c, [n_hidden].
         chains: the persistent chains, [n, n_visible]; of no rows until they are used.
-        seed, draws: the seed, and the Gibbs steps that training has made.
+        seed: of all noise.
+        draws: the Gibbs steps that training has made.
 
     Source: Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Freund & Haussler 1992;
     persistent chains: Tieleman 2008.
@@ -372,8 +373,9 @@ class BernoulliRBM(nn.Module):
         Args:
             data: [n, n_visible], shuffled every epoch; or an iterable of batches, gone through once an epoch: tensors,
                 or tuples whose first item is the batch (a DataLoader with labels). Batches are flattened to [n, ...].
-            epochs: >= 0. lr: of the default optimizer, Adam (`fe.LangevinAdam` at T = 0), falling to 0 linearly over
-                the run, as chains and weights settle only then; not used with ``optimizer``.
+            epochs: at least 0.
+            lr: of the default optimizer, Adam (`fe.LangevinAdam` at T = 0), falling to 0 linearly over the run, as
+                chains and weights settle only then; not used with ``optimizer``.
             batch_size: of a tensor's batches. k, persistent: as `contrastive_divergence`.
             optimizer: any, over this machine's parameters.
             progress: a tqdm bar with what each epoch gave.

@@ -83,7 +83,9 @@ class History:
     """The course of a ``fit``, a value per epoch; energies are means per data point, in nats.
 
     Attributes:
-        free_energy, energy, kl: of the training batches, on the way; the KL before beta.
+        free_energy: of the training batches, on the way.
+        energy: likewise.
+        kl: likewise, before beta.
         validation: the free energy of the validation data after each epoch; empty without them.
         active_units: latents that the training batches' posteriors use, of ``latents``; see ``VAE.active_units``. Few
             of them, at a KL near 0, are a posterior collapse: the decoder has learned to do without z.

@@ -26,8 +26,8 @@ class CyclicalAnnealing:
 
     Args:
         steps: how many steps are annealed, >= 1; leave some of the run after them, at gamma = 1.
-        cycles: >= 1.
-        power: > 0; larger stays longer near 0.
+        cycles: at least 1.
+        power: above 0; larger stays longer near 0.
     """
 
     steps: int
@@ -52,7 +52,7 @@ class TanhAnnealing:
 
     Args:
         steps: how many steps are annealed, >= 1.
-        power: > 0. The default leaves gamma below .1 for the first half of them and ends at .999; at power 1 it
+        power: above 0. The default leaves gamma below .1 for the first half of them and ends at .999; at power 1 it
             would jump from .86 to 1.
     """
 
