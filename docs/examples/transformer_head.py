@@ -2,15 +2,14 @@
 
 A small transformer learns to predict characters of the standard library's source. Its trunk is frozen, and a linear
 head learns from 40 snippets each which of eight modules one is from. NLL on later parts of the files, nats: Adam 2.54,
-Adam with the prior as a decay 1.89, ``fe.sample_posterior`` 1.77, ``fe.VariationalAdam`` 1.57, and 58, 57, 56 and 54%
-errors. Prose and text backwards are told (AUROC) by the disagreement of draws, .77 and .80, of VariationalAdam .85 and
-.88; a point estimate has its entropy alone, .52 and .48. Code of other modules nobody tells: .54 to .57. Of Python
-3.11; 72 s on one of two cores. Needs the extra "plots".
+Adam with the prior as a decay 1.89, ``fe.sample_posterior`` 1.77, ``fe.VariationalAdam`` 1.57; errors 58, 57, 56, 54%.
+Prose and text backwards are told (AUROC) by the disagreement of draws, .77 and .80, of VariationalAdam .85 and .88; by
+a point estimate's entropy not, .52 and .48; other modules by nothing, .54 to .57. 72 s on one of two cores.
 """
 
 import argparse
-import sys
 import sysconfig
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -96,6 +95,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a trunk that has learned little, a short run")
     parser.add_argument("--out", type=Path, default="transformer_head.png", help="where the picture goes")
     quick, out = vars(parser.parse_args()).values()
+    warnings.filterwarnings("ignore", message=".*samples are worth about")  # one network is no posterior
     torch.set_num_threads(1)  # layers this small lose time to a second thread
     torch.manual_seed(0)
     names = sorted(path.stem for path in STDLIB.glob("*.py") if path.stem not in CLASSES + OTHERS)
@@ -147,4 +147,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
