@@ -64,6 +64,21 @@ def toolchains() -> list:
     return found
 
 
+def description() -> str:
+    """README as a package index can show it, which has neither its files nor pictures of two themes.
+
+    FEKERNELS_README_URL says where the files can be read. Without it links are left as text, and pictures out.
+    """
+    url = os.environ.get("FEKERNELS_README_URL", "").rstrip("/")
+    text = re.sub(r"<!--.*?-->\n*", "", (HERE / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    of_a_theme = re.compile(r"<picture>.*?(<img [^>]*>).*?</picture>\n*", re.DOTALL)
+    elsewhere = r"(?!https?://|#)"
+    if not url:
+        return re.sub(rf"\[([^]\n]*)\]\({elsewhere}[^)]*\)", r"\1", of_a_theme.sub("", text))
+    text = re.sub(rf'(src=|href=)"{elsewhere}', rf'\1"{url}/', of_a_theme.sub("\\1\n\n", text))
+    return re.sub(rf"(\[[^]\n]*\]\(){elsewhere}", rf"\1{url}/", text)
+
+
 class Distribution(setuptools.Distribution):
     def has_ext_modules(self) -> bool:
         return bool(toolchains())  # makes a wheel with the library platform-specific
@@ -115,4 +130,9 @@ class PlatformWheel(bdist_wheel):
         return tag if self.root_is_pure else ("py3", "none", tag[2])
 
 
-setuptools.setup(distclass=Distribution, cmdclass={"build_py": BuildPy, "bdist_wheel": PlatformWheel})
+setuptools.setup(
+    distclass=Distribution,
+    cmdclass={"build_py": BuildPy, "bdist_wheel": PlatformWheel},
+    long_description=description(),
+    long_description_content_type="text/markdown",
+)

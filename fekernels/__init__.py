@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fekernels import plots as plots
     from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SGLD",
