@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fekernels._runtime import extension
-from tests.support import ROOT
+from tests.support import fork_server
 from tests.support.fork_server import Child
 from tests.support.stub_build import LOAD, REASON, WARNING, compiler_script, run, start
 
@@ -49,9 +48,7 @@ sys.addaudithook(lambda event, _: ran.append(event) if event in ("subprocess.Pop
 import fekernels
 print(ran, [m for m in ("ninja", "sklearn", "matplotlib") if m in sys.modules])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", watch], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    done = fork_server.run(watch, environment)
     assert done.stdout.strip() == "[] []", done.stderr
     assert not Path(environment["FEKERNELS_CACHE_DIR"]).exists()
 

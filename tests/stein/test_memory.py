@@ -2,10 +2,11 @@
 
 import functools
 import json
-import subprocess
 import sys
 
 import pytest
+
+from tests.support import fork_server
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
 
@@ -32,10 +33,9 @@ COMPILED = (
 )  # too long for the reference, whose the last is anyway
 
 PROGRAM = """
-import ctypes, json, sys, torch, fekernels as fe
-backend, calls = sys.argv[1], json.loads(sys.argv[2])
+import ctypes, json, torch, fekernels as fe
 torch.set_num_threads(1)
-fe.use_backend(backend)
+fe.use_backend(BACKEND)
 
 def run(n, d, call):
     x, s = torch.randn(n, d), torch.randn(n, d)
@@ -46,7 +46,7 @@ def resident(name):
     return int(line.split()[1]) / 1024
 
 peaks = {}
-for name, (n, d, call) in calls.items():
+for name, (n, d, call) in CALLS.items():
     run(300, d, call)
     ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed
     with open("/proc/self/clear_refs", "w") as file:
@@ -60,13 +60,9 @@ print(json.dumps(peaks))
 
 @functools.cache
 def peaks(backend: str) -> dict[str, float]:
-    """Of all calls in one process, which imports torch once."""
+    """Of all calls in one process, where nothing else grows or is freed."""
     calls = {name: call for name, call in CALLS.items() if backend == "cpp" or name not in COMPILED}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, backend, json.dumps(calls)],
-        capture_output=True,
-        text=True,
-    )
+    done = fork_server.run(f"BACKEND, CALLS = {backend!r}, {calls!r}\n{PROGRAM}")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
