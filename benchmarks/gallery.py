@@ -27,8 +27,8 @@ ROWS = EXAMPLES / "gallery.json"
 HEAD = """# Gallery
 
 <!-- made by python -m benchmarks.gallery -->
-Each is a file of at most 150 lines, to be run as it stands and to be copied: `python docs/examples/NAME.py`, with
-`--quick` in seconds. Times are those of the whole run on {machine}. Its page explains what an example prints
+Each is a file of at most 150 lines, to be run as it stands and to be copied: `python docs/examples/vae.py`, say;
+with `--quick` in seconds. Times are those of the whole run on {machine}. Its page explains what an example prints
 and draws.
 """
 
@@ -87,9 +87,7 @@ def card(example: Path, row: Row) -> str:
         lines = [f"[![{name}]({picture})]({picture})", "", *lines]
     else:
         lines += ["```text", *row["printed"], "```", ""]
-    files = " with ".join(
-        f"[{path.relative_to(EXAMPLES)}]({path.relative_to(DOCS)})" for path in parts(example)
-    )
+    files = ", ".join(f"[{path.name}]({path.relative_to(DOCS)})" for path in parts(example))
     lines.append(f"{seconds(row['seconds'])} · {files} · [{heading(row['page'])}]({row['page']})")
     return "-   " + "\n".join(f"    {line}" if line else "" for line in lines).lstrip()
 

@@ -56,7 +56,7 @@ def particles(n: int) -> Tensor:
 
 def sample(own: Tensor, steps: int, batch: tuple[Tensor, Tensor], group: dist.ProcessGroup | None) -> fe.SVGD:
     sampler = fe.SVGD(log_posterior, own, batched=True, lr=0.05, seed=0, process_group=group)
-    sampler.run(steps, batches=[batch], every=0, progress=False)
+    sampler.run(steps, batches=[batch], every=0)
     return sampler
 
 

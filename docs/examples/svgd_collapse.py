@@ -75,7 +75,7 @@ def picture(table: dict[str, list[float]], cases: list[tuple[int, int]]) -> Figu
     ax.axvline(1, color=plots.GREY, lw=0.8, ls=":")
     for i, ((n, d), color) in enumerate(zip(cases, ("#9ec5e8", "#4c8ed9", "#b5523b"), strict=False)):
         values = [row[i] for row in table.values()]
-        ax.plot(values, rows, "o", color=color, label=f"{n} particles, {d} dimensions")
+        ax.plot(values, rows, "o", color=color, label=f"n = {n}, d = {d}")
     ax.set_yticks(rows, list(table))
     ax.invert_yaxis()
     ax.set(xlabel="marginal variance; N(0, I) has 1", xlim=(0, None))

@@ -86,7 +86,7 @@ def run(
     arguments = TrainingArguments(
         str(folder), max_steps=stop or steps, per_device_train_batch_size=BATCH // WORLD, seed=0, use_cpu=True,
         max_grad_norm=0.0,  # clipped gradients, the default, are those of another posterior
-        logging_strategy="no", save_strategy="steps", save_steps=stop or steps, report_to=[], disable_tqdm=True,
+        logging_strategy="no", save_strategy="steps", save_steps=stop or steps, report_to=[],
     )  # fmt: skip
     trainer = Trainer(
         model,
