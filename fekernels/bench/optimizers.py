@@ -83,7 +83,7 @@ def isa_missing(isa: str) -> str:
     before = native_op("isa")()
     try:
         native_op("set_isa")(isa)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # as torch's release translates it
         return str(error).splitlines()[0]
     native_op("set_isa")(before)
     return ""

@@ -374,3 +374,8 @@ def test_a_roofline_of_results() -> None:
     assert drawn == {(2.0, 1), (8.0, 1), (4.0, 1), (2.0, 0), (8.0, 0)}
     with pytest.raises(ValueError, match="rows must hold one with floor_ms; got 1 without"):
         plots.roofline([{"case": "c"}])
+
+
+def test_an_instruction_set_that_the_library_lacks_is_a_reason(compiled: None) -> None:
+    """The first use compiles one alone, whatever class of error torch's release makes of the refusal."""
+    assert "FEKERNELS_ISA must be one of" in optimizers.isa_missing("mmx")
