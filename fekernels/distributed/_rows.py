@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,89 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fekernels._runtime.ranks import exchange, gathered_numbers, numbers_device
+from fekernels._runtime.ranks import exchange
 
-__all__ = ["Agreement", "Rows"]
-
-
-MESSAGE = 2048  # bytes of an error that the other ranks are told
-
-
-def _code(value: Any) -> int:
-    return int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:8], "little", signed=True)
-
-
-class Agreement:
-    """What every rank does before they go on together: a block, at whose end each knows that all have come so far.
-
-        with Agreement(function, group, names) as agreement:
-            ...  # whatever may raise on one rank alone
-            agreement.tell(rows, values)
-
-    A collective, one small all-gather, also where the block raises: the other ranks then raise too, with its message,
-    instead of waiting for a rank that does not come.
-
-    Args:
-        names: of the ``values``, each of which must have the same ``repr`` on every rank.
-
-    Attributes:
-        counts: by rank, the rows each has told.
-        number: what rank 0 has told beside.
-
-    Raises:
-        ValueError: ranks that differ, on all of them, naming one; and for another rank's ValueError.
-        RuntimeError: for another rank's other errors.
-    """
-
-    def __init__(self, function: str, group: Any, names: Sequence[str] = ()) -> None:
-        self._function, self._group, self._names = function, group, names
-        self._values: Sequence[Any] = ()
-        self._told = [0] * (3 + len(names))
-        self.counts: list[int] = []
-        self.number = 0
-
-    def tell(self, rows: int, values: Sequence[Any] = (), number: int = 0) -> None:
-        self._values, self._told = values, [1, rows, number, *map(_code, values)]
-
-    def __enter__(self) -> Agreement:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None and not isinstance(error, Exception):
-            return  # an interrupt: nothing here may wait
-        every = gathered_numbers(
-            self._function, self._told if error is None else [0] * len(self._told), self._group
-        )
-        failed = [rank for rank, (fine, *_) in enumerate(every) if not fine]
-        if failed:
-            self._raise_of(failed[0], error)
-            return  # the error of the block goes on
-        mine = dist.get_rank(self._group)
-        for at, name in enumerate(self._names):
-            for rank, (_, _, _, *codes) in enumerate(every):
-                if codes[at] != self._told[3 + at]:
-                    raise ValueError(
-                        f"{self._function}: {name} must be the same on every rank; got {self._values[at]} on rank "
-                        f"{mine} and something else on rank {rank}"
-                    )
-        self.counts = [rows for _, rows, *_ in every]
-        self.number = every[0][2]
-
-    def _raise_of(self, rank: int, error: BaseException | None) -> None:
-        """Rank `rank` says what it has raised; those that have raised nothing raise that."""
-        box = torch.zeros(MESSAGE + 1, dtype=torch.uint8)
-        if rank == dist.get_rank(self._group):
-            text = f"{type(error).__name__}: {error}".encode()[:MESSAGE]
-            box[0] = isinstance(error, ValueError)
-            box[1 : 1 + len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        box = box.to(numbers_device(self._group))
-        exchange(self._function, dist.broadcast, box, group=self._group, group_src=rank)
-        if error is None:
-            data = bytes(box.tolist())
-            said = data[1:].rstrip(b"\0").decode(errors="replace")
-            raise (ValueError if data[0] else RuntimeError)(
-                f"{self._function}: rank {rank} has raised {said}"
-            )
+__all__ = ["Rows"]
 
 
 class Rows:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import boolean, one_of
+from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.ranks import group_of, has_ranks
 from fekernels.distributed._particles import ShardedParticles
 from fekernels.distributed._rows import Rows
@@ -18,7 +19,7 @@ from fekernels.ops.stein.sq_dist_rank import median_sq_dist
 from fekernels.ops.stein.svgd_direction import check_settings, direction_of_rows
 from fekernels.stein import bandwidth as medians
 from fekernels.stein._checks import rows_of_particles
-from fekernels.stein._population import EXCHANGES, together
+from fekernels.stein._population import EXCHANGES
 
 NAMES = (
     "d",
@@ -78,8 +79,7 @@ def svgd_direction(
     """
     function = "distributed.svgd_direction"
     group = default_group(function, process_group)
-    agreement = together(function, group, NAMES)
-    with agreement:
+    with Agreement(function, group, NAMES) as agreement:
         rows_of_particles(function, particles)
         check_scores(function, scores, particles)
         call = check_settings(function, kernel, temperature, precision)
@@ -104,8 +104,8 @@ def _sharded(
 ) -> ShardedParticles | None:
     """The particles of all ranks; of one process alone None."""
     group = default_group(function, process_group)
-    agreement = together(function, group, ("d", "particles' dtype", "the kind of median", "exchange"))
-    with agreement:
+    names = ("d", "particles' dtype", "the kind of median", "exchange")
+    with Agreement(function, group, names) as agreement:
         rows_of_particles(function, particles)
         one_of(function, "exchange", exchange, EXCHANGES)
         agreement.tell(len(particles), [particles.shape[1], particles.dtype, kind, exchange])

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from fekernels._checks import boolean, integer, number
+from fekernels._runtime.agreement import agree
 from fekernels._runtime.ranks import gathered_numbers, group_of, has_ranks, processes_without_group
-from fekernels.posterior.agreement import agree
 from fekernels.posterior.batches import check_batches
 from fekernels.posterior.pilot import Data
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import boolean, integer, number
+from fekernels._runtime.agreement import agree, bits_of, tensors_digest
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.posterior.agreement import agree, bits_of, tensors_digest
 from fekernels.posterior.batches import map_tensors, shapes, stacked
 
 __all__ = ["Chains", "LossFunction"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fekernels.posterior.agreement import WORD, bits_of, word
+from fekernels._runtime.agreement import WORD, bits_of, word
 from fekernels.posterior.batches import concatenated, endless, rows, split, tensors
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.control_variate import gradients

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from fekernels._runtime.ranks import draw_seed, gathered_numbers
 from fekernels.diagnostics.chains import chain_statistics, split_rhat
-from fekernels.posterior.agreement import place_of
 from fekernels.posterior.arguments import OWNER, agree_on, check, data_of, which_group
 from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import LossFunction
@@ -22,6 +21,7 @@ from fekernels.posterior.plan import MOST_NOISE, make_plan, offset
 from fekernels.posterior.progress import Bar
 from fekernels.posterior.report import PosteriorReport
 from fekernels.posterior.samples import PosteriorSamples
+from fekernels.posterior.store import place_of
 from fekernels.posterior.walk import BETA1, Plan, Walk
 
 __all__ = ["PosteriorRun", "sample_posterior"]

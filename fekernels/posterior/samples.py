@@ -14,14 +14,23 @@ from torch.optim import Optimizer
 
 from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
+from fekernels._runtime.agreement import agree
 from fekernels._runtime.ranks import group_of, processes_without_group
-from fekernels.posterior.agreement import agree, place_of
 from fekernels.posterior.batches import check_batches
 from fekernels.posterior.model_calls import Pick, as_inputs, bare, call, check_pick, pick, split, tied_names
 from fekernels.posterior.prediction import Activation, Average, Prediction
 from fekernels.posterior.progress import bar_over
 from fekernels.posterior.running_statistics import measure, tracking_norms
-from fekernels.posterior.store import DiskStore, MemoryStore, as_path, opened, read_file, shapes, write_file
+from fekernels.posterior.store import (
+    DiskStore,
+    MemoryStore,
+    as_path,
+    opened,
+    place_of,
+    read_file,
+    shapes,
+    write_file,
+)
 from fekernels.posterior.weights import check_shapes, own_tensors, unsharded, weights_of
 
 if TYPE_CHECKING:

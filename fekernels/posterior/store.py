@@ -31,6 +31,11 @@ def shapes(sample: Sample) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in sample.items()}
 
 
+def place_of(directory: Any) -> Any:
+    """The whole path of a directory, which may have been given relative to where a process is."""
+    return os.path.abspath(directory) if isinstance(directory, (str, os.PathLike)) else directory
+
+
 def as_path(function: str, path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"{function}: path must be a path; got {type(path).__name__}")

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.ranks import group_of
 from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein._checks import first_non_finite
@@ -21,36 +20,14 @@ from fekernels.stein._result import measure
 from fekernels.stein._target import Target
 from fekernels.stein.bandwidth import median_bandwidth
 
-__all__ = ["EXCHANGES", "Population", "population", "together"]
+__all__ = ["EXCHANGES", "Population", "population"]
 
 EXCHANGES = ("auto", "all_gather", "ring")
 
 
-class _Alone(AbstractContextManager["_Alone"]):
-    """`fekernels.distributed._rows.Agreement` of one process, which needs none."""
-
-    counts: Sequence[int] = ()
-    number: int | None = None
-
-    def tell(self, rows: int, values: Sequence[Any] = (), number: int = 0) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
-def together(function: str, group: Any, names: Sequence[str] = ()) -> Any:
-    """An `Agreement` of the ranks of a group, or what stands for it in one process."""
-    if group is None:
-        return _Alone()
-    from fekernels.distributed._rows import Agreement
-
-    return Agreement(function, group, names)
-
-
-def population(function: str, process_group: Any, exchange: str, agreement: Any, x: Tensor) -> Population:
+def population(
+    function: str, process_group: Any, exchange: str, agreement: Agreement, x: Tensor
+) -> Population:
     """Of a sampler whose ranks have agreed, each of its own particles x."""
     group = group_of(function, process_group)
     if group is None:
@@ -77,9 +54,9 @@ class Population:
     def __init__(self, function: str, n: int) -> None:
         self.function, self.n = function, n
 
-    def together(self, names: Sequence[str] = ()) -> Any:
+    def together(self, names: Sequence[str] = ()) -> Agreement:
         """A block in which one rank may fail, after which all go on or none."""
-        return together(self.function, self.group, names)
+        return Agreement(self.function, self.group, names)
 
     def evaluate(
         self, target: Target, x: Tensor, batch: tuple[Any, ...], step: int

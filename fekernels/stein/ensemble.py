@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import integer, number
+from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.ranks import draw_seed, group_of
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick
 from fekernels.posterior.prediction import Activation, Average, Prediction
-from fekernels.stein._population import together
 from fekernels.stein._target import State, Target
 from fekernels.stein.svgd import SVGD
 
@@ -72,7 +72,7 @@ class SVGDEnsemble(SVGD):
         name = type(self).__name__
         group = group_of(name, options.get("process_group"))
         drawn = draw_seed() if seed is None else None
-        with together(name, group) as agreement:
+        with Agreement(name, group) as agreement:
             if not callable(loss):
                 raise TypeError(f"{name}: loss must be callable; got {type(loss).__name__}")
             precision = number(name, "prior_precision", prior_precision)
@@ -83,14 +83,12 @@ class SVGDEnsemble(SVGD):
                     raise TypeError(f"{name}: {key} must not be given; the model and the loss make it")
             if seed is not None:
                 seed = integer(name, "seed", seed, -(1 << 63), 1 << 64)
-            agreement.tell(0, number=drawn or 0)
-        first = drawn if group is None else agreement.number
-        seed = first if seed is None else seed
-        assert seed is not None
-        with together(name, group) as agreement:
+            agreement.tell(number=drawn or 0)
+        seed = agreement.number if seed is None else seed
+        with Agreement(name, group) as agreement:
             members, held = _members(name, model, size, seed, group)
             target, particles = _Members.of(name, members, held, loss, precision, chunk_size)
-            agreement.tell(0)
+            agreement.tell()
         super().__init__(target, particles, seed=seed, **options)
         self._drawn_seed = drawn if group is None else None
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number, one_of
+from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.parts import begin_at
 from fekernels._runtime.ranks import draw_seed, group_of, has_ranks, seed_of_rank_0
 from fekernels.ops._noise_key import signed_seed
@@ -25,7 +26,7 @@ from fekernels.stein._checks import (
 )
 from fekernels.stein._groups import random_groups
 from fekernels.stein._noise import make_noise
-from fekernels.stein._population import EXCHANGES, population, together
+from fekernels.stein._population import EXCHANGES, population
 from fekernels.stein._result import SVGDResult, discrepancy_kernel, endless
 from fekernels.stein._state import load_whole_state, whole_state
 from fekernels.stein._target import Target, make_target
@@ -142,8 +143,7 @@ class SVGD:
     ) -> None:
         name = type(self).__name__
         group = group_of(name, process_group)
-        agreement = together(name, group, AGREED)
-        with agreement:
+        with Agreement(name, group, AGREED) as agreement:
             self._target = make_target(name, log_prob, scores, batched)
             self._particles = checked_particles(name, particles, 1 if group is None else 0)
             self._kernel, self._code = kernel, which_kernel(name, kernel)
@@ -186,7 +186,7 @@ class SVGD:
         begin_at(x, self._all.begin * x.shape[1])
         # One group is the full direction, and nothing is dealt.
         self._kernel_batch = kernel_batch if kernel_batch and kernel_batch < self._all.n else None
-        self.seed = seed if seed is not None else drawn if group is None else agreement.number
+        self.seed = seed if seed is not None else agreement.number
         # Until ranks that hold copies have agreed on one.
         self._drawn_seed = self.seed if seed is None and group is None else None
         self.iteration = 0

@@ -79,9 +79,7 @@ def unlike() -> None:
         "jitter": [0.1] + [0.2] * (ranks - 1),
     }
     for name, of_ranks in given.items():
-        told = (
-            f"Chains: {name} must be the same on every rank; got {', '.join(map(repr, of_ranks))}, on rank 1"
-        )
+        told = f"Chains: {name} must be the same on every rank; got {of_ranks[0]} on rank 0 and {of_ranks[1]} on rank 1"
         with pytest.raises(ValueError, match=told):
             fe.Chains(network(), **{"n": 4, name: of_ranks[rank], "process_group": dist.group.WORLD})
     tensors = {"0.weight": torch.full((5, 3), 0.1 + rank)}
