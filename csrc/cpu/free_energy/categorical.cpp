@@ -8,7 +8,8 @@ namespace fe::FE_ISA {
 
 namespace {
 
-// The classes of one position, 128 at a time; those that are missing in the last block are -infinity.
+// The classes of one position, 128 at a time. What is missing in the last vector is -infinity; the vectors after it, whose
+// exponentials would add 0, are left out: most problems have far fewer than 128 classes.
 class Logits {
  public:
   Logits(const CategoricalCall& call, int64_t position) : call_(call), first_(position * call.classes) {}
@@ -18,18 +19,22 @@ class Logits {
     const int64_t left = call_.classes - block * kColumns;
     return left < kColumns ? static_cast<int>(left) : kColumns;
   }
+  int vectors(int64_t block) const { return (count(block) + kLanes - 1) / kLanes; }
   float at(int64_t which) const { return to_float(call_.logits, call_.dtype, first_ + which); }
   const float* block(int64_t block) {
     const int64_t at = first_ + block * kColumns;
-    if (call_.dtype == kFloat32 && count(block) == kColumns) return static_cast<const float*>(call_.logits) + at;
-    for (int i = count(block); i < kColumns; ++i) buffer_[i] = -__builtin_inff();
-    to_float(call_.logits, call_.dtype, at, count(block), buffer_);
+    if (call_.dtype == kFloat32 && count(block) % kLanes == 0) return static_cast<const float*>(call_.logits) + at;
+    if (held_ != block) {
+      for (int i = count(block); i < vectors(block) * kLanes; ++i) buffer_[i] = -__builtin_inff();
+      to_float(call_.logits, call_.dtype, at, count(block), buffer_);
+      held_ = block;
+    }
     return buffer_;
   }
 
  private:
   const CategoricalCall& call_;
-  int64_t first_;
+  int64_t first_, held_ = -1;
   alignas(64) float buffer_[kColumns];
 };
 
@@ -37,8 +42,8 @@ float largest(Logits& logits) {
   FloatV largest = Lane<FloatV>::splat(-__builtin_inff());
   for (int64_t b = 0; b < logits.blocks(); ++b) {
     const float* values = logits.block(b);
-    for (int i = 0; i < kColumns; i += kLanes) {
-      const FloatV v = load(values + i);
+    for (int i = 0; i < logits.vectors(b); ++i) {
+      const FloatV v = load(values + i * kLanes);
       largest = v <= largest ? largest : v;  // a NaN comes through here, or in the sum
     }
   }
@@ -47,36 +52,41 @@ float largest(Logits& logits) {
   return result;
 }
 
-float sum_of_exponentials(Logits& logits, float shift) {
+// exp(logit - shift) of a block's classes; their total.
+float exponentials(Logits& logits, int64_t block, float shift, float* terms) {
+  const float* values = logits.block(block);
+  FloatV lanes[kParts] = {};
+  for (int i = 0; i < logits.vectors(block); ++i) {
+    const FloatV term = exp_negative<FloatV>(load(values + i * kLanes) - shift);
+    store(terms + i * kLanes, term);
+    lanes[i % kParts] = i < kParts ? term : lanes[i % kParts] + term;
+  }
+  return fold(lanes);
+}
+
+// `terms` are those of the last block.
+float sum_of_exponentials(Logits& logits, float shift, float* terms) {
   double sum = 0.0;
   for (int64_t first = 0; first < logits.blocks(); first += kBlocks) {
     double totals[kBlocks];
     int count = 0;
-    for (int64_t b = first; b < logits.blocks() && count < kBlocks; ++b) {
-      const float* values = logits.block(b);
-      FloatV lanes[kParts];
-      for (int i = 0; i < kColumns / kLanes; ++i) {
-        const FloatV term = exp_negative<FloatV>(load(values + i * kLanes) - shift);
-        lanes[i % kParts] = i < kParts ? term : lanes[i % kParts] + term;
-      }
-      totals[count++] = fold(lanes);
-    }
+    for (int64_t b = first; b < logits.blocks() && count < kBlocks; ++b)
+      totals[count++] = exponentials(logits, b, shift, terms);
     sum += fold(totals, count);
   }
   return static_cast<float>(sum);
 }
 
-// `target` is one of the classes, or -1.
+// `target` is one of the classes, or -1; `terms` the exponentials of the last block.
 void store_gradient(const CategoricalCall& call, Logits& logits, int64_t position, int64_t target, float shift, float sum,
-                    float scale) {
-  alignas(64) float gradient[kColumns];
-  for (int64_t b = 0; b < logits.blocks(); ++b) {
-    const float* values = logits.block(b);
-    for (int i = 0; i < kColumns; i += kLanes)
-      store(gradient + i, Lane<FloatV>::divide(exp_negative<FloatV>(load(values + i) - shift), Lane<FloatV>::splat(sum)));
-    if (target >= 0 && target / kColumns == b) gradient[target % kColumns] -= 1.0f;
-    for (int i = 0; i < kColumns; i += kLanes) store(gradient + i, load(gradient + i) * scale);
-    from_float(gradient, logits.count(b), call.grad, call.dtype, position * call.classes + b * kColumns);
+                    float scale, float* terms) {
+  for (int64_t b = logits.blocks() - 1; b >= 0; --b) {
+    if (b < logits.blocks() - 1) exponentials(logits, b, shift, terms);
+    for (int i = 0; i < logits.vectors(b); ++i)
+      store(terms + i * kLanes, Lane<FloatV>::divide(load(terms + i * kLanes), Lane<FloatV>::splat(sum)));
+    if (target >= 0 && target / kColumns == b) terms[target % kColumns] -= 1.0f;
+    for (int i = 0; i < logits.vectors(b); ++i) store(terms + i * kLanes, load(terms + i * kLanes) * scale);
+    from_float(terms, logits.count(b), call.grad, call.dtype, position * call.classes + b * kColumns);
   }
 }
 
@@ -97,12 +107,13 @@ void categorical_positions(const CategoricalCall& call, int64_t begin, int64_t e
     Logits logits(call, position);
     const int64_t target = call.target[position];
     const bool exists = target >= 0 && target < call.classes;
-    const float shift = largest(logits), sum = sum_of_exponentials(logits, shift);
+    alignas(64) float terms[kColumns];
+    const float shift = largest(logits), sum = sum_of_exponentials(logits, shift, terms);
     const float nothing = __builtin_nanf("");
     call.energies[position] = exists ? log<float>(sum) - (logits.at(target) - shift) : nothing;
     if (call.grad)
       store_gradient(call, logits, position, exists ? target : -1, shift, sum,
-                     exists ? call.row_scale[position / call.positions] : nothing);
+                     exists ? call.row_scale[position / call.positions] : nothing, terms);
   }
 }
 
