@@ -1,4 +1,4 @@
-"""``python -m benchmarks.pages RESULTS.json``: README's rows and chart, and docs/benchmarks.md's tables, of one run.
+"""``python -m benchmarks.pages RESULTS.json``: README's rows and chart, and docs/benchmarks.md's tables and charts.
 
 RESULTS.json is what ``python -m fekernels bench --json`` wrote. Nothing is measured here.
 """
@@ -51,6 +51,23 @@ THEMES = {
 }
 
 
+# The parts of docs/benchmarks.md, in its order.
+TITLES = {
+    "optimizers": "Optimizers",
+    "free_energy": "Free energy",
+    "stein": "Stein direction",
+    "random": "Noise",
+    "posterior": "Posterior runs",
+    "vae": "VAE and its four views",
+    "rbm": "RBM",
+    "graph": "Belief propagation",
+    "distributed": "Several processes",
+    "once": "Once",
+}
+# Read on a white page as on a dark one: one picture a family for both.
+NEUTRAL = dict(ink="#7d8590", won="#4c8ed9", lost="#d9703a", floor="#7d8590")
+
+
 def rows(results: Mapping[str, Any]) -> list[tuple[Line, dict[str, Any]]]:
     """README's rows in the results. KeyError for one that is not there, or that was not measured."""
     found = []
@@ -64,19 +81,53 @@ def rows(results: Mapping[str, Any]) -> list[tuple[Line, dict[str, Any]]]:
     return found
 
 
+def lost(row: Mapping[str, Any]) -> bool:
+    """Slower than the peer by as much as the two digits of a table show."""
+    return row["ratio"] >= 1.005
+
+
 def table(results: Mapping[str, Any]) -> str:
     lines = ["| ours | beside | theirs | ours | ratio |", "|---|---|---|---|---|"]
     for line, row in rows(results):
-        ratio = f"{row['ratio']:.2f}" if row["ratio"] < 1 else f"**{row['ratio']:.2f}**"
+        ratio = f"**{row['ratio']:.2f}**" if lost(row) else f"{row['ratio']:.2f}"
         theirs, ours = (f"{row[key]:.3g} ms" for key in ("peer_ms", "ours_ms"))
         lines.append(f"| {line.ours} | {line.theirs} | {theirs} | {ours} | {ratio} |")
-    machine = results["machine"]
-    lines.append(
-        f"\n{machine['cpu'].replace('(R)', '')}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"torch {machine['torch'].split('+')[0]}, {machine['date'][:10]}; medians of rounds in turn; in bold what is"
-        " lost."
-    )
+    lines.append(f"\n{machine(results)}; medians of rounds in turn; in bold what is lost.")
     return "\n".join(lines)
+
+
+def machine(results: Mapping[str, Any]) -> str:
+    """Where and when it was measured, in a line."""
+    facts = results["machine"]
+    return (
+        f"{facts['cpu'].replace('(R)', '')}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"torch {facts['torch'].split('+')[0]}, {facts['date'][:10]}"
+    )
+
+
+def sections(results: Mapping[str, Any]) -> str:
+    """The body of docs/benchmarks.md: of each family its chart and its tables."""
+    made = report.tables(dict(results))
+    parts = [
+        f"{machine(results)}, load {results['machine']['load']:g} at the start: {report.summary(dict(results))}."
+    ]
+    for family, title in TITLES.items():
+        if family in made:
+            parts.append(f"## {title}")
+            if drawn(results, family):
+                alt = f"{title}: the time of each peer, and of the floor, as multiples of ours."
+                parts.append(f"![{alt}](images/benchmarks/{family}.svg)")
+            parts.append(made[family])
+    return "\n\n".join(parts)
+
+
+def drawn(results: Mapping[str, Any], family: str) -> dict[str, list[dict[str, Any]]]:
+    """The measured rows of a family by case, as its chart has them; those of one case share its line."""
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in results.get(report.KEYS.get(family, (family,))[0], ()):
+        if "ratio" in row:
+            cases.setdefault(row["case"], []).append(row)
+    return cases
 
 
 def between(text: str, name: str, content: str) -> str:
@@ -98,7 +149,7 @@ def chart(results: Mapping[str, Any], path: Path, colors: Mapping[str, str]) -> 
         ax.set_facecolor(colors["paper"])
         for y, (_, row) in enumerate(found):
             speed = 1 / row["ratio"]
-            ax.barh(y, speed - 1, left=1, height=0.62, color=colors["won" if speed > 1 else "lost"])
+            ax.barh(y, speed - 1, left=1, height=0.62, color=colors["lost" if lost(row) else "won"])
             ax.text(max(speed, 1) * 1.04, y, f"{speed:.3g} x", va="center", fontsize=9.5)
         ax.set_xscale("log")
         ticks = [0.5, 1, 2, 4, 8, 16]
@@ -113,11 +164,40 @@ def chart(results: Mapping[str, Any], path: Path, colors: Mapping[str, str]) -> 
         plt.close(figure)
 
 
+def family_chart(results: Mapping[str, Any], family: str, path: Path) -> None:
+    """A line a case: ours at 1, its peers where their times are, the run's floor as a tick left of ours."""
+    import matplotlib.pyplot as plt
+
+    cases = drawn(results, family)
+    ink = NEUTRAL["ink"]
+    with plt.rc_context({"svg.hashsalt": "fekernels", "font.size": 9.5, "text.color": ink}):
+        figure, ax = plt.subplots(figsize=(8.4, 0.75 + 0.27 * len(cases)), layout="constrained")
+        for y, found in enumerate(cases.values()):
+            times = [1 / row["ratio"] for row in found]
+            ax.plot([min(1, *times), max(1, *times)], [y, y], color=ink, lw=0.8, alpha=0.6, zorder=1)
+            for x, row in zip(times, found, strict=True):
+                ax.plot(x, y, "o", ms=6, color=NEUTRAL["lost" if lost(row) else "won"], zorder=3)
+            for row in found[:1]:
+                if "floor" in row:
+                    ax.plot(1 / row["of_floor"], y, "|", ms=11, mew=1.8, color=NEUTRAL["floor"], zorder=2)
+        ax.axvline(1, color=ink, lw=1.0)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g} x")
+        ax.set_yticks(range(len(cases)), list(cases))
+        ax.set_ylim(len(cases) - 0.4, -0.6)
+        ax.set_xlabel("time of a peer (dot) and of the floor (tick), ours = 1", color=ink)
+        ax.tick_params(colors=ink, length=0, which="both")
+        ax.grid(axis="x", which="major", color=ink, alpha=0.25, lw=0.6)
+        ax.spines[:].set_visible(False)
+        figure.savefig(path, metadata={"Date": None}, transparent=True)
+        plt.close(figure)
+
+
 def pages(results: Mapping[str, Any]) -> dict[Path, str]:
     """The two pages as they are to be."""
     return {
         README: between(README.read_text(), "speed", table(results)),
-        BENCHMARKS: between(BENCHMARKS.read_text(), "tables", report.markdown(dict(results))),
+        BENCHMARKS: between(BENCHMARKS.read_text(), "tables", sections(results)),
     }
 
 
@@ -132,6 +212,12 @@ def main(argv: list[str] | None = None) -> None:
         path = IMAGES / f"speed-{theme}.svg"
         chart(results, path, colors)
         print(f"written: {path.relative_to(ROOT)}")
+    (IMAGES / "benchmarks").mkdir(exist_ok=True)
+    for family in TITLES:
+        if drawn(results, family):
+            path = IMAGES / "benchmarks" / f"{family}.svg"
+            family_chart(results, family, path)
+            print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["KEYS", "markdown", "summary", "table"]
+__all__ = ["KEYS", "markdown", "summary", "table", "tables"]
 
 # Where a family's rows, and the peaks of its memory, stand in the JSON.
 KEYS = {
@@ -58,15 +58,21 @@ def markdown(report: dict[str, Any]) -> str:
 
     What misses its aim stands in bold, unless the run's own floor is above the aim, which is then told beside it.
     """
-    parts = []
+    return "\n\n".join(tables(report).values())
+
+
+def tables(report: dict[str, Any]) -> dict[str, str]:
+    """A table, or two, for each part of the report, by the part's name: a family's, or "once"."""
+    parts = {}
     for family, (rows, peaks) in KEYS.items():
-        if rows in report:
-            parts.append(_ratios(family, report[rows]))
+        found = [_ratios(family, report[rows])] if rows in report else []
         if peaks in report:
-            parts.append(_peaks(report[peaks]))
+            found.append(_peaks(report[peaks]))
+        if found:
+            parts[family] = "\n\n".join(found)
     if "once" in report:
-        parts.append(_waits(report["once"]))
-    return "\n\n".join(parts)
+        parts["once"] = _waits(report["once"])
+    return parts
 
 
 def summary(report: dict[str, Any]) -> str:

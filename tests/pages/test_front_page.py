@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks import pages
+from fekernels.bench import registry
 from tests.support import ROOT
 
 NEWEST = max((ROOT / "benchmarks/results").glob("cpu_*.json"))
@@ -29,8 +31,33 @@ def test_pages_hold_the_newest_results() -> None:
 
 
 def test_the_rows_that_are_lost_are_told() -> None:
-    lost = [row["ratio"] for _, row in pages.rows(results()) if row["ratio"] > 1]
+    lost = [row for _, row in pages.rows(results()) if pages.lost(row)]
     assert lost and pages.README.read_text().count("| **") == len(lost)
+
+
+def test_every_part_of_the_registry_was_measured_and_has_its_chart() -> None:
+    found, page = results(), pages.BENCHMARKS.read_text()
+    assert set(pages.TITLES) == {*registry.FAMILIES, "once"}
+    for family, title in pages.TITLES.items():
+        assert f"\n## {title}\n" in page, family
+        if family != "once":
+            assert pages.drawn(found, family), family
+            assert (ROOT / f"docs/images/benchmarks/{family}.svg").is_file(), family
+
+
+def test_a_chart_has_each_peer_where_its_time_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = tmp_path / "chart.svg"
+    rows = [
+        {"case": "a case", "ratio": 0.5, "floor": "memory", "of_floor": 2.0},
+        {"case": "another", "ratio": 1.2},
+    ]
+    pages.family_chart({"rbm": [*rows, {"case": "none", "missing": "no package"}]}, "rbm", drawn)
+    text = drawn.read_text()
+    assert "<!-- a case -->" in text and "<!-- another -->" in text and "<!-- none -->" not in text
+    assert (
+        text.count(f"fill: {pages.NEUTRAL['won']}") >= 1 and text.count(f"fill: {pages.NEUTRAL['lost']}") >= 1
+    )
 
 
 def test_pictures_of_both_themes_are_there() -> None:
