@@ -93,7 +93,7 @@ def _checkpoint(shape: Shape) -> Sequence[Contestant]:
     for name, kind, switches in (
         (SAVED_ADAM, torch.optim.Adam, {"fused": True}),
         (SAVED, LangevinAdam, {"seed": 1}),
-        (SAVED_HOT, LangevinAdam, {"seed": 1, "temperature": TEMPERATURE}),
+        (SAVED_HOT, LangevinAdam, {"seed": 2, "temperature": TEMPERATURE}),
     ):
         module = sharded(shape)
         optimizer = kind(module.parameters(), lr=LR, **switches)

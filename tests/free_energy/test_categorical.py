@@ -14,6 +14,7 @@ from fekernels._catalogue.free_energy import CATEGORICAL
 from tests.support.free_energy import NONE, Call
 from tests.support.free_energy_kernels import Kernels
 from tests.support.places import Place
+from tests.support.tensors import bits_equal
 
 INT64 = torch.iinfo(torch.int64)
 # What PyTorch ignores, what lies just outside, and what 32 bits or a product with the number of classes would wrap.
@@ -143,3 +144,31 @@ def test_ignore_index_is_checked() -> None:
             fe.energy(x, torch.zeros(3).long(), "categorical", ignore_index=wrong)
     with pytest.raises(ValueError, match=r"energy: target must hold classes in \[0, 4\)"):
         fe.energy(x, torch.tensor([-100, 1, -1]), "categorical", ignore_index=-100, validate=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [1, 2, 10, 16, 17, 47, 48, 49, 128, 129])
+def test_positions_side_by_side_are_each_alone(backend: Place, classes: int, dtype: torch.dtype) -> None:
+    """Few classes are summed with one position in each lane, many with one class in each: the bits do not tell."""
+    logits = (4 * torch.randn(37, 1, classes)).to(dtype)
+    logits[5, 0, 0], logits[6, 0, -1], logits[7] = torch.inf, torch.nan, -torch.inf
+    target = torch.randint(classes, (37, 1))
+    target[9] = classes
+    mask, weight = torch.rand(37, 1) < 0.7, torch.randint(3, (37,)).float()
+
+    def of(rows: slice) -> tuple[Tensor, Tensor]:
+        leaf = logits[rows].to(backend.device).requires_grad_()
+        latent = torch.zeros(len(leaf), 1, device=backend.device)
+        given = [each[rows].to(backend.device) for each in (target, mask, weight)]
+        terms = fe.free_energy(
+            leaf, given[0], latent, latent, likelihood="categorical", mask=given[1], weight=given[2],
+            reduction="none",
+        )  # fmt: skip
+        terms.energy.sum().backward()
+        assert leaf.grad is not None
+        return terms.energy.detach(), leaf.grad
+
+    together = of(slice(None))
+    alone = zip(*(of(slice(row, row + 1)) for row in range(37)), strict=True)
+    for whole, parts in zip(together, alone, strict=True):
+        assert bits_equal(whole.nan_to_num(nan=7e4), torch.cat(parts).nan_to_num(nan=7e4))
