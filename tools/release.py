@@ -221,6 +221,9 @@ def main() -> int:
         parser.error(f"--url must begin with https://; got {options.url}")
     try:
         release = version()
+        commit = git("rev-parse", "--short", "HEAD").strip()
+        if git("status", "--porcelain").strip():
+            commit += " with changes that are not committed"
         with tempfile.TemporaryDirectory(prefix="release-") as name:
             scratch = Path(name)
             artefacts = build(scratch, options.device, options.url)
@@ -248,8 +251,7 @@ def main() -> int:
         path = options.out / artefact.name
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         print(f"{path.stat().st_size / 1e6:6.2f} MB  sha256 {digest}  {os.path.relpath(path)}")
-    changed = " (with changes that are not committed)" if git("status", "--porcelain").strip() else ""
-    print(f"fekernels {release} at {git('rev-parse', '--short', 'HEAD').strip()}{changed}: all checks passed")
+    print(f"fekernels {release} at {commit}: all checks passed")
     return 0
 
 
