@@ -30,13 +30,16 @@ template <int States, class Floats, class Doubles>
 struct VectorRowSum {
   Doubles sum;
 
-  static FE_HD Doubles load(const float* row) {
+  FE_HD void add(int, const float* row) {
     Floats v;
     __builtin_memcpy(&v, row, sizeof v);
-    return __builtin_convertvector(v, Doubles);
+    sum += __builtin_convertvector(v, Doubles);
   }
-  FE_HD void add(int, const float* row) { sum += load(row); }
-  FE_HD void set(int, const float* row) { sum = load(row); }
+  FE_HD void set(int, const float* row) {
+    Floats v;
+    __builtin_memcpy(&v, row, sizeof v);
+    sum = __builtin_convertvector(v, Doubles);
+  }
   FE_HD void store(int, float* out) const {
     const Floats v = __builtin_convertvector(sum, Floats);
     __builtin_memcpy(out, &v, sizeof v);
