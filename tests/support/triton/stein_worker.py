@@ -27,13 +27,13 @@ def svgd_direction(*arguments: Any) -> Tensor:
         return backend.svgd_direction(*arguments)
 
 
-def svgd_direction_rows(small: bool, *arguments: Any) -> Tensor:
-    """The whole of a direction, and after it the given rows alone: `arguments` are those of the latter."""
+def svgd_direction_rows(small: bool, ranges: list[tuple[int, int]], *arguments: Any) -> list[Tensor]:
+    """The whole of a direction, and after it the rows of each range alone."""
     from fekernels.triton.stein import svgd_direction as backend
 
     with small_strips(small):
-        whole, rows = backend.svgd_direction(*arguments[:-2]), backend.svgd_direction_rows(*arguments)
-    return torch.cat([whole, rows], 1)
+        rows = [backend.svgd_direction_rows(*arguments, *part) for part in ranges]
+        return [backend.svgd_direction(*arguments), *rows]
 
 
 @contextmanager
