@@ -1,5 +1,6 @@
 """Fused PyTorch kernels for free-energy minimisation: optimizers that sample at the price of Adam."""
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +9,15 @@ from fekernels._runtime import extension
 
 extension.check_torch_version(torch.__version__)
 
-from fekernels import losses, optim, posterior, random, stein  # noqa: E402
+# So many new objects would have Python look for garbage among all of torch's: two thirds of the import's time.
+_collecting = gc.isenabled()
+gc.disable()
+try:
+    from fekernels import losses, optim, posterior, random, stein
+finally:
+    if _collecting:
+        gc.enable()
+
 from fekernels._runtime.backends import BackendUnavailable, backends, use_backend  # noqa: E402
 from fekernels._runtime.extension import build  # noqa: E402
 from fekernels.losses import (  # noqa: E402

@@ -23,13 +23,15 @@ class PosteriorReport:
 
     Attributes:
         converged: whether nothing that was measured speaks against the samples: rhat_max < 1.02, ess_min of 100 for
-            each chain or more, and a variance at most 1.15 times too large. Modes that no chain found are not measured.
+            each chain or more, and a variance at most 1.15 times too large, of weights and of predictions. Modes that
+            no chain found are not measured.
         rhat_max: the largest split R-hat of a weight.
         ess_min: the smallest effective sample size of a weight, the bulk's or the tail's.
         rhat_loss: the split R-hat of the loss. Weights of a network that has symmetries (units that may change places)
             may never agree between chains; what they predict may.
         noise_ratio: the median of r over the weights: what the gradient's noise adds to the variance, in units of what
-            the temperature asks for, an upper bound where weights are correlated.
+            the temperature asks for. Predictions vary 1 + r times as much as they should, on average over the data;
+            single weights, where they are correlated, less.
         variance_inflation: the median over the weights of the variance sampled over the posterior's, by what r and the
             finite step add; 1 is exact.
         settings: how the chains moved.
@@ -57,9 +59,9 @@ class PosteriorReport:
         )
         lines = [
             verdict,
-            f"R-hat up to {self.rhat_max:.3f} (of the loss {self.rhat_loss:.3f}), effective sample size from "
-            f"{self.ess_min:.0f}; gradient noise r = {self.noise_ratio:.3f}, variance {self.variance_inflation:.2f} "
-            "times the posterior's",
+            f"R-hat up to {self.rhat_max:.3f} (of the loss {self.rhat_loss:.3f}), effective sample size "
+            f"from {self.ess_min:.0f}; gradient noise r = {self.noise_ratio:.3f}: variance {1 + self.noise_ratio:.2f} times "
+            f"the posterior's in predictions, {self.variance_inflation:.2f} times in weights",
             ", ".join(f"{name} {_short(value)}" for name, value in self.settings.items()),
             *(f"* {warning}" for warning in self.warnings),
         ]

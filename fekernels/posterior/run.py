@@ -296,14 +296,17 @@ def _report(
         )
     if plan.ratio > MOST_NOISE * 1.001 or inflation > INFLATION:
         notes.append(
-            f"the gradient's noise (r = {plan.ratio:.2f}) and the step make the variance {inflation:.2f} times the "
-            "posterior's: take a smaller lr, larger batches or control variates"
+            f"the gradient's noise (r = {plan.ratio:.2f}) and the step make the variance of weights {inflation:.2f} "
+            f"times the posterior's, and that of predictions {1 + plan.ratio:.2f} times: take a smaller lr, larger "
+            "batches or control variates"
         )
     if not plan.frozen:
         notes.append(
             "the preconditioner adapts: the variance is right only where it averages over more than a relaxation"
         )
-    converged = finite and rhat < RHAT and size >= NEEDED * walk.n and inflation <= INFLATION
+    # Correlated weights vary along flat directions, to which the noise adds little; predictions vary along all.
+    right = max(inflation, 1 + plan.ratio) <= INFLATION
+    converged = finite and rhat < RHAT and size >= NEEDED * walk.n and right
     return PosteriorReport(
         converged, rhat, size, of_loss, plan.ratio, inflation, settings, tuple(notes), course, losses, walk.names()
     )  # fmt: skip

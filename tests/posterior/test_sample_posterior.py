@@ -71,6 +71,29 @@ def test_minibatch_noise_is_named_with_its_factor() -> None:
     assert str(report).startswith("NOT to be believed")
 
 
+def test_noise_that_single_weights_hide_shows_in_predictions() -> None:
+    """Weights of correlated features vary along flat directions, to which the gradient's noise adds next to nothing."""
+    generator = torch.Generator().manual_seed(5)
+    turned, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator))
+    x = torch.randn(600, 4, generator=generator) * torch.tensor([1.0, 0.4, 0.3, 0.1]) @ turned.T
+    y = x @ torch.randn(4, generator=generator) + torch.randn(600, generator=generator)
+    torch.manual_seed(0)
+    result = fe.sample_posterior(
+        nn.Linear(4, 1, bias=False), lambda model, rows: (model(rows[0])[:, 0] - rows[1]).square().mean() / 2,
+        list(zip(x.split(20), y.split(20), strict=True)), data_size=600, prior_precision=1.0, lr=0.02,
+        control_variates=False, seed=1, progress=False,
+    )  # fmt: skip
+    report, wide = result.report, x.double()
+    exact = torch.linalg.inv(wide.T @ wide + torch.eye(4, dtype=torch.float64))
+    sampled = torch.cov(report.trace.double().flatten(0, 1).T)
+    true = float((wide @ sampled * wide).sum() / (wide @ exact * wide).sum())
+    of_weights = float((sampled.diagonal() / exact.diagonal()).median())
+    print(report, true, of_weights)
+    assert of_weights < 1.15 and abs(report.variance_inflation / of_weights - 1) < 0.1
+    assert true > 1.2 and abs((1 + report.noise_ratio) / true - 1) < 0.15
+    assert not report.converged and any("of predictions" in warning for warning in report.warnings)
+
+
 def test_chains_in_two_modes_are_not_called_converged() -> None:
     report = run(two_modes()).report
     assert not report.converged
