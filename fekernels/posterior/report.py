@@ -60,8 +60,9 @@ class PosteriorReport:
         lines = [
             verdict,
             f"R-hat up to {self.rhat_max:.3f} (of the loss {self.rhat_loss:.3f}), effective sample size "
-            f"from {self.ess_min:.0f}; gradient noise r = {self.noise_ratio:.3f}: variance {1 + self.noise_ratio:.2f} times "
-            f"the posterior's in predictions, {self.variance_inflation:.2f} times in weights",
+            f"from {self.ess_min:.0f}; gradient noise r = {self.noise_ratio:.3f}: variance "
+            f"{1 + self.noise_ratio:.2f} times the posterior's in predictions, {self.variance_inflation:.2f} times in "
+            "weights",
             ", ".join(f"{name} {_short(value)}" for name, value in self.settings.items()),
             *(f"* {warning}" for warning in self.warnings),
         ]

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import runpy
-import shlex
 import signal
 import subprocess
 import sys
@@ -45,27 +44,20 @@ def torchrun(folder: Path, *command: str, world: int = 2) -> str:
     return printed
 
 
-def quick(script: Path, *arguments: object) -> str:
-    """Its command, as tests.support.run_scripts takes one."""
-    return shlex.join([str(script), "--quick", *map(str, arguments)])
+SAID = {
+    "distributed_particles": ("2 processes, ", "every bit of every particle is the same"),
+    "distributed_posterior": ("mutual information",),
+    "distributed_training": ("2 ranks, ",),
+}
 
 
 @pytest.mark.slow
-def test_torchrun(tmp_path: Path) -> None:
-    """In one launch, as importing takes longer than what they do."""
-    scripts = sorted(EXAMPLES.glob("distributed_*.py"))
-    for script in scripts:
-        for package in re.findall(
-            r"^(?:from|import) (sklearn|matplotlib)\b", script.read_text(), re.MULTILINE
-        ):
-            pytest.importorskip(package)
-    printed = torchrun(tmp_path, "-m", "tests.support.run_scripts", *map(quick, scripts))
-    for said in (
-        "2 processes, ",
-        "every bit of every particle is the same",
-        "mutual information",
-        "2 ranks, ",
-    ):
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("distributed_*.py")), ids=lambda path: path.stem)
+def test_torchrun(script: Path, tmp_path: Path) -> None:
+    for package in re.findall(r"^(?:from|import) (sklearn|matplotlib)\b", script.read_text(), re.MULTILINE):
+        pytest.importorskip(package)
+    printed = torchrun(tmp_path, str(script), "--quick")
+    for said in SAID[script.stem]:
         assert printed.count(said) == 1, said
 
 
@@ -89,8 +81,7 @@ def test_trainers_on_one_process_and_on_two(
             runpy.run_path(str(script), run_name="__main__")
         alone[script.stem] = capsys.readouterr().out
         assert len(re.findall("equal to the bit: True", alone[script.stem])) == 2
-    commands = [quick(script, "--folder", tmp_path / script.stem) for script in TRAINERS]
-    together = torchrun(tmp_path, "-m", "tests.support.run_scripts", *commands)
+    together = torchrun(tmp_path, "-m", "tests.support.run_scripts", str(tmp_path), *map(str, TRAINERS))
     for rank in (0, 1):
         assert together.count(f"rank {rank} of 2: the resumed run's weights are equal to the bit: True") == 3
     assert len(losses(together)) == 8

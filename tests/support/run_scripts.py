@@ -1,27 +1,24 @@
-"""One script after another in the processes of one launch: ``torchrun -m tests.support.run_scripts COMMAND...``.
+"""One script after another in the processes of one launch: ``torchrun -m tests.support.run_scripts FOLDER SCRIPT...``.
 
-Each command, a script with its arguments, as a user starts it, so that several share the time of importing.
+Each as a user starts it, in its quick form and with a folder of its own, so that several share the time of importing.
 """
 
 from __future__ import annotations
 
-import os
 import runpy
-import shlex
 import sys
+from pathlib import Path
 
 
-def main(*commands: str) -> None:
-    for i, command in enumerate(commands):
-        # A group's names in torchrun's store are those of an earlier one, but for this number.
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(i)
-        sys.argv = shlex.split(command)
+def main(folder: str, *scripts: str) -> None:
+    for script in scripts:
+        path = Path(script)
+        sys.argv = [script, "--quick", "--folder", str(Path(folder, path.stem))]
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except BaseException as ended:
-            if not isinstance(ended, SystemExit) or ended.code:
-                print(f"{command} ended with {ended!r}", file=sys.stderr, flush=True)
-                raise
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as ended:
+            if ended.code:
+                raise SystemExit(f"{path.name} ended with {ended.code}") from None
 
 
 if __name__ == "__main__":
