@@ -30,10 +30,11 @@ class PosteriorReport:
         rhat_loss: the split R-hat of the loss. Weights of a network that has symmetries (units that may change places)
             may never agree between chains; what they predict may.
         noise_ratio: the median of r over the weights: what the gradient's noise adds to the variance, in units of what
-            the temperature asks for. Predictions vary 1 + r times as much as they should, on average over the data;
-            single weights, where they are correlated, less.
+            the temperature asks for.
         variance_inflation: the median over the weights of the variance sampled over the posterior's, by what r and the
             finite step add; 1 is exact.
+        predictive_inflation: that of predictions, on average over the data: 1 + r and what the finite step adds. Where
+            weights are correlated it is more than that of single weights, which vary along flat directions.
         settings: how the chains moved.
         warnings: what was noticed, in sentences.
         trace: [chains, positions, weights], the course; float32 on the CPU.
@@ -47,6 +48,7 @@ class PosteriorReport:
     rhat_loss: float
     noise_ratio: float
     variance_inflation: float
+    predictive_inflation: float
     settings: dict[str, Any]
     warnings: tuple[str, ...]
     trace: Tensor = field(repr=False)
@@ -61,8 +63,8 @@ class PosteriorReport:
             verdict,
             f"R-hat up to {self.rhat_max:.3f} (of the loss {self.rhat_loss:.3f}), effective sample size "
             f"from {self.ess_min:.0f}; gradient noise r = {self.noise_ratio:.3f}: variance "
-            f"{1 + self.noise_ratio:.2f} times the posterior's in predictions, {self.variance_inflation:.2f} times in "
-            "weights",
+            f"{self.predictive_inflation:.2f} times the posterior's in predictions, "
+            f"{self.variance_inflation:.2f} times in weights",
             ", ".join(f"{name} {_short(value)}" for name, value in self.settings.items()),
             *(f"* {warning}" for warning in self.warnings),
         ]

@@ -281,7 +281,7 @@ def _report(
     rhat = float(found.rhat.nan_to_num(0.0).max()) if finite else math.inf
     size = float(found.size.min()) if finite else 0.0
     of_loss = float(split_rhat(losses).nan_to_num(math.inf))
-    inflation = _inflation(walk, plan, fisher, course) if finite else math.inf
+    weights, predictions = _inflation(walk, plan, fisher, course) if finite else (math.inf, math.inf)
     if not finite:
         notes.append("weights became infinite: take a smaller lr")
     if rhat >= RHAT:
@@ -294,38 +294,45 @@ def _report(
         notes.append(
             f"the chains are worth {size:.0f} independent draws, fewer than {NEEDED * walk.n}: sample longer"
         )
-    if plan.ratio > MOST_NOISE * 1.001 or inflation > INFLATION:
+    if plan.ratio > MOST_NOISE * 1.001 or max(weights, predictions) > INFLATION:
         notes.append(
-            f"the gradient's noise (r = {plan.ratio:.2f}) and the step make the variance of weights {inflation:.2f} "
-            f"times the posterior's, and that of predictions {1 + plan.ratio:.2f} times: take a smaller lr, larger "
+            f"the gradient's noise (r = {plan.ratio:.2f}) and the step make the variance of weights {weights:.2f} "
+            f"times the posterior's, and that of predictions {predictions:.2f} times: take a smaller lr, larger "
             "batches or control variates"
         )
     if not plan.frozen:
         notes.append(
             "the preconditioner adapts: the variance is right only where it averages over more than a relaxation"
         )
-    # Correlated weights vary along flat directions, to which the noise adds little; predictions vary along all.
-    right = max(inflation, 1 + plan.ratio) <= INFLATION
+    right = max(weights, predictions) <= INFLATION
     converged = finite and rhat < RHAT and size >= NEEDED * walk.n and right
     return PosteriorReport(
-        converged, rhat, size, of_loss, plan.ratio, inflation, settings, tuple(notes), course, losses, walk.names()
+        converged, rhat, size, of_loss, plan.ratio, weights, predictions, settings, tuple(notes), course, losses,
+        walk.names(),
     )  # fmt: skip
 
 
-def _inflation(walk: Walk, plan: Plan, fisher: list[Tensor], course: Tensor) -> float:
-    """The median over weights of V / (V - E), V the variance of the course and E what noise and step add to it.
+def _inflation(walk: Walk, plan: Plan, fisher: list[Tensor], course: Tensor) -> tuple[float, float]:
+    """How many times too large the variance is: of weights, the median, and of predictions, the mean over the data.
 
-    With gradients of covariance S = s H / k for every weight's s and k, the stationary covariance is T H^-1 and, to
-    first order in h, h / (2 D) (s / k + T (1 - b) / (1 + b)) besides: for correlated weights less than r says.
+    With gradients of covariance S = s H / k for every weight's s and k, the stationary covariance P is T H^-1 to first
+    order in h, and N = h s / (2 D k) besides. Momentum b makes of it V = P / (1 - E / P) + N with E = h T (1 - b) /
+    (2 (1 + b) D), exact for one weight and every h, which is solved for P. Correlated weights vary along flat
+    directions, to which E and N add little; predictions vary along all, and their mean over the data is that of the
+    diagonals.
     """
     denominator, noise, point = (
         walk.ranks.gather(walk.of_tracked(each)).double().mean(0)
         for each in (plan.denominators, plan.noise, fisher)
     )
-    extra = plan.lr / (2 * denominator) * (
-        noise / (point + walk.prior) + walk.temperature * (1 - BETA1) / (1 + BETA1)
-    )  # fmt: skip
+    curvature = point + walk.prior
+    of_noise = plan.lr * noise / (2 * denominator * curvature)
+    of_step = plan.lr * walk.temperature * (1 - BETA1) / (2 * (1 + BETA1) * denominator)
     variance = course.double().flatten(0, 1).var(0)
+    quiet = variance - of_noise
+    own = (quiet + (quiet.square() - 4 * variance * of_step).clamp_min(0).sqrt()) / 2
     ratio = plan.lr * noise / (2 * walk.temperature * denominator)
-    own = torch.maximum(variance - extra, variance / (1.05 + ratio))
-    return float((variance / own).nan_to_num(1.0).median())
+    # Of a step so large that nothing solves it, twice the variance; never more than r allows for what is uncorrelated.
+    own = torch.maximum(own, variance / (2 + ratio))
+    momentum = of_step * curvature / walk.temperature
+    return float((variance / own).nan_to_num(1.0).median()), 1 + plan.ratio + float(momentum.mean())
