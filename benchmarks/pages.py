@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ LINES = (
     Line("vae", "VAE training step, 128 x 784, latent 20", f"torch.compile, {ADAM}",
          "`models.VAE`, a step on 128 digits", f"`torch.compile` of it, `{ADAM}`"),
 )  # fmt: skip
+NOISE = Line("rows", "25.6M float32, T > 0, momentum", ADAM, "A step of 25.6M weights at T > 0",
+             f"`{ADAM}`, which makes no noise")  # fmt: skip
 
 THEMES = {
     "light": dict(ink="#1f2328", paper="#ffffff", won="#4c8ed9", lost="#c2571a"),
@@ -68,10 +70,10 @@ TITLES = {
 NEUTRAL = dict(ink="#7d8590", won="#4c8ed9", lost="#d9703a", floor="#7d8590")
 
 
-def rows(results: Mapping[str, Any]) -> list[tuple[Line, dict[str, Any]]]:
+def rows(results: Mapping[str, Any], lines: Sequence[Line] = LINES) -> list[tuple[Line, dict[str, Any]]]:
     """README's rows in the results. KeyError for one that is not there, or that was not measured."""
     found = []
-    for line in LINES:
+    for line in lines:
         for row in results.get(line.family, ()):
             if (row["case"], row["peer"]) == (line.case, line.peer) and "ratio" in row:
                 found.append((line, row))
@@ -79,6 +81,12 @@ def rows(results: Mapping[str, Any]) -> list[tuple[Line, dict[str, Any]]]:
         else:
             raise KeyError(f"pages: the results must have {line.case!r} beside {line.peer!r}, measured")
     return found
+
+
+def noise(results: Mapping[str, Any]) -> str:
+    """What sampling costs beside an Adam that makes no noise, where the weights are in memory: told below the rows."""
+    ((_, row),) = rows(results, (NOISE,))
+    return f"{NOISE.ours} takes {row['ratio']:.2f} times as long as {NOISE.theirs}"
 
 
 def lost(row: Mapping[str, Any]) -> bool:
@@ -92,7 +100,7 @@ def table(results: Mapping[str, Any]) -> str:
         ratio = f"**{row['ratio']:.2f}**" if lost(row) else f"{row['ratio']:.2f}"
         theirs, ours = (f"{row[key]:.3g} ms" for key in ("peer_ms", "ours_ms"))
         lines.append(f"| {line.ours} | {line.theirs} | {theirs} | {ours} | {ratio} |")
-    lines.append(f"\n{machine(results)}; medians of rounds in turn; in bold what is lost.")
+    lines.append(f"\n{machine(results)}; medians of rounds in turn; in bold what is lost. {noise(results)}.")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Fused PyTorch kernels for free-energy minimisation: optimizers that sample at the price of Adam."""
+"""Fused PyTorch kernels for free-energy minimisation: optimizers that sample in the pass of an Adam step."""
 
 import gc
 from typing import TYPE_CHECKING, Any
