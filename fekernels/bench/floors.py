@@ -4,7 +4,7 @@ Both are timed in the same rounds as what they are a floor of: the machines diff
 them which of the two binds. Bytes are moved by a copy, and by a sum in place: where the copy goes to memory it also
 reads the lines that it overwrites, which a step in place has read anyway; the faster of the two counts. They have the
 footprint of the data, so that they run in the cache where the data is. The arithmetic is that of operands in the
-nearest cache. Fused loops can come close to the larger of the two floors, not below it.
+nearest cache, by torch's own functions but for random numbers: what is made of cheaper ones goes below that floor.
 """
 
 from __future__ import annotations
