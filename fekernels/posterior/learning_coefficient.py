@@ -19,6 +19,7 @@ from fekernels.diagnostics.chains import effective_sample_size, split_rhat
 from fekernels.posterior.batches import check_batches
 from fekernels.posterior.chains import LossFunction
 from fekernels.posterior.localized import SAMPLERS, Localized, Masks
+from fekernels.posterior.mean_check import judge, measure
 from fekernels.posterior.pilot import Data, flat
 from fekernels.posterior.progress import Bar
 
@@ -150,7 +151,7 @@ def local_learning_coefficient(
 
     Args:
         model: a trained network. It is not written to.
-        loss_fn: loss_fn(model, batch), the mean loss over the points of the batch.
+        loss_fn: loss_fn(model, batch), the mean loss over the points of the batch; a sum is refused.
         loader: an iterable of batches that starts anew every time, such as a DataLoader or a list. For init_loss it is
             gone through once; of a DataLoader each batch is called with w0's weights as well (a forward pass).
         data_size: N, the number of points the mean loss stands for.
@@ -189,6 +190,7 @@ def local_learning_coefficient(
     moved = _moved(network, masks)
     seed = draw_seed() >> 1 if seed is None else integer(OWNER, "seed", seed, -(1 << 62), 1 << 62)
     data = Data(OWNER, loader, data_size, seed, joins=False)
+    no_mean = judge(OWNER, measure(network, loss_fn, data.sample))
     with Bar(OWNER, data, progress) as tick:
         walk = Localized(
             network, loss_fn, data, chains, beta, localization, sampler, moved, seed, vectorize, tick
@@ -208,7 +210,7 @@ def local_learning_coefficient(
         "lr from": "curvature and gradient noise" if lr is None else "the caller", "chains": chains, "draws": draws,
         "burn_in": burn_in, "sampler": sampler, "weights": walk.weights, "epochs": data.epochs, "seed": seed,
     }  # fmt: skip
-    result = _result(walk, beta * rises, h, length, noise, settings)
+    result = _result(walk, beta * rises, h, length, noise, settings, [no_mean] if no_mean else [])
     if result.diagnostics.warnings:
         warnings.warn(f"{OWNER}: {'; '.join(result.diagnostics.warnings)}", UserWarning, stacklevel=2)
     return result
@@ -277,7 +279,13 @@ def _moved(model: nn.Module, masks: Any) -> Masks:
 
 
 def _result(
-    walk: Localized, rises: Tensor, h: float, length: float, noise: list[Tensor], settings: dict[str, Any]
+    walk: Localized,
+    rises: Tensor,
+    h: float,
+    length: float,
+    noise: list[Tensor],
+    settings: dict[str, Any],
+    notes: list[str],
 ) -> LearningCoefficient:
     """Of the draws' losses above that of the start, times n_beta, [chains, draws]."""
     chains, draws = rises.shape
@@ -297,7 +305,7 @@ def _result(
     found = LearningCoefficientDiagnostics(
         rhat, ess, error, float(differences.mean()), float(ratios.median()), noise_bias, step_bias, settings, ()
     )  # fmt: skip
-    told = tuple(_doubts(found, per_chain, mean, differences, rises, walk))
+    told = (*notes, *_doubts(found, per_chain, mean, differences, rises, walk))
     diagnostics = LearningCoefficientDiagnostics(**{**vars(found), "warnings": told})
     trace = rises / settings["n_beta"] + walk.initial
     return LearningCoefficient(mean, std, per_chain, trace, walk.initial, diagnostics)

@@ -18,6 +18,7 @@ from fekernels._runtime.agreement import WORD, bits_of, word
 from fekernels.posterior.batches import concatenated, endless, rows, split, tensors
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.control_variate import gradients
+from fekernels.posterior.mean_check import few_rows
 
 if TYPE_CHECKING:
     from fekernels.posterior.chain_ranks import ChainRanks
@@ -55,6 +56,7 @@ class Data:
     ) -> None:
         self.owner, self.loader, self.data_size = owner, loader, data_size
         self.fingerprints: list[int] = []
+        self.sample: Any = None  # a few rows, of the first batch that has them
         sizes = [rows(owner, batch) for batch in self._pass(prints)]
         if not sizes:
             raise ValueError(f"{owner}: loader must hold a batch; got none")
@@ -74,6 +76,8 @@ class Data:
                     word(f"{i} {t.dtype} {tuple(t.shape)}") + (i + 1) * bits_of(t)
                     for i, t in enumerate(tensors(batch))
                 )
+            if self.sample is None:
+                self.sample = few_rows(batch)
             yield batch
         self.fingerprints.append(total % WORD)
 

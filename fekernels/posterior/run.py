@@ -16,6 +16,7 @@ from fekernels.diagnostics.chains import chain_statistics, split_rhat
 from fekernels.posterior.arguments import OWNER, agree_on, check, data_of, which_group
 from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import LossFunction
+from fekernels.posterior.mean_check import judge, measure, of_rank_0
 from fekernels.posterior.model_calls import bare
 from fekernels.posterior.plan import MOST_NOISE, make_plan, offset
 from fekernels.posterior.progress import Bar
@@ -95,8 +96,8 @@ def sample_posterior(
 
     Args:
         model: a trained network; one that is not is trained first, for at least 500 steps. It is not written to.
-        loss_fn: loss_fn(model, batch), the mean of -log p over the points of the batch. A squared error is that of a
-            Gaussian only with its variance: mse / (2 sigma^2).
+        loss_fn: loss_fn(model, batch), the mean of -log p over the points of the batch, which is checked on a few rows:
+            a sum is refused. A squared error is that of a Gaussian only with its variance: mse / (2 sigma^2).
         loader: an iterable of batches that starts anew every time, such as a DataLoader or a list.
         data_size: N, the number of points the mean loss stands for.
         prior_precision: of the Gaussian prior itself, around 0, not divided by N.
@@ -143,6 +144,8 @@ def sample_posterior(
         seed = int(gathered_numbers(OWNER, [seed], group)[0][0])
     walk_data = data_of(loader, data_size, seed, group)
     ranks = ChainRanks(OWNER, chains, group)
+    own = ranks.of_rank_0(model)
+    no_mean = judge(OWNER, of_rank_0(OWNER, measure(own, loss_fn, walk_data.sample), group))
     collected = PosteriorSamples(model, chains=chains, directory=directory, process_group=group)
     if len(collected):
         raise ValueError(f"{OWNER}: directory must hold no samples; got {directory} with {len(collected)}")
@@ -155,8 +158,9 @@ def sample_posterior(
         notes.append(
             f"the loader holds {walk_data.points:,} points, data_size says {data_size:,}: which the posterior is of"
         )
+    if no_mean:
+        notes.append(no_mean)
     with Bar(OWNER, walk_data, progress and ranks.rank == 0) as tick:
-        own = ranks.of_rank_0(model)
         walk = Walk(own, loss_fn, walk_data, prior_precision, chains, seed, tick, ranks)
         _start(walk, notes)
         walk.recentre()
@@ -188,7 +192,9 @@ def sample_posterior(
     }  # fmt: skip
     if group is not None:
         settings["ranks"] = ranks.ranks
-    return PosteriorRun(collected, _report(walk, plan, fisher, trace, losses, settings, notes))
+    return PosteriorRun(
+        collected, _report(walk, plan, fisher, trace, losses, settings, notes, no_mean is None)
+    )
 
 
 def _start(walk: Walk, notes: list[str]) -> None:
@@ -275,7 +281,9 @@ def _report(
     losses: Tensor,
     settings: dict[str, Any],
     notes: list[str],
+    as_said: bool,
 ) -> PosteriorReport:
+    """``as_said``: whether loss and data are what the arguments say."""
     finite = bool(course.isfinite().all())
     found = chain_statistics(course)
     rhat = float(found.rhat.nan_to_num(0.0).max()) if finite else math.inf
@@ -305,7 +313,7 @@ def _report(
             "the preconditioner adapts: the variance is right only where it averages over more than a relaxation"
         )
     right = max(weights, predictions) <= INFLATION
-    converged = finite and rhat < RHAT and size >= NEEDED * walk.n and right
+    converged = as_said and finite and rhat < RHAT and size >= NEEDED * walk.n and right
     return PosteriorReport(
         converged, rhat, size, of_loss, plan.ratio, weights, predictions, settings, tuple(notes), course, losses,
         walk.names(),
