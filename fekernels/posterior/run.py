@@ -87,9 +87,10 @@ def sample_posterior(
        same size, in pairs of opposite sign: R-hat only sees what lies between the starts.
     2. *Pilot.* A few hot steps; there the Fisher information F of a point, the largest curvature, and the variance of
        the gradient with and without control variates (`ControlVariate`) are measured.
-    3. *Plan.* D = F + prior / N, frozen, so that all weights relax alike. Of full gradients, minibatches and control
-       variates the one that moves furthest for its cost, with noise r <= 0.1 (`gradient_noise_ratio`), x = h k / D <=
-       0.5 of the median weight, and a fifth of the step that would be unstable in the stiffest direction.
+    3. *Plan.* D = F + prior / N, frozen, so that all weights relax alike. For full gradients, minibatches and control
+       variates each, the largest step h with noise r <= 0.1 (`gradient_noise_ratio`), x = h k / D <= 0.5 of the
+       median weight, k its curvature, and a fifth of what would be unstable in the stiffest direction; of these the
+       gradient whose chain moves furthest for its cost.
     4. *Burn-in* until the walk is 20 autocorrelation times long; samples 1.3 of these times apart. A run of which R-hat
        or effective sizes say that it was too short goes on, to four times the length at most, with the samples spread
        over all of it.
