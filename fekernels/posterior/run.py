@@ -155,6 +155,9 @@ def sample_posterior(
         notes.append(
             f"{ranks.idle} of {ranks.ranks} ranks had nothing to do: take chains={ranks.ranks} or a multiple of it"
         )
+    # A loader that drops its last batch has another one the next time.
+    left_out = walk_data.batch - 1 if getattr(loader, "drop_last", False) else 0
+    right_size = 0 <= data_size - walk_data.points <= left_out
     if walk_data.points != data_size:
         notes.append(
             f"the loader holds {walk_data.points:,} points, data_size says {data_size:,}: which the posterior is of"
@@ -194,7 +197,7 @@ def sample_posterior(
     if group is not None:
         settings["ranks"] = ranks.ranks
     return PosteriorRun(
-        collected, _report(walk, plan, fisher, trace, losses, settings, notes, no_mean is None)
+        collected, _report(walk, plan, fisher, trace, losses, settings, notes, no_mean is None and right_size)
     )
 
 

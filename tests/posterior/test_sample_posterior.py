@@ -144,6 +144,22 @@ def test_an_untouched_preconditioner_a_loader_of_another_size_and_a_short_run_ar
     assert not result.report.converged
 
 
+@pytest.mark.parametrize(
+    ("data_size", "drop_last", "believed"), [(20, False, False), (400, False, False), (220, True, True)]
+)
+def test_another_number_of_points_is_not_believed(data_size: int, drop_last: bool, believed: bool) -> None:
+    problem = linear_regression(n=220, d=2, batch=220)
+    data = torch.utils.data.TensorDataset(*problem.loader[0])
+    loader = torch.utils.data.DataLoader(data, 50, drop_last=drop_last)
+    report = fe.sample_posterior(
+        problem.model, problem.loss_fn, loader, data_size=data_size, prior_precision=1.0, chains=2, progress=False,
+        seed=0,
+    ).report  # fmt: skip
+    (said,) = report.warnings  # nothing else that is measured sees it
+    assert f"points, data_size says {data_size:,}" in said
+    assert report.converged == believed
+
+
 def test_the_picture_has_a_row_for_each_of_the_worst_weights_and_the_loss() -> None:
     result = run(linear_regression(n=600, d=3, batch=100), samples=8, thinning=2, burn_in=20)
     figure = result.report.plot()
