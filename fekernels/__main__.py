@@ -38,11 +38,12 @@ def _told(call: Callable[[], object]) -> object:
 
 def _check_environment(reader: argparse.ArgumentParser) -> None:
     """End with a usage error where a variable holds a value that every op refuses."""
-    from fekernels._runtime import backends, locations
+    from fekernels._runtime import backends, build, locations
 
     try:
         locations.build_mode()
         backends.requested()
+        build.requested_instruction_set()
     except ValueError as error:
         reader.error(str(error))
 
@@ -82,9 +83,13 @@ def info(argv: list[str]) -> int:
         "cache directory": str(_told(extension.cache_directory)),
     }
     if reason is None:
-        rows |= {"built with": native.build_info(), "instruction set": str(_told(native.isa))}
+        try:
+            rows |= {"built with": native.build_info(), "instruction set": native.isa()}
+        except ValueError as error:  # a set that there is, but not on this processor or not in this library
+            reader.error(str(error))
     for name, value in rows.items():
-        print(f"{name:17} {value}")
+        if name != "gradient check":  # which the table's last line tells
+            print(f"{name:17} {value}")
     table = fekernels.backends()
     print(f"\n{table}\n")
     if path is not None:

@@ -242,6 +242,14 @@ def first_use_instruction_sets() -> tuple[str, ...]:
     return (chosen,) if chosen in able else (able[-1],)
 
 
+def requested_instruction_set() -> str:
+    """FEKERNELS_ISA. ValueError where it names no set; whether this processor has that one, the library knows."""
+    chosen, known = os.environ.get("FEKERNELS_ISA") or "auto", ("auto", "all", *instruction_sets()[::-1])
+    if chosen not in known:
+        raise ValueError(f"FEKERNELS_ISA must be one of {', '.join(known)}; got {chosen!r}")
+    return chosen
+
+
 def extra_flags() -> list[str]:
     """FEKERNELS_CXXFLAGS: flags behind the package's own, for compiling C++ and for linking.
 

@@ -17,7 +17,7 @@ import torch
 
 import fekernels as fe
 from fekernels.__main__ import COMMANDS, main
-from fekernels._runtime import build
+from fekernels._runtime import build, extension
 from fekernels._runtime.command_line import EXIT_CODES, painted
 from tests.support import fork_server
 
@@ -27,6 +27,7 @@ from tests.support import fork_server
     [
         ("FEKERNELS_BUILD", "gpu", "FEKERNELS_BUILD must be one of auto, none, cpu, cuda; got 'gpu'"),
         ("FEKERNELS_BACKEND", "fast", "FEKERNELS_BACKEND must be one of auto, reference, cpp, triton, cuda"),
+        ("FEKERNELS_ISA", "sse9", "FEKERNELS_ISA must be one of auto, all, "),
     ],
 )
 @pytest.mark.parametrize("command", ["info", "demo", "bench"])
@@ -78,6 +79,24 @@ def test_info_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     *_, told, last = capsys.readouterr().out.splitlines()
     assert told == f"written: {path}"
     assert last.startswith(f"Of {len(fe.backends())} operators ") and " run as " in last
+
+
+def test_info_says_a_thing_once_and_refuses_a_set_that_the_library_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out.count("gradient check") == 1
+
+    def refused() -> str:
+        raise ValueError("FEKERNELS_ISA must be one of those that this processor has")
+
+    monkeypatch.setattr(extension, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(
+        torch.ops, "fekernels_native", SimpleNamespace(build_info=lambda: "", isa=refused), raising=False
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main(["info"])
+    assert "info: error: FEKERNELS_ISA must be one of those" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
