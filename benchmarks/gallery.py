@@ -84,7 +84,13 @@ def card(example: Path, row: Row) -> str:
     name = title(example)
     lines = [f"**{name}**", ""]
     if picture := row.get("picture"):
-        lines = [f"[![{name}]({picture})]({picture})", "", *lines]
+        shown = [f"[![{name}]({picture})]({picture})"]
+        if (DOCS / (dark := picture.replace("-light.", "-dark."))).is_file() and dark != picture:
+            shown = [
+                f"[![{name}]({file}#only-{kind})]({file})"
+                for kind, file in (("light", picture), ("dark", dark))
+            ]
+        lines = [*shown, "", *lines]
     else:
         lines += ["```text", *row["printed"], "```", ""]
     files = ", ".join(f"[{path.name}]({path.relative_to(DOCS)})" for path in parts(example))

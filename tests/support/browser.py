@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PHONE, DESKTOP = (390, 844), (1280, 900)
+PHONE, DESKTOP = (390, 844), (1300, 900)
 
 # Served beside the site, so that it may look into its frames. Several at a time; what it found is posted.
 WALK = """<!doctype html><meta charset="utf-8"><title>walk</title><body><script>
@@ -26,6 +26,12 @@ async function opened(path, [width, height]) {
   await new Promise((done) => { frame.onload = done; document.body.append(frame); });
   await frame.contentDocument.fonts.ready;
   await Promise.all([...frame.contentDocument.images].map((image) => image.decode().catch(() => {})));
+  for (let turn = 1; turn <= 100; turn++) { // a busy browser drops a picture, or has its size later
+    const missing = [...frame.contentDocument.images].filter((image) => !image.naturalWidth);
+    if (!missing.length) break;
+    if (turn % 20 === 0) missing.forEach((image) => { image.src = image.src; });
+    await wait(50);
+  }
   await wait(100); // the theme's script gives tables and code their boxes
   return frame;
 }
@@ -37,6 +43,8 @@ function seen(frame) {
     title: page.querySelectorAll("h1").length,
     navigation: page.querySelectorAll(".md-nav").length,
     overflow: root.scrollWidth - view.innerWidth,
+    cut: [...page.querySelectorAll("article pre > code, article .md-typeset__scrollwrap")]
+      .map((box) => box.scrollWidth - box.clientWidth).filter((pixels) => pixels > 0),
     broken: [...page.images].filter((image) => !image.naturalWidth).map((image) => image.src),
     pictures: page.querySelector("article").querySelectorAll("img").length,
     equations: [...page.querySelectorAll("math")].map((math) => math.getBoundingClientRect().height),
@@ -105,7 +113,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def walk(site: Path, visits: Sequence[tuple[str, tuple[int, int]]], scratch: Path, query: str) -> Walk:
-    """Pages in windows of a size, in one browser. TimeoutError where it does not answer for two minutes."""
+    """Pages in windows of a size, in one browser. TimeoutError where it does not answer for four minutes."""
     orders = json.dumps({"visits": list(visits), "query": query})
     reports: queue.Queue[dict[str, Any]] = queue.Queue()
 
@@ -143,10 +151,10 @@ def walk(site: Path, visits: Sequence[tuple[str, tuple[int, int]]], scratch: Pat
         ]  # fmt: skip
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
-            report = reports.get(timeout=120)
+            report = reports.get(timeout=240)
         except queue.Empty:
             raise TimeoutError(
-                f"no report from the browser in two minutes:\n{log.read_text()[-4000:]}"
+                f"no report from the browser in four minutes:\n{log.read_text()[-4000:]}"
             ) from None
         finally:
             browser.terminate()
