@@ -259,11 +259,13 @@ class Equivalence(dict[str, float]):
     """The value of each view by its name, and what was found besides.
 
     Attributes:
-        parts: of each view, its parts by name.
-        differences: of each view, how far its value is from the first view's, relative to the largest part.
-        gradient_differences: of each view, by what the gradient is of (``mean``, ``logvar``, ``params[0]``, ...), the
-            largest difference from the first view's gradient, relative to its largest element.
-        tolerance: what all of them must not exceed.
+        parts (dict[str, dict[str, float]]): of each view, its parts by name.
+        differences (dict[str, float]): of each view, how far its value is from the first view's, relative to the
+            largest part.
+        gradient_differences (dict[str, dict[str, float]]): of each view, by what the gradient is of (``mean``,
+            ``logvar``, ``params[0]``, ...), the largest difference from the first view's gradient, relative to its
+            largest element.
+        tolerance (float): what all of them must not exceed.
     """
 
     def __init__(

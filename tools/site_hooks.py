@@ -1,4 +1,4 @@
-"""What mkdocs does besides: equations become MathML, and CONTRIBUTING.md a page of the site.
+"""What mkdocs does besides: equations become MathML; CONTRIBUTING.md, CHANGELOG.md and CITATION.cff pages of the site.
 
 A browser draws MathML by itself, so that the site runs no script for it and asks no other host.
 """
@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
@@ -24,11 +25,34 @@ LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|docs/)([^)]*)\)")
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """The text of CONTRIBUTING.md stands once, where a repository has it. What it links to beside docs/ is named."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    text = LINK.sub(lambda link: f"{link[1]}, `{link[2].partition('#')[0]}`", text).replace("](docs/", "](")
-    files.append(File.generated(config, "contributing.md", content=text))
+    """These texts stand once, where a repository has them. What they link to beside docs/ is named."""
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        text = LINK.sub(lambda link: f"{link[1]}, `{link[2].partition('#')[0]}`", text).replace(
+            "](docs/", "]("
+        )
+        files.append(File.generated(config, name.lower(), content=text))
+    files.append(File.generated(config, "cite.md", content=how_to_cite()))
     return files
+
+
+def how_to_cite() -> str:
+    """CITATION.cff as a page: its message, and what BibTeX takes."""
+    facts = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    authors = " and ".join(f"{{{author['name']}}}" for author in facts["authors"])
+    return f"""# How to cite
+
+{facts["message"]}
+
+```bibtex
+@software{{fekernels,
+  author = {{{authors}}},
+  title = {{{facts["title"]}}},
+  version = {{{facts["version"]}}},
+  year = {{{facts["date-released"].year}}}
+}}
+```
+"""
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:

@@ -49,13 +49,16 @@ class BernoulliRBM(nn.Module):
         seed: of the weights and of every draw; None draws one from torch's default generator. It goes with
             `state_dict`, as do the persistent chains and how many draws were made: a loaded machine trains on bit for
             bit.
-        device, dtype: of the parameters; float32 or float64.
+        device: of the parameters.
+        dtype: of the parameters; float32 or float64.
 
     Attributes:
-        weight: W, [n_visible, n_hidden]. visible_bias: a, [n_visible]. hidden_bias: c, [n_hidden].
+        weight (nn.Parameter): W, [n_visible, n_hidden].
+        visible_bias (nn.Parameter): a, [n_visible].
+        hidden_bias (nn.Parameter): c, [n_hidden].
         chains: the persistent chains, [n, n_visible]; of no rows until they are used.
-        seed: of all noise.
-        draws: the Gibbs steps that training has made.
+        seed (int): of all noise.
+        draws (int): the Gibbs steps that training has made.
 
     Source: Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Freund & Haussler 1992;
     persistent chains: Tieleman 2008.

@@ -90,7 +90,7 @@ class RelevanceModel(nn.Module):
             calibration go with ``state_dict``: a loaded model trains on bit for bit.
 
     Attributes:
-        steps: training losses computed so far; each has noise of its own.
+        steps (int): training losses computed so far; each has noise of its own.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -315,7 +315,8 @@ class RelevanceModel(nn.Module):
         raises all logits of a query, and spoils its pairs' probabilities, does not matter to the choice.
 
         Args:
-            query, context: Q and C of them; the queries none of the training's.
+            query: Q of them, none of the training's.
+            context: C of them.
             relevant: bool [Q, C]; None: each query's own place, and needs C >= Q.
 
         Returns:

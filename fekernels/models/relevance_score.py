@@ -206,7 +206,8 @@ class LinearLogit(nn.Module):
     (``moments``).
 
     Args:
-        latent_dim, context_dim: of z and of a context's vector.
+        latent_dim: of z.
+        context_dim: of a context's vector.
         scale: of the inner product when training starts.
         bias: of the logit when training starts; the log-odds that nothing known of a pair leaves it.
     """

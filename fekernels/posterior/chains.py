@@ -94,9 +94,9 @@ class Chains:
     ``torch.distributed.checkpoint`` load on any number of ranks; ``fe.diagnostics`` compares the chains of all.
 
     Attributes:
-        n: how many chains are here.
-        numbers: a range: which of all chains they are.
-        total: how many there are on all ranks.
+        n (int): how many chains are here.
+        numbers (range): which of all chains they are.
+        total (int): how many there are on all ranks.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came; on every rank where one of them

@@ -160,7 +160,8 @@ def local_learning_coefficient(
         lr: epsilon of the paper; None measures the largest curvature and the gradient's noise where the chains go, and
             takes the step with h k = 0.15 in the stiffest direction, or less where noise would exceed a tenth of the
             variance. ``diagnostics.settings`` tells it.
-        chains, draws: how many, >= 1 and >= 4.
+        chains: how many, >= 1.
+        draws: how many of each chain, >= 4.
         burn_in: steps before the draws. The loss rises from that of w0 to that of the posterior: draws on the way make
             the estimate too small, which ``diagnostics.drift`` shows.
         masks: which weights move: names of parameters, or a mapping from names to boolean tensors of their shapes, True

@@ -107,9 +107,9 @@ class SVGD:
 
     Attributes:
         particles: [n, d] where they are now, the tensor itself: it changes with each step.
-        optimizer: for learning-rate schedulers.
-        iteration: steps made.
-        seed: as given, loaded or drawn.
+        optimizer (torch.optim.Optimizer): for learning-rate schedulers.
+        iteration (int): steps made.
+        seed (int): as given, loaded or drawn.
         bandwidth: h of the last step, one element; None before the first.
         log_prob: [n] what log_prob returned in the last step; None before the first, and with `scores`. Of ranks, all
             of these are this rank's.

@@ -29,7 +29,8 @@ class FreeEnergyMinimizer(VAE):
     weights; the three names given the same batch have the same, so they agree.
 
     Args:
-        input_dim, latent_dim: sizes of x and z.
+        input_dim: size of x.
+        latent_dim: size of z.
         output_dim: size of the reconstruction: x's.
         seed: of the noise; None draws one from torch's default generator.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import re
 import subprocess
@@ -52,6 +53,27 @@ def test_every_link_and_picture_leads_somewhere(site: Path) -> None:
             assert there.is_file() or (there / "index.html").is_file(), f"{page.relative_to(site)}: {target}"
 
 
+def test_every_parameter_has_a_row_and_a_type(site: Path) -> None:
+    rows = {
+        (page.parent.name, *(html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in cells[:2]))
+        for page in site.glob("api/*/index.html")
+        for row in re.findall(r'<tr class="doc-section-item">(.*?)</tr>', page.read_text(), re.DOTALL)
+        if len(cells := re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)) > 2
+    }
+    assert len(rows) > 300
+    assert not [row for row in rows if not row[2] or "," in row[1]]
+
+
+def test_shared_lines_of_a_docstring_are_written_out() -> None:
+    pytest.importorskip("griffe", reason="pip install 'fekernels[docs]'")
+    from tools.site_docstrings import one_line_each
+
+    left, shared = "Of a, b: left.\n\nArgs:\n", "    a, b: of one\n        shape.\n"
+    right = "    c: alone.\n\nReturns:\n    a, b: left.\n"
+    written = shared.replace("a, b", "a") + shared.replace("a, b", "b")
+    assert one_line_each(left + shared + right) == left + written + right
+
+
 @pytest.fixture(scope="module")
 def walked(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     if CHROMIUM is None:
@@ -59,9 +81,7 @@ def walked(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     pages = sorted(
         f"{page.parent.relative_to(site)}/" for page in site.rglob("index.html") if page.parent != site
     )
-    visits = [(page, PHONE) for page in ("", *pages)] + [
-        (page, DESKTOP) for page in ("", "svgd/", "api/losses/")
-    ]
+    visits = [(page, size) for size in (PHONE, DESKTOP) for page in ("", *pages)]
     return walk(site, visits, tmp_path_factory.mktemp("browser"), query="bandwidth")
 
 
@@ -70,7 +90,7 @@ def test_a_browser_shows_every_page_and_has_nothing_to_complain_of(walked: Walk)
     assert all(page["title"] == 1 and page["navigation"] for page in walked.pages)
     assert not walked.console, walked.console
     assert not [page for page in walked.pages if page["elsewhere"]]
-    assert not [page for page in walked.pages if page["broken"]]
+    assert not [(page["path"], page["broken"]) for page in walked.pages if page["broken"]]
     assert sum(page["pictures"] for page in walked.pages) > 25
 
 
@@ -83,6 +103,12 @@ def test_equations_are_drawn(walked: Walk) -> None:
 def test_nothing_is_wider_than_a_phone(walked: Walk) -> None:
     assert {page["width"] for page in walked.pages} == {PHONE[0], DESKTOP[0]}
     assert not [(page["path"], page["overflow"]) for page in walked.pages if page["overflow"] > 0]
+
+
+def test_no_code_and_no_table_is_cut_off_on_a_desk(walked: Walk) -> None:
+    desk = [page for page in walked.pages if page["width"] == DESKTOP[0]]
+    assert len(desk) > 30
+    assert not [(page["path"], page["cut"]) for page in desk if page["cut"]]
 
 
 def test_search_finds_code_can_be_copied_and_there_are_two_themes(walked: Walk) -> None:
