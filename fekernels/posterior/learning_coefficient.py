@@ -32,6 +32,7 @@ OWNER = "local_learning_coefficient"
 RHAT = 1.1  # of losses, of a few hundred draws with long memory; their error is told besides
 DRIFT = 0.1  # of the estimate, by which the halves may differ, and
 STANDARD_ERRORS = 3  # of the chains' own differences, by which they may besides
+HELD_ERRORS = 2  # a covariance of few draws is known less well than a mean
 MOST = 1.2  # d/2, with what noise and step may add
 MOST_NOISE = 0.1  # r
 MOST_BIAS = 0.1  # of the estimate
@@ -51,6 +52,10 @@ class LearningCoefficientDiagnostics:
         noise_bias: what that noise adds to the estimate, in all: the sum of r / 2 over the weights. Exact for a loss
             that is quadratic, and an upper bound where the localisation is stronger than the curvature.
         step_bias: what the finite step adds to the estimate, likewise.
+        localization_bias: what the localization takes from the estimate, at least: how fast the estimate falls with the
+            logarithm of the localization, which is the covariance of n_beta L and localization / 2 |w - w0|^2. For
+            curvature k it is c g / (2 (c + g)^2), c = n_beta k and g the localization, of the g / (2 (c + g)) that are
+            missing. Directions without curvature have no part in it.
         settings: n_beta, localization, lr (epsilon) and how it was chosen, and the rest.
         warnings: what speaks against the estimate, in sentences.
     """
@@ -62,6 +67,7 @@ class LearningCoefficientDiagnostics:
     noise_ratio: float
     noise_bias: float
     step_bias: float
+    localization_bias: float
     settings: dict[str, Any]
     warnings: tuple[str, ...]
 
@@ -202,16 +208,16 @@ def local_learning_coefficient(
             walk.step("burn-in")
         if burn_in:
             walk.freeze()
-        seen = [walk.step("draws") for _ in range(draws)]
+        seen = [(walk.held(), *walk.step("draws")) for _ in range(draws)]
         noise = walk.noise()
-    rises = torch.stack([rise for rise, _ in seen], 1).cpu()
-    length = float(torch.stack([length for _, length in seen]).mean())
+    held, rises, lengths = (torch.stack(each, 1).cpu() for each in zip(*seen, strict=True))
+    length = float(lengths.mean())
     settings = {
         "n_beta": beta, "localization": float(localization), "lr": 2 * h / beta,
         "lr from": "curvature and gradient noise" if lr is None else "the caller", "chains": chains, "draws": draws,
         "burn_in": burn_in, "sampler": sampler, "weights": walk.weights, "epochs": data.epochs, "seed": seed,
     }  # fmt: skip
-    result = _result(walk, beta * rises, h, length, noise, settings, [no_mean] if no_mean else [])
+    result = _result(walk, beta * rises, held, h, length, noise, settings, [no_mean] if no_mean else [])
     if result.diagnostics.warnings:
         warnings.warn(f"{OWNER}: {'; '.join(result.diagnostics.warnings)}", UserWarning, stacklevel=2)
     return result
@@ -282,6 +288,7 @@ def _moved(model: nn.Module, masks: Any) -> Masks:
 def _result(
     walk: Localized,
     rises: Tensor,
+    held: Tensor,
     h: float,
     length: float,
     noise: list[Tensor],
@@ -303,13 +310,28 @@ def _result(
     # E[(w - w0) . dU] = T d + h/2 E[g^2 / D] of every stationary chain (from its second moment), and (w - w0) . dU is
     # twice U where U is quadratic: what U has above T d / 2 is h/4 E[g^2 / D], of noise and finite step together.
     step_bias = max(0.0, h / (4 * walk.temperature) * length - noise_bias)
+    late = draws if settings["burn_in"] else draws // 2  # on the way out both grow
+    taken, taken_error = _taken(rises[:, -late:], held[:, -late:])
     found = LearningCoefficientDiagnostics(
-        rhat, ess, error, float(differences.mean()), float(ratios.median()), noise_bias, step_bias, settings, ()
+        rhat, ess, error, float(differences.mean()), float(ratios.median()), noise_bias, step_bias, taken, settings, ()
     )  # fmt: skip
-    told = (*notes, *_doubts(found, per_chain, mean, differences, rises, walk))
+    told = (*notes, *_doubts(found, per_chain, mean, differences, rises, walk, taken_error))
     diagnostics = LearningCoefficientDiagnostics(**{**vars(found), "warnings": told})
     trace = rises / settings["n_beta"] + walk.initial
     return LearningCoefficient(mean, std, per_chain, trace, walk.initial, diagnostics)
+
+
+def _taken(rises: Tensor, held: Tensor) -> tuple[float, float]:
+    """localization_bias and its standard error."""
+    product = (rises - rises.mean()) * (held - held.mean())
+    if (
+        product.shape[1] < 4
+        or not bool(product.isfinite().all())
+        or float(product.max()) == float(product.min())
+    ):
+        return 0.0, 0.0
+    size = float(effective_sample_size(product))
+    return float(product.mean()), float(product.std()) / math.sqrt(size) if size > 0 else math.inf
 
 
 def _doubts(
@@ -319,6 +341,7 @@ def _doubts(
     differences: Tensor,
     rises: Tensor,
     walk: Localized,
+    taken_error: float,
 ) -> list[str]:
     """What speaks against the estimate, with the numbers."""
     told = []
@@ -363,6 +386,11 @@ def _doubts(
         told.append(
             f"minibatch noise (r = {found.noise_ratio:.2f}) makes up to {found.noise_bias:.3g} of the estimate: take a "
             "smaller lr or larger batches"
+        )
+    if found.localization_bias > MOST_BIAS * abs(mean) + HELD_ERRORS * taken_error:
+        told.append(
+            f"the localization ({found.settings['localization']:.3g}) holds weights that the loss holds too: the "
+            f"estimate is too small by {found.localization_bias:.2g} or more. Take a smaller localization"
         )
     if found.step_bias > MOST_BIAS * abs(mean):
         told.append(

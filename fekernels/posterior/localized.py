@@ -190,6 +190,15 @@ class Localized:
         self.tick(what)
         return rise, length
 
+    @torch.no_grad()
+    def held(self) -> Tensor:
+        """[n]: what the localization adds to the exponent where the chains are, localization / 2 |w - w0|^2."""
+        squares = torch.zeros(self.n, dtype=torch.float64, device=self.parameters[0].device)
+        for p, start in zip(self.parameters, self._start, strict=True):
+            wide = torch.promote_types(p.dtype, torch.float32)
+            squares += torch.linalg.vector_norm((p - start).flatten(1), dim=1, dtype=wide).square()
+        return squares * (self.prior / self.temperature / 2)
+
     def noise(self) -> list[Tensor]:
         """The variance of the gradient that a step takes, at the chains' places, [n, *shape] each."""
         if self.data.batches == 1:

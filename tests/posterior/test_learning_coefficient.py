@@ -81,6 +81,26 @@ def test_a_quadratic_of_rank_k_gives_half_of_k(sampler: str) -> None:
     assert found.diagnostics.settings["weights"] == d
 
 
+def test_a_localization_like_the_curvature_is_said_to_hold_the_estimate_down() -> None:
+    def loss_fn(model: Any, rows: Any) -> Tensor:
+        return model()[:4].square().sum() / 2  # of 10 weights: six are held by the localization alone
+
+    n_beta = 1000 / math.log(1000)
+    told = []
+    for localization in (100.0, 1.0):
+        found = estimate(
+            Weights(10), loss_fn, ONE, lr=2 * 0.1 / (n_beta + localization), localization=localization, chains=1024,
+            draws=200, burn_in=100,
+        )  # fmt: skip
+        of = found.diagnostics
+        total = n_beta + localization
+        assert abs(found.mean - of.step_bias - 2 * n_beta / total) < 0.1
+        assert abs(of.localization_bias - 2 * n_beta * localization / total**2) < 0.06
+        told.append([warning for warning in of.warnings if "the localization (100) holds" in warning])
+    assert len(told[0]) == 1 and "too small by 0." in told[0][0]
+    assert not told[1]
+
+
 def noisy_means(batch: int) -> tuple[Any, list[Tensor]]:
     """(w - x)^2 / 2 on 2,000 points of four dimensions, at their mean."""
     x = torch.randn(2000, 4, generator=torch.Generator().manual_seed(2))
