@@ -10,7 +10,7 @@
 #include "torch/large_tensors.h"
 #include "formulas/likelihoods.h"
 #include "torch/registration.h"
-#include "core/row_layout.h"
+#include "torch/row_layout.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;

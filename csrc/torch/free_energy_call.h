@@ -13,7 +13,7 @@
 #include "torch/large_tensors.h"
 #include "core/bf16.h"
 #include "torch/registration.h"
-#include "core/row_layout.h"
+#include "torch/row_layout.h"
 
 namespace fe {
 
