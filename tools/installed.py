@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = Path(__file__).with_name("smoke.py")
 # How pip, setuptools, compilers and Python begin a complaint.
 COMPLAINT = re.compile(r"(?:^|\s)(?:warning|WARNING|DEPRECATION|\w+Warning):|^\s*!!$")
-# Of MANIFEST.in, where a clean tree has nothing to leave out; of a package index of this machine that lacks a package.
+# Of MANIFEST.in, where a clean tree has nothing to leave out; of pip, where a configured place of links is not there.
 HARMLESS = re.compile(r"warning: no previously-included files|WARNING: Location '.*' is ignored")
 # On standard error: that the first use compiles, and torch's own log.
 EXPECTED = re.compile(r"fekernels: compiling |[IWE]\d{4} .* torch/")
