@@ -1,5 +1,5 @@
-// Whether a parameter group's tensors still are what its pointer table says, and where this step's gradients lie: the
-// check of fekernels/optim/_table_cache.py, in 8 us instead of 200 for 200 parameters with 600 states. It is made at every
+// Whether a parameter group's tensors still are what its pointer table says, and where this step's gradients lie (or a
+// draw's parameters, which need none): the check of fekernels/optim/_table_cache.py, in 8 us instead of 200 for 200 parameters with 600 states. It is made at every
 // step, because a table holds addresses, and anybody may give a parameter other data, gradients or states.
 //
 // The only file against PyTorch's own C++ headers, whose classes change from release to release: it is compiled for one
@@ -105,21 +105,22 @@ class List {
 
 class GroupCheck {
  public:
-  // params: the group's; live: those with a gradient, whose rows are params_of_rows and grads; states: their states,
-  // with all values in order, of which tensors are those with memory of their own.
+  // params: the group's; live: those with a gradient, whose rows are live and grads; states: their states, with all values
+  // in order, of which tensors are those with memory of their own. Without grads (null) live are those that require a
+  // gradient, whether they have one or not, and take its place themselves.
   GroupCheck(PyObject* params, PyObject* live, PyObject* grads, PyObject* states, PyObject* values, PyObject* tensors)
-      : params_(params), states_(states), values_(values), tensors_(tensors) {
-    const List with_gradient(live), gradients(grads);
+      : params_(params), states_(states), values_(values), tensors_(tensors), drawn_(!grads) {
+    const List rows(live), gradients(grads ? grads : live);
     size_t next = 0;
     for (size_t i = 0; i < params_.size(); ++i) {
-      const bool has = next < with_gradient.size() && next < gradients.size() && with_gradient[next] == params_[i];
+      const bool has = next < rows.size() && next < gradients.size() && rows[next] == params_[i];
       missing_.push_back(!has);
       if (!has) continue;
       rows_.push_back(Facts::of(checked_tensor(params_[i])));
       gradients_.push_back(Facts::of(checked_tensor(gradients[next])));
       ++next;
     }
-    if (next != with_gradient.size()) {
+    if (next != rows.size()) {
       PyErr_SetString(PyExc_ValueError, "GroupCheck: live must be some of params, in their order");
       throw PythonError();
     }
@@ -175,9 +176,9 @@ class GroupCheck {
       const c10::TensorImpl& param = tensor_of(params_[i]);
       // An at::Tensor, of which the headers above have no more than its only base.
       const auto& gradient = reinterpret_cast<const at::TensorBase&>(param.grad());
-      if (gradient.defined() == missing_[i]) return false;
+      if ((drawn_ ? param.requires_grad() : gradient.defined()) == missing_[i]) return false;
       if (missing_[i]) continue;
-      const c10::TensorImpl& grad = *gradient.unsafeGetTensorImpl();
+      const c10::TensorImpl& grad = drawn_ ? param : *gradient.unsafeGetTensorImpl();
       const void* address = grad.data();
       if (!rows_[row].hold_of(param) || !gradients_[row].laid_out(grad)) return false;
       if (address == nullptr && gradients_[row].address != nullptr) return false;
@@ -187,6 +188,7 @@ class GroupCheck {
   }
 
   const List params_, states_, values_, tensors_;
+  const bool drawn_;
   std::vector<bool> missing_;
   std::vector<Facts> rows_, gradients_, state_facts_;
   std::vector<uintptr_t> addresses_;
@@ -204,10 +206,13 @@ GroupCheck& check_of(PyObject* self) { return *reinterpret_cast<Object*>(self)->
 PyObject* create(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
   PyObject* lists[6];
   static const char* names[] = {"params", "live", "grads", "states", "values", "tensors", nullptr};
-  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!O!O!O!O!", const_cast<char**>(names), &PyList_Type, &lists[0],
-                                   &PyList_Type, &lists[1], &PyList_Type, &lists[2], &PyList_Type, &lists[3], &PyList_Type,
-                                   &lists[4], &PyList_Type, &lists[5]))
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OO!O!O!", const_cast<char**>(names), &PyList_Type, &lists[0],
+                                   &PyList_Type, &lists[1], &lists[2], &PyList_Type, &lists[3], &PyList_Type, &lists[4],
+                                   &PyList_Type, &lists[5]))
     return nullptr;
+  PyObject*& grads = lists[2];
+  if (grads == Py_None) grads = nullptr;
+  else if (!PyList_Check(grads)) return PyErr_Format(PyExc_TypeError, "GroupCheck: grads must be a list or None; got %R", grads);
   std::unique_ptr<GroupCheck> check;
   try {
     check = std::make_unique<GroupCheck>(lists[0], lists[1], lists[2], lists[3], lists[4], lists[5]);

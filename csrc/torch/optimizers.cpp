@@ -7,6 +7,7 @@
 #include <cstring>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -134,20 +135,13 @@ int64_t cut_rows(const fe::TableRow* rows, int64_t n_rows, std::vector<Piece>& p
   return total;
 }
 
-// Runs kernel(span) over all pieces on torch's threads. The cuts, and so the bits, do not depend on how many there are.
-template <class RowSpan>
-void run_pieces(const std::vector<Piece>& pieces, int64_t elements, const std::vector<RowSpan>& rows,
-                void (*kernel)(const RowSpan&)) {
+// Runs run(piece) over all pieces on torch's threads. The cuts, and so the bits, do not depend on how many there are.
+template <class Run>
+void run_pieces(const std::vector<Piece>& pieces, int64_t elements, const Run& run) {
   torch::stable::parallel_for(0, elements, fe::kParallelElements, [&](int64_t begin, int64_t end) {
     const auto starts_before = [](const Piece& piece, int64_t element) { return piece.elements_before < element; };
     auto piece = std::lower_bound(pieces.begin(), pieces.end(), begin, starts_before);
-    for (; piece != pieces.end() && piece->elements_before < end; ++piece) {
-      RowSpan span = rows[piece->row];
-      span.begin = piece->begin;
-      span.count = piece->count;
-      span.index = piece->index;
-      kernel(span);
-    }
+    for (; piece != pieces.end() && piece->elements_before < end; ++piece) run(*piece);
   });
 }
 
@@ -228,12 +222,39 @@ void step_cpu(const Tensor& table, const Tensor& layouts, const Tensor& chunks, 
     if (row.dense && !Operation::numbered(settings) && !span.stochastic) span.layout = nullptr;
   }
   const int64_t elements = cut_rows(rows, n_rows, pieces);
-  run_pieces(pieces, elements, spans, fe::cpu_kernels().*Operation::kKernel);
+  const auto kernel = fe::cpu_kernels().*Operation::kKernel;
+  // By a name of its own: every thread has other `spans`.
+  run_pieces(pieces, elements, [kernel, &of_rows = std::as_const(spans)](const Piece& piece) {
+    Span span = of_rows[piece.row];
+    span.begin = piece.begin;
+    span.count = piece.count;
+    span.index = piece.index;
+    kernel(span);
+  });
   const double unit = Operation::noise_unit(settings);
   for (int64_t r = 0; r < n_rows; ++r) {
     if (Operation::kWritesUnit && settings.lr > 0.0 && rows[r].noise_unit) *reinterpret_cast<double*>(rows[r].noise_unit) = unit;
     if (Operation::kAdvances) advance_step(rows[r]);
   }
+}
+
+// The means of draws back into their parameters, which is a copy, on all threads. False, and nothing is written, where a row
+// has gaps or its parameter another dtype than its mean.
+bool restore_means_cpu(const Tensor& table) {
+  check_table(table);
+  const auto* rows = static_cast<const fe::TableRow*>(table.const_data_ptr());
+  for (int64_t r = 0; r < table.size(0); ++r) {
+    const int64_t param = rows[r].dtypes & 0xff, states = rows[r].dtypes >> 16 & 0xff;
+    if (rows[r].layout != 0 || param != fe::kFloat32 || states != fe::kFloat32) return false;
+    check_row(rows[r], nullptr, 0, 1u << fe::kParam | 1u << fe::kExpAvg);
+  }
+  thread_local std::vector<Piece> pieces;
+  const int64_t elements = cut_rows(rows, table.size(0), pieces);
+  run_pieces(pieces, elements, [&](const Piece& piece) {
+    const auto* mean = reinterpret_cast<const float*>(rows[piece.row].pointers[fe::kExpAvg]) + piece.begin;
+    std::memcpy(reinterpret_cast<float*>(rows[piece.row].pointers[fe::kParam]) + piece.begin, mean, piece.count * sizeof(float));
+  });
+  return true;
 }
 
 // Segments are added in a tree, as those of a free energy's row: pairs of neighbours, then of pairs.
@@ -351,6 +372,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
 #define FE_OPTIMIZER(Name, name) m.def(#name "_" FE_STEP_ARGUMENTS);
 #include "formulas/optimizers.def"
   m.def("check_steps(Tensor table) -> ()");
+  m.def("restore_means(Tensor table) -> bool");
   m.def(
       "variational_kl(Tensor mean, Tensor spread, float ess, float weight_decay, float temperature, bool deviations) "
       "-> Tensor");
@@ -360,6 +382,7 @@ STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
 #define FE_OPTIMIZER(Name, name) m.impl(#name "_", TORCH_BOX(&step_cpu<Name>));
 #include "formulas/optimizers.def"
   m.impl("check_steps", TORCH_BOX(&check_steps_cpu));
+  m.impl("restore_means", TORCH_BOX(&restore_means_cpu));
   m.impl("variational_kl", TORCH_BOX(&variational_kl_cpu));
 }
 

@@ -106,10 +106,14 @@ class TableCache:
         dtypes: of the group's parameters.
         native: the check of ``csrc/torch/host.cpp`` over the same tensors, where it can be had; else Python's.
         rows: where the backend takes rows, or one cannot be read by its address. There are no tables then.
+        takes_gradients: whether the rows are of the parameters that have a gradient. Draws take none: every parameter
+            that is not frozen has a row, in which it stands for its gradient too.
         copies: gradients that had to be copied into plain memory, for this step alone.
         lasting: whether the next step can use it: not where a parameter is several rows, or its gradient was brought to
             its placements first.
     """
+
+    takes_gradients = True
 
     def __init__(
         self,
@@ -129,6 +133,7 @@ class TableCache:
         self.live = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
         self.lasting = len(rows) == len(self.live) and self._placed_alike(params)
         self.tables: list[PointerTable] = []
+        self.native: Any = None
         fitted = [None] if by_rows else [readable(row) for row in rows]
         self.rows = rows if None in fitted else []
         if self.rows:
@@ -159,16 +164,17 @@ class TableCache:
         # Which of the gradients are a table's rows.
         self.parts = [[position[id(row)] for row in part] for part in parts]
         self.tables = [PointerTable(part) for part in parts]
-        self.native = None
         if host is not None and len(parts) == 1 and self._ordinary():
-            grads = [row.grad for row in rows]
+            checked = [row.grad for row in rows] if self.takes_gradients else None
             self.native = host.GroupCheck(
-                self.params, self.live, grads, self.states, self.values, self.tensors
+                self.params, self.live, checked, self.states, self.values, self.tensors
             )
 
     def gradients(self, params: list[Tensor]) -> list[Tensor | None]:
-        """What stands in the rows for the gradients, those that have none left out."""
-        return [param.grad for param in params]
+        """What stands in the rows for the gradients; None of parameters that have no row."""
+        if self.takes_gradients:
+            return [param.grad for param in params]
+        return [param if param.requires_grad else None for param in params]
 
     def _placed_alike(self, params: list[Tensor]) -> bool:
         grads = self.gradients(params)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fekernels._catalogue.random import WEIGHT_SAMPLE
 from fekernels._checks import boolean
 from fekernels._runtime import backends
+from fekernels._runtime.host import host
 from fekernels._runtime.parts import is_sharded, local_tensor
 from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels._runtime.ranks import exchange, has_ranks
@@ -38,16 +39,29 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the ranks' seeds
 
 
 class DrawTable(TableCache):
-    """A group's pointer table for draws, which take no gradient: every parameter that is not frozen is one of its rows.
+    """A group's pointer table for draws.
 
     Attributes:
         means: where each parameter's mean is kept.
     """
 
+    takes_gradients = False
     means: list[Tensor]
 
-    def gradients(self, params: list[Tensor]) -> list[Tensor | None]:
-        return [param if param.requires_grad else None for param in params]
+    def restore(self) -> None:
+        """Every parameter becomes its mean again."""
+        if self._restored_by_address():
+            torch.autograd.graph.increment_version(self.live)
+        elif self.sharded:
+            copy_all(list(map(local_tensor, self.live)), list(map(local_tensor, self.means)))
+        else:
+            copy_all(self.live, self.means)
+
+    def _restored_by_address(self) -> bool:
+        """By one kernel, where it can: PyTorch copies one tensor after another, the small ones by one thread."""
+        if self.native is None or self.tables[0].device.type != "cpu" or not self.native.holds(self.params):
+            return False
+        return bool(backends.native_op("restore_means")(self.tables[0].table))
 
 
 @dataclass
@@ -164,10 +178,7 @@ class WeightDraws(TableOptimizer):
     @never_traced
     def _restore(self) -> None:
         for cache in self._restored:
-            if cache.sharded:
-                copy_all(list(map(local_tensor, cache.live)), list(map(local_tensor, cache.means)))
-            else:
-                copy_all(cache.live, cache.means)
+            cache.restore()
         self._restored = []
 
     # Draws.
@@ -178,6 +189,7 @@ class WeightDraws(TableOptimizer):
         if self._drawn_seed is not None:
             self._agree_on_seed()
         work: list[tuple[DrawTable, VariationalDrawSettings, str]] = []
+        snapshot = self._snapshot is not None and self._snapshot.holds(self.state)
         for index, group in enumerate(self.param_groups):
             self._check_group(group)
             if not group["params"]:
@@ -189,11 +201,11 @@ class WeightDraws(TableOptimizer):
             cache = self._draw_caches.get((index, train))
             if cache is not None and (by_rows or cache.streams != group["streams"]):
                 cache = None
-            if cache is None or not cache.point_to_gradients(group["params"], self.state, False):
+            if cache is None or not cache.point_to_gradients(group["params"], self.state, snapshot):
                 self._check_params(group)
                 rows = self._draw_rows(group, train)
                 states = [self.state[param] for param in group["params"] if param.requires_grad]
-                cache = DrawTable(group, states, rows, by_rows)
+                cache = DrawTable(group, states, rows, by_rows, None if by_rows else host())
                 cache.means = [state["mean"] for state in states]
                 cache.sharded = any(map(is_sharded, cache.live))
             self._keep(self._draw_caches, (index, train), cache)

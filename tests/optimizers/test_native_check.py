@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ import fekernels as fe
 from fekernels._runtime import backends, host
 from fekernels.optim._table_cache import TableCache
 
-Change = Callable[[fe.LangevinAdam, list[Tensor]], Any]
+Change = Callable[[Any, list[Tensor]], Any]
 CHANGES: dict[str, tuple[bool, Change]] = {}
 
 
@@ -26,7 +26,7 @@ def change(accepted: bool) -> Callable[[Change], Change]:
     return add
 
 
-def state(optimizer: fe.LangevinAdam, i: int = 0) -> dict[str, Any]:
+def state(optimizer: torch.optim.Optimizer, i: int = 0) -> dict[str, Any]:
     return optimizer.state[optimizer.param_groups[0]["params"][i]]
 
 
@@ -307,9 +307,9 @@ def no_states(o, p):
     o.state.clear()
 
 
-def checks(optimizer: fe.LangevinAdam) -> dict[str, bool]:
-    """What each check says of the group, which the last step's cache knows."""
-    (cache,) = optimizer._caches.values()
+def checks(optimizer: torch.optim.Optimizer, caches: Mapping[Any, TableCache]) -> dict[str, bool]:
+    """What each check says of the group, which the cache of the last step or draw knows."""
+    (cache,) = caches.values()
     assert isinstance(cache, TableCache) and cache.native is not None
     params, native = optimizer.param_groups[0]["params"], cache.native
     said = {}
@@ -317,8 +317,8 @@ def checks(optimizer: fe.LangevinAdam) -> dict[str, bool]:
         cache.native = check
         said[name] = cache.point_to_gradients(params, optimizer.state, snapshot=False)
         if said[name]:
-            live = [p for p in params if p.grad is not None]
-            assert cache.tables[0].table[:, 1].tolist() == [p.grad.data_ptr() for p in live]
+            live = [grad for grad in cache.gradients(params) if grad is not None]
+            assert cache.tables[0].table[:, 1].tolist() == [grad.data_ptr() for grad in live]
             cache.tables[0].table[:, 1] = 0
     return said
 
@@ -330,7 +330,43 @@ def test_both_checks_say_the_same(steps: tuple[fe.LangevinAdam, list[Tensor]], n
     optimizer, params = steps
     accepted, make = CHANGES[name]
     make(optimizer, params)
-    assert checks(optimizer) == {"native": accepted, "python": accepted}
+    assert checks(optimizer, optimizer._caches) == {"native": accepted, "python": accepted}
+
+
+DRAW_CHANGES: dict[str, tuple[bool, Change]] = {
+    "nothing": (True, lambda o, p: None),
+    "no gradients": (True, lambda o, p: [setattr(q, "grad", None) for q in p]),
+    "frozen": (False, lambda o, p: p[2].requires_grad_(False)),
+    "thawed": (False, lambda o, p: p[3].requires_grad_(True)),
+    "other data": (False, lambda o, p: setattr(p[0], "data", p[0].data.clone())),
+    "smaller where it lies": (False, lambda o, p: setattr(p[0], "data", p[0].data[:5])),
+    "another mean": (False, lambda o, p: state(o).update(mean=state(o)["mean"].clone())),
+    "a curvature elsewhere": (False, lambda o, p: state(o)["hessian"].set_(state(o)["hessian"].clone())),
+    "one parameter less": (False, lambda o, p: o.param_groups[0]["params"].pop()),
+}
+
+
+@pytest.fixture
+def draws() -> tuple[fe.VariationalAdam, list[Tensor]]:
+    """An optimizer that has drawn all parameters but the last, which is frozen."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in [(6, 4), (5, 3), (24,), (2,)]]
+    params[1].data = params[1].data.t().contiguous().t()
+    params[3].requires_grad_(False)
+    optimizer = fe.VariationalAdam(params, lr=1e-3, ess=100.0, seed=0, backend="cpp")
+    with optimizer.sampled_params(train=True):
+        pass
+    return optimizer, params
+
+
+@pytest.mark.parametrize("name", DRAW_CHANGES)
+def test_both_checks_say_the_same_of_draws(draws: tuple[fe.VariationalAdam, list[Tensor]], name: str) -> None:
+    if missing := host.unavailable_reason():
+        pytest.skip(f"no native check: {missing}")
+    optimizer, params = draws
+    accepted, make = DRAW_CHANGES[name]
+    make(optimizer, params)
+    assert checks(optimizer, optimizer._draw_caches) == {"native": accepted, "python": accepted}
 
 
 def test_without_the_module_python_checks(

@@ -405,3 +405,25 @@ def test_16_bit_parameters_that_somebody_sets_are_the_new_mean(samples):
     mean = optimizer.state[param]["mean"]
     assert mean[:3].tolist() == [1.0, 2.0, 3.0] and bits_equal(mean[3:], kept[3:])
     assert param[:3].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_is_restored_is_the_mean_wherever_the_parameters_lie_by_then(moved, transposed):
+    shapes = [(3,), (), (40, 41), (0,), (16_384,), (5, 7)]
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    if transposed:
+        params[5].data = params[5].data.t()
+    optimizer = fe.VariationalAdam(params, lr=1e-3, ess=10.0, seed=0)
+    before = [p.detach().clone() for p in params]
+    for _ in range(3):
+        with optimizer.sampled_params():
+            assert not any(torch.equal(p, b) for p, b in zip(params, before, strict=True) if p.numel())
+            if moved:
+                held = [p.data for p in params]
+                drawn = [old.clone() for old in held]
+                for p in params:
+                    p.data = p.data.clone()
+        assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+        if moved:  # what somebody else may have by now is not written
+            assert all(map(torch.equal, held, drawn))
