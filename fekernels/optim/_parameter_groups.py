@@ -301,6 +301,7 @@ class ParameterGroups(Optimizer):
 
         check_groups(f"{self._name}.load_state_dict", state_dict)
         before = [dict(group) for group in self.param_groups]
+        own = {param: dict(state) for param, state in self.state.items()}
         # After those of the user, which may change everything.
         last = self.register_load_state_dict_pre_hook(check)
         try:
@@ -318,7 +319,7 @@ class ParameterGroups(Optimizer):
             for param, index in zip(group["params"], saved_group["params"], strict=True):
                 state = self.state[param] if param in self.state else {}
                 if "step" in state:
-                    self._restore_state(group, param, state, saved[index])
+                    self._restore_state(group, param, state, saved[index], own.get(param, {}))
                 self._anchors.load(param, state, saved.get(index, {}))
                 if state.keys() == {"anchor"}:  # saved before the first step
                     del self.state[param]
@@ -356,9 +357,18 @@ class ParameterGroups(Optimizer):
         """For what earlier releases kept in groups."""
 
     def _restore_state(
-        self, group: dict[str, Any], param: Tensor, state: dict[str, Any], saved: dict[str, Any]
+        self,
+        group: dict[str, Any],
+        param: Tensor,
+        state: dict[str, Any],
+        saved: dict[str, Any],
+        own: dict[str, Any],
     ) -> None:
-        """Undo torch's cast of every state to the parameter's dtype, and put the step where the kernel reads it."""
+        """Undo torch's cast of every state to the parameter's dtype, and put the step where the kernel reads it.
+
+        What is loaded is copied: the checkpoint may be loaded twice. But for a tensor of ``own``, the state before,
+        which torch.distributed.checkpoint has read into and hands back.
+        """
         state["step"] = loaded_step(self._name, "a parameter", saved["step"]).to(param.device)
         for key, value in saved.items():
             if (
@@ -368,7 +378,8 @@ class ParameterGroups(Optimizer):
             ):
                 continue
             dtype = self._state_dtype(group, param)
-            state[key] = value.detach().to(device=param.device, dtype=dtype, copy=True)
+            copied = value is not own.get(key)
+            state[key] = value.detach().to(param.device, dtype, copy=copied)
 
     # Seeds and warnings.
 

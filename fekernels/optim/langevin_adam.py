@@ -328,9 +328,14 @@ class LangevinAdam(TableOptimizer):
         return has_units and super()._has_states(group, cache)
 
     def _restore_state(
-        self, group: dict[str, Any], param: Tensor, state: dict[str, Any], saved: dict[str, Any]
+        self,
+        group: dict[str, Any],
+        param: Tensor,
+        state: dict[str, Any],
+        saved: dict[str, Any],
+        own: dict[str, Any],
     ) -> None:
-        super()._restore_state(group, param, state, saved)
+        super()._restore_state(group, param, state, saved, own)
         if "noise_unit" in saved:
             state["noise_unit"] = self._no_noise(param).fill_(
                 loaded_unit(self._name, "a parameter", saved["noise_unit"])

@@ -228,9 +228,14 @@ class VariationalAdam(WeightPosterior):
                     )
 
     def _restore_state(
-        self, group: dict[str, Any], param: Tensor, state: dict[str, Any], saved: dict[str, Any]
+        self,
+        group: dict[str, Any],
+        param: Tensor,
+        state: dict[str, Any],
+        saved: dict[str, Any],
+        own: dict[str, Any],
     ) -> None:
-        super()._restore_state(group, param, state, saved)
+        super()._restore_state(group, param, state, saved, own)
         state["draws"] = loaded_draws(self._name, "a parameter", saved["draws"]).to(param.device)
 
     # The step.

@@ -381,3 +381,31 @@ def test_renamed_parameters_go_on_with_the_noise_they_had():
     step(optimizers[0], 0)
     optimizers[1].load_state_dict(through_a_file(optimizers[0].state_dict()))
     assert optimizers[1].param_groups[0]["streams"] == optimizers[0].param_groups[0]["streams"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_copies_a_checkpoint_but_not_the_optimizers_own_states(dtype):
+    """torch.distributed.checkpoint reads into the states and hands them back: a copy would hold all of them twice."""
+    params = parameters(dtype)
+    optimizer = fe.LangevinAdam(params, state_dtype=torch.float32, **HOT)
+    step(optimizer, 1)
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def places():
+        return [optimizer.state[p][key].data_ptr() for p in params[:2] for key in moments]
+
+    before, saved = places(), optimizer.state_dict()
+    for state in saved["state"].values():
+        state["exp_avg"].mul_(2)
+    optimizer.load_state_dict(saved)
+    assert places() == before
+    other = through_a_file(saved)
+    optimizer.load_state_dict(other)
+    loaded = places()
+    assert not set(loaded) & {other["state"][i][key].data_ptr() for i in range(2) for key in moments}
+    assert not set(loaded) & set(before)
+    assert all(
+        bits_equal(other["state"][i][key], optimizer.state[params[i]][key])
+        for i in range(3)
+        for key in moments
+    )
