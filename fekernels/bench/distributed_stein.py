@@ -1,9 +1,12 @@
-"""Particles of SVGD on two processes, a thread each, beside all of them in one."""
+"""Particles of SVGD on two processes, a thread each, beside one process, and beside half of the pairs in each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
+
+from torch import Tensor
 
 from fekernels.bench import processes
 from fekernels.bench import stein as alone
@@ -15,13 +18,17 @@ from fekernels.stein import bandwidth as medians
 __all__ = ["CASES"]
 
 WORLD = 2
-ONE = "one process"
+ONE, HALVES = "one process", "half of the pairs in each process"
 GATHERED, RING = "all-gather", "ring"
 EXCHANGES = {GATHERED: "all_gather", RING: "ring"}
 
 
 def _contestants(shape: Shape, median: bool) -> Sequence[Contestant]:
+    """``HALVES`` is as many pairs at once as each rank has, of particles that it has for itself: nothing is sent."""
     import torch.distributed as dist
+
+    def whole(x: Tensor, s: Tensor) -> partial[Tensor]:
+        return partial(medians.median_bandwidth, x) if median else partial(alone.ours, x, s, h)
 
     x, s, h = alone.problem(shape)
     rank, n = dist.get_rank(), len(x)
@@ -33,9 +40,10 @@ def _contestants(shape: Shape, median: bool) -> Sequence[Contestant]:
         else:
             run = partial(svgd_direction, mine, scores, bandwidth=h, exchange=exchange)
         found.append(Contestant(name, run))
+    few = round(n / math.sqrt(WORLD))
+    found.append(Contestant(HALVES, whole(x[:few].clone(), s[:few].clone())))
     if rank == 0:
-        whole = partial(medians.median_bandwidth, x) if median else partial(alone.ours, x, s, h)
-        found.append(Contestant(ONE, whole))
+        found.append(Contestant(ONE, whole(x, s)))
     return found
 
 
@@ -44,8 +52,13 @@ def _case(name: str, what: str, median: bool, aim: float) -> Case:
         f"distributed/{name}",
         lambda shape: f"{what}, {WORLD} processes, n = {shape[0]:,}, d = {shape[1]}",
         ((20_000, 64), (2_000, 64), (150, 9)),
-        partial(processes.group, WORLD, partial(_contestants, median=median), (GATHERED, RING, ONE)),
-        (Row(GATHERED, ONE, aim, GATHERED), Row(RING, ONE, aim, RING)),
+        partial(processes.group, WORLD, partial(_contestants, median=median), (GATHERED, RING, ONE, HALVES)),
+        (
+            Row(GATHERED, ONE, aim, GATHERED),
+            Row(RING, ONE, aim, RING),
+            Row(GATHERED, HALVES, None, GATHERED),
+            Row(RING, HALVES, None, RING),
+        ),
         lambda shape: shape[0] ** 2,
         pairs=True,
         rounds=7,
