@@ -75,6 +75,7 @@ class Weight {
     merged_ = scratch + 5 * each;
     scores_ = scratch + 6 * each;
     in_halves_ = reinterpret_cast<uint32_t*>(scratch + 7 * each);
+    distances_ = scratch;  // where the sort has ended by then
     for (int64_t chain = 0, place = 0; chain < call.chains; ++chain)
       for (int64_t draw = 0; draw < call.draws; ++draw, ++place) {
         const int64_t second = draw - (call.draws - half_);
@@ -167,29 +168,28 @@ class Weight {
     }
   }
 
-  // Distances from the median, ascending: what lies below it and what lies above are in order already.
+  // Distances from the median, ascending: what lies below it and what lies above are in order already, as many of both. Which
+  // of two is nearer is anybody's guess, so that a branch would be mispredicted half the time: places are chosen by
+  // arithmetic. The nearest of those left and the farthest are found side by side, two chains of loads and comparisons that
+  // do not wait for each other; neither reaches beyond its half before the other has met it.
   void fold(int64_t m) {
-    const double median = (values_[m / 2 - 1] + values_[m / 2]) / 2;
-    int64_t below = m / 2 - 1, above = m / 2;
-    int64_t k = 0;
-    double low = __builtin_fabs(values_[below] - median), high = __builtin_fabs(values_[above] - median);
-    // Which of the two is nearer is anybody's guess: selections, where a branch would be mispredicted half the time.
-    while (below > 0 && above < m - 1) {
-      const bool first = low <= high;
-      merged_[k] = first ? low : high;
-      places_[1][k++] = places_[0][first ? below : above];
-      below -= first;
-      above += !first;
-      const double next = __builtin_fabs(values_[first ? below : above] - median);
-      low = first ? next : low;
-      high = first ? high : next;
-    }
-    while (below >= 0 || above < m) {
-      low = below >= 0 ? __builtin_fabs(values_[below] - median) : __builtin_inf();
-      high = above < m ? __builtin_fabs(values_[above] - median) : __builtin_inf();
-      const bool first = below >= 0 && (above >= m || low <= high);
-      merged_[k] = first ? low : high;
-      places_[1][k++] = places_[0][first ? below-- : above++];
+    const int64_t half = m / 2;
+    const double median = (values_[half - 1] + values_[half]) / 2;
+    for (int64_t k = 0; k < m; ++k) distances_[k] = __builtin_fabs(values_[k] - median);
+    int64_t near_below = half - 1, near_above = half, far_below = 0, far_above = m - 1;
+    for (int64_t k = 0; k < half; ++k) {
+      const int64_t below = -static_cast<int64_t>(distances_[near_below] <= distances_[near_above]);
+      const int64_t nearest = near_above ^ ((near_above ^ near_below) & below);
+      near_below += below;
+      near_above += 1 + below;
+      const int64_t above = -static_cast<int64_t>(distances_[far_below] <= distances_[far_above]);
+      const int64_t farthest = far_below ^ ((far_below ^ far_above) & above);
+      far_above += above;
+      far_below += 1 + above;
+      merged_[k] = distances_[nearest];
+      places_[1][k] = places_[0][nearest];
+      merged_[m - 1 - k] = distances_[farthest];
+      places_[1][m - 1 - k] = places_[0][farthest];
     }
   }
 
@@ -267,7 +267,7 @@ class Weight {
   int64_t n_, half_, rows_;
   uint64_t* words_[2];
   uint32_t *places_[2], *in_halves_;
-  double *values_, *merged_, *scores_;
+  double *values_, *merged_, *scores_, *distances_;
 };
 
 template <class Number>
