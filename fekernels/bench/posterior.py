@@ -22,6 +22,7 @@ __all__ = ["CASES"]
 
 CHAINS, LOOP = "Chains, SGLD", "a plain loop over the models"
 OUR_STEP, LOOP_STEP = "SGLD's step", "the loop's updates"
+LOOP_GRADIENTS = "the loop's forward and backward"
 CONTROL, TWICE = "ControlVariate", "two gradient steps"
 OURS, ARVIZ = "fekernels", "ArviZ"
 LR, TEMPERATURE = 1e-4, 1e-4
@@ -67,17 +68,20 @@ def _chains(shape: Shape) -> Group:
                 assert p.grad is not None
                 p.add_(p.grad, alpha=-LR).add_(torch.randn_like(p), alpha=noise)
 
-    def loop() -> None:
+    def gradients() -> None:
         for model in models:
             model.zero_grad()
             _loss(model, batch).backward()
+
+    def loop() -> None:
+        gradients()
         update()
 
     ours()
     loop()
     return Group([
         Contestant(CHAINS, ours), Contestant(LOOP, loop), Contestant(OUR_STEP, optimizer.step),
-        Contestant(LOOP_STEP, update),
+        Contestant(LOOP_STEP, update), Contestant(LOOP_GRADIENTS, gradients),
     ])  # fmt: skip
 
 
@@ -139,7 +143,11 @@ CASES = (
         lambda shape: f"{shape[0]} chains of {short(_weights(shape[1]))}, batch {shape[2]}",
         ((16, 960, 64), (4, 128, 64), (2, 16, 8)),
         _chains,
-        (Row(CHAINS, LOOP, 0.65), Row(OUR_STEP, LOOP_STEP, 0.1, "updates")),
+        (
+            Row(CHAINS, LOOP, 0.65),
+            Row(OUR_STEP, LOOP_STEP, 0.1, "updates"),
+            Row(CHAINS, LOOP_GRADIENTS),
+        ),
         lambda shape: shape[0] * _weights(shape[1]),
     ),
     Case(
