@@ -186,7 +186,7 @@ def bad_calls():
         )
 
 
-@pytest.mark.parametrize(("op", "what"), bad_calls())
+@pytest.mark.parametrize(("op", "what"), list(bad_calls()))
 def test_bad_calls_raise_and_change_nothing(op, what):
     changes, message = BAD_CALLS[what]
     row = make_row(Case((5,)), Options())
