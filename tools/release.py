@@ -214,9 +214,14 @@ def main() -> int:
         "--url", help="where the files of this release can be read; README's links lead there"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the compiled wheel")
-    here = importlib.metadata.version("torch")
+    try:
+        here = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        here = None
     parser.add_argument("--torch", default=here, help=f"of the environments (default: {here}, as here)")
     options = parser.parse_args()
+    if here is None:
+        parser.error("torch must be installed here, which the wheel is compiled against (pip install -e '.[release]')")
     if options.url and not options.url.startswith("https://"):
         parser.error(f"--url must begin with https://; got {options.url}")
     try:
