@@ -215,13 +215,17 @@ def main() -> int:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the compiled wheel")
     try:
-        here = importlib.metadata.version("torch")
+        here = importlib.metadata.version("torch").partition("+")[
+            0
+        ]  # a build's own label is known to few indexes
     except importlib.metadata.PackageNotFoundError:
         here = None
     parser.add_argument("--torch", default=here, help=f"of the environments (default: {here}, as here)")
     options = parser.parse_args()
     if here is None:
-        parser.error("torch must be installed here, which the wheel is compiled against (pip install -e '.[release]')")
+        parser.error(
+            "torch must be installed here, which the wheel is compiled against (pip install -e '.[release]')"
+        )
     if options.url and not options.url.startswith("https://"):
         parser.error(f"--url must begin with https://; got {options.url}")
     try:
