@@ -139,7 +139,8 @@ class _Scan:
         counts[0] = sum(
             int(part[1:].sum()) > len(keys) for part, keys in found
         )  # how many passes had no room
-        keys = torch.cat([keys[: int(part[1:].sum())] for part, keys in found])
+        inside = [keys[: int(part[1:].sum())] for part, keys in found]
+        keys = inside[0] if len(inside) == 1 else torch.cat(inside)  # of gathered particles one, of megabytes
         self.rows.sum(counts)
         return _Pass(low, high, int(counts[1]), counts[2:].cumsum(0), None if counts[0] else keys)
 
