@@ -80,7 +80,7 @@ def test_noise_that_single_weights_hide_shows_in_predictions() -> None:
     torch.manual_seed(0)
     result = fe.sample_posterior(
         nn.Linear(4, 1, bias=False), lambda model, rows: (model(rows[0])[:, 0] - rows[1]).square().mean() / 2,
-        list(zip(x.split(20), y.split(20), strict=True)), data_size=600, prior_precision=1.0, lr=0.02,
+        list(zip(x.split(20), y.split(20), strict=True)), data_size=600, prior_precision=1.0, samples=10, lr=0.02,
         control_variates=False, seed=1, progress=False,
     )  # fmt: skip
     report, wide = result.report, x.double()
