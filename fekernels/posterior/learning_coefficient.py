@@ -35,6 +35,7 @@ STANDARD_ERRORS = 3  # of the chains' own differences, by which they may besides
 HELD_ERRORS = 2  # a covariance of few draws is known less well than a mean
 MOST = 1.2  # d/2, with what noise and step may add
 MOST_NOISE = 0.1  # r
+ROUNDINGS = 4  # of the loss, which its spread must be more than
 MOST_BIAS = 0.1  # of the estimate
 
 
@@ -369,6 +370,12 @@ def _doubts(
         told.append(
             f"the estimate is above d/2 = {most:g}, the most that a minimum can have: chains left the well, or the "
             "step or the noise is too large"
+        )
+    loss = rises.double().std() / found.settings["n_beta"]
+    if float(loss) < ROUNDINGS * torch.finfo(walk.parameters[0].dtype).eps * abs(walk.initial):
+        told.append(
+            f"the losses of the draws differ by their rounding alone ({float(loss):.1e} of {walk.initial:.3g}): take a "
+            "larger lr, or float64"
         )
     if found.rhat > RHAT:
         told.append(f"chains disagree: R-hat is {found.rhat:.2f}, to be below {RHAT}. Draw more, or burn in")

@@ -10,9 +10,10 @@ from torch import Tensor
 from fekernels.posterior.pilot import batch_noise, flat, information
 from fekernels.posterior.walk import BETA1, CONTROL_VARIATES, FULL, MINIBATCHES, Plan, Walk
 
-__all__ = ["MOST_NOISE", "make_plan", "offset"]
+__all__ = ["INFORMED", "MOST_NOISE", "WORST_NOISE", "make_plan", "offset"]
 
 MOST_NOISE = 0.1  # r: the variance is then too large by a tenth at most
+WORST_NOISE = 0.2  # of all but a hundredth of the weights; 16 batches of 4 chains measure it to a fifth
 MOST_MOTION = 0.5  # x = h k / D of the median weight: half the way to the mode in a step
 # Of the step that is unstable in the stiffest direction: the variance there is a quarter too large, that of no single
 # weight is, whose share of it is small.
@@ -21,6 +22,7 @@ CALL = 1 << 15  # what a call of the model costs besides its rows, in rows times
 PILOT_STEPS, PILOT_BATCHES = 30, 16
 ATTEMPTS = 8
 FLOWN = 20  # times the potential of a sampler
+INFORMED = 0.1  # share of a weight's curvature that is the data's; below it noise is the prior's to judge
 DEAD = 1e-6  # of the largest denominator, for weights without gradients
 
 
@@ -54,7 +56,7 @@ def make_plan(
     ground = walk.ranks.gather(walk.potential(walk.energy.some_losses()))
     for _ in range(ATTEMPTS):
         walk.to_centre()
-        pilot = Plan(FULL if cheap else CONTROL_VARIATES, denominators, h, [], 0.0, True)
+        pilot = Plan(FULL if cheap else CONTROL_VARIATES, denominators, h, [], 0.0, 0.0, True)
         walk.follow(pilot)
         walk.go(min(10 * PILOT_STEPS, max(PILOT_STEPS, math.ceil(5 / MOST_MOTION))), "pilot")
         # A sampler's potential lies half a unit a weight above its mode; far more, and it is on its way to infinity.
@@ -84,7 +86,7 @@ def make_plan(
     found = [p for p in plans if p.way in allowed[control_variates]] or [p for p in plans if p.way == FULL]
     if lr is None:
         return max(found, key=lambda p: p.lr / _cost(walk, p.way)), fisher
-    quiet = [p for p in found if p.ratio <= MOST_NOISE]
+    quiet = [p for p in found if p.ratio <= MOST_NOISE and p.worst <= WORST_NOISE]
     if quiet:
         return min(quiet, key=lambda p: _cost(walk, p.way)), fisher
     return min(found, key=lambda p: p.ratio), fisher
@@ -136,8 +138,24 @@ def _plans(
     if rest > 0:
         noises[CONTROL_VARIATES] = batch_noise(walk.energy, PILOT_BATCHES, walk.centre)
     found = []
+    shares = walk.ranks.gather(flat(fisher) / (flat(fisher) + walk.prior).clamp_min(1e-30))
     for way, noise in noises.items():
-        of_lr = float(walk.ranks.gather(flat(noise) / flat(denominators)).median()) / (2 * walk.temperature)
-        own = h if lr is not None else min(h, MOST_NOISE / max(of_lr, 1e-30))
-        found.append(Plan(way, denominators, own, noise, own * of_lr, freeze))
+        of_lr = walk.ranks.gather(flat(noise) / flat(denominators)) / (2 * walk.temperature)
+        mean, worst = _over_weights(of_lr.mean(0), shares.mean(0))
+        most = max(mean / MOST_NOISE, worst / WORST_NOISE, 1e-30)
+        own = h if lr is not None else min(h, 1 / most)
+        found.append(Plan(way, denominators, own, noise, own * mean, own * worst, freeze))
     return found
+
+
+def _over_weights(ratios: Tensor, shares: Tensor) -> tuple[float, float]:
+    """r on average, as far as the data have a share in each weight, and of the noisiest but for a hundredth of them.
+
+    By those shares the mean is that of predictions. What no gradient reaches has neither noise nor a part in them: a
+    median over all weights would be 0 where more than half of them are so.
+    """
+    mean = float((ratios * shares).sum() / shares.sum().clamp_min(1e-30))
+    known = ratios[shares > INFORMED]
+    if not len(known):
+        return mean, 0.0
+    return mean, float(known.kthvalue(math.ceil(0.99 * len(known))).values)

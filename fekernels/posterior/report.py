@@ -23,17 +23,18 @@ class PosteriorReport:
 
     Attributes:
         converged: whether nothing that was measured speaks against the samples: rhat_max < 1.02, ess_min of 100 for
-            each chain or more, and a variance at most 1.15 times too large, of weights and of predictions;
-            and a loss that is the mean over its points, of which the loader holds as many as data_size says (but for a
-            last batch that it drops). Modes that no chain found are not measured.
+            each chain or more, and a variance at most 1.15 times too large, of weights and of predictions; r at most .2
+            but for a hundredth of the weights, and none that stands still; and a loss that is the mean over its points,
+            of which the loader holds as many as data_size says (but for a last batch that it drops). Modes that no
+            chain found are not measured.
         rhat_max: the largest split R-hat of a weight.
         ess_min: the smallest effective sample size of a weight, the bulk's or the tail's.
         rhat_loss: the split R-hat of the loss. Weights of a network that has symmetries (units that may change places)
             may never agree between chains; what they predict may.
-        noise_ratio: the median of r over the weights: what the gradient's noise adds to the variance, in units of what
-            the temperature asks for.
-        variance_inflation: the median over the weights of the variance sampled over the posterior's, by what r and the
-            finite step add; 1 is exact.
+        noise_ratio: the mean of r over the weights that the data inform: what the gradient's noise adds to the
+            variance, in units of what the temperature asks for.
+        variance_inflation: the median over those weights of the variance sampled over the posterior's, by what r and
+            the finite step add; 1 is exact.
         predictive_inflation: that of predictions, on average over the data: 1 + r and what the finite step adds. Where
             weights are correlated it is more than that of single weights, which vary along flat directions.
         settings: how the chains moved.

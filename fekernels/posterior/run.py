@@ -18,7 +18,7 @@ from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import LossFunction
 from fekernels.posterior.mean_check import judge, measure, of_rank_0
 from fekernels.posterior.model_calls import bare
-from fekernels.posterior.plan import MOST_NOISE, make_plan, offset
+from fekernels.posterior.plan import INFORMED, MOST_NOISE, WORST_NOISE, make_plan, offset
 from fekernels.posterior.progress import Bar
 from fekernels.posterior.report import PosteriorReport
 from fekernels.posterior.samples import PosteriorSamples
@@ -312,11 +312,23 @@ def _report(
             f"times the posterior's, and that of predictions {predictions:.2f} times: take a smaller lr, larger "
             "batches or control variates"
         )
+    quiet = plan.worst <= WORST_NOISE * 1.001
+    if not quiet:
+        notes.append(
+            f"the gradient's noise of some weights is r = {plan.worst:.2f} or more, so that their variance is "
+            f"{1 + plan.worst:.2f} times the posterior's: take a smaller lr, or batches that are alike"
+        )
+    still = int((course.amax(1) == course.amin(1)).any(0).sum()) if finite else 0
+    if still:
+        notes.append(
+            f"{still} of the {course.shape[2]} weights looked at never moved in a chain: their steps are lost in "
+            "rounding. Take float64, or a model whose weights are not so much larger than their posterior is wide"
+        )
     if not plan.frozen:
         notes.append(
             "the preconditioner adapts: the variance is right only where it averages over more than a relaxation"
         )
-    right = max(weights, predictions) <= INFLATION
+    right = max(weights, predictions) <= INFLATION and quiet and not still
     converged = as_said and finite and rhat < RHAT and size >= NEEDED * walk.n and right
     return PosteriorReport(
         converged, rhat, size, of_loss, plan.ratio, weights, predictions, settings, tuple(notes), course, losses,
@@ -347,4 +359,7 @@ def _inflation(walk: Walk, plan: Plan, fisher: list[Tensor], course: Tensor) -> 
     # Of a step so large that nothing solves it, twice the variance; never more than r allows for what is uncorrelated.
     own = torch.maximum(own, variance / (2 + ratio))
     momentum = of_step * curvature / walk.temperature
-    return float((variance / own).nan_to_num(1.0).median()), 1 + plan.ratio + float(momentum.mean())
+    inflation, share = (variance / own).nan_to_num(1.0), point / curvature
+    if bool((share > INFORMED).any()):  # of predictions the others have no part
+        inflation, momentum = inflation[share > INFORMED], momentum[share > INFORMED]
+    return float(inflation.median()), 1 + plan.ratio + float(momentum.mean())

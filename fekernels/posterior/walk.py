@@ -35,7 +35,8 @@ class Plan:
         denominators: D of every weight, [n, *shape] each.
         lr: h, the step size.
         noise: the variance of that gradient.
-        ratio: the median over the weights of r = h noise / (2 T D).
+        ratio: the mean over the weights that the data inform of r = h noise / (2 T D).
+        worst: of those weights, the largest r but for a hundredth of them.
         frozen: whether D stands still.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     lr: float
     noise: list[Tensor]
     ratio: float
+    worst: float
     frozen: bool
 
 
