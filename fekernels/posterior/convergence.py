@@ -61,6 +61,27 @@ class SampleDiagnostics:
         return "\n".join(lines)
 
 
+def differing(samples: Sequence[dict[str, Tensor]], names: Sequence[str]) -> list[str]:
+    """Those of the names whose floating weights are not the same in all samples.
+
+    What was trained is not asked: a model may be frozen or thawed once it is sampled.
+    """
+    return [name for name in names if _another(samples, name) is not None]
+
+
+def _another(samples: Sequence[dict[str, Tensor]], name: str) -> Tensor | None:
+    """The first sample's weights that are not those of sample 0."""
+    if not samples or not (samples[0][name].is_floating_point() or samples[0][name].is_complex()):
+        return None
+    first = samples[0][name]
+    return next((s[name] for s in samples[1:] if bool((s[name] != first).any())), None)
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """Places from the first to the last of ``count``; in float64, as float32 rounds large ones beyond the last."""
+    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
+
+
 def smaller_size(draws: Tensor) -> Tensor:
     """The smaller one of the bulk's and the tail's effective sample size."""
     return chain_statistics(draws).size
@@ -71,7 +92,7 @@ def diagnose(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains:
     draws = len(samples) // chains
     rhats, sizes = [], []
     worst: dict[str, ParameterDiagnostics] = {}
-    for name in names:
+    for name in differing(samples, names):
         weights = torch.stack([sample[name].flatten().double() for sample in samples[: draws * chains]])
         by_chain = weights.view(draws, chains, -1).transpose(0, 1)
         moves = (weights != weights[0]).any(0)
@@ -91,17 +112,26 @@ def diagnose(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains:
 
 
 def effective_draws(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int) -> float:
-    """About how many independent draws all are worth: the median over some weights of every parameter."""
+    """About how many independent draws all are worth: the median over some weights of every parameter that moves."""
     draws = len(samples) // chains
+    samples = samples[: draws * chains] if draws >= LEAST else samples
+    names = differing(samples, names)
+    if not names:
+        return 1.0  # the same weights over and over
     if draws < LEAST:
         return float(len(samples))
-    each = max(1, SEEN // max(len(names), 1))
+    each = max(1, SEEN // len(names))
     columns = []
     for name in names:
-        numel = samples[0][name].numel()
-        if numel:
-            at = torch.linspace(0, numel - 1, min(numel, each)).round().long()
-            columns.append(torch.stack([s[name].flatten()[at].double() for s in samples[: draws * chains]]))
+        at = _spread(samples[0][name].numel(), each)
+        values = torch.stack([s[name].flatten()[at].double() for s in samples])
+        if not bool((values != values[0]).any()):  # few of its weights move, and none of those looked at
+            other = _another(samples, name)
+            assert other is not None
+            moves = (other != samples[0][name]).flatten().nonzero()[:, 0]
+            at = moves[_spread(len(moves), each)]
+            values = torch.stack([s[name].flatten()[at].double() for s in samples])
+        columns.append(values)
     values = torch.cat(columns, 1)
     values = values[:, (values != values[0]).any(0)].view(draws, chains, -1).transpose(0, 1)
     size = smaller_size(values)

@@ -72,7 +72,8 @@ class PosteriorSamples:
             beside the model.
         seed: of the reservoir's choices.
         chains: how many chains hand in their draws in turn by `collect(state)`, one of each and then the next. 0 is
-            a rank's on which `Chains` over more ranks than chains has none: it has nothing to collect.
+            a rank's on which `Chains` over more ranks than chains has none: it has nothing to collect. None: as many
+            as the samples in ``directory`` or of `load` are of; 1 where there are none.
         optimizer: the `fe.LangevinAdam` that samples, whose gradient noise `predict` then looks at, unless it is cold.
         process_group: of replicas that share ``directory``: every rank makes this object and collects, rank 0 alone
             writes, all read. None: this process writes for itself. To make the object is a collective: all settings
@@ -97,7 +98,7 @@ class PosteriorSamples:
         directory: str | Path | None = None,
         device: torch.device | str | None = "cpu",
         seed: int = 0,
-        chains: int = 1,
+        chains: int | None = None,
         optimizer: Optimizer | None = None,
         process_group: Any = None,
     ) -> None:
@@ -114,7 +115,7 @@ class PosteriorSamples:
             raise TypeError(
                 f"PosteriorSamples: directory must be a path or None; got {type(directory).__name__}"
             )
-        self.chains = integer("PosteriorSamples", "chains", chains, 0)
+        self._given_chains = None if chains is None else integer("PosteriorSamples", "chains", chains, 0)
         # Not by its class: the optimizers' package imports this module.
         if optimizer is not None and "frozen" not in getattr(optimizer, "defaults", {}):
             raise TypeError(
@@ -127,7 +128,7 @@ class PosteriorSamples:
         group = group_of("PosteriorSamples", process_group)
         settings = {
             "burn_in": self.burn_in, "thinning": self.thinning, "max_samples": self.max_samples, "policy": self.policy,
-            "directory": place_of(directory), "seed": self.seed, "chains": self.chains,
+            "directory": place_of(directory), "seed": self.seed, "chains": self._given_chains,
         }  # fmt: skip
         agree("PosteriorSamples", settings, group)
         if directory is not None and group is None and (count := processes_without_group()):
@@ -140,6 +141,7 @@ class PosteriorSamples:
         self._store: MemoryStore | DiskStore = opened(directory, at, group)
         self.calls: int = self._store.counts["calls"]
         self.seen: int = self._store.counts["seen"]
+        self.chains: int = self._chains_of(self._store.counts, len(self._store), str(directory))
         # What an update has to be past, to be of the run that goes on here; None once one was.
         self._resumed_at = self.calls if self.calls and len(self._store) else None
         if len(self._store):
@@ -240,9 +242,12 @@ class PosteriorSamples:
                 # choices.
                 drop = random.Random(f"{self.seed}/{self.seen}").randrange(self.seen)
                 if drop >= self.max_samples:
-                    self._store.note({"calls": self.calls, "seen": self.seen})
+                    self._store.note(self._counts())
                     return
-        self._store.add(sample, drop, {"calls": self.calls, "seen": self.seen})
+        self._store.add(sample, drop, self._counts())
+
+    def _counts(self) -> dict[str, int]:
+        return {"calls": self.calls, "seen": self.seen, "chains": self.chains}
 
     def collect_shards(self, own: Mapping[int, Mapping[str, Tensor]], total: int) -> None:
         """Keep `total` states, this rank's by their places among all; alone, all of them. A collective."""
@@ -250,7 +255,7 @@ class PosteriorSamples:
         samples = {
             i: {name: state[name].detach() for name in own_tensors(self._model)} for i, state in own.items()
         }
-        self._store.add_shards(samples, total, {"calls": self.calls, "seen": self.seen})
+        self._store.add_shards(samples, total, self._counts())
 
     def _check_fits(self, came: dict[str, list[int]], count: int, where: str) -> None:
         check_shapes(self._model, came, f"the samples in {where}")
@@ -259,6 +264,16 @@ class PosteriorSamples:
                 f"PosteriorSamples: max_samples must be at least {count}, the samples in {where}; "
                 f"got {self.max_samples}"
             )
+
+    def _chains_of(self, counts: Mapping[str, int], samples: int, where: str) -> int:
+        stored, given = counts.get("chains"), self._given_chains
+        if given is None:
+            return 1 if stored is None else stored
+        if samples and stored not in (None, given):
+            raise ValueError(
+                f"PosteriorSamples: chains must be {stored}, of which the samples in {where} are, or None; got {given}"
+            )
+        return given
 
     def outputs(self, *args: Any, progress: bool = False, **kwargs: Any) -> Iterator[Any]:
         """What the model returns for these inputs, sample by sample (oldest first), in eval mode and without
@@ -289,15 +304,15 @@ class PosteriorSamples:
             raise ValueError(
                 "PosteriorSamples.diagnostics: policy must be 'fifo' to tell several chains apart; got 'reservoir'"
             )
-        return diagnose(self._in_turn(), self._trained(), self.chains)
+        return diagnose(self._in_turn(), self._parameters(), self.chains)
 
     def _in_turn(self) -> list[dict[str, Tensor]]:
         """From the first draw of chain 0 that is still kept."""
         first = -(self.seen - len(self)) % self.chains
         return [self._store.read(index) for index in range(first, len(self))]
 
-    def _trained(self) -> list[str]:
-        return [name for name, p in self._model.named_parameters() if p.requires_grad]
+    def _parameters(self) -> list[str]:
+        return [name for name, _ in self._model.named_parameters()]
 
     def _warn_of_doubt(self) -> None:
         """Once, with the numbers."""
@@ -307,7 +322,7 @@ class PosteriorSamples:
         # Not before it is needed: who only trains does not wait for it at the import.
         from fekernels.posterior.convergence import doubts
 
-        for doubt in doubts(self._in_turn(), self._trained(), self.chains, self._optimizer):
+        for doubt in doubts(self._in_turn(), self._parameters(), self.chains, self._optimizer):
             warnings.warn(f"PosteriorSamples.predict: {doubt}", stacklevel=3)
 
     def refresh_statistics(
@@ -417,10 +432,11 @@ class PosteriorSamples:
                 f"PosteriorSamples.save: path must be a file's in a directory that exists; got {wrong}"
             )
         samples = [self._store.read(index) for index in range(len(self))]
-        write_file(path, samples, {"calls": self.calls, "seen": self.seen})
+        write_file(path, samples, self._counts())
 
     def load(self, path: str | Path) -> PosteriorSamples:
-        """Replace what is here by a file from `save`, and return self. The settings stay this object's.
+        """Replace what is here by a file from `save`, and return self. The settings stay this object's, but
+        for `chains` where none was given.
 
         Raises:
             TypeError: path is no path. ValueError: there is no such file there, or it does not suit this object.
@@ -428,6 +444,7 @@ class PosteriorSamples:
         samples, counts = read_file(as_path("PosteriorSamples.load", path))
         if samples:
             self._check_fits(shapes(samples[0]), len(samples), str(path))
-        self._store.replace(samples, counts)
-        self.calls, self.seen = counts["calls"], counts["seen"]
+        chains = self._chains_of(counts, len(samples), str(path))
+        self._store.replace(samples, {**counts, "chains": chains})
+        self.calls, self.seen, self.chains = counts["calls"], counts["seen"], chains
         return self

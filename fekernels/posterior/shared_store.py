@@ -50,7 +50,7 @@ class SharedDiskStore(DiskStore):
                     f"{OWNER}: directory must be one that all ranks see; rank 0 opened {directory}, and here is none"
                 )
             super().__init__(directory)
-            self.counts = {"calls": calls, "seen": seen}  # not what rank 0 has counted since
+            self.counts = {**self.counts, "calls": calls, "seen": seen}  # not what rank 0 has counted since
 
     def _remove_temporaries(self) -> None:
         if self._leads:

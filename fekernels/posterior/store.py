@@ -36,6 +36,16 @@ def place_of(directory: Any) -> Any:
     return os.path.abspath(directory) if isinstance(directory, (str, os.PathLike)) else directory
 
 
+def counts_of(stored: dict[str, Any], samples: int) -> Counts:
+    """What is written beside so many samples. Releases before 0.2 wrote no number of chains."""
+    counts = {key: int(stored[key]) for key in ("calls", "seen")}
+    if "chains" in stored:
+        counts["chains"] = int(stored["chains"])
+        if counts["chains"] < min(samples, 1):
+            raise ValueError(f"{samples} samples of {counts['chains']} chains")
+    return counts
+
+
 def as_path(function: str, path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"{function}: path must be a path; got {type(path).__name__}")
@@ -194,7 +204,7 @@ class DiskStore:
             index = json.loads(path.read_text(encoding="utf-8"))
             version, self._files, self.shapes = index["format"], list(index["files"]), dict(index["shapes"])
             self._serial = int(index["serial"])
-            self.counts = {key: int(index["counts"][key]) for key in ("calls", "seen")}
+            self.counts = counts_of(index["counts"], len(self._files))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"PosteriorSamples: {path} must be an index of samples; got {error!r}"
@@ -310,7 +320,7 @@ def read_file(path: Path) -> tuple[list[Sample], Counts]:
             for key in file.keys():
                 index, name = key.split("/", 1)
                 samples[int(index)][name] = file.get_tensor(key)
-            return samples, {k: int(header["counts"][k]) for k in ("calls", "seen")}
+            return samples, counts_of(header["counts"], len(samples))
     except (KeyError, ValueError, IndexError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"PosteriorSamples.load: path must be a file of PosteriorSamples.save; got {path} ({error!r})"

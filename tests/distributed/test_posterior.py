@@ -97,6 +97,7 @@ def on_a_rank(folder):
     results["on disk"] = sampled(network(), directory=chains, seed=results["chains"]["settings"]["seed"])
     with pytest.raises(ValueError, match="directory must hold no samples; got .* with 16"):
         sampled(network(), directory=chains)
+    results["of chains"] = fe.PosteriorSamples(network(), directory=chains, process_group=world).chains
 
     data = torch.utils.data.TensorDataset(*(torch.cat(parts) for parts in zip(*batches(), strict=True)))
     sampler = torch.utils.data.distributed.DistributedSampler(data)
@@ -189,6 +190,7 @@ def test_chains_over_ranks_are_those_of_one_process(found, one):
     for its in found:
         same(its["chains"], one)
         same(its["on disk"], one)
+        assert its["of chains"] == CHAINS
         assert its["chains"]["warnings"][0].startswith("1 of 3 ranks had nothing to do")
         assert its["chains"]["warnings"][1:] == one["warnings"]
 

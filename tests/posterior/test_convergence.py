@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fekernels as fe
+from fekernels.posterior.convergence import _spread
 
 
 def model() -> nn.Linear:
@@ -80,6 +81,43 @@ def test_predictions_from_few_effective_samples_warn_once_with_the_number() -> N
         slow.predict(torch.ones(4, 3))
     with pytest.warns(UserWarning, match="2 samples are worth about 2 independent ones"):
         samples(independent(2, 1)).predict(torch.ones(4, 3))
+
+
+@pytest.mark.parametrize(("count", "chains"), [(100, 1), (100, 2), (60, 30)])
+def test_the_same_weights_over_and_over_are_worth_one_sample(count: int, chains: int) -> None:
+    kept = samples(torch.ones(count // chains, chains, 8))
+    with pytest.warns(
+        UserWarning, match=f"{count} samples are worth about 1 independent ones, fewer than 50"
+    ):
+        kept.predict(torch.ones(4, 3))
+
+
+def test_samples_of_a_network_that_is_frozen_afterwards_are_judged_as_before() -> None:
+    kept, frozen = samples(independent(60, 1).cumsum(0)), samples(independent(60, 1).cumsum(0))
+    frozen._model.requires_grad_(False)
+    assert frozen.diagnostics() == kept.diagnostics() and kept.diagnostics().ess_min > 1
+    told = []
+    for each in (kept, frozen):
+        with pytest.warns(UserWarning, match="independent ones") as caught:
+            each.predict(torch.ones(4, 3))
+        told.append([str(warning.message) for warning in caught])
+    assert told[0] == told[1]
+
+
+def test_a_weight_among_many_that_stand_still_is_found() -> None:
+    kept = fe.PosteriorSamples(nn.Linear(1000, 2))
+    for place in independent(60, 1).cumsum(0)[:, 0, 0]:
+        weight = torch.zeros(2, 1000)
+        weight[0, 1] = place
+        kept.collect({"weight": weight, "bias": torch.zeros(2)})
+    with pytest.warns(UserWarning, match="60 samples are worth about [2-9] independent ones, fewer than 50"):
+        kept.predict(torch.ones(4, 1000))
+
+
+def test_places_in_large_parameters_are_in_them() -> None:
+    """float32 has no 2^25 - 1."""
+    assert _spread(2**25, 3).tolist() == [0, 2**24, 2**25 - 1]
+    assert _spread(5, 9).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("lr", "noisy"), [(1e-5, False), (0.1, True)])

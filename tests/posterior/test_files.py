@@ -67,6 +67,63 @@ def test_save_and_load(tmp_path):
     assert len(samples.load(tmp_path / "none.safetensors")) == 0
 
 
+def two_chains(samples):
+    """40 draws of each, which disagree."""
+    g = torch.Generator().manual_seed(0)
+    for draw in torch.randn(40, 2, 1, generator=g):
+        for value in draw + torch.tensor([[-5.0], [5.0]]):
+            samples.collect({"value": value})
+    return samples
+
+
+def test_samples_know_of_how_many_chains_they_are(tmp_path):
+    kept = two_chains(PosteriorSamples(Constant(0.0), chains=2, directory=tmp_path / "d", max_samples=75))
+    kept.save(tmp_path / "file")
+    rhat = kept.diagnostics().rhat_max
+    assert rhat > 1.5
+    for chains in (None, 2):
+        again = PosteriorSamples(Constant(0.0), chains=chains, directory=tmp_path / "d")
+        loaded = PosteriorSamples(Constant(0.0), chains=chains).load(tmp_path / "file")
+        for samples in (again, loaded):
+            assert samples.chains == 2 and samples.diagnostics().rhat_max == rhat
+    again.collect()
+    assert PosteriorSamples(Constant(0.0), directory=tmp_path / "d").chains == 2
+    three = two_chains(PosteriorSamples(Constant(0.0), chains=3))
+    with pytest.raises(
+        ValueError, match=r"chains must be 2, of which the samples in .*d are, or None; got 3"
+    ):
+        PosteriorSamples(Constant(0.0), chains=3, directory=tmp_path / "d")
+    with pytest.raises(ValueError, match=r"chains must be 2, of which the samples in .*file are, .*; got 3"):
+        three.load(tmp_path / "file")
+    assert three.chains == 3 and len(three) == 80
+
+
+@pytest.mark.parametrize("chains", [None, 2])
+def test_samples_of_earlier_releases_know_no_chains(tmp_path, monkeypatch, chains):
+    """They are of one, unless it is said otherwise."""
+    monkeypatch.setattr(PosteriorSamples, "_counts", lambda self: {"calls": self.calls, "seen": self.seen})
+    kept = two_chains(PosteriorSamples(Constant(0.0), directory=tmp_path / "d"))
+    kept.save(tmp_path / "file")
+    monkeypatch.undo()
+    assert "chains" not in (tmp_path / "d" / "index.json").read_text()
+    for samples in (
+        PosteriorSamples(Constant(0.0), chains=chains, directory=tmp_path / "d"),
+        PosteriorSamples(Constant(0.0), chains=chains).load(tmp_path / "file"),
+    ):
+        assert samples.chains == (chains or 1) and len(samples) == 80
+    again = PosteriorSamples(Constant(0.0), chains=chains, directory=tmp_path / "d")
+    again.collect()
+    assert PosteriorSamples(Constant(0.0), directory=tmp_path / "d").chains == (chains or 1)
+
+
+def test_no_samples_are_of_no_chains(tmp_path):
+    two_chains(PosteriorSamples(Constant(0.0), chains=2, directory=tmp_path))
+    index = tmp_path / "index.json"
+    index.write_text(index.read_text().replace('"chains": 2', '"chains": 0'))
+    with pytest.raises(ValueError, match="must be an index of samples; got .*80 samples of 0 chains"):
+        PosteriorSamples(Constant(0.0), directory=tmp_path)
+
+
 @pytest.mark.parametrize("path", [None, 3, torch.zeros(1)])
 def test_a_path_is_a_path(path):
     samples = PosteriorSamples(Constant(0.0))
