@@ -13,7 +13,9 @@ __all__ = [
     "check_batches",
     "concatenated",
     "endless",
+    "layout",
     "map_tensors",
+    "only_tensors",
     "rows",
     "shapes",
     "split",
@@ -42,6 +44,38 @@ def tensors(batch: Any) -> list[Tensor]:
     return found
 
 
+def _leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """What a batch holds, tensors or not, each with its place."""
+    if isinstance(batch, (Mapping, list, tuple)):
+        named = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
+        for key, value in named:
+            yield from _leaves(value, (*path, key))
+    else:
+        yield path, batch
+
+
+def only_tensors(batch: Any) -> bool:
+    return all(isinstance(leaf, Tensor) for _, leaf in _leaves(batch))
+
+
+def layout(batch: Any) -> Any:
+    """What batches must share to be joined; None of one with an entry that is not one row for each data point."""
+    found: list[tuple[Any, ...]] = []
+    count = None
+    for path, leaf in _leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            if count is None:
+                count = len(leaf)
+            elif len(leaf) != count:  # weights of classes
+                return None
+            found.append((path, leaf.shape[1:], leaf.dtype, leaf.device))
+        elif leaf is None:
+            found.append((path, None, None, None))
+        else:  # a text or number of each batch
+            return None
+    return found
+
+
 def rows(owner: str, batch: Any) -> int:
     """Data points of a batch: the length of its first tensor.
 
@@ -59,13 +93,24 @@ def shapes(batch: Any) -> list[torch.Size]:
 
 
 def split(owner: str, batch: Any, size: int) -> list[Any]:
-    """``size`` rows at a time of every tensor that has as many rows as the first; the rest goes with each part."""
+    """``size`` rows at a time of all that has as many as the first tensor; the rest goes with each part.
+
+    Lists of texts or numbers have rows too.
+    """
     count = rows(owner, batch)
 
-    def part(start: int) -> Any:
-        return map_tensors(lambda t: t[start : start + size] if t.dim() and len(t) == count else t, batch)
+    def part(of: Any, start: int) -> Any:
+        if isinstance(of, Mapping):
+            return {key: part(value, start) for key, value in of.items()}
+        if isinstance(of, (list, tuple)):
+            if len(of) == count and not any(isinstance(x, (Tensor, Mapping, list, tuple)) for x in of):
+                return of[start : start + size]
+            parts = [part(value, start) for value in of]
+            return type(of)(*parts) if hasattr(of, "_fields") else type(of)(parts)
+        has_rows = isinstance(of, Tensor) and of.dim() and len(of) == count
+        return of[start : start + size] if has_rows else of
 
-    return [part(start) for start in range(0, count, size)]
+    return [part(batch, start) for start in range(0, count, size)]
 
 
 def stacked(batches: Sequence[Any]) -> Any:
@@ -74,9 +119,9 @@ def stacked(batches: Sequence[Any]) -> Any:
 
 
 def concatenated(batches: Iterable[Any]) -> Any:
-    """One batch with the rows of all."""
+    """One batch with the rows of all, which have one `layout`; a single one as it is."""
     first, *others = batches
-    return map_tensors(lambda *parts: torch.cat(parts) if parts[0].dim() else parts[0], first, *others)
+    return map_tensors(lambda *parts: torch.cat(parts), first, *others) if others else first
 
 
 def check_batches(owner: str, loader: Any, name: str = "loader") -> None:

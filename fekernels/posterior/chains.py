@@ -15,7 +15,7 @@ from fekernels._runtime.agreement import agree, bits_of, tensors_digest
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.posterior.batches import map_tensors, shapes, stacked
+from fekernels.posterior.batches import map_tensors, only_tensors, shapes, stacked
 
 __all__ = ["Chains", "LossFunction"]
 
@@ -233,7 +233,9 @@ class Chains:
             raise ValueError(
                 f"Chains.losses: batch must be {self.n} batches with each=True; got {len(batch)}"
             )
-        elif self.vectorize and all(shapes(other) == shapes(batch[0]) for other in batch):
+        elif self.vectorize and all(
+            shapes(other) == shapes(batch[0]) and only_tensors(other) for other in batch
+        ):
             losses = self._call(module, "model.", (stacked(batch),), {}, 0)
         else:
             losses = self._call_each(module, "model.", [(one,) for one in batch], {})

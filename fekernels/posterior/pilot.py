@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime.agreement import WORD, bits_of, word
-from fekernels.posterior.batches import concatenated, endless, rows, split, tensors
+from fekernels.posterior.batches import concatenated, endless, layout, rows, split, tensors
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.control_variate import gradients
 from fekernels.posterior.mean_check import few_rows
@@ -43,6 +43,10 @@ class Data:
         joins: whether data that are small are kept as one batch, ``whole``.
         prints: whether to take ``fingerprints``, one of each of the first two passes over the data: two that are
             equal are of data that come again, in whatever order.
+
+    Attributes:
+        fits: whether data_size may be the number of these points, or a multiple of it: of sequences, their tokens.
+        terms: what one of them counts for in data_size.
     """
 
     def __init__(
@@ -62,7 +66,15 @@ class Data:
             raise ValueError(f"{owner}: loader must hold a batch; got none")
         self.batches, self.points = len(sizes), sum(sizes)
         self.batch = self.points / self.batches
-        self.whole = concatenated(loader) if joins and self._is_small(prints) else None
+        # A loader that drops its last batch has another one the next time.
+        left_out = int(self.batch) - 1 if getattr(loader, "drop_last", False) else 0
+        terms = [
+            data_size // points
+            for points in range(max(1, self.points), self.points + left_out + 1)
+            if data_size % points == 0
+        ]
+        self.fits, self.terms = bool(terms), terms[0] if terms else 1
+        self.whole = concatenated(loader) if joins and self._may_join(prints) else None
         self.looked_at = 0
         self._random = random.Random(seed)
         self._stream = endless(owner, _Shuffled(loader, self._random) if isinstance(loader, list) else loader)
@@ -81,10 +93,18 @@ class Data:
             yield batch
         self.fingerprints.append(total % WORD)
 
-    def _is_small(self, prints: bool) -> bool:
-        """Whether one call of the model may take all the points: a call alone costs as much as thousands of them."""
-        numbers = sum(t.numel() for batch in self._pass(prints) for t in tensors(batch))
-        return self.points <= WHOLE_POINTS and numbers <= WHOLE_NUMBERS
+    def _may_join(self, prints: bool) -> bool:
+        """Whether one call of the model may take all the points: a call alone costs as much as thousands of them.
+
+        Not where a batch has entries of its own, a factor say, or all would get the first one's.
+        """
+        numbers, form, same = 0, None, True
+        for k, batch in enumerate(self._pass(prints)):
+            numbers += sum(t.numel() for t in tensors(batch))
+            own = layout(batch) if same else None
+            form = own if k == 0 else form
+            same = same and own is not None and own == form
+        return (self.batches == 1 or same) and self.points <= WHOLE_POINTS and numbers <= WHOLE_NUMBERS
 
     def next(self, count: int) -> list[tuple[Any, float]]:
         """Batches and their weights: a short one counts less, so that every point counts the same.
@@ -98,7 +118,7 @@ class Data:
 
     @property
     def epochs(self) -> float:
-        return self.looked_at / self.data_size
+        return self.looked_at / self.points
 
 
 class _Shuffled:
@@ -184,13 +204,13 @@ def _parts(data: Data, limit: int) -> Iterator[Any]:
 def information(energy: Energy) -> list[Tensor]:
     """The Fisher information of one data point, by each weight: the variance of gradients of single points.
 
-    From the gradients of parts of n rows, whose variance is 1/n of it.
+    From the gradients of parts of n rows, whose variance is 1/n of it, or less where a row is several points.
     """
     seen = list(_parts(energy.data, PARTS))
     mean: list[Tensor] = []
     squares: list[Tensor] = []
     for k, part in enumerate(seen):
-        count = rows(energy.data.owner, part)
+        count = rows(energy.data.owner, part) * energy.data.terms
         _, found = energy.gradient(part)
         if not mean:
             mean, squares = [g.clone() for g in found], [torch.zeros_like(g) for g in found]

@@ -97,7 +97,7 @@ def _denominators(walk: Walk, fisher: list[Tensor], lr: float | None, freeze: bo
     if lr is None and freeze:
         found = [f + walk.prior for f in fisher]
     else:
-        found = [(f / walk.data.batch).sqrt() for f in fisher]
+        found = [(f / (walk.data.batch * walk.data.terms)).sqrt() for f in fisher]
     largest = float(walk.ranks.gather(flat(found).amax(1)).max())
     if largest == 0:  # a loss that no batch tells from another: its curvature is all there is
         units = [torch.ones_like(f) for f in fisher]
@@ -132,7 +132,7 @@ def _plans(
     h = _largest(walk, denominators, fisher, lr)
     rest = 1 - walk.data.batch / walk.data.points  # a batch of all the data has no noise
     noises = {
-        MINIBATCHES: [f * (rest / walk.data.batch) for f in fisher],
+        MINIBATCHES: [f * (rest / (walk.data.batch * walk.data.terms)) for f in fisher],
         FULL: [torch.zeros_like(f) for f in fisher],
     }
     if rest > 0:

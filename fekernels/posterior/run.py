@@ -100,7 +100,8 @@ def sample_posterior(
         loss_fn: loss_fn(model, batch), the mean of -log p over the points of the batch, which is checked on a few rows:
             a sum is refused. A squared error is that of a Gaussian only with its variance: mse / (2 sigma^2).
         loader: an iterable of batches that starts anew every time, such as a DataLoader or a list.
-        data_size: N, the number of points the mean loss stands for.
+        data_size: N, the number of points the mean loss stands for: those of the loader, or a multiple of them, as of a
+            mean over tokens and a loader of sequences.
         prior_precision: of the Gaussian prior itself, around 0, not divided by N.
         chains: how many run side by side, >= 2 (one cannot be compared), all in one call of the model.
         samples: kept of each chain.
@@ -155,10 +156,11 @@ def sample_posterior(
         notes.append(
             f"{ranks.idle} of {ranks.ranks} ranks had nothing to do: take chains={ranks.ranks} or a multiple of it"
         )
-    # A loader that drops its last batch has another one the next time.
-    left_out = walk_data.batch - 1 if getattr(loader, "drop_last", False) else 0
-    right_size = 0 <= data_size - walk_data.points <= left_out
-    if walk_data.points != data_size:
+    if walk_data.terms > 1:
+        notes.append(
+            f"data_size is {walk_data.terms:,} for each point of the loader, as of sequences that hold so many tokens"
+        )
+    elif walk_data.points != data_size:
         notes.append(
             f"the loader holds {walk_data.points:,} points, data_size says {data_size:,}: which the posterior is of"
         )
@@ -197,7 +199,8 @@ def sample_posterior(
     if group is not None:
         settings["ranks"] = ranks.ranks
     return PosteriorRun(
-        collected, _report(walk, plan, fisher, trace, losses, settings, notes, no_mean is None and right_size)
+        collected,
+        _report(walk, plan, fisher, trace, losses, settings, notes, no_mean is None and walk_data.fits),
     )
 
 
