@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fekernels._checks import number
 from fekernels.diagnostics.denominators import noise_and_denominator, number_of
 
 __all__ = ["GradientNoiseRatio", "gradient_noise_ratio", "is_measurable"]
@@ -33,8 +36,27 @@ class GradientNoiseRatio:
         return self.quantiles((0.5,))[0]
 
     def quantiles(self, q: Sequence[float] = (0.05, 0.5, 0.95)) -> list[float]:
-        """Of r over the weights."""
-        places = torch.tensor(list(q), dtype=self.ratios.dtype, device=self.ratios.device)
+        """Of r over the weights.
+
+        Args:
+            q: numbers in [0, 1].
+
+        Raises:
+            TypeError: q is no sequence, or holds what is no number. ValueError: a number outside [0, 1].
+        """
+        owner = "GradientNoiseRatio.quantiles"
+        given = q.tolist() if isinstance(q, (Tensor, np.ndarray)) else q
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError(
+                f"{owner}: q must be a sequence of numbers in [0, 1], such as (0.05, 0.95); got {type(q).__name__}"
+            )
+        levels = [
+            number(owner, f"q[{i}]", level, least=-math.inf, infinite=True) for i, level in enumerate(given)
+        ]
+        for i, level in enumerate(levels):
+            if not 0 <= level <= 1:
+                raise ValueError(f"{owner}: q[{i}] must be in [0, 1]; got {level}")
+        places = torch.tensor(levels, dtype=self.ratios.dtype, device=self.ratios.device)
         return self.ratios.quantile(places).tolist()
 
 

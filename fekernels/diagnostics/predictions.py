@@ -61,6 +61,14 @@ def _checked(owner: str, probabilities: Any, labels: Any) -> tuple[Tensor, Tenso
         raise ValueError(
             f"{owner}: probabilities must be in [0, 1]; got {float(p.min())} to {float(p.max())}"
         )
+    # As predict checks them: sums of probabilities in bfloat16 are off by 2^-9 at most.
+    sums = p.sum(1)
+    worst = int((sums - 1).abs().argmax())
+    if abs(float(sums[worst]) - 1) > 1e-2:
+        raise ValueError(
+            f"{owner}: probabilities must sum to 1 in every row; got a sum of {float(sums[worst]):.3g} in row {worst} "
+            "(independent sigmoids are no distribution over classes)"
+        )
     return p, target.long()
 
 
@@ -77,7 +85,7 @@ def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
 
     Raises:
         TypeError, ValueError: wrong dtypes, shapes that do not fit, no point at all, labels outside [0, C),
-            probabilities outside [0, 1].
+            probabilities outside [0, 1], a row that does not sum to 1.
     """
     p, target = _checked("calibration", probabilities, labels)
     bins = integer("calibration", "bins", bins, 1)

@@ -1,7 +1,9 @@
 """What fe.diagnostics.gradient_noise_ratio says of a run is what the run's variance shows."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +63,26 @@ def test_each_weight_has_the_ratio_of_its_group(amsgrad: bool, monkeypatch: pyte
         rtol=1e-5,
         atol=0,
     )
+
+
+@pytest.mark.parametrize(
+    ("q", "error", "message"),
+    [
+        (0.5, TypeError, r"q must be a sequence of numbers in \[0, 1\].*; got float"),
+        ("0.5", TypeError, "q must be a sequence of numbers .*; got str"),
+        (torch.tensor(0.5), TypeError, "q must be a sequence of numbers .*; got Tensor"),
+        ((0.5, "high"), TypeError, r"q\[1\] must be a number; got str"),
+        ([1.5], ValueError, r"q\[0\] must be in \[0, 1\]; got 1.5"),
+        ((0.5, -0.1), ValueError, r"q\[1\] must be in \[0, 1\]; got -0.1"),
+        ([math.nan], ValueError, r"q\[0\] must be .*; got nan"),
+    ],
+)
+def test_quantiles_refuse_what_is_no_level(q: Any, error: type[Exception], message: str) -> None:
+    found = fe.diagnostics.GradientNoiseRatio(torch.arange(5.0))
+    with pytest.raises(error, match="^GradientNoiseRatio.quantiles: " + message):
+        found.quantiles(q)
+    for good in ((0, 0.5, 1), np.array([0, 0.5, 1]), torch.tensor([0, 0.5, 1])):
+        assert found.quantiles(good) == [0, 2, 4]
 
 
 def test_what_has_no_ratio() -> None:

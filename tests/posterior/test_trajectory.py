@@ -108,6 +108,11 @@ def test_briers_score_by_hand() -> None:
     assert brier_score(torch.eye(3), torch.tensor([1, 2, 0])) == 2
     with pytest.raises(ValueError, match=r"brier_score: labels must be in \[0, 3\); got 0 to 3"):
         brier_score(torch.eye(3), torch.tensor([3, 2, 0]))
+    with pytest.raises(
+        ValueError, match="brier_score: probabilities must sum to 1 in every row; got a sum of 1.5"
+    ):
+        brier_score(torch.ones(2, 3) / 2, [0, 1])
+    assert brier_score(torch.randn(50, 30).softmax(1).bfloat16(), torch.arange(50) % 30) > 0
 
 
 def test_bad_arguments() -> None:
