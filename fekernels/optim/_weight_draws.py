@@ -17,7 +17,7 @@ from fekernels._runtime import backends
 from fekernels._runtime.host import host
 from fekernels._runtime.parts import is_sharded, local_tensor
 from fekernels._runtime.pointer_table import PointerTable, Row
-from fekernels._runtime.ranks import exchange, has_ranks
+from fekernels._runtime.ranks import exchange, has_ranks, max_over_ranks, numbers_device
 from fekernels._runtime.torch_internals import copy_all, never_traced
 from fekernels.ops.optimizers import variational_accumulate, variational_draw
 from fekernels.ops.optimizers.parameter_rows import check_row, group_rows, readable
@@ -69,7 +69,8 @@ class SinceLastStep:
     """The draws of training contexts since the last step. (What a compiled step sets of an optimizer itself is lost.)
 
     Attributes:
-        drawn: gradients of the last one, by group, where they are in no sum.
+        drawn: gradients of the last one, by group, where they are in no sum. They get there as late as they can, so
+            that what clips them after backward counts.
         samples: how many are in the sums.
         summed: the parameters whose sums are of these draws; dicts of tensors torch.compile can read, sets it cannot.
     """
@@ -155,13 +156,13 @@ class WeightDraws(TableOptimizer):
                 self._restore()
         if not train:
             return
-        self._since.drawn = [
+        self._since.drawn = self._gradients()
+
+    def _gradients(self) -> list[list[Tensor | None]]:
+        return [
             [param.grad if param.requires_grad else None for param in group["params"]]
             for group in self.param_groups
         ]
-        if self._since.samples or self._mc_samples > 1 or self._always_sums():
-            with torch.no_grad():
-                self._fold()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As for every torch optimizer; the gradients of a draw since the last step are summed before."""
@@ -306,13 +307,7 @@ class WeightDraws(TableOptimizer):
     def _sum_rows(self, group: dict[str, Any], i: int, grad: Tensor) -> list[Row]:
         param, state = group["params"][i], self.state[group["params"][i]]
         local = local_tensor(param)
-        if param not in self._sums:
-            dtype = self._state_dtype(group, param)
-            self._sums[param] = (
-                zero_state(local, dtype, group["backend"]),
-                zero_state(local, dtype, group["backend"]),
-            )
-        total, product = self._sums[param]
+        total, product = self._sums_of(group, param)
         row = Row(
             local, local_gradient(self._name, grad, param), state["step"], group["streams"][i], total, product,
             noise_unit=state["draws"][:1],
@@ -320,20 +315,44 @@ class WeightDraws(TableOptimizer):
         check_row(self._name, f"params[{i}]", row, variational_accumulate.OPERATION.names)
         return sharded_rows(self._name, param, row)
 
-    def _average_over_ranks(self) -> int:
-        """With ``sync``: the sums become those of all ranks. Returns how many draws they are of."""
+    def _sums_of(self, group: dict[str, Any], param: Tensor) -> tuple[Tensor, Tensor]:
+        if param not in self._sums:
+            local, dtype = local_tensor(param), self._state_dtype(group, param)
+            self._sums[param] = (
+                zero_state(local, dtype, group["backend"]),
+                zero_state(local, dtype, group["backend"]),
+            )
+        return self._sums[param]
+
+    def _average_over_ranks(self) -> tuple[int, bool]:
+        """With ``sync``: the sums become those of all ranks, a parameter's 0 where it has a gradient on others alone.
+
+        Returns:
+            How many draws they are of, and whether GradScaler found infinities on any rank.
+        """
         if not (self._sync and has_ranks()):
-            return self._since.samples
-        for group in self.param_groups:
-            for param in group["params"]:
-                if is_sharded(param):
-                    raise ValueError(
-                        f"{self._name}: sync=True takes plain parameters, of which every rank has all; got a DTensor"
-                    )
-                if param in self._since.summed:
-                    for total in self._sums[param]:
-                        exchange(f"{self._name} with sync=True", dist.all_reduce, total)
-        return self._since.samples * dist.get_world_size()
+            return self._since.samples, False
+        params = [(group, param) for group in self.param_groups for param in group["params"]]
+        if any(is_sharded(param) for _, param in params):
+            raise ValueError(
+                f"{self._name}: sync=True takes plain parameters, of which every rank has all; got a DTensor"
+            )
+        function = f"{self._name} with sync=True"
+        # Ranks that reduced each its own parameters would add up gradients of different ones.
+        mine = [float(param in self._since.summed) for _, param in params]
+        found = getattr(self, "found_inf", None)
+        told = torch.tensor([float(found or 0), *mine], device=numbers_device())
+        found, *summed = max_over_ranks(function, told, None).tolist()
+        for (group, param), somewhere in zip(params, summed, strict=True):
+            if not somewhere:
+                continue
+            if param not in self._since.summed:
+                for total in self._sums_of(group, param):
+                    total.zero_()
+                self._since.summed[param] = None
+            for total in self._sums[param]:
+                exchange(function, dist.all_reduce, total)
+        return self._since.samples * dist.get_world_size(), bool(found)
 
 
 def run_rows(operation: StepOperation, rows: Sequence[Row], settings: StepSettings, backend: str) -> None:

@@ -90,11 +90,11 @@ class VariationalAdam(WeightPosterior):
     counters have the parameter's shape, and float32 unless it is float64.
 
     One draw a step reads ``.grad`` as it is at the step, clipped or not. With several, each context's gradients are
-    summed as they are when the next begins, or ``optimizer.zero_grad`` is called. A parameter without gradient gets no
-    step. A frozen one, ``requires_grad_(False)``, is no part of the Gaussian while it is: draws and steps leave it as
-    it is, ``kl`` and ``free_energy`` leave it out, and the noise of the others does not change. GradScaler always hands
-    its scale over (``scaler.unscale_`` before a step of several draws is an error), and a step that it skips
-    forgets its draws.
+    summed as they are when the next begins, or ``optimizer.zero_grad`` or ``step`` is called: clip after each. A
+    parameter without gradient gets no step (with ``sync``: without one on any rank). A frozen one,
+    ``requires_grad_(False)``, is no part of the Gaussian while it is: draws and steps leave it as it is, ``kl`` and
+    ``free_energy`` leave it out, and the noise of the others does not change. GradScaler always hands its scale over
+    (``scaler.unscale_`` before a step of several draws is an error), and a step that it skips forgets its draws.
 
     Raises:
         TypeError: a hyperparameter of the wrong type; complex parameters or gradients.
@@ -285,12 +285,14 @@ class VariationalAdam(WeightPosterior):
         if self._since.drawn is None and not self._since.samples:
             self._step_without_draw()
             return loss
-        if self._since.drawn is not None and (self._since.samples or self._gradients_are_gone()):
-            self._fold()
-        if self._since.samples:
-            self._step_by_sums()
-        else:
+        current = self._since.drawn is not None and not self._since.samples and not self._gradients_are_gone()
+        if current and not self._always_sums():
             super().step()
+        else:
+            if current:
+                self._since.drawn = self._gradients()
+            self._fold()
+            self._step_by_sums(current)
         self._since.forget()
         return loss
 
@@ -308,15 +310,17 @@ class VariationalAdam(WeightPosterior):
                     self._state_of(group, param, i)
 
     @never_traced
-    def _step_by_sums(self) -> None:
+    def _step_by_sums(self, current: bool) -> None:
+        """``current``: the sums are of one draw, and of its gradients as they are now."""
         for group in self.param_groups:
             self._check_group(group)
-        if getattr(self, "found_inf", None) is not None and getattr(self, "grad_scale", None) is None:
+        unscaled = getattr(self, "found_inf", None) is not None and getattr(self, "grad_scale", None) is None
+        if unscaled and not current:
             raise RuntimeError(
-                f"{self._name}: GradScaler.unscale_ must not come before a step of several draws, or of sums: the "
-                "gradients of those before the last are summed as they were"
+                f"{self._name}: GradScaler.unscale_ must not come before a step of several draws, or one whose "
+                "gradients zero_grad has cleared: those before are summed as they were"
             )
-        samples = self._average_over_ranks()
+        samples, elsewhere = self._average_over_ranks()
         for group in self.param_groups:
             summed = self._since.summed
             live = [(i, p) for i, p in enumerate(group["params"]) if p in summed and p.requires_grad]
@@ -326,7 +330,7 @@ class VariationalAdam(WeightPosterior):
             scale, found = self._amp(group)
             if found is not None:  # GradScaler has seen the gradients of the last draw alone
                 sums = [self._sums[param][0] for _, param in live]
-                found = found + (~torch.stack([total.isfinite().all() for total in sums])).any()
+                found = found + elsewhere + (~torch.stack([total.isfinite().all() for total in sums])).any()
             rows = [self._sums_row(group, i, param) for i, param in live]
             if self._reparam:
                 self._step_reparam(group, live, rows, samples, scale, found, backend)

@@ -1,5 +1,6 @@
 """What each of two gloo processes does: trains replicas and FSDP2, agrees on seeds, averages draws."""
 
+import math
 from typing import Any
 
 import torch
@@ -48,6 +49,35 @@ def draw_apart(samples: int) -> fe.VariationalAdam:
             param.cosh().sum().backward()
     optimizer.step()
     return optimizer
+
+
+def starts() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.tensor([0.5, -0.5]) + i) for i in range(4)]
+
+
+def loss_on(rank: int, params: list[Tensor]) -> Tensor:
+    """Each rank's has a parameter of its own, the first or the third; both have the second, none the last."""
+    return 10 ** (1 + rank) * (params[2 * rank] - 3 * rank).square().sum() + params[1].cosh().sum()
+
+
+def draw_with_experts(rank: int, infinite: bool) -> Tensor:
+    """The parameters, [4, 2], after a step by losses that differ in what they use.
+
+    Args:
+        infinite: by GradScaler, which finds an infinity on rank 1 alone, and clipping makes it finite.
+    """
+    params = starts()
+    optimizer = fe.VariationalAdam(params, 0.05, 30.0, betas=(0.8, 0.9), seed=11, sync=True)
+    scaler = torch.amp.GradScaler("cpu", enabled=infinite)
+    with optimizer.sampled_params(train=True):
+        scaler.scale(loss_on(rank, params)).backward()
+    if infinite:
+        if rank == 1:
+            params[2].grad.fill_(math.inf)  # type: ignore[union-attr]
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_value_(params, 5.0)
+    scaler.step(optimizer)
+    return torch.stack(params).detach()
 
 
 def drifts(rank: int, mesh: Any) -> dict[str, Any]:
@@ -134,4 +164,9 @@ def run() -> dict[str, Any]:
         both = [torch.empty_like(mine) for _ in range(WORLD)]
         dist.all_gather(both, mine)
         results[f"sync-{samples}"] = both
+    for infinite in (False, True):
+        mine = draw_with_experts(rank, infinite)
+        both = [torch.empty_like(mine) for _ in range(WORLD)]
+        dist.all_gather(both, mine)
+        results[f"experts, infinite {infinite}"] = both
     return results

@@ -57,6 +57,28 @@ def check_draws_apart(samples, results):
     torch.testing.assert_close(first.double(), torch.stack([mean, h]), rtol=1e-5, atol=1e-6)
 
 
+def check_experts(results):
+    """A parameter that one rank alone has used is stepped on both, by half of that rank's gradient."""
+    first, second = results["experts, infinite False"]
+    assert bits_equal(first, second)
+    start, std = torch.stack(replicas.starts()).detach().double(), 1 / (30 * (1 + 1e-4)) ** 0.5
+    g, h_hat = torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64)
+    for rank in range(replicas.WORLD):
+        seed = 11 + rank * 0x9E3779B97F4A7C15
+        xi = torch.stack(
+            [fe.random.normal(2, seed=seed, stream=i, step=1, purpose=2) for i in range(4)]
+        ).double()
+        drawn = (start + std * xi).requires_grad_()
+        replicas.loss_on(rank, drawn).backward()
+        g, h_hat = g + drawn.grad / replicas.WORLD, h_hat + drawn.grad * xi / std / replicas.WORLD
+    h = 1 + 0.1 * (h_hat - 1) + 0.005 * (h_hat - 1) ** 2 / (1 + 1e-4)
+    mean = start - 0.05 * (1 + 1e-4) * (g + 1e-4 * start) / (h + 1e-4)
+    mean[3] = start[3]
+    torch.testing.assert_close(first.double(), mean, rtol=1e-5, atol=1e-6)
+    for got in results["experts, infinite True"]:  # one rank's skipped step is every rank's
+        assert bits_equal(got, start.float())
+
+
 def check_seeds(results):
     drawn = results["rank 0's"]
     for name in ("ddp", "ddp, hot later", "fsdp"):
@@ -168,3 +190,4 @@ def test_several_processes_are_one(tmp_path):
         check_joint_batch(kind, results)
     for samples in (1, 2):
         check_draws_apart(samples, results)
+    check_experts(results)

@@ -183,8 +183,44 @@ def test_unscaling_before_a_step_of_several_draws_is_refused():
     assert frozen.unchanged()
 
 
-def test_unscaled_and_clipped_gradients_of_one_draw_are_taken():
-    clipped, scaled = make(), make()
+KINDS = {
+    "natural": {},
+    "reparam": {"estimator": "reparam"},
+    "sync": {"sync": True},
+    "of 2": {"mc_samples": 2},
+}
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_gradients_clipped_after_a_context_are_those_clipped_inside(options, samples):
+    plain, inside, after, anew = (make(**options) for _ in range(4))
+
+    def clip(optimizer):
+        torch.nn.utils.clip_grad_norm_(all_of(optimizer), 0.1)
+
+    for _ in range(2):
+        for optimizer in (plain, inside, after, anew):
+            for _ in range(samples):
+                with optimizer.sampled_params(train=True):
+                    loss_of(all_of(optimizer)).backward()
+                    if optimizer is inside:
+                        clip(optimizer)
+                if optimizer is after:
+                    clip(optimizer)
+            if optimizer is anew and samples == 1:
+                for param in all_of(optimizer):
+                    param.grad = param.grad.clone()
+                clip(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert same(inside, after) and not same(inside, plain)
+    assert samples == 2 or same(inside, anew)
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_unscaled_and_clipped_gradients_of_one_draw_are_taken(options):
+    clipped, scaled = make(**options), make(**options)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for optimizer, scale in ((clipped, lambda loss: loss), (scaled, scaler.scale)):
         with optimizer.sampled_params(train=True):
