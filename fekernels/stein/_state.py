@@ -63,3 +63,5 @@ def load_whole_state(sampler: SVGD, state: Any) -> None:
     mine.copy_(everyone.part(particles))
     sampler.iteration, sampler.seed, sampler._drawn_seed = iteration, state["seed"], None
     sampler.bandwidth = sampler.log_prob = None
+    if sampler._flight is not None:
+        sampler._flight.forget()

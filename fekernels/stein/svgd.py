@@ -24,12 +24,13 @@ from fekernels.stein._checks import (
     positive,
     settings_of,
 )
+from fekernels.stein._doubts import Flight, warn_of_coincidence
 from fekernels.stein._groups import random_groups
 from fekernels.stein._noise import make_noise
 from fekernels.stein._population import EXCHANGES, population
 from fekernels.stein._result import SVGDResult, discrepancy_kernel, endless
 from fekernels.stein._state import load_whole_state, whole_state
-from fekernels.stein._target import Target, make_target
+from fekernels.stein._target import LogDensity, ScoreFunction, Target, make_target
 from fekernels.stein.annealing import annealing
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ class SVGD:
     along which KL(particles || target) falls fastest. The optimizer is handed -phi as the gradient.
 
     Args:
-        log_prob: unnormalised log-density by which autograd makes the scores: batched, [n, d] -> [n], or of one
-            particle, [d] -> scalar, then vmapped. Called once per step, as log_prob(particles, *batch) with the
-            arguments of `step`, so it may draw minibatches or keep state. Finite at every particle. None with `scores`.
+        log_prob: unnormalised log-density (of data, minus the summed loss plus the log of the prior) by which autograd
+            makes the scores: batched, [n, d] -> [n], or of one particle, [d] -> scalar, then vmapped. Called once per
+            step, as log_prob(particles, *batch) with the arguments of `step`, so it may draw minibatches or keep
+            state. Finite at every particle. None with `scores`.
         particles: [n, d], n >= 1, of float32, float64, bfloat16 or float16. Copied.
         scores: in place of log_prob: its gradient as a function, [n, d] -> [n, d].
         batched: whether log_prob is batched. None finds out at the first step: three more backward passes, and for a
@@ -116,6 +118,10 @@ class SVGD:
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came; nothing has changed then.
+
+    Warns:
+        UserWarning: once, from step 256 on, of particles that run away, as from a loss in place of a log-density. A
+            mean loss for a sum is a density too, and is not told: see `temperature`.
     """
 
     def __init__(
@@ -192,6 +198,8 @@ class SVGD:
         self.iteration = 0
         self.bandwidth: Tensor | None = None
         self.log_prob: Tensor | None = None
+        # An ensemble takes a loss, and turns the sign itself.
+        self._flight = Flight() if isinstance(self._target, LogDensity | ScoreFunction) else None
         # Noise parts them, by random draws or by scores of random functions; the latter are not known here.
         self._warned = group is None and self._noise is None and len(x) > 1 and bool((x == x[0]).all())
         if self._warned:
@@ -354,7 +362,9 @@ class SVGD:
         elif h is None:
             # The last one is a hint where to look, and changes nothing.
             h = everyone.median(x, None if self.bandwidth is None else self.bandwidth / self._scale)
-            self._warn_of_coincidence(h, step)
+            if not self._warned and everyone.n > 1 and not float(h) > 0:  # half of all pairs coincide
+                self._warned = True
+                warn_of_coincidence(name, step)
         if self._scale != 1:
             h = h * self._scale
         drift = scores if gamma == 1 else gamma * scores
@@ -377,19 +387,12 @@ class SVGD:
         with everyone.together() as agreement:
             everyone.check_finite("the direction", phi, step)
             agreement.tell(len(x))
+        if self._flight is not None and self._flight.due(self.iteration):
+            known = None if log_prob is None else everyone.gather(log_prob)
+            whole = everyone.gather(x), everyone.gather(scores)
+            self._flight.look(name, self.iteration, *whole, known, self._temperature)
         measured = None if kernel is None else everyone.measure(kernel, x, scores, h, log_prob)
         return phi, kick, h, log_prob, measured
-
-    def _warn_of_coincidence(self, median: Tensor, step: int) -> None:
-        """Once, where the median says that half of all pairs coincide. (A GPU is waited for in any case.)"""
-        if self._warned or self._all.n == 1 or float(median) > 0:
-            return
-        self._warned = True
-        warnings.warn(
-            f"{type(self).__name__}: the median bandwidth is 0 at step {step}: so many particles coincide, and "
-            "those do not repel each other; begin from distinct particles, or give a bandwidth",
-            stacklevel=6,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of particles, optimizer state, step count and seed: all that the further path depends on, apart from

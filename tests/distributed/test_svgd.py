@@ -127,6 +127,13 @@ def test_samplers(name, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_a_loss_is_told_on_every_rank(world):
+    (said,) = worker.flight(lambda x: x)
+    assert "run away" in said
+    assert all(each["flight"] == [said] for each in results(world))
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_ensembles(world):
     one = worker.trained(worker.ensemble(3))
     for each in results(world):

@@ -122,6 +122,16 @@ def trained(members: fe.stein.SVGDEnsemble) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def flight(part: Callable[[Tensor], Tensor], **options: Any) -> list[str]:
+    """What is said of particles that follow the scores of a loss."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fe.SVGD(None, part(start(12, 2)), scores=lambda x: x, seed=5, **options).run(
+            257, every=0, progress=False
+        )
+    return [str(each.message) for each in caught if each.category is UserWarning]
+
+
 def failing(rank: int) -> dict[str, str]:
     """What ranks raise that one of them goes wrong in; each rank's messages."""
     group, last = dist.group.WORLD, dist.get_world_size() - 1
@@ -203,6 +213,7 @@ def _everything(problems: Any, points: Any, saved: dict[str, Any] | None) -> dic
             results[f"{name} {exchange}"] = run(made)
     torch.manual_seed(100 + rank)
     results["seeds"] = [sampler("noise", part, process_group=group, seed=None).seed]
+    results["flight"] = flight(part, process_group=group)
     results["ensemble"] = trained(ensemble(3, process_group=group))
     on_its_way = sampler("noise", part, process_group=group, anneal=None, anneal_steps=None)
     on_its_way.run(2, progress=False)
