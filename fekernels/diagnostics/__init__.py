@@ -11,6 +11,7 @@ from fekernels.diagnostics.chains import (
 from fekernels.diagnostics.critical_points import CriticalPoint, critical_points
 from fekernels.diagnostics.gradient_noise import GradientNoiseRatio, gradient_noise_ratio
 from fekernels.diagnostics.loss_plane import LossPlane, loss_plane
+from fekernels.diagnostics.posterior_temperature import posterior_temperature
 from fekernels.diagnostics.predictions import (
     Calibration,
     auroc,
@@ -42,6 +43,7 @@ __all__ = [
     "gradient_noise_ratio",
     "loss_plane",
     "mutual_information",
+    "posterior_temperature",
     "predictive_entropy",
     "split_rhat",
     "trajectories",

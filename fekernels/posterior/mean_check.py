@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fekernels._runtime.ranks import gathered_numbers
 from fekernels.posterior.batches import map_tensors, tensors
 
-__all__ = ["few_rows", "judge", "measure", "of_rank_0"]
+__all__ = ["few_rows", "judge", "kind_of", "measure", "of_rank_0"]
 
 ROWS = 8  # few, as the means of many rows are alike, and a loss that couples rows shows by their differences
 TOLERANCE, EPSILONS = 1e-3, 16  # of the losses, and of the loss's own rounding where that is more (16 bits)
@@ -103,16 +103,25 @@ def of_rank_0(owner: str, found: list[float], group: Any) -> list[float]:
     return [] if math.isnan(theirs[0]) else theirs
 
 
+def kind_of(found: list[float]) -> str | None:
+    """Whether what was measured is of a "mean" or a "sum"; None of a loss that is neither."""
+    if _off(found) <= found[0]:
+        return "mean"
+    _, _, whole, _, one, _, other = found
+    return "sum" if abs(whole - one - other) <= SUM * max(abs(whole), abs(one), abs(other)) else None
+
+
 def judge(owner: str, found: list[float]) -> str | None:
     """What is to be said of a loss that is no mean; None of one that is, or where nothing was measured.
 
     Raises:
         ValueError: it is a sum.
     """
-    if not found or _off(found) <= found[0]:
+    kind = kind_of(found) if found else "mean"
+    if kind == "mean":
         return None
     _, count, whole, m, one, n, other = found
-    if abs(whole - one - other) <= SUM * max(abs(whole), abs(one), abs(other)):
+    if kind == "sum":
         raise ValueError(
             f"{owner}: loss_fn must be the mean over the points of a batch; got {whole:.4g} for a batch of {count:.0f} "
             f"and {one:.4g}, {other:.4g} for its halves, as a sum gives: divide by the number of points"

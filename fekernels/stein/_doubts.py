@@ -31,8 +31,8 @@ class Flight:
     wherever the particles are: it is half the mean over pairs of (s_i - s_j) . (x_i - x_j). Of minus such a density it
     is never below. Densities that are not log-concave have places where it is above 0. Heavy tails are one, where it is
     small, so it has to be above +T d; between two modes is another, where the force falls on the way. So three looks in
-    a row, the steps doubled from one to the next, have to find it there while particles go ever further uphill, by a
-    force that does not fall. That a mean loss was given for a sum nothing can tell: exp of it is a density too.
+    a row, the steps doubled from one to the next, have to find it there while particles go ever further, by a force
+    that does not fall. That a mean loss was given for a sum nothing can tell: exp of it is a density too.
     """
 
     def __init__(self) -> None:
@@ -73,12 +73,12 @@ class Flight:
         self._looks[iteration] = last = Look(*found.tolist())
         first, second = self._looks.get(iteration // 4), self._looks.get(iteration // 2)
         least = temperature * x.shape[1]
-        if first is None or second is None or not _flees((first, second, last), least, log_prob is not None):
+        if first is None or second is None or not _flees((first, second, last), least):
             return
         self._told = True
         rose, given = "", "scores the gradient of a loss? It must be that of the log-density"
         if log_prob is not None:
-            rose = f", and the mean log_prob rose from {first.log_prob:.4g} to {last.log_prob:.4g}"
+            rose = f", and the mean log_prob went from {first.log_prob:.4g} to {last.log_prob:.4g}"
             given = "log_prob a loss? It must be the log-density"
         warnings.warn(
             f"{function}: particles run away: from step {iteration // 4} to {iteration} their distance from the start "
@@ -90,11 +90,9 @@ class Flight:
         )
 
 
-def _flees(looks: tuple[Look, Look, Look], least: float, rises: bool) -> bool:
+def _flees(looks: tuple[Look, Look, Look], least: float) -> bool:
     return all(look.virial > least for look in looks) and all(
-        now.distance > FURTHER * before.distance
-        and now.force > FORCE * before.force
-        and (now.log_prob > before.log_prob or not rises)
+        now.distance > FURTHER * before.distance and now.force > FORCE * before.force
         for before, now in zip(looks, looks[1:], strict=False)
     )
 

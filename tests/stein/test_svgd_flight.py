@@ -65,7 +65,7 @@ def test_a_loss_is_told(log_prob: LogProb, share: float) -> None:
     x = draws(50, 3 if log_prob is logistic else 2)
     (said,) = flight(lambda x: -share * log_prob(x), x, temperature=share)
     assert "SVGD: particles run away: from step 64 to 256" in said and "Is log_prob a loss?" in said
-    assert "the mean log_prob rose" in said and f"at a target it is {-share * x.shape[1]:.3g}" in said
+    assert "the mean log_prob went from" in said and f"at a target it is {-share * x.shape[1]:.3g}" in said
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ RIGHT = {
     "Student's t": (student, draws(50, 2), {}),
     "Student's t from afar": (student, draws(50, 2) + 100, {}),
     "Cauchy from one side": (cauchys, draws(50, 10) * 10 + 50, {}),
-    "Cauchy from one side, narrow": (cauchys, draws(50, 1) + 30, {}),
+    "Cauchy from one side, narrow": (cauchys, draws(50, 1) + 100, {}),
     "two modes": (modes(10.0), draws(50, 2) / 100, {}),
     "modes far apart": (modes(30.0), draws(50, 2), {}),
     "modes not reached": (modes(100.0), draws(50, 2), {}),
@@ -121,11 +121,10 @@ def test_nor_are_particles_that_stay() -> None:
 
 def test_particles_put_elsewhere_begin_anew() -> None:
     sampler = fe.SVGD(lambda x: -normal(x), draws(50, 2), seed=0)
-    start = sampler.state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sampler.run(200, progress=False, every=0)
-        sampler.load_state_dict({**start, "iteration": 200})
+        sampler.load_state_dict(sampler.state_dict())
         sampler.run(200, progress=False, every=0)  # 256 alone is no row of three
     with pytest.warns(UserWarning, match="from step 256 to 1024"):
         sampler.run(700, progress=False, every=0)

@@ -279,6 +279,7 @@ def measures(draws: Tensor) -> None:
     assert_type(diagnostics.gradient_noise_ratio(adam), diagnostics.GradientNoiseRatio)
     assert_type(diagnostics.TrajectoryKL(adam).total, float)
     assert_type(diagnostics.configurational_temperature(draws, draws), Tensor)
+    assert_type(diagnostics.posterior_temperature(model, loss_fn, (x, target), 8), float)
     points = diagnostics.critical_points(of_weights)
     assert_type(points, list[diagnostics.CriticalPoint])
     assert_type(diagnostics.trajectories(of_weights, x), dict[str, diagnostics.Trajectory])
