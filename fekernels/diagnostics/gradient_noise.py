@@ -32,11 +32,14 @@ class GradientNoiseRatio:
 
     @property
     def median(self) -> float:
-        """Of r over the weights; above 0.1 the variance that is sampled is too large to be called the posterior's."""
+        """Of r over the weights that have gradients; above 0.1 the variance that is sampled is not the posterior's."""
         return self.quantiles((0.5,))[0]
 
     def quantiles(self, q: Sequence[float] = (0.05, 0.5, 0.95)) -> list[float]:
-        """Of r over the weights.
+        """Of r over the weights that have gradients; 0 where none has.
+
+        Those that never had one (dead units, inputs that are always 0) have no noise, r = 0 or 0 / 0, and where they
+        are more than half would hide that of all others.
 
         Args:
             q: numbers in [0, 1].
@@ -57,7 +60,8 @@ class GradientNoiseRatio:
             if not 0 <= level <= 1:
                 raise ValueError(f"{owner}: q[{i}] must be in [0, 1]; got {level}")
         places = torch.tensor(levels, dtype=self.ratios.dtype, device=self.ratios.device)
-        return self.ratios.quantile(places).tolist()
+        noisy = self.ratios[self.ratios > 0]
+        return noisy.quantile(places).tolist() if len(noisy) else [0.0] * len(levels)
 
 
 @torch.no_grad()

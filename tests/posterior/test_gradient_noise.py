@@ -78,11 +78,11 @@ def test_each_weight_has_the_ratio_of_its_group(amsgrad: bool, monkeypatch: pyte
     ],
 )
 def test_quantiles_refuse_what_is_no_level(q: Any, error: type[Exception], message: str) -> None:
-    found = fe.diagnostics.GradientNoiseRatio(torch.arange(5.0))
+    found = fe.diagnostics.GradientNoiseRatio(torch.arange(1, 6.0))
     with pytest.raises(error, match="^GradientNoiseRatio.quantiles: " + message):
         found.quantiles(q)
     for good in ((0, 0.5, 1), np.array([0, 0.5, 1]), torch.tensor([0, 0.5, 1])):
-        assert found.quantiles(good) == [0, 2, 4]
+        assert found.quantiles(good) == [1, 3, 5]
 
 
 def test_what_has_no_ratio() -> None:
@@ -110,3 +110,20 @@ def test_a_frozen_preconditioner_keeps_its_ratio(amsgrad: bool) -> None:
     optimizer.freeze_preconditioner()
     frozen = steps(2)
     torch.testing.assert_close(frozen, adapting, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_weights_without_gradients_hide_no_noise(eps: float) -> None:
+    weight = torch.nn.Parameter(torch.randn(10))
+    optimizer = fe.LangevinAdam([weight], lr=0.1, temperature=1e-3, prior_precision=1e-3, eps=eps, seed=0)
+    for _ in range(20):
+        weight.grad = torch.randn(10) * (torch.arange(10) < 4)
+        optimizer.step()
+    found = fe.diagnostics.gradient_noise_ratio(optimizer)
+    alone = found.ratios[:4]
+    assert found.median == pytest.approx(float(alone.quantile(0.5))) and found.median > 1
+    assert found.quantiles((0.0, 1.0)) == pytest.approx([float(alone.min()), float(alone.max())])
+    weight.grad = torch.zeros(10)
+    dead = fe.LangevinAdam([weight], lr=0.1, temperature=1e-3, prior_precision=1e-3, seed=1)
+    dead.step()
+    assert fe.diagnostics.gradient_noise_ratio(dead).median == 0.0
