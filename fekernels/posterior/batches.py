@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "layout",
     "map_tensors",
     "only_tensors",
+    "parts_of_a_row",
     "rows",
     "shapes",
     "split",
@@ -86,6 +88,11 @@ def rows(owner: str, batch: Any) -> int:
         if tensor.dim():
             return len(tensor)
     raise TypeError(f"{owner}: a batch of loader must hold a tensor with rows; got {type(batch).__name__}")
+
+
+def parts_of_a_row(batch: Any) -> set[int]:
+    """How many parts a row of each tensor may be said to have: [rows, 8, 5] holds 8 in a row, or 40."""
+    return {math.prod(t.shape[1:last]) for t in tensors(batch) for last in range(2, t.dim() + 1)}
 
 
 def shapes(batch: Any) -> list[torch.Size]:

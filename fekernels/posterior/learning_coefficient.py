@@ -161,7 +161,7 @@ def local_learning_coefficient(
         loss_fn: loss_fn(model, batch), the mean loss over the points of the batch; a sum is refused.
         loader: an iterable of batches that starts anew every time, such as a DataLoader or a list. For init_loss it is
             gone through once; of a DataLoader each batch is called with w0's weights as well (a forward pass).
-        data_size: N, the number of points the mean loss stands for: the loader's, or a multiple (tokens of sequences).
+        data_size: N, the number of points the mean loss stands for: the loader's, or their tokens.
         n_beta: the inverse temperature; None: N / log N (Watanabe 2013).
         localization: gamma, in units of 1 / weight^2. 0 leaves directions without curvature to walk away.
         lr: epsilon of the paper; None measures the largest curvature and the gradient's noise where the chains go, and

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime.agreement import WORD, bits_of, word
-from fekernels.posterior.batches import concatenated, endless, layout, rows, split, tensors
+from fekernels.posterior.batches import concatenated, endless, layout, parts_of_a_row, rows, split, tensors
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.control_variate import gradients
 from fekernels.posterior.mean_check import few_rows
@@ -45,7 +45,7 @@ class Data:
             equal are of data that come again, in whatever order.
 
     Attributes:
-        fits: whether data_size may be the number of these points, or a multiple of it: of sequences, their tokens.
+        fits: whether data_size is the number of these points, or of what each of them holds, as sequences do tokens.
         terms: what one of them counts for in data_size.
     """
 
@@ -61,7 +61,11 @@ class Data:
         self.owner, self.loader, self.data_size = owner, loader, data_size
         self.fingerprints: list[int] = []
         self.sample: Any = None  # a few rows, of the first batch that has them
-        sizes = [rows(owner, batch) for batch in self._pass(prints)]
+        held = {1}
+        sizes: list[int] = []
+        for batch in self._pass(prints):
+            held = held if sizes else {1, *parts_of_a_row(batch)}
+            sizes.append(rows(owner, batch))
         if not sizes:
             raise ValueError(f"{owner}: loader must hold a batch; got none")
         self.batches, self.points = len(sizes), sum(sizes)
@@ -71,7 +75,7 @@ class Data:
         terms = [
             data_size // points
             for points in range(max(1, self.points), self.points + left_out + 1)
-            if data_size % points == 0
+            if data_size % points == 0 and data_size // points in held
         ]
         self.fits, self.terms = bool(terms), terms[0] if terms else 1
         self.whole = concatenated(loader) if joins and self._may_join(prints) else None

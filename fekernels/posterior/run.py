@@ -100,8 +100,8 @@ def sample_posterior(
         loss_fn: loss_fn(model, batch), the mean of -log p over the points of the batch, which is checked on a few rows:
             a sum is refused. A squared error is that of a Gaussian only with its variance: mse / (2 sigma^2).
         loader: an iterable of batches that starts anew every time, such as a DataLoader or a list.
-        data_size: N, the number of points the mean loss stands for: those of the loader, or a multiple of them, as of a
-            mean over tokens and a loader of sequences.
+        data_size: N, the number of points the mean loss stands for: those of the loader, or, of a mean over the tokens
+            of its sequences, the tokens: as many for each as a tensor of a batch has in a row.
         prior_precision: of the Gaussian prior itself, around 0, not divided by N.
         chains: how many run side by side, >= 2 (one cannot be compared), all in one call of the model.
         samples: kept of each chain.

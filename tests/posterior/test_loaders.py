@@ -140,13 +140,13 @@ def test_a_mean_over_tokens_has_the_posterior_of_the_tokens(batch: int, control_
 
 @pytest.mark.parametrize(
     ("data_size", "drop_last", "fits"),
-    [(60, False, True), (480, False, True), (481, False, False), (30, False, False), (63, True, True),
-     (504, True, True), (90, True, False)],
+    [(60, False, True), (180, False, True), (480, False, False), (181, False, False), (30, False, False),
+     (63, True, True), (189, True, True), (126, True, False), (90, True, False)],
 )  # fmt: skip
 def test_posterior_and_learning_coefficient_take_the_same_sizes(
     data_size: int, drop_last: bool, fits: bool
 ) -> None:
-    """60 points are given, of 63 where the last batch is dropped."""
+    """60 points are given, of 63 where the last batch is dropped; each holds three numbers."""
     held = 63 if drop_last else 60
     x, y = torch.zeros(held, 3), torch.arange(float(held))
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 10, drop_last=drop_last)
