@@ -25,8 +25,8 @@ class PosteriorReport:
         converged: whether nothing that was measured speaks against the samples: rhat_max < 1.02, ess_min of 100 for
             each chain or more, and a variance at most 1.15 times too large, of weights and of predictions; r at most .2
             but for a hundredth of the weights, and none that stands still; and a loss that is the mean over its points,
-            of which the loader holds as many as data_size says (but for a last batch that it drops). Modes that no
-            chain found are not measured.
+            of which the loader holds as many as data_size says, or sequences of so many (but for a last batch that it
+            drops), and weights of 16 bits no further apart than a step. Modes that no chain found are not measured.
         rhat_max: the largest split R-hat of a weight.
         ess_min: the smallest effective sample size of a weight, the bulk's or the tail's.
         rhat_loss: the split R-hat of the loss. Weights of a network that has symmetries (units that may change places)

@@ -21,6 +21,7 @@ from fekernels.posterior.model_calls import bare
 from fekernels.posterior.plan import INFORMED, MOST_NOISE, WORST_NOISE, make_plan, offset
 from fekernels.posterior.progress import Bar
 from fekernels.posterior.report import PosteriorReport
+from fekernels.posterior.rounding import lost_in_rounding
 from fekernels.posterior.samples import PosteriorSamples
 from fekernels.posterior.store import place_of
 from fekernels.posterior.walk import BETA1, Plan, Walk
@@ -177,6 +178,10 @@ def sample_posterior(
         burnt = walk.steps - before
         every = thinning or max(1, min(MOST_STEPS // samples, math.ceil(SPACING * time)))
         kept, losses, trace, apart = _draw(walk, samples, every, thinning is None)
+    lost = lost_in_rounding(walk, plan, trace)
+    if lost:
+        notes.append(lost)
+    as_said = no_mean is None and lost is None and walk_data.fits
     if directory is None:
         for states in kept:
             for state in walk.states_of_all(states):
@@ -200,7 +205,7 @@ def sample_posterior(
         settings["ranks"] = ranks.ranks
     return PosteriorRun(
         collected,
-        _report(walk, plan, fisher, trace, losses, settings, notes, no_mean is None and walk_data.fits),
+        _report(walk, plan, fisher, trace, losses, settings, notes, as_said),
     )
 
 
@@ -290,7 +295,7 @@ def _report(
     notes: list[str],
     as_said: bool,
 ) -> PosteriorReport:
-    """``as_said``: whether loss and data are what the arguments say."""
+    """``as_said``: whether loss, data and weights are what the arguments say."""
     finite = bool(course.isfinite().all())
     found = chain_statistics(course)
     rhat = float(found.rhat.nan_to_num(0.0).max()) if finite else math.inf

@@ -149,7 +149,7 @@ class Walk:
 
     def adam(self, **options: Any) -> LangevinAdam:
         """The optimizer of these chains, whose noise is that of their places among all."""
-        return LangevinAdam(self._stepped, **options)
+        return LangevinAdam(self._stepped, stochastic_rounding=True, **options)
 
     def follow(self, plan: Plan) -> None:
         """Go on by ``plan``, with no memory of the steps before."""
