@@ -91,8 +91,13 @@ def rows(owner: str, batch: Any) -> int:
 
 
 def parts_of_a_row(batch: Any) -> set[int]:
-    """How many parts a row of each tensor may be said to have: [rows, 8, 5] holds 8 in a row, or 40."""
-    return {math.prod(t.shape[1:last]) for t in tensors(batch) for last in range(2, t.dim() + 1)}
+    """How many parts a row of each tensor may be said to have: [rows, 8, 5] holds 8 in a row, or 40.
+
+    Of indices also one less: a sequence of 9 tokens has 8 that follow another.
+    """
+    found = {math.prod(t.shape[1:last]) for t in tensors(batch) for last in range(2, t.dim() + 1)}
+    indices = [t for t in tensors(batch) if t.dim() == 2 and not t.is_floating_point()]
+    return found | {t.shape[1] - 1 for t in indices}
 
 
 def shapes(batch: Any) -> list[torch.Size]:

@@ -138,6 +138,12 @@ def test_a_mean_over_tokens_has_the_posterior_of_the_tokens(batch: int, control_
     assert abs(result.report.variance_inflation / float(ratio.median()) - 1) < 0.15
 
 
+def test_the_next_tokens_are_one_fewer_than_the_tokens() -> None:
+    tokens = torch.zeros(40, 9, dtype=torch.long)
+    assert [Data("t", [tokens], size, 0).fits for size in (40, 320, 360, 280)] == [True, True, True, False]
+    assert not Data("t", [tokens.float()], 320, 0).fits
+
+
 @pytest.mark.parametrize(
     ("data_size", "drop_last", "fits"),
     [(60, False, True), (180, False, True), (480, False, False), (181, False, False), (30, False, False),
