@@ -90,5 +90,8 @@ class ShardedPopulation(Population):
         whole = self.rows.gather(rows)
         return whole.clone() if whole is rows else whole
 
+    def mean(self, rows: Tensor) -> Tensor:
+        return self.rows.sum(rows.sum(0)) / self.n
+
     def part(self, rows: Tensor) -> Tensor:
         return rows[self.rows.own]

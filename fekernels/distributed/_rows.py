@@ -48,7 +48,7 @@ class Rows:
         return _received(whole, own)
 
     def sum(self, counts: Tensor) -> Tensor:
-        """Integers [...] summed over the ranks, in place."""
+        """Numbers [...] summed over the ranks, in place."""
         exchange(self.function, dist.all_reduce, counts, group=self.group)
         return counts
 

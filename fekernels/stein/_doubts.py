@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -57,20 +59,23 @@ class Flight:
         scores: Tensor,
         log_prob: Tensor | None,
         temperature: float,
+        mean: Callable[[Tensor], Tensor],
     ) -> None:
-        """Of all particles before step iteration + 1; warns once."""
+        """Of own particles before step iteration + 1, with ``mean`` over the rows of all; warns once."""
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         x, scores = x.to(wide), scores.to(wide)
-        mean = x.mean(0)
+        centre = mean(x)
         if self._start is None:
-            self._start = mean
-        found = torch.stack([
-            ((x - mean) * scores).sum(1).mean(),
-            (x - self._start).square().sum(1).mean().sqrt(),
-            scores.square().sum(1).mean().sqrt(),
-            scores.new_zeros(()) if log_prob is None else log_prob.to(wide).mean(),
-        ])  # fmt: skip
-        self._looks[iteration] = last = Look(*found.tolist())
+            self._start = centre
+        virial, distance, force, density = mean(
+            torch.stack([
+                ((x - centre) * scores).sum(1),
+                (x - self._start).square().sum(1),
+                scores.square().sum(1),
+                scores.new_zeros(len(x)) if log_prob is None else log_prob.to(wide),
+            ], 1)
+        ).tolist()  # fmt: skip
+        self._looks[iteration] = last = Look(virial, math.sqrt(distance), math.sqrt(force), density)
         first, second = self._looks.get(iteration // 4), self._looks.get(iteration // 2)
         least = temperature * x.shape[1]
         if first is None or second is None or not _flees((first, second, last), least):

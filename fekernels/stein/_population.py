@@ -103,6 +103,10 @@ class Population:
         """Those of all processes, of what has a row for each own particle; a copy."""
         return rows.clone()
 
+    def mean(self, rows: Tensor) -> Tensor:
+        """Over the particles of all processes, of what has a row for each own one."""
+        return rows.mean(0)
+
     def part(self, rows: Tensor) -> Tensor:
         """Own rows of what has one for each particle."""
         return rows

@@ -388,9 +388,7 @@ class SVGD:
             everyone.check_finite("the direction", phi, step)
             agreement.tell(len(x))
         if self._flight is not None and self._flight.due(self.iteration):
-            known = None if log_prob is None else everyone.gather(log_prob)
-            whole = everyone.gather(x), everyone.gather(scores)
-            self._flight.look(name, self.iteration, *whole, known, self._temperature)
+            self._flight.look(name, self.iteration, x, scores, log_prob, self._temperature, everyone.mean)
         measured = None if kernel is None else everyone.measure(kernel, x, scores, h, log_prob)
         return phi, kick, h, log_prob, measured
 
