@@ -40,6 +40,7 @@ __all__ = [
     "never_traced",
     "own_parts",
     "registered_operators",
+    "shares_storage",
     "split_factor",
     "standard_gamma",
     "transforms_active",
@@ -145,6 +146,12 @@ def split_factor(placement: Any) -> int | None:
     if isinstance(placement, _StridedShard):
         return int(placement.split_factor)
     return 1 if type(placement) is Shard else None
+
+
+def shares_storage(tensor: Tensor) -> bool:
+    """Whether another tensor than this one has the same memory; no public name counts them."""
+    storage = tensor.untyped_storage()  # itself the second that holds it
+    return bool(torch._C._storage_Use_Count(storage._cdata) > 2)
 
 
 def version(tensor: Tensor) -> int:

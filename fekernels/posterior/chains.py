@@ -16,6 +16,7 @@ from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
 from fekernels.posterior.batches import map_tensors, only_tensors, shapes, stacked
+from fekernels.posterior.chain_gradients import StackedGradients
 
 __all__ = ["Chains", "LossFunction"]
 
@@ -25,9 +26,9 @@ State = dict[str, Tensor]
 # Of the noise that moves the chains apart: not a stream that an optimizer gives its parameters, which count from 0.
 JITTER = 0xFFFFFFFE
 WEIGHTS = "model (names, shapes, weights and buffers)"
-LARGE = (
-    1 << 19
-)  # weights; 16 chains, two threads: 37 and 39 ms with 3e5 weights each, 114 and 105 ms with 1e6
+# Weights; 16 chains of a network of three layers, two threads, at once and one by one: 9 and 11 ms a step with 8.5e4
+# weights each, 20 and 18 with 1.8e5, 35 and 25 with 3e5, 96 and 75 with 1e6. More layers cost more calls.
+LARGE = 1 << 18
 
 
 class _Loss(nn.Module):
@@ -147,6 +148,7 @@ class Chains:
         self._buffers = {
             name: b.detach().repeat(self.n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
         }
+        self._gradients = StackedGradients()
         if isinstance(jitter, Mapping):
             unknown = sorted(set(jitter) - set(trained))
             if unknown:
@@ -270,7 +272,7 @@ class Chains:
         self, module: nn.Module, prefix: str, args: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]
     ) -> Any:
         tensors: State = {**self._here(), **self._buffers}
-        unbound = {prefix + name: tensor.unbind(0) for name, tensor in tensors.items()}
+        unbound = {prefix + n: self._gradients.unbind(n, tensor) for n, tensor in tensors.items()}
         return stacked([
             torch.func.functional_call(module, {name: parts[k] for name, parts in unbound.items()}, args[k], kwargs)
             for k in range(self.n)
@@ -279,6 +281,7 @@ class Chains:
     def origin(self, n: int) -> Chains:
         """n copies that share the weights which the model had when the chains were made: what they started from."""
         found = copy.copy(self)
+        found._gradients = StackedGradients()
         found.n = found.total = n
         found.numbers, found._parameters = range(n), {}
         found._buffers = {
@@ -289,6 +292,7 @@ class Chains:
     def first(self, n: int) -> Chains:
         """The first n of them, none even, as chains of their own with copies of their weights."""
         found = copy.copy(self)
+        found._gradients = StackedGradients()
         found.n = found.total = n
         found.numbers = range(n)
         found._parameters = {
