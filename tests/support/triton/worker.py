@@ -29,6 +29,7 @@ from tests.support.triton.free_energy_worker import (  # noqa: F401
     reparameterize_backward,
     scale_,
 )
+from tests.support.triton.quicker import quicken
 from tests.support.triton.stein_worker import (  # noqa: F401
     kernel_stein_discrepancy,
     patched,
@@ -99,6 +100,7 @@ def interpreting() -> bool:
     if not fuses():  # before 3.9 a product and a sum, each rounded, which no GPU does
         interpreter.InterpreterBuilder.create_fma = fma
     interpreter.TensorHandle.set_attr = promise
+    quicken()
     return bool(knobs.runtime.interpret)
 
 
