@@ -1,4 +1,4 @@
-"""The examples for several processes, launched as users launch them: by torchrun."""
+"""The examples for several processes: by torchrun, as users launch them, or as torchrun launches its ranks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from tests.support import ROOT
+from tests.support.fork_server import Child
 from tests.support.pages import blocks
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -44,6 +47,38 @@ def torchrun(folder: Path, *command: str, world: int = 2) -> str:
     return printed
 
 
+# What torchrun tells every rank, of which scripts and torch read their place; the agent keeps the store.
+OF_THE_LAUNCH = {"LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
+                 "TORCHELASTIC_USE_AGENT_STORE", "WORLD_SIZE"}  # fmt: skip
+OF_A_RANK = {"LOCAL_RANK", "RANK"}
+
+
+def ranks(folder: Path, *command: str, world: int = 2) -> str:
+    """As `torchrun`, from a process that has imported torch, which the launcher and each rank do anew."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    values = dict.fromkeys(OF_THE_LAUNCH, str(world)) | {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    code = (
+        f"import os, torch; os.chdir({str(folder)!r}); torch.set_num_threads(1)\n"
+        f"from tests.support import run_scripts; run_scripts.main(*{command!r})"
+    )
+    children = [
+        Child(code, {**os.environ, **values, **dict.fromkeys(OF_A_RANK, str(rank))}) for rank in range(world)
+    ]
+    end = time.monotonic() + LIMIT
+    codes: list[int | None] = [None] * world
+    while None in codes and set(codes) <= {0, None} and time.monotonic() < end:  # one that fails ends all
+        time.sleep(0.05)
+        codes = [child.poll() for child in children]
+    for child in children:
+        child.kill()
+    printed = [text for child in children for text in child.said()]
+    assert codes == [0] * world, f"{' '.join(command)}: exit codes {codes}\n" + "\n".join(printed)
+    return "\n".join(printed)
+
+
 SAID = {
     "distributed_particles": ("2 processes, ", "every bit of every particle is the same"),
     "distributed_posterior": ("mutual information",),
@@ -53,10 +88,14 @@ SAID = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("distributed_*.py")), ids=lambda path: path.stem)
-def test_torchrun(script: Path, tmp_path: Path) -> None:
+def test_two_ranks(script: Path, tmp_path: Path) -> None:
     for package in re.findall(r"^(?:from|import) (sklearn|matplotlib)\b", script.read_text(), re.MULTILINE):
         pytest.importorskip(package)
-    printed = torchrun(tmp_path, str(script), "--quick")
+    if script.stem == "distributed_particles":  # the quickest, so that torchrun itself starts one
+        printed = torchrun(tmp_path, "-m", "tests.support.run_scripts", str(tmp_path), str(script))
+        assert OF_THE_LAUNCH | OF_A_RANK <= set(re.findall(r"^variable (\w+)$", printed, re.MULTILINE))
+    else:
+        printed = ranks(tmp_path, str(tmp_path), str(script))
     for said in SAID[script.stem]:
         assert printed.count(said) == 1, said
 
@@ -81,7 +120,7 @@ def test_trainers_on_one_process_and_on_two(
             runpy.run_path(str(script), run_name="__main__")
         alone[script.stem] = capsys.readouterr().out
         assert len(re.findall("equal to the bit: True", alone[script.stem])) == 2
-    together = torchrun(tmp_path, "-m", "tests.support.run_scripts", str(tmp_path), *map(str, TRAINERS))
+    together = ranks(tmp_path, str(tmp_path), *map(str, TRAINERS))
     for rank in (0, 1):
         assert together.count(f"rank {rank} of 2: the resumed run's weights are equal to the bit: True") == 3
     assert len(losses(together)) == 8
