@@ -16,28 +16,34 @@ __all__ = [
     "endless",
     "layout",
     "map_tensors",
-    "only_tensors",
     "parts_of_a_row",
     "rows",
-    "shapes",
     "split",
     "stacked",
+    "stacked_if_alike",
     "tensors",
 ]
 
 
 def map_tensors(function: Callable[..., Any], batch: Any, *others: Any) -> Any:
     """``function`` of every tensor of nested tuples, lists and mappings, and of those at its place in ``others``."""
+    if isinstance(batch, Tensor):
+        return function(batch, *others)
+    if isinstance(batch, (list, tuple)):
+        return _like(
+            batch, [map_tensors(function, *together) for together in zip(batch, *others, strict=True)]
+        )
     if isinstance(batch, Mapping):
         return {
             key: map_tensors(function, value, *(other[key] for other in others))
             for key, value in batch.items()
         }
-    if isinstance(batch, (list, tuple)):
-        parts = [map_tensors(function, *together) for together in zip(batch, *others, strict=True)]
-        named = hasattr(batch, "_fields")
-        return type(batch)(*parts) if named else type(batch)(parts)
-    return function(batch, *others) if isinstance(batch, Tensor) else batch
+    return batch
+
+
+def _like(batch: Any, parts: list[Any]) -> Any:
+    """A list or tuple of the same kind."""
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
 
 
 def tensors(batch: Any) -> list[Tensor]:
@@ -54,10 +60,6 @@ def _leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
             yield from _leaves(value, (*path, key))
     else:
         yield path, batch
-
-
-def only_tensors(batch: Any) -> bool:
-    return all(isinstance(leaf, Tensor) for _, leaf in _leaves(batch))
 
 
 def layout(batch: Any) -> Any:
@@ -84,10 +86,27 @@ def rows(owner: str, batch: Any) -> int:
     Raises:
         TypeError: a batch without a tensor that has rows.
     """
-    for tensor in tensors(batch):
-        if tensor.dim():
-            return len(tensor)
-    raise TypeError(f"{owner}: a batch of loader must hold a tensor with rows; got {type(batch).__name__}")
+    count = _rows(batch)
+    if count is None:
+        raise TypeError(
+            f"{owner}: a batch of loader must hold a tensor with rows; got {type(batch).__name__}"
+        )
+    return count
+
+
+def _rows(batch: Any) -> int | None:
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.dim() else None
+    parts: Iterable[Any] = ()
+    if isinstance(batch, (list, tuple)):
+        parts = batch
+    elif isinstance(batch, Mapping):
+        parts = batch.values()
+    for part in parts:
+        count = _rows(part)
+        if count is not None:
+            return count
+    return None
 
 
 def parts_of_a_row(batch: Any) -> set[int]:
@@ -98,10 +117,6 @@ def parts_of_a_row(batch: Any) -> set[int]:
     found = {math.prod(t.shape[1:last]) for t in tensors(batch) for last in range(2, t.dim() + 1)}
     indices = [t for t in tensors(batch) if t.dim() == 2 and not t.is_floating_point()]
     return found | {t.shape[1] - 1 for t in indices}
-
-
-def shapes(batch: Any) -> list[torch.Size]:
-    return [tensor.shape for tensor in tensors(batch)]
 
 
 def split(owner: str, batch: Any, size: int) -> list[Any]:
@@ -117,8 +132,7 @@ def split(owner: str, batch: Any, size: int) -> list[Any]:
         if isinstance(of, (list, tuple)):
             if len(of) == count and not any(isinstance(x, (Tensor, Mapping, list, tuple)) for x in of):
                 return of[start : start + size]
-            parts = [part(value, start) for value in of]
-            return type(of)(*parts) if hasattr(of, "_fields") else type(of)(parts)
+            return _like(of, [part(value, start) for value in of])
         has_rows = isinstance(of, Tensor) and of.dim() and len(of) == count
         return of[start : start + size] if has_rows else of
 
@@ -128,6 +142,32 @@ def split(owner: str, batch: Any, size: int) -> list[Any]:
 def stacked(batches: Sequence[Any]) -> Any:
     """One batch whose tensors are those of ``batches`` along a new first dimension."""
     return map_tensors(lambda *tensors: torch.stack(tensors), batches[0], *batches[1:])
+
+
+def stacked_if_alike(batches: Sequence[Any]) -> Any:
+    """The same of batches of one form that hold tensors alone, of the same shapes; None of others. Of every step."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        shape = first.shape
+        for other in batches:
+            if not isinstance(other, Tensor) or other.shape != shape:
+                return None
+        return torch.stack(tuple(batches))
+    if isinstance(first, (list, tuple)):
+        if any(not isinstance(other, (list, tuple)) or len(other) != len(first) for other in batches):
+            return None
+        parts = []
+        for together in zip(*batches, strict=True):
+            parts.append(stacked_if_alike(together))
+            if parts[-1] is None:
+                return None
+        return _like(first, parts)
+    if isinstance(first, Mapping):
+        if any(not isinstance(other, Mapping) or other.keys() != first.keys() for other in batches):
+            return None
+        named = {key: stacked_if_alike([other[key] for other in batches]) for key in first}
+        return None if any(part is None for part in named.values()) else named
+    return None
 
 
 def concatenated(batches: Iterable[Any]) -> Any:

@@ -15,8 +15,9 @@ from fekernels._runtime.agreement import agree, bits_of, tensors_digest
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.posterior.batches import map_tensors, only_tensors, shapes, stacked
+from fekernels.posterior.batches import map_tensors, stacked, stacked_if_alike
 from fekernels.posterior.chain_gradients import StackedGradients
+from fekernels.posterior.model_calls import tied_names
 
 __all__ = ["Chains", "LossFunction"]
 
@@ -148,6 +149,7 @@ class Chains:
         self._buffers = {
             name: b.detach().repeat(self.n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
         }
+        self._tied = tied_names(self._model)  # to look for them costs a small model as much as its call
         self._gradients = StackedGradients()
         if isinstance(jitter, Mapping):
             unknown = sorted(set(jitter) - set(trained))
@@ -235,10 +237,8 @@ class Chains:
             raise ValueError(
                 f"Chains.losses: batch must be {self.n} batches with each=True; got {len(batch)}"
             )
-        elif self.vectorize and all(
-            shapes(other) == shapes(batch[0]) and only_tensors(other) for other in batch
-        ):
-            losses = self._call(module, "model.", (stacked(batch),), {}, 0)
+        elif self.vectorize and (together := stacked_if_alike(batch)) is not None:
+            losses = self._call(module, "model.", (together,), {}, 0)
         else:
             losses = self._call_each(module, "model.", [(one,) for one in batch], {})
         if not isinstance(losses, Tensor) or losses.shape != (self.n,):
@@ -261,21 +261,26 @@ class Chains:
         if not self.vectorize:
             return self._call_each(module, prefix, [args] * self.n, kwargs)
 
-        def one(own: State, its: State, args: tuple[Any, ...]) -> Any:
-            return torch.func.functional_call(module, {**own, **its}, args, kwargs)
+        tensors: State = {**self._here(), **self._buffers}
+        names = [prefix + name for name in tensors]
 
-        weights: State = {prefix + name: p for name, p in self._here().items()}
-        buffers = {prefix + name: b for name, b in self._buffers.items()}
-        return torch.vmap(one, in_dims=(0, 0, in_dim), randomness="different")(weights, buffers, args)
+        def one(own: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
+            state = dict(zip(names, own, strict=True))
+            return torch.func.functional_call(module, state, args, kwargs, tie_weights=bool(self._tied))
+
+        mapped = torch.vmap(one, in_dims=(0, in_dim), randomness="different")
+        return mapped(tuple(tensors.values()), args)
 
     def _call_each(
         self, module: nn.Module, prefix: str, args: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]
     ) -> Any:
         tensors: State = {**self._here(), **self._buffers}
         unbound = {prefix + n: self._gradients.unbind(n, tensor) for n, tensor in tensors.items()}
+        ties = bool(self._tied)
+        states = [{name: parts[k] for name, parts in unbound.items()} for k in range(self.n)]
         return stacked([
-            torch.func.functional_call(module, {name: parts[k] for name, parts in unbound.items()}, args[k], kwargs)
-            for k in range(self.n)
+            torch.func.functional_call(module, state, its, kwargs, tie_weights=ties)
+            for state, its in zip(states, args, strict=True)
         ])  # fmt: skip
 
     def origin(self, n: int) -> Chains:
@@ -309,7 +314,8 @@ class Chains:
         """The weights and buffers of each chain, as `load_state_dict` of the model takes them; copies."""
         saved = self._model.state_dict()
         own = {**self._here(), **self._buffers}
+        names = {name: self._tied.get(name, name) for name in saved}
         return [
-            {name: own[name][k].detach().clone() if name in own else value for name, value in saved.items()}
+            {name: own[of][k].detach().clone() if of in own else saved[name] for name, of in names.items()}
             for k in range(self.n)
         ]

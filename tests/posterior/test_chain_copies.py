@@ -1,6 +1,8 @@
 """Several copies of a network side by side: the same as one after the other, each with noise of its own."""
 
+import collections
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +58,55 @@ def test_a_batch_for_each_chain(vectorize: bool, rows: tuple[int, ...]) -> None:
     batches = [batch(count) for count in rows]
     expected = [loss_fn(model, one) for model, one in zip(apart(chains), batches, strict=True)]
     torch.testing.assert_close(chains.losses(loss_fn, batches, each=True), torch.stack(expected))
+
+
+Rows = collections.namedtuple("Rows", "x y")
+FORMS = {
+    "alike": [{"rows": Rows(*batch()), "scales": [torch.tensor(k + 1.0)]} for k in range(3)],
+    "other keys": [{"rows": batch(), name: [torch.ones(())]} for name in ("scales", "scales", "weights")],
+    "other lengths": [{"rows": batch(), "scales": [torch.ones(())] * k} for k in (1, 2, 1)],
+    "other shapes": [{"rows": batch(), "scales": [torch.full((k,), 2.0)]} for k in (1, 2, 1)],
+    "numbers": [{"rows": batch(), "scales": [k + 1.0]} for k in range(3)],
+    "no tensors in one": [
+        {"rows": batch(), "scales": s} for s in ([torch.ones(())], [2.0], [torch.ones(())])
+    ],
+    "nothing in one": [{"rows": batch(), "scales": s} for s in ([torch.ones(())], None, [torch.ones(())])],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_of_any_form_count_each_for_its_chain(form: str) -> None:
+    def scaled(model: nn.Module, one: Any) -> Tensor:
+        factor = sum(torch.as_tensor(s).sum() for s in (one.get("scales") or [3.0]))
+        return loss_fn(model, one["rows"]) * factor
+
+    chains = fe.Chains(network(), 3, jitter=0.3)
+    calls = 0
+
+    def counted(model: nn.Module, one: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        assert form != "alike" or isinstance(one["rows"], Rows)
+        return scaled(model, one)
+
+    expected = [scaled(model, one) for model, one in zip(apart(chains), FORMS[form], strict=True)]
+    torch.testing.assert_close(chains.losses(counted, FORMS[form], each=True), torch.stack(expected))
+    assert calls == (1 if form == "alike" else 3)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_weights_that_a_model_holds_twice_are_one(vectorize: bool) -> None:
+    def tied() -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+        model[2].weight = model[0].weight
+        return model
+
+    chains = fe.Chains(tied(), 2, jitter=0.3, vectorize=vectorize)
+    assert [name for name, _ in chains.named_parameters()] == ["0.weight", "0.bias", "2.bias"]
+    x, model = batch()[0], tied()
+    for answer, state in zip(chains(x), chains.states(), strict=True):
+        model.load_state_dict(state)
+        torch.testing.assert_close(answer, model(x))
 
 
 def test_every_chain_has_noise_of_its_own_and_the_first_go_the_same_way_among_more() -> None:
