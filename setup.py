@@ -120,7 +120,9 @@ class BuildPy(build_py):
         try:
             build.compile_library(package / build.host_file(version[1]), tools, steps, verbose=True)
         except build.ExtensionUnavailable as error:
-            build.announce(f"the optimizers' native gradient check is left out: {error}")
+            build.announce(
+                f"the native gradient check and the free energy's native node are left out: {error}"
+            )
 
 
 class PlatformWheel(bdist_wheel):

@@ -79,7 +79,7 @@ def info(argv: list[str]) -> int:
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda}), {torch.get_num_threads()} threads",
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "compiled kernels": str(extension.library_path()) if reason is None else f"none: {reason}",
-        "gradient check": f"in Python: {missing}" if (missing := host.unavailable_reason()) else "compiled",
+        "host module": f"none: {missing}" if (missing := host.unavailable_reason()) else "compiled",
         "cache directory": str(_told(extension.cache_directory)),
     }
     if reason is None:
@@ -88,7 +88,7 @@ def info(argv: list[str]) -> int:
         except ValueError as error:  # a set that there is, but not on this processor or not in this library
             reader.error(str(error))
     for name, value in rows.items():
-        if name != "gradient check":  # which the table's last line tells
+        if name != "host module":  # which the table's last line tells
             print(f"{name:17} {value}")
     table = fekernels.backends()
     print(f"\n{table}\n")

@@ -28,7 +28,7 @@ from installed import REPOSITORY, Failed, clean, computed, environment, run
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 TORCH = ("2.13.0",)
-COLUMNS = ("python", "torch", "numpy", "first use", "gradient check", "results", "warnings")
+COLUMNS = ("python", "torch", "numpy", "first use", "host module", "results", "warnings")
 
 
 def interpreter(name: str) -> str | None:
@@ -91,7 +91,7 @@ def one(python: str, torch: str, wheel: Path, scratch: Path) -> tuple[dict[str, 
         "torch": facts["torch"],
         "numpy": facts["numpy"],
         "first use": compiled,
-        "gradient check": facts["gradient check"],
+        "host module": facts["host module"],
         "results": str(len(found["results"])),
         "warnings": "none",
     }

@@ -137,7 +137,7 @@ def main() -> None:
         "numpy": numpy.__version__,
         "fekernels": fe.__version__,
         "library": "wheel" if library and library.is_relative_to(Path(fe.__file__).parent) else "first use",
-        "gradient check": "in Python" if host.unavailable_reason() else "compiled",
+        "host module": "none" if host.unavailable_reason() else "compiled",
         "built with": str(torch.ops.fekernels_native.build_info()),
     }
     print(json.dumps({"facts": facts, "results": results}))

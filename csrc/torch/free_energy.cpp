@@ -8,6 +8,7 @@
 #include "cpu/dispatch.h"
 #include "torch/free_energy_call.h"
 #include "torch/large_tensors.h"
+#include "torch/plain_free_energy.h"
 #include "formulas/likelihoods.h"
 #include "torch/registration.h"
 #include "torch/row_layout.h"
@@ -175,7 +176,8 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
 std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tensor mean, Tensor logvar,
                                           int64_t likelihood, int64_t reduction, double beta, int64_t needs, bool inplace) {
   const auto plain = [](const Tensor& tensor) {
-    return tensor.scalar_type() == ScalarType::Float && tensor.dim() > 0 && fe::rows_without_gaps(tensor);
+    return tensor.scalar_type() == ScalarType::Float && tensor.dim() > 0 && fe::rows_without_gaps(tensor) &&
+           (tensor.const_data_ptr() || tensor.numel() == 0);
   };
   // From the first byte to the last: an operand that the kernel still reads where the gradient has been written.
   const auto overlap = [](const Tensor& a, const Tensor& b) {
@@ -207,6 +209,19 @@ std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tens
   energy.finish(results);
   kl.finish(results);
   return results;
+}
+
+void free_energy_plain_by_address(const fe::PlainFreeEnergy& call) {
+  const auto tensor = [](void* handle) { return Tensor(static_cast<AtenTensorHandle>(handle)); };
+  const std::vector<Tensor> results =
+      free_energy_plain_cpu(tensor(call.prediction), tensor(call.target), tensor(call.mean), tensor(call.logvar),
+                            call.likelihood, call.reduction, call.beta, call.needs, false);
+  for (const Tensor& result : results) call.take(call.context, result.get());
+}
+
+int64_t free_energy_plain_address() {
+  fe::PlainFreeEnergyKernel* kernel = &free_energy_plain_by_address;
+  return reinterpret_cast<int64_t>(kernel);
 }
 
 fe::ReparameterizeCall reparameterize_call(const Tensor& like, const Tensor& logvar, int64_t seed, int64_t stream,
@@ -262,6 +277,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
   m.def(
       "free_energy.plain(Tensor prediction, Tensor target, Tensor mean, Tensor logvar, int likelihood, int reduction, "
       "float beta, int needs, bool inplace) -> Tensor[]");
+  m.def("free_energy.plain_address() -> int");
   m.def(
       "reparameterize(Tensor mean, Tensor logvar, int seed, int stream, int step, int offset, int samples) -> Tensor");
   m.def(
@@ -279,6 +295,7 @@ STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CompositeExplicitAutograd, m) {
   m.impl("poison_empty", TORCH_BOX(&fe::poison_empty));
+  m.impl("free_energy.plain_address", TORCH_BOX(&free_energy_plain_address));
 }
 
 // PyTorch's own handling of an operator without a gradient does nothing for these, which are called where autograd does

@@ -297,8 +297,8 @@ def backends() -> BackendTable:
                 )
             )
     missing = host.unavailable_reason()
-    checks = "compiled" if missing is None else f"in Python ({missing})"
-    return BackendTable(rows, f"the optimizers' gradient check: {checks}")
+    module = "compiled" if missing is None else f"none, Python instead ({missing})"
+    return BackendTable(rows, f"host module (gradient check, calls of the free energy): {module}")
 
 
 def compiled(name: str) -> Callable[..., Any]:

@@ -35,8 +35,6 @@ SLOWEST = (
     "cuda/optimizers/langevin_adam.cu",
     "cuda/free_energy/other.cu",
 )
-# A module of Python against torch's own headers, in a library of its own: neither outlives a release of its side.
-HOST_SOURCE = "torch/host.cpp"
 SOURCE_SUFFIXES = (".h", ".def", ".cpp", ".cuh", ".cu")
 
 # Contraction stays off and fma explicit, so that every instruction set gives the same bits. Nobody reads
@@ -275,11 +273,14 @@ class Sources:
         baseline: compiled once, for any CPU, and together: the registration files and the choice of an instruction set.
         per_isa: compiled for each instruction set.
         cuda: for nvcc.
+        host: a module of Python against torch's own headers, in a library of its own: neither outlives a release of its
+            side.
     """
 
     baseline: tuple[str, ...]
     per_isa: tuple[str, ...]
     cuda: tuple[str, ...]
+    host: tuple[str, ...]
 
     @classmethod
     def under(cls, root: Path) -> Sources:
@@ -290,9 +291,10 @@ class Sources:
             return [name for name in SLOWEST if name in names] + sorted(names - {*SLOWEST})
 
         return cls(
-            baseline=(*(name for name in found("torch/*.cpp") if name != HOST_SOURCE), DISPATCH),
+            baseline=(*found("torch/*.cpp"), DISPATCH),
             per_isa=tuple(name for name in found("cpu/**/*.cpp") if name != DISPATCH),
             cuda=tuple(found("cuda/**/*.cu")),
+            host=tuple(found("torch/host/*.cpp")),
         )
 
 
@@ -353,16 +355,21 @@ def host_file(torch_version: str) -> str:
     return f"_host-torch{torch_version}-{sysconfig.get_config_var('SOABI')}.so"
 
 
-def host_steps(tools: Toolchain, root: Path, torch_root: Path, python: Path) -> list[tuple[str, list[str]]]:
+def host_steps(
+    tools: Toolchain, root: Path, torch_root: Path, python: Path, sources: Sources | None = None
+) -> list[tuple[str, list[str]]]:
     """As :func:`build_steps`, of the host module; ``python`` has Python's headers."""
-    extra = extra_flags()
-    includes = ["-isystem", str(torch_root / "include"), "-isystem", str(python)]
-    flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"]
-    libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu", "-lc10"]
-    source = str(root / HOST_SOURCE)
+    extra, sources = extra_flags(), sources or Sources.under(root)
+    includes = ["-I", str(root), "-isystem", str(torch_root / "include"), "-isystem", str(python)]
+    compiler = [*tools.cxx, "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", *includes, *extra]
+    objects = [f"{Path(source).stem}.o" for source in sources.host]
+    libraries = ["-L", str(torch_root / "lib"), "-ltorch_python", "-ltorch_cpu", "-lc10"]
     return [
-        ("host.o", [*tools.cxx, *flags, *includes, *extra, "-c", source, "-o", "host.o"]),
-        ("library.so", [*tools.cxx, *extra, "-shared", "host.o", *libraries, "-o", "library.so"]),
+        *(
+            (name, [*compiler, "-c", str(root / source), "-o", name])
+            for name, source in zip(objects, sources.host, strict=True)
+        ),
+        ("library.so", [*tools.cxx, *extra, "-shared", *objects, *libraries, "-o", "library.so"]),
     ]
 
 

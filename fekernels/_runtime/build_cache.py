@@ -108,9 +108,10 @@ class CachedLibrary:
     def _steps(
         self, csrc: Path, torch: Path, python: Path, isas: tuple[str, ...]
     ) -> list[tuple[str, list[str]]]:
+        sources = Sources.under(self._sources)
         if not isas:
-            return host_steps(self._tools, csrc, torch, python)
-        return build_steps(self._tools, csrc, torch, Sources.under(self._sources), isas)
+            return host_steps(self._tools, csrc, torch, python, sources)
+        return build_steps(self._tools, csrc, torch, sources, isas)
 
     def failure(self) -> str | None:
         """Why a build under the same circumstances is known to fail; None when it is not."""

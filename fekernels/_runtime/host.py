@@ -1,7 +1,9 @@
-"""The native gradient check: ``csrc/torch/host.cpp``, a module of Python that may be missing.
+"""What is native of Python's side: ``csrc/torch/host``, a module of Python that may be missing.
 
-It is compiled against one release of torch and one Python, while the kernels are compiled or, where a wheel had those,
-at the first step of an optimizer. Where it cannot be built, the check in Python serves (``optim/_table_cache.py``).
+The optimizers' check between steps, and the free energy's way to its kernel and into autograd's graph. It is compiled
+against one release of torch and one Python, while the kernels are compiled or, where a wheel had those, at the first
+use of either. Where it cannot be built, their twins in Python serve (``optim/_table_cache.py`` and
+``ops/free_energy/autograd.py``).
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from pathlib import Path
 from types import ModuleType
 
 from fekernels._runtime import locations
-from fekernels._runtime.build import HOST_SOURCE, ExtensionUnavailable, host_file
+from fekernels._runtime.build import ExtensionUnavailable, Sources, host_file
 from fekernels._runtime.build_cache import CachedLibrary
 
 __all__ = ["build_beside", "host", "unavailable_reason"]
 
-SLOW = "the optimizers check gradients in Python, 0.2 ms per step of 200 parameters"
+SLOW = (
+    "the optimizers check gradients in Python, 0.2 ms a step of 200 parameters, and the free energy its operands, 40 us"
+    " a loss"
+)
 
 _log = logging.getLogger("fekernels")
 
@@ -37,7 +42,7 @@ def build_beside() -> Iterator[None]:
             _ = cached.find() or cached.build()
 
     thread = threading.Thread(target=build)
-    if not _prebuilt().is_file() and (locations.SOURCE_ROOT / HOST_SOURCE).is_file():
+    if not _prebuilt().is_file() and _has_sources():
         thread.start()
     yield
     if thread.ident is not None:
@@ -68,6 +73,10 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
         return None, str(error)
 
 
+def _has_sources() -> bool:
+    return bool(Sources.under(locations.SOURCE_ROOT).host)
+
+
 def _prebuilt() -> Path:
     import torch
 
@@ -75,8 +84,8 @@ def _prebuilt() -> Path:
 
 
 def _cached() -> CachedLibrary:
-    if not (locations.SOURCE_ROOT / HOST_SOURCE).is_file():
-        raise ExtensionUnavailable(f"{locations.SOURCE_ROOT} has no {HOST_SOURCE}")
+    if not _has_sources():
+        raise ExtensionUnavailable(f"{locations.SOURCE_ROOT} has no torch/host")
     return CachedLibrary("host", locations.SOURCE_ROOT)
 
 

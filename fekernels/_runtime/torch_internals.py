@@ -6,6 +6,7 @@ one than for a name of its own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "AnyNorm",
     "apply_directly",
     "argument_names",
+    "compiles_backward",
     "copy_all",
     "differentiates_forward",
     "dispatch_modes",
@@ -73,6 +75,12 @@ standard_gamma: Callable[..., Tensor] = torch._standard_gamma
 def differentiates_forward() -> bool:
     """Whether a level of forward-mode differentiation is open; ``torch.autograd.forward_ad`` shows only a tensor's."""
     return forward_ad._current_level >= 0
+
+
+def compiles_backward() -> bool:
+    """Whether a backward pass may be compiled: its tracer knows functions of Python and PyTorch's own, no others."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and bool(dynamo.config.compiled_autograd)
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

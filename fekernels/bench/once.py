@@ -23,7 +23,7 @@ started = time.perf_counter()
 extension._cached_library("cpu")
 seconds = time.perf_counter() - started
 if reason := host.unavailable_reason():
-    raise RuntimeError(f"no compiled gradient check: {reason}")
+    raise RuntimeError(f"no compiled host module: {reason}")
 print(seconds)
 """
 IMPORT_PROGRAM = """
@@ -71,7 +71,7 @@ def import_seconds(times: int = 7) -> float:
 
 
 def build_seconds() -> float:
-    """Time to compile the kernels for this processor and the gradient check, with nothing in the cache directory."""
+    """Time to compile the kernels for this processor and the host module, with nothing in the cache directory."""
     with tempfile.TemporaryDirectory() as directory:
         return float(
             run_python(["-c", BUILD_PROGRAM], 900, FEKERNELS_CACHE_DIR=directory, FEKERNELS_ISA="auto")
@@ -82,7 +82,7 @@ def measure(size: str) -> list[dict[str, Any]]:
     """A row per wait; the build is left out but at full size."""
     rows: list[dict[str, Any]] = []
     for case, reach, program in (
-        ("cold build, gradient check included", BUILD_SECONDS, build_seconds if size == "full" else None),
+        ("cold build, host module included", BUILD_SECONDS, build_seconds if size == "full" else None),
         (
             "import fekernels, after torch",
             IMPORT_SECONDS,

@@ -104,7 +104,7 @@ class TableCache:
 
     Attributes:
         dtypes: of the group's parameters.
-        native: the check of ``csrc/torch/host.cpp`` over the same tensors, where it can be had; else Python's.
+        native: the check of ``csrc/torch/host`` over the same tensors, where it can be had; else Python's.
         rows: where the backend takes rows, or one cannot be read by its address. There are no tables then.
         takes_gradients: whether the rows are of the parameters that have a gradient. Draws take none: every parameter
             that is not frozen has a row, in which it stands for its gradient too.

@@ -320,7 +320,7 @@ def test_the_build_is_that_of_the_first_use() -> None:
     if extension.library_path() == locations.PREBUILT:
         pytest.skip("the kernels were compiled ahead of time")
     if (reason := host.unavailable_reason()) is not None:
-        pytest.skip(f"no compiled gradient check: {reason}")
+        pytest.skip(f"no compiled host module: {reason}")
     assert 0 < float(once.run_python(["-c", once.BUILD_PROGRAM], 600)) < 60
 
 

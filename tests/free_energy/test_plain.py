@@ -7,17 +7,22 @@ import torch
 from torch import Tensor
 
 import fekernels as fe
-from fekernels._runtime import backends
+from fekernels._runtime import backends, host
 from fekernels.ops.free_energy import autograd, free_energy
 
 LIKELIHOODS = ("mse", "gaussian", "bernoulli", "continuous_bernoulli", "poisson")
 SHAPES = (((33, 49), (33, 20)), ((17, 3, 5, 7), (17, 2, 9)), ((5,), (5,)), ((40, 130), (40, 127)))
 
 
-@pytest.fixture(autouse=True)
-def cpp() -> None:
+@pytest.fixture(autouse=True, params=["native", "python"])
+def cpp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By csrc/torch/host, and where that cannot be had."""
     if backends.choose("cpu") != "cpp":
         pytest.skip("the short way is the C++ kernels'")
+    if request.param == "python":
+        monkeypatch.setattr(autograd, "_native", lambda: None)
+    elif host.unavailable_reason() is not None:
+        pytest.skip(f"no native module: {host.unavailable_reason()}")
 
 
 def operands(event: tuple[int, ...], latent: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The two checks of a group between steps, csrc/torch/host.cpp and its twin in Python, refuse and accept the same."""
+"""The two checks of a group between steps, csrc/torch/host and its twin in Python, refuse and accept the same."""
 
 from __future__ import annotations
 
@@ -382,6 +382,6 @@ def test_without_the_module_python_checks(
 
 def test_the_table_of_backends_names_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_loaded", lambda: (None, "no compiler"))
-    assert "gradient check: in Python (no compiler)" in str(backends.backends())
+    assert "none, Python instead (no compiler)" in str(backends.backends())
     monkeypatch.setattr(host, "_loaded", lambda: (torch, None))
-    assert "gradient check: compiled" in str(backends.backends())
+    assert "calls of the free energy): compiled" in str(backends.backends())

@@ -7,7 +7,8 @@ Any later one computes them again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 import fekernels.ops.free_energy.operators  # noqa: F401 (defines the operators)
 from fekernels._catalogue.free_energy import LIKELIHOODS, MEAN, NONE, REDUCTIONS
 from fekernels._runtime import backends
+from fekernels._runtime.host import host
 from fekernels._runtime.torch_internals import (
     apply_directly,
+    compiles_backward,
     differentiates_forward,
     dispatch_modes,
     is_of_transform,
@@ -174,7 +177,7 @@ class _Terms(torch.autograd.Function):
         return free_energy, energy, kl
 
     @staticmethod
-    def backward(ctx: Any, g_free: Tensor | None, g_energy: Tensor | None, g_kl: Tensor | None) -> Any:
+    def backward(ctx: Any, *above: Tensor | None) -> Any:
         call: _Call = ctx.call
         gradients, ctx.gradients = ctx.gradients, None
         if call.inplace and (gradients is None or torch.is_grad_enabled()):
@@ -182,40 +185,77 @@ class _Terms(torch.autograd.Function):
                 "free_energy: with inplace_backward=True the prediction is overwritten by its gradient, so backward"
                 " runs once and cannot be differentiated; use inplace_backward=False"
             )
-        if torch.is_grad_enabled():
-            return None, None, None, *_differentiable(call, ctx.saved_tensors, (g_free, g_energy, g_kl))
-        of_energy, of_kl = _sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)
-        if gradients is None:
-            operands, data = ctx.saved_tensors[:-DATA], ctx.saved_tensors[-DATA:]
-            upstream = []
-            if call.reduction == NONE:
-                rows = of_energy if of_energy is not None else of_kl
-                assert rows is not None
-                upstream = [
-                    torch.zeros_like(rows) if g is None else g.contiguous() for g in (of_energy, of_kl)
-                ]
-            gradients = call.run(operands, data, upstream, call.needs)[3:]
-        left = iter(gradients)
-        results = [next(left) if call.needs >> i & 1 else None for i in range(len(ctx.needs_input_grad) - 3)]
-        params, latent = results[: call.n_params], results[call.n_params :]
-        if call.reduction != NONE:
-            if of_energy is of_kl:
-                _scale(results, of_energy, call.backend)
-            else:
-                _scale(params, of_energy, call.backend)
-                _scale(latent, of_kl, call.backend)
-        if of_energy is None:
-            params = [None] * len(params)
-        if of_kl is None:
-            latent = [None] * len(latent)
-        return None, None, None, *params, *latent
+        operands = len(ctx.needs_input_grad) - 3
+        return None, None, None, *_gradients(call, gradients, lambda: ctx.saved_tensors, above, operands)
+
+
+def _gradients(
+    call: _Call,
+    early: Sequence[Tensor] | None,
+    saved: Callable[[], Sequence[Any]],
+    above: Sequence[Tensor | None],
+    operands: int,
+) -> list[Tensor | None]:
+    """Of the operands; ``early``: those that the forward pass made, of which no second pass may have the memory."""
+    if torch.is_grad_enabled():
+        return _differentiable(call, saved(), above)
+    g_free, g_energy, g_kl = above
+    of_energy, of_kl = _sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)
+    if early is None:
+        tensors = saved()
+        upstream = []
+        if call.reduction == NONE:
+            rows = of_energy if of_energy is not None else of_kl
+            assert rows is not None
+            upstream = [torch.zeros_like(rows) if g is None else g.contiguous() for g in (of_energy, of_kl)]
+        early = call.run(tensors[:-DATA], tensors[-DATA:], upstream, call.needs)[3:]
+    left = iter(early)
+    results = [next(left) if call.needs >> i & 1 else None for i in range(operands)]
+    params, latent = results[: call.n_params], results[call.n_params :]
+    if call.reduction != NONE:
+        if of_energy is of_kl:
+            _scale(results, of_energy, call.backend)
+        else:
+            _scale(params, of_energy, call.backend)
+            _scale(latent, of_kl, call.backend)
+    if of_energy is None:
+        params = [None] * len(params)
+    if of_kl is None:
+        latent = [None] * len(latent)
+    return [*params, *latent]
+
+
+def _again(
+    likelihood: int,
+    reduction: int,
+    beta: float,
+    needs: int,
+    early: tuple[Tensor, ...],
+    saved: tuple[Tensor, ...],
+    above: tuple[Tensor | None, ...],
+) -> list[Tensor | None]:
+    """What the native node leaves to Python; ``saved``: the operands and the target, where they are needed."""
+    call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, False)
+    return _gradients(call, early or None, lambda: (*saved, None, None, None), above, 3)
+
+
+@functools.cache
+def _native() -> Callable[..., tuple[Tensor, Tensor, Tensor] | None] | None:
+    """``compute_plain`` of csrc/torch/host, from the operands on; None where there is no such module."""
+    module = host()
+    if module is None:
+        return None
+    address = backends.implementation("free_energy", "cpp", "plain_address")()
+    module.connect_free_energy(address, _again, Tensor, torch.nn.Parameter, torch.empty(0))
+    function: Callable[..., tuple[Tensor, Tensor, Tensor] | None] = module.free_energy
+    return function
 
 
 _apply = apply_directly(_Terms)
 
 
 def _differentiable(
-    call: _Call, saved: Sequence[Tensor], above: tuple[Tensor | None, ...]
+    call: _Call, saved: Sequence[Tensor], above: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients as functions of operands and of ``above``, by plain PyTorch: for create_graph=True."""
     # Views, so that a path from one operand to another (mean to z to the prediction) is left to the outer graph.
@@ -316,6 +356,17 @@ def compute_plain(
     """
     if torch.compiler.is_compiling() or transforms_active() or dispatch_modes():
         return None
+    # Of another device the CPU's backend is not asked for, which may have none of the name that was chosen.
+    if (
+        not getattr(prediction, "is_cpu", False)
+        or differentiates_forward()
+        or backends.choose("cpu") != "cpp"
+    ):
+        return None
+    native = None if inplace or compiles_backward() else _native()
+    if native is not None:
+        terms = native(prediction, target, mean, logvar, likelihood, reduction, beta, torch.is_grad_enabled())
+        return None if terms is None else FreeEnergyTerms(*terms)
     operands = prediction, mean, logvar
     for tensor in (*operands, target):
         if (
@@ -328,7 +379,7 @@ def compute_plain(
             or is_of_transform(tensor)  # one that outlived its transform
         ):
             return None
-    if target.requires_grad or differentiates_forward() or backends.choose("cpu") != "cpp":
+    if target.requires_grad:
         return None
     needs = 0
     if torch.is_grad_enabled():

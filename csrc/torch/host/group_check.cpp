@@ -1,65 +1,21 @@
 // Whether a parameter group's tensors still are what its pointer table says, and where this step's gradients lie (or a
-// draw's parameters, which need none): the check of fekernels/optim/_table_cache.py, in 8 us instead of 200 for 200 parameters with 600 states. It is made at every
-// step, because a table holds addresses, and anybody may give a parameter other data, gradients or states.
-//
-// The only file against PyTorch's own C++ headers, whose classes change from release to release: it is compiled for one
-// PyTorch and one Python, and without it the Python check serves. Of headers it has the few that it reads: pybind11 and
-// python_variable.h, which has all of ATen and autograd, were a fifth of what the first use compiles.
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+// draw's parameters, which need none): the check of fekernels/optim/_table_cache.py, in 8 us instead of 200 for 200
+// parameters with 600 states. It is made at every step, because a table holds addresses, and anybody may give a parameter
+// other data, gradients or states.
+#include "torch/host/python_tensor.h"
 
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <memory>
 #include <vector>
 
-#include <ATen/core/TensorBase.h>
 #include <c10/core/DispatchKeySet.h>
-#include <c10/core/TensorImpl.h>
+
+using fe::host::checked_tensor;
+using fe::host::PythonError;
+using fe::host::tensor_of;
 
 namespace {
-
-// Where in a tensor's object its TensorImpl is, in bytes: what python_variable.h would say. Found by `_cdata`, which is its
-// address, and held against that of every tensor that a GroupCheck is made of.
-Py_ssize_t impl_offset = 0;
-
-// Raised already in Python.
-struct PythonError {};
-
-uintptr_t cdata_of(PyObject* tensor) {
-  PyObject* attribute = PyObject_GetAttrString(tensor, "_cdata");
-  if (!attribute) throw PythonError();
-  const auto address = reinterpret_cast<uintptr_t>(PyLong_AsVoidPtr(attribute));
-  Py_DECREF(attribute);
-  if (PyErr_Occurred()) throw PythonError();
-  return address;
-}
-
-uintptr_t word_at(PyObject* object, Py_ssize_t offset) {
-  uintptr_t word;
-  std::memcpy(&word, reinterpret_cast<const char*>(object) + offset, sizeof word);
-  return word;
-}
-
-const c10::TensorImpl& tensor_of(PyObject* object) {
-  return *reinterpret_cast<const c10::TensorImpl*>(word_at(object, impl_offset));
-}
-
-// The same of an object that may be none, or laid out otherwise.
-const c10::TensorImpl& checked_tensor(PyObject* object) {
-  const uintptr_t address = cdata_of(object);
-  if (!impl_offset) {
-    const Py_ssize_t size = Py_TYPE(object)->tp_basicsize, word = sizeof(uintptr_t);
-    for (Py_ssize_t at = sizeof(PyObject); at + word <= size && !impl_offset; at += word)
-      if (word_at(object, at) == address) impl_offset = at;
-  }
-  if (!impl_offset || word_at(object, impl_offset) != address) {
-    PyErr_SetString(PyExc_TypeError, "GroupCheck: tensors must be laid out as in the PyTorch it was compiled for");
-    throw PythonError();
-  }
-  return tensor_of(object);
-}
 
 // All that a kernel takes for granted of a tensor. The dispatch keys say that its memory is plain: device, layout,
 // subclasses with a dispatch of their own, lazy negation and conjugation, transforms are keys. Autograd's are not looked
@@ -271,15 +227,12 @@ PyType_Slot slots[] = {
     {0, nullptr},
 };
 PyType_Spec group_check = {"host.GroupCheck", sizeof(Object), 0, Py_TPFLAGS_DEFAULT, slots};
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "host", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit_host() {
-  PyObject* module = PyModule_Create(&definition);
-  PyObject* type = module ? PyType_FromSpec(&group_check) : nullptr;
-  if (type && PyModule_AddObjectRef(module, "GroupCheck", type) < 0) Py_CLEAR(type);
-  if (!type) Py_CLEAR(module);
+int fe::host::add_group_check(PyObject* module) {
+  PyObject* type = PyType_FromSpec(&group_check);
+  const int failed = type ? PyModule_AddObjectRef(module, "GroupCheck", type) : -1;
   Py_XDECREF(type);
-  return module;
+  return failed;
 }

@@ -1,0 +1,284 @@
+// Most free energies from Python to the kernel and back, and their place in autograd's graph, which hands on the gradients
+// that the kernel made with the values: the twin of compute_plain and _Terms in fekernels/ops/free_energy/autograd.py. What is
+// rare it leaves to that file: other operands, gradients of gradients, second backward passes, batches of gradients.
+
+// Else autograd's headers read every operator that there is.
+#define AT_PER_OPERATOR_HEADERS
+#include "torch/host/python_tensor.h"
+#include "torch/plain_free_energy.h"
+
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
+#include <c10/core/DispatchKeySet.h>
+#if __has_include(<torch/csrc/autograd/node.h>)  // its own file since torch 2.13
+#include <torch/csrc/autograd/node.h>
+#else
+#include <torch/csrc/autograd/function.h>
+#endif
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
+
+// Of python_variable.h. Linked at load, so that a torch without it leaves Python's twin.
+PyObject* THPVariable_Wrap(const at::TensorBase& tensor);
+
+namespace {
+
+using torch::autograd::Edge;
+using torch::autograd::edge_list;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+constexpr size_t kOperands = 3, kTerms = 3;  // prediction, mean, logvar; free energy, energy, KL
+
+// From `connect`: the kernel, _again of fekernels/ops/free_energy/autograd.py, and the classes whose operators are PyTorch's.
+fe::PlainFreeEnergyKernel* kernel = nullptr;
+PyObject *again = nullptr, *tensor_class = nullptr, *parameter_class = nullptr;
+
+class Gil {
+ public:
+  Gil() : state_(PyGILState_Ensure()) {}
+  ~Gil() { PyGILState_Release(state_); }
+
+ private:
+  PyGILState_STATE state_;
+};
+
+// PyTorch makes a RuntimeError of it. An interrupt is raised again as soon as Python runs.
+[[noreturn]] void throw_python_error() {
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  const bool interrupted = PyErr_GivenExceptionMatches(type, PyExc_KeyboardInterrupt);
+  PyObject* text = value ? PyObject_Str(value) : nullptr;
+  const char* words = text ? PyUnicode_AsUTF8(text) : nullptr;
+  std::string message = words ? words : "free_energy: backward failed";
+  if (type && !PyErr_GivenExceptionMatches(type, PyExc_RuntimeError))
+    message = std::string(reinterpret_cast<PyTypeObject*>(type)->tp_name) + ": " + message;
+  for (PyObject* object : {type, value, traceback, text}) Py_XDECREF(object);
+  PyErr_Clear();
+  if (interrupted) PyErr_SetInterrupt();
+  throw std::runtime_error(message);
+}
+
+// A tuple, with None for an undefined tensor.
+PyObject* wrapped(const variable_list& tensors) {
+  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(tensors.size()));
+  for (size_t i = 0; tuple && i < tensors.size(); ++i) {
+    PyObject* object = tensors[i].defined() ? THPVariable_Wrap(tensors[i]) : Py_NewRef(Py_None);
+    if (!object) Py_CLEAR(tuple);
+    else PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), object);
+  }
+  return tuple;
+}
+
+at::Tensor tensor(c10::TensorImpl& impl) {
+  return at::Tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(&impl));
+}
+
+// Its values are float32 in this machine's memory: every other layout, subclass, lazy negation and transform has a key.
+// Those of autograd and autocast, which all have, come and go with modes.
+bool is_plain(const c10::TensorImpl& tensor) {
+  const c10::DispatchKeySet of_modes = c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset;
+  const c10::DispatchKeySet keys = tensor.key_set() - of_modes;
+  return keys == c10::DispatchKeySet(c10::DispatchKey::CPU) && tensor.dtype() == caffe2::TypeMeta::Make<float>();
+}
+
+// Nothing, or a number.
+bool is_plain(const at::Tensor& scalar) {
+  return !scalar.defined() || (is_plain(*scalar.unsafeGetTensorImpl()) && scalar.numel() == 1 && scalar.const_data_ptr());
+}
+
+// factor * first + second, in float as PyTorch would; `any` where there is one of them.
+struct Factor {
+  bool any = false;
+  float value = 0.0f;
+
+  void add(const at::Tensor& scalar, double factor) {
+    if (!scalar.defined()) return;
+    const float term = *static_cast<const float*>(scalar.const_data_ptr()) * static_cast<float>(factor);
+    value = any ? value + term : term;
+    any = true;
+  }
+};
+
+struct FreeEnergyBackward final : Node {
+  int64_t likelihood, reduction, needs;
+  double beta;
+  variable_list gradients;  // of the operands that need one, until the first backward pass
+  std::vector<SavedVariable> saved;
+
+  std::string name() const override { return "FreeEnergyBackward"; }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    gradients.clear();
+    for (SavedVariable& variable : saved) variable.reset_data();
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {
+    throw std::runtime_error(
+        "free_energy: compiled autograd needs to be known before the loss is computed: set"
+        " torch._dynamo.config.compiled_autograd = True first");
+  }
+
+  variable_list apply(variable_list&& above) override {
+    variable_list ready, operands;
+    const bool differentiable = at::GradMode::is_enabled();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      ready = std::exchange(gradients, {});
+      if (differentiable || ready.empty())
+        for (const SavedVariable& variable : saved) operands.push_back(variable.unpack(getptr()));
+    }
+    if (!operands.empty() || !is_plain(above[0]) || !is_plain(above[1]) || !is_plain(above[2]))
+      return in_python(ready, operands, above);
+    Factor of_energy, of_kl;
+    of_energy.add(above[0], 1.0);
+    of_energy.add(above[1], 1.0);
+    of_kl.add(above[0], beta);
+    of_kl.add(above[2], 1.0);
+    variable_list results(kOperands);
+    for (size_t i = 0, next = 0; i < kOperands; ++i) {
+      if (!(needs >> i & 1)) continue;
+      at::Tensor& gradient = ready[next++];
+      const Factor& factor = i == 0 ? of_energy : of_kl;
+      if (!factor.any) continue;
+      if (factor.value != 1.0f) gradient.mul_(factor.value);
+      results[i] = std::move(gradient);
+    }
+    return results;
+  }
+
+ private:
+  variable_list in_python(const variable_list& ready, const variable_list& operands, const variable_list& above) const {
+    const Gil gil;
+    PyObject* lists[] = {wrapped(ready), wrapped(operands), wrapped(above)};
+    PyObject* found = nullptr;
+    if (lists[0] && lists[1] && lists[2])
+      found = PyObject_CallFunction(again, "LLdLOOO", static_cast<long long>(likelihood), static_cast<long long>(reduction),
+                                    beta, static_cast<long long>(needs), lists[0], lists[1], lists[2]);
+    for (PyObject* list : lists) Py_XDECREF(list);
+    variable_list results;
+    try {
+      for (size_t i = 0; found && i < kOperands; ++i) {
+        PyObject* gradient = PySequence_GetItem(found, static_cast<Py_ssize_t>(i));
+        if (!gradient) break;
+        results.push_back(gradient == Py_None ? at::Tensor() : tensor(fe::host::checked_tensor(gradient)));
+        Py_DECREF(gradient);
+      }
+    } catch (const fe::host::PythonError&) {
+    }
+    Py_XDECREF(found);
+    if (results.size() != kOperands) throw_python_error();
+    return results;
+  }
+};
+
+// Nodes were shared_ptr's before torch 2.13. Argument-dependent, so that the one of the two that a torch lacks is not looked
+// up; deleteNode takes a long graph apart without recursion.
+template <class T, class Pointer = decltype(Edge::function)>
+auto make_node() {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>)
+    return std::shared_ptr<T>(new T, [](auto* node) { deleteNode(node); });
+  else return c10::make_intrusive<T>();
+}
+
+void append(void* tensors, void* handle) {
+  static_cast<variable_list*>(tensors)->push_back(*static_cast<const at::Tensor*>(handle));
+}
+
+// free_energy(prediction, target, mean, logvar, likelihood, reduction, beta, with_gradients): (free_energy, energy, kl), or
+// None where Python has to look at it.
+PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 8 || !kernel) return PyErr_Format(PyExc_TypeError, "free_energy takes 8 arguments, after connect; got %zd", count);
+  at::Tensor operands[4];
+  for (size_t i = 0; i < 4; ++i) {
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(arguments[i]));
+    if (type != tensor_class && type != parameter_class) Py_RETURN_NONE;
+    c10::TensorImpl& impl = fe::host::tensor_of(arguments[i]);
+    if (!is_plain(impl)) Py_RETURN_NONE;
+    operands[i] = tensor(impl);
+  }
+  const int64_t likelihood = PyLong_AsLongLong(arguments[4]), reduction = PyLong_AsLongLong(arguments[5]);
+  const double beta = PyFloat_AsDouble(arguments[6]);
+  const int with_gradients = PyObject_IsTrue(arguments[7]);
+  if (PyErr_Occurred()) return nullptr;
+  const auto& [prediction, target, mean, logvar] = operands;
+  if (target.requires_grad()) Py_RETURN_NONE;
+  const int64_t needs =
+      with_gradients ? prediction.requires_grad() | mean.requires_grad() << 1 | logvar.requires_grad() << 2 : 0;
+  variable_list results;
+  try {
+    {
+      RECORD_FUNCTION("fekernels::free_energy", c10::ArrayRef<const c10::IValue>{});
+      const auto handle = [](const at::Tensor& operand) { return static_cast<void*>(new at::Tensor(operand)); };
+      PyThreadState* state = PyEval_SaveThread();
+      try {
+        kernel({handle(prediction), handle(target), handle(mean), handle(logvar), likelihood, reduction, beta, needs, &results,
+                &append});
+      } catch (...) {
+        PyEval_RestoreThread(state);
+        throw;
+      }
+      PyEval_RestoreThread(state);
+    }
+    if (results.empty()) Py_RETURN_NONE;
+    if (needs) {
+      auto node = make_node<FreeEnergyBackward>();
+      node->likelihood = likelihood;
+      node->reduction = reduction;
+      node->needs = needs;
+      node->beta = beta;
+      edge_list edges;
+      for (const at::Tensor* operand : {&prediction, &mean, &logvar})
+        edges.push_back(torch::autograd::impl::gradient_edge(*operand));
+      node->set_next_edges(std::move(edges));
+      for (const at::Tensor* operand : {&prediction, &mean, &logvar, &target}) node->saved.emplace_back(*operand, false);
+      for (size_t i = 0; i < kTerms; ++i)
+        torch::autograd::impl::set_gradient_edge(results[i], {node, node->add_input_metadata(results[i])});
+      const auto first = std::make_move_iterator(results.begin() + kTerms), last = std::make_move_iterator(results.end());
+      node->gradients.assign(first, last);
+      results.resize(kTerms);
+    }
+  } catch (const c10::Error& error) {
+    return PyErr_Format(PyExc_RuntimeError, "%s", error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+  }
+  return wrapped(results);
+}
+
+// connect(kernel's address, again, torch.Tensor, torch.nn.Parameter, a tensor)
+PyObject* connect(PyObject*, PyObject* arguments) {
+  PyObject *address, *function, *classes[2], *example;
+  if (!PyArg_ParseTuple(arguments, "OOOOO", &address, &function, &classes[0], &classes[1], &example)) return nullptr;
+  try {
+    fe::host::checked_tensor(example);
+  } catch (const fe::host::PythonError&) {
+    return nullptr;
+  }
+  kernel = reinterpret_cast<fe::PlainFreeEnergyKernel*>(PyLong_AsVoidPtr(address));
+  if (PyErr_Occurred()) return nullptr;
+  Py_XSETREF(again, Py_NewRef(function));
+  Py_XSETREF(tensor_class, Py_NewRef(classes[0]));
+  Py_XSETREF(parameter_class, Py_NewRef(classes[1]));
+  Py_RETURN_NONE;
+}
+
+PyMethodDef functions[] = {
+    {"free_energy", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(free_energy)), METH_FASTCALL, nullptr},
+    {"connect_free_energy", connect, METH_VARARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+int fe::host::add_free_energy(PyObject* module) { return PyModule_AddFunctions(module, functions); }
