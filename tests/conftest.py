@@ -2,9 +2,10 @@
 
 import ctypes
 import functools
+import gc
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +53,22 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("FEKERNELS_ISA", "all")
     torch.set_num_threads(1)
     fuzz_budget.total = config.getoption("--fuzz-examples")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """A million objects that live to the end: nobody looks for garbage among them, neither now nor in the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Or what is not collected at the end is a leak to triton, which tells of it."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

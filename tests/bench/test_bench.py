@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,15 +36,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
 
 
-@pytest.fixture
-def little_garbage() -> Iterator[None]:
-    """Every case collects garbage twice, which among all that a test process holds takes longer than the case."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("compiled", "alone", "little_garbage")
+@pytest.mark.usefixtures("compiled", "alone")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_of_the_registry_is_measured_and_told(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
