@@ -215,7 +215,7 @@ void free_energy_plain_by_address(const fe::PlainFreeEnergy& call) {
   const auto tensor = [](void* handle) { return Tensor(static_cast<AtenTensorHandle>(handle)); };
   const std::vector<Tensor> results =
       free_energy_plain_cpu(tensor(call.prediction), tensor(call.target), tensor(call.mean), tensor(call.logvar),
-                            call.likelihood, call.reduction, call.beta, call.needs, false);
+                            call.likelihood, call.reduction, call.beta, call.needs, call.inplace);
   for (const Tensor& result : results) call.take(call.context, result.get());
 }
 

@@ -12,6 +12,7 @@ struct PlainFreeEnergy {
   int64_t likelihood, reduction;
   double beta;
   int64_t needs;
+  bool inplace;
   void* context;
   void (*take)(void* context, void* tensor);
 };

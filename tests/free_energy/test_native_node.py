@@ -259,15 +259,15 @@ def test_what_has_no_plain_memory_is_left_to_python(which: str, place: int) -> N
     target, prediction, mean, logvar = given
     function = autograd._native()
     assert function is not None
-    assert function(prediction, target, mean, logvar, 1, 0, 1.0, True) is None
+    assert function(prediction, target, mean, logvar, 1, 0, 1.0, True, False) is None
 
 
 def test_a_target_with_a_gradient_is_left_to_python() -> None:
     target, *others = operands()
     function = autograd._native()
     assert function is not None
-    assert function(others[0], target.requires_grad_(), *others[1:], 1, 0, 1.0, True) is None
-    with pytest.raises(TypeError, match="takes 8 arguments"):
+    assert function(others[0], target.requires_grad_(), *others[1:], 1, 0, 1.0, True, False) is None
+    with pytest.raises(TypeError, match="takes 9 arguments"):
         function(target)
 
 

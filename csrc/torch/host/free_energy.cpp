@@ -112,8 +112,9 @@ struct Factor {
 struct FreeEnergyBackward final : Node {
   int64_t likelihood, reduction, needs;
   double beta;
+  bool inplace;
   variable_list gradients;  // of the operands that need one, until the first backward pass
-  std::vector<SavedVariable> saved;
+  std::vector<SavedVariable> saved;  // none with `inplace`, whose prediction is gone
 
   std::string name() const override { return "FreeEnergyBackward"; }
 
@@ -138,7 +139,7 @@ struct FreeEnergyBackward final : Node {
       if (differentiable || ready.empty())
         for (const SavedVariable& variable : saved) operands.push_back(variable.unpack(getptr()));
     }
-    if (!operands.empty() || !is_plain(above[0]) || !is_plain(above[1]) || !is_plain(above[2]))
+    if (differentiable || ready.empty() || !is_plain(above[0]) || !is_plain(above[1]) || !is_plain(above[2]))
       return in_python(ready, operands, above);
     Factor of_energy, of_kl;
     of_energy.add(above[0], 1.0);
@@ -163,8 +164,9 @@ struct FreeEnergyBackward final : Node {
     PyObject* lists[] = {wrapped(ready), wrapped(operands), wrapped(above)};
     PyObject* found = nullptr;
     if (lists[0] && lists[1] && lists[2])
-      found = PyObject_CallFunction(again, "LLdLOOO", static_cast<long long>(likelihood), static_cast<long long>(reduction),
-                                    beta, static_cast<long long>(needs), lists[0], lists[1], lists[2]);
+      found = PyObject_CallFunction(again, "LLdLOOOO", static_cast<long long>(likelihood), static_cast<long long>(reduction),
+                                    beta, static_cast<long long>(needs), inplace ? Py_True : Py_False, lists[0], lists[1],
+                                    lists[2]);
     for (PyObject* list : lists) Py_XDECREF(list);
     variable_list results;
     try {
@@ -195,10 +197,16 @@ void append(void* tensors, void* handle) {
   static_cast<variable_list*>(tensors)->push_back(*static_cast<const at::Tensor*>(handle));
 }
 
-// free_energy(prediction, target, mean, logvar, likelihood, reduction, beta, with_gradients): (free_energy, energy, kl), or
-// None where Python has to look at it.
+// Whether it is, or is a view of, a tensor whose values an optimizer would step from.
+bool belongs_to_leaf(const at::Tensor& prediction) {
+  const at::TensorBase& base = prediction.is_view() ? prediction._base() : prediction;
+  return base.is_leaf() && base.requires_grad();
+}
+
+// free_energy(prediction, target, mean, logvar, likelihood, reduction, beta, with_gradients, inplace): (free_energy, energy,
+// kl), or None where Python has to look at it.
 PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 8 || !kernel) return PyErr_Format(PyExc_TypeError, "free_energy takes 8 arguments, after connect; got %zd", count);
+  if (count != 9 || !kernel) return PyErr_Format(PyExc_TypeError, "free_energy takes 9 arguments, after connect; got %zd", count);
   at::Tensor operands[4];
   for (size_t i = 0; i < 4; ++i) {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(arguments[i]));
@@ -209,21 +217,23 @@ PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   const int64_t likelihood = PyLong_AsLongLong(arguments[4]), reduction = PyLong_AsLongLong(arguments[5]);
   const double beta = PyFloat_AsDouble(arguments[6]);
-  const int with_gradients = PyObject_IsTrue(arguments[7]);
+  const int with_gradients = PyObject_IsTrue(arguments[7]), overwrite = PyObject_IsTrue(arguments[8]);
   if (PyErr_Occurred()) return nullptr;
   const auto& [prediction, target, mean, logvar] = operands;
   if (target.requires_grad()) Py_RETURN_NONE;
   const int64_t needs =
       with_gradients ? prediction.requires_grad() | mean.requires_grad() << 1 | logvar.requires_grad() << 2 : 0;
+  const bool inplace = overwrite && needs & 1;
   variable_list results;
   try {
+    if (inplace && belongs_to_leaf(prediction)) Py_RETURN_NONE;
     {
       RECORD_FUNCTION("fekernels::free_energy", c10::ArrayRef<const c10::IValue>{});
       const auto handle = [](const at::Tensor& operand) { return static_cast<void*>(new at::Tensor(operand)); };
       PyThreadState* state = PyEval_SaveThread();
       try {
-        kernel({handle(prediction), handle(target), handle(mean), handle(logvar), likelihood, reduction, beta, needs, &results,
-                &append});
+        kernel({handle(prediction), handle(target), handle(mean), handle(logvar), likelihood, reduction, beta, needs, inplace,
+                &results, &append});
       } catch (...) {
         PyEval_RestoreThread(state);
         throw;
@@ -237,11 +247,18 @@ PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       node->reduction = reduction;
       node->needs = needs;
       node->beta = beta;
+      node->inplace = inplace;
       edge_list edges;
       for (const at::Tensor* operand : {&prediction, &mean, &logvar})
         edges.push_back(torch::autograd::impl::gradient_edge(*operand));
       node->set_next_edges(std::move(edges));
-      for (const at::Tensor* operand : {&prediction, &mean, &logvar, &target}) node->saved.emplace_back(*operand, false);
+      if (inplace) {
+        // As a tensor of its own, autograd may keep it for `.grad`; an input it would copy.
+        results[kTerms] = at::Tensor(prediction.variable_data());
+        prediction.unsafeGetTensorImpl()->bump_version();
+      } else {
+        for (const at::Tensor* operand : {&prediction, &mean, &logvar, &target}) node->saved.emplace_back(*operand, false);
+      }
       for (size_t i = 0; i < kTerms; ++i)
         torch::autograd::impl::set_gradient_edge(results[i], {node, node->add_input_metadata(results[i])});
       const auto first = std::make_move_iterator(results.begin() + kTerms), last = std::make_move_iterator(results.end());

@@ -180,11 +180,6 @@ class _Terms(torch.autograd.Function):
     def backward(ctx: Any, *above: Tensor | None) -> Any:
         call: _Call = ctx.call
         gradients, ctx.gradients = ctx.gradients, None
-        if call.inplace and (gradients is None or torch.is_grad_enabled()):
-            raise RuntimeError(
-                "free_energy: with inplace_backward=True the prediction is overwritten by its gradient, so backward"
-                " runs once and cannot be differentiated; use inplace_backward=False"
-            )
         operands = len(ctx.needs_input_grad) - 3
         return None, None, None, *_gradients(call, gradients, lambda: ctx.saved_tensors, above, operands)
 
@@ -197,6 +192,11 @@ def _gradients(
     operands: int,
 ) -> list[Tensor | None]:
     """Of the operands; ``early``: those that the forward pass made, of which no second pass may have the memory."""
+    if call.inplace and (early is None or torch.is_grad_enabled()):
+        raise RuntimeError(
+            "free_energy: with inplace_backward=True the prediction is overwritten by its gradient, so backward"
+            " runs once and cannot be differentiated; use inplace_backward=False"
+        )
     if torch.is_grad_enabled():
         return _differentiable(call, saved(), above)
     g_free, g_energy, g_kl = above
@@ -230,12 +230,13 @@ def _again(
     reduction: int,
     beta: float,
     needs: int,
+    inplace: bool,
     early: tuple[Tensor, ...],
     saved: tuple[Tensor, ...],
     above: tuple[Tensor | None, ...],
 ) -> list[Tensor | None]:
     """What the native node leaves to Python; ``saved``: the operands and the target, where they are needed."""
-    call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, False)
+    call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
     return _gradients(call, early or None, lambda: (*saved, None, None, None), above, 3)
 
 
@@ -363,9 +364,11 @@ def compute_plain(
         or backends.choose("cpu") != "cpp"
     ):
         return None
-    native = None if inplace or compiles_backward() else _native()
+    native = None if compiles_backward() else _native()
     if native is not None:
-        terms = native(prediction, target, mean, logvar, likelihood, reduction, beta, torch.is_grad_enabled())
+        terms = native(
+            prediction, target, mean, logvar, likelihood, reduction, beta, torch.is_grad_enabled(), inplace
+        )
         return None if terms is None else FreeEnergyTerms(*terms)
     operands = prediction, mean, logvar
     for tensor in (*operands, target):
