@@ -166,7 +166,8 @@ def test_one_call_over_many_rows_is_a_call_for_each(op, step_kernel):
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_more_rows_than_are_counted_at_once(op, step_kernel):
     options, streams = Options(), range(300)
-    rows = [make_row(Case((int(i % 60 == 59),)), options, stream=i) for i in streams]
+    kinds = [make_row(Case((count,)), options) for count in (0, 1)]
+    rows = [replace(kinds[i % 60 == 59].clone(), stream=i) for i in streams]
     stepped = step_kernel(op, rows, options)
     assert [row.step.item() for row in stepped] == [options.steps_after(op)] * 300
     moved = "exp_avg_sq" if op == "variational_accumulate_" else "param"

@@ -75,13 +75,13 @@ def test_noise_that_single_weights_hide_shows_in_predictions() -> None:
     """Weights of correlated features vary along flat directions, to which the gradient's noise adds next to nothing."""
     generator = torch.Generator().manual_seed(5)
     turned, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator))
-    x = torch.randn(600, 4, generator=generator) * torch.tensor([1.0, 0.4, 0.3, 0.1]) @ turned.T
+    x = torch.randn(600, 4, generator=generator) * torch.tensor([1.0, 0.3, 0.2, 0.15]) @ turned.T
     y = x @ torch.randn(4, generator=generator) + torch.randn(600, generator=generator)
     torch.manual_seed(0)
     result = fe.sample_posterior(
         nn.Linear(4, 1, bias=False), lambda model, rows: (model(rows[0])[:, 0] - rows[1]).square().mean() / 2,
-        list(zip(x.split(20), y.split(20), strict=True)), data_size=600, prior_precision=1.0, samples=10, lr=0.02,
-        control_variates=False, seed=1, progress=False,
+        list(zip(x.split(40), y.split(40), strict=True)), data_size=600, prior_precision=1.0, chains=64, samples=20,
+        burn_in=400, thinning=100, lr=0.02, control_variates=False, seed=1, progress=False,
     )  # fmt: skip
     report, wide = result.report, x.double()
     exact = torch.linalg.inv(wide.T @ wide + torch.eye(4, dtype=torch.float64))

@@ -24,11 +24,14 @@ def noise(row: Row, seed: int, counter: int, purpose: int) -> Tensor:
     i = torch.arange(shape.numel())
     index = i // run * pitch + i % run
     count = int(index.max()) + 1 if len(index) else 0
+    return _drawn(count, seed, row.stream, counter, offset, purpose)[index].view(shape)
+
+
+@functools.lru_cache(64)
+def _drawn(count: int, seed: int, stream: int, counter: int, offset: int, purpose: int) -> Tensor:
+    """Of a step that is computed in two precisions, and of those that follow it in a table."""
     with fe.use_backend("reference"):
-        drawn = fe.random.normal(
-            count, seed=seed, stream=row.stream, step=counter, offset=offset, purpose=purpose
-        )
-    return drawn[index].view(shape)
+        return fe.random.normal(count, seed=seed, stream=stream, step=counter, offset=offset, purpose=purpose)
 
 
 def langevin_adam_formula(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -105,6 +106,11 @@ def make_row(
 
 def row_of(step: Step) -> Row:
     """A fresh one, with the same values every time."""
+    return _row_of(step).clone()
+
+
+@functools.cache
+def _row_of(step: Step) -> Row:
     row = make_row(step.case, step.options, *step.dtypes, step_dtype=step.step_dtype)
     if step.op == "variational_draw_" and step.dtypes.param in (BF16, F16):
         # Every other parameter is the rounding of its mean.
