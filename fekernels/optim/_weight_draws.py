@@ -35,6 +35,7 @@ __all__ = ["WeightDraws"]
 # Of the streams of draws outside training: however many are made, those of training stay the same. The hash of a name
 # has 31 bits.
 EVALUATION = 0x80000000
+EARLY = 200  # steps before which an evaluation is a look at a beginning
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the ranks' seeds
 
 
@@ -147,6 +148,8 @@ class WeightDraws(TableOptimizer):
                 if self._since.samples:
                     self._let_go_of_gradients()
             self._draw(train)
+        if not train:
+            self._warn_of_start(EARLY, 0.9)
         self._inside = "training" if train else "evaluation"
         try:
             yield
@@ -157,6 +160,10 @@ class WeightDraws(TableOptimizer):
         if not train:
             return
         self._since.drawn = self._gradients()
+
+    def _warn_of_start(self, steps: int, share: float) -> None:
+        """Where, after so many steps or more, the deviations still are by more than ``share`` those of the start."""
+        raise NotImplementedError
 
     def _gradients(self) -> list[list[Tensor | None]]:
         return [

@@ -27,6 +27,28 @@ class WeightGaussian(NamedTuple):
 class WeightPosterior(WeightDraws):
     """An optimizer of a Gaussian over the weights, without its step, that tells what it has learned."""
 
+    _start_is_behind = False  # or was told of
+
+    def _warn_of_start(self, steps: int, share: float) -> None:
+        if self._start_is_behind:
+            return
+        for group in self.param_groups:
+            made = [self.state[p]["step"] for p in group["params"] if "hessian" in self.state.get(p, {})]
+            if not made:
+                continue
+            count, beta2 = int(made[0]), float(group["betas"][1])
+            if count < steps:
+                continue
+            left = beta2**count
+            self._start_is_behind = left < 0.1
+            if left > share:
+                self._start_is_behind = True
+                self._warn_once(
+                    f"after {count:,} steps h is still {left:.0%} its start, hess_init={group['hess_init']:g}, and so"
+                    f" are the standard deviations: betas[1]={beta2:g} averages over about {1 / (1 - beta2):,.0f}"
+                    " steps. Take a betas[1] of 1 - 5 / steps or less"
+                )
+
     def _learned(self) -> list[tuple[dict[str, Any], Tensor, dict[str, Any], Tensor]]:
         """Of every parameter that is not frozen: its group, itself, its state and its mean, also inside a context."""
         found = []
@@ -45,7 +67,12 @@ class WeightPosterior(WeightDraws):
         """Mean and standard deviation of every parameter, in the order of ``param_groups``: new tensors.
 
         A frozen one's mean is its value, its standard deviation 0.
+
+        Warns:
+            UserWarning: "natural", once, after steps too few for ``betas[1]``: more than half of h, which the
+                deviations come from, is still ``hess_init``. Drawing to evaluate tells of more than nine tenths.
         """
+        self._warn_of_start(1, 0.5)
         found = {}
         for group, param, state, mean in self._learned():
             std, itself = self._spread(state)

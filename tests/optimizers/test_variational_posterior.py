@@ -1,6 +1,8 @@
 """What fe.VariationalAdam learns: exact posteriors, the KL, the free energy, samples to predict with."""
 
 import math
+import re
+import warnings
 
 import pytest
 import torch
@@ -151,3 +153,47 @@ def test_posterior_samples_predict_with_draws():
     prediction = samples.predict(torch.randn(5, 4))
     assert prediction.mean.shape == (5, 3) and (prediction.mutual_information > 0).all()
     assert all_of(optimizer)[0] is model.weight
+
+
+def stepped(steps: int, **options: object) -> fe.VariationalAdam:
+    param = nn.Parameter(torch.zeros(3))
+    optimizer = fe.VariationalAdam([param], 0.1, 50.0, seed=1, **options)
+    for _ in range(steps):
+        with optimizer.sampled_params(train=True):
+            optimizer.zero_grad()
+            (3 * param.square()).sum().backward()
+        optimizer.step()
+    return optimizer
+
+
+def evaluate(optimizer: fe.VariationalAdam) -> None:
+    with optimizer.sampled_params():
+        pass
+
+
+SHORT = (0.9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "look", "told"),
+    [
+        (300, {}, fe.VariationalAdam.posterior, "after 300 steps h is still 100% its start, hess_init=1"),
+        (300, {}, evaluate, "betas.1.=0.99999 averages over about 100,000 steps"),
+        (60, {"betas": SHORT}, fe.VariationalAdam.posterior, "after 60 steps h is still 55%"),
+        (60, {"betas": SHORT}, evaluate, None),
+        (300, {"betas": SHORT}, fe.VariationalAdam.posterior, None),
+        (300, {"betas": SHORT}, evaluate, None),
+        (0, {}, fe.VariationalAdam.posterior, None),
+        (20, {}, evaluate, None),
+        (300, {"estimator": "reparam"}, fe.VariationalAdam.posterior, None),
+    ],
+)
+def test_deviations_that_are_still_the_starts_are_told_of_once(steps, options, look, told):
+    optimizer = stepped(steps, **options)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            look(optimizer)
+    assert len(said) == (told is not None)
+    if told is not None:
+        assert re.search(told, str(said[0].message))
