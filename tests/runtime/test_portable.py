@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,28 +25,37 @@ BITS += sum(kernel.native for kernel in KERNELS) * (
 )
 
 
-def baseline_program(folder: Path, compiler: str, *flags: str) -> str:
-    """Build the baseline kernels alone with ``compiler``, in a program that prints bits.
+PRINT_BITS = ROOT / "tests/runtime/portable/print_bits.cpp"
+
+
+def compile_baseline(folder: Path, sources: Iterable[Path], compiler: str, *flags: str) -> list[Path]:
+    """Objects of the baseline kernels.
 
     Without optimisation, which takes a sixth of the time: the suite's own library, whose instruction sets are held
     against each other, is an optimised one.
     """
-    common = [compiler, *build.CXX_FLAGS, "-O0", "-w", "-I", str(ROOT / "csrc")]
-    kernels = build.Sources.under(ROOT / "csrc").per_isa
-    sources = [(ROOT / "csrc" / kernel, ["-DFE_ISA=baseline", *flags]) for kernel in kernels]
-    sources.append((ROOT / "csrc/cpu/dispatch.cpp", []))
-    sources.append((ROOT / "tests/runtime/portable/print_bits.cpp", [*flags]))
+    common = [compiler, *build.CXX_FLAGS, "-O0", "-w", "-I", str(ROOT / "csrc"), "-DFE_ISA=baseline", *flags]
     objects = []
-    for source, extra in sources:
-        objects.append(str(folder / f"{source.stem}.o"))
-        subprocess.run([*common, *extra, "-c", str(source), "-o", objects[-1]], check=True)
+    for source in sources:
+        objects.append(folder / f"{source.stem}.o")
+        subprocess.run([*common, "-c", str(source), "-o", str(objects[-1])], check=True)
+    return objects
+
+
+def baseline_program(folder: Path, compiler: str) -> str:
+    """Build the baseline kernels alone with ``compiler``, in a program that prints bits."""
+    kernels = [ROOT / "csrc" / kernel for kernel in build.Sources.under(ROOT / "csrc").per_isa]
+    sources = [*kernels, ROOT / "csrc/cpu/dispatch.cpp", PRINT_BITS]
+    return link(folder, compile_baseline(folder, sources, compiler), compiler)
+
+
+def link(folder: Path, objects: Iterable[Path], compiler: str) -> str:
     program = str(folder / "print_bits")
-    subprocess.run([compiler, "-static", *objects, "-o", program], check=True)
+    subprocess.run([compiler, "-static", *map(str, objects), "-o", program], check=True)
     return program
 
 
-def printed_bits(folder: Path, compiler: str, *flags: str, runner: tuple[str, ...] = ()) -> bytes:
-    program = baseline_program(folder, compiler, *flags)
+def printed_bits(program: str, *runner: str) -> bytes:
     return subprocess.run([*runner, program], check=True, capture_output=True).stdout
 
 
@@ -58,7 +68,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def expected(program: str) -> bytes:
-    bits = subprocess.run([program], check=True, capture_output=True).stdout
+    bits = printed_bits(program)
     assert len(bits) == BITS
     return bits
 
@@ -80,20 +90,27 @@ def test_a_library_of_one_instruction_set_refuses_the_others(program: str) -> No
         )
 
 
-def test_fma_instruction_and_its_emulation_agree(tmp_path: Path, expected: bytes) -> None:
+def test_fma_instruction_and_its_emulation_agree(tmp_path: Path, program: str, expected: bytes) -> None:
+    """In what calls it most. That all kernels agree, the contract says of the library's instruction sets."""
     if platform.machine() != "x86_64" or "fma" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no separate fma instruction set")
-    assert printed_bits(tmp_path, "g++", "-mfma") == expected
+    names = ("cpu/random.cpp", "cpu/free_energy/free_energy.cpp", "cpu/optimizers/langevin_adam.cpp")
+    others = {path.name: path for path in Path(program).parent.glob("*.o")}
+    sources = [*(ROOT / "csrc" / name for name in names), PRINT_BITS]
+    with_fma = compile_baseline(tmp_path, sources, "g++", "-mfma")
+    objects = others | {path.name: path for path in with_fma}
+    assert len(objects) == len(others)
+    assert printed_bits(link(tmp_path, objects.values(), "g++")) == expected
 
 
 def test_clang(tmp_path: Path, expected: bytes) -> None:
     if shutil.which("clang++") is None:
         pytest.skip("clang++ is not installed")
-    assert printed_bits(tmp_path, "clang++") == expected
+    assert printed_bits(baseline_program(tmp_path, "clang++")) == expected
 
 
 def test_arm_under_emulation(tmp_path: Path, expected: bytes) -> None:
     for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    assert printed_bits(tmp_path, "aarch64-linux-gnu-g++", runner=("qemu-aarch64",)) == expected
+    assert printed_bits(baseline_program(tmp_path, "aarch64-linux-gnu-g++"), "qemu-aarch64") == expected
