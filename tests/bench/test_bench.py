@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,8 +302,25 @@ def test_the_suite_times_the_registrys_rows(disabled: bool, monkeypatch: pytest.
             assert benchmark.extra_info["floor"] in ("memory", "arithmetic")
 
 
-def test_import_is_timed_in_a_process() -> None:
+def test_import_is_timed_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     assert 0 < once.import_seconds(1) < 60
+
+
+def test_import_is_timed_with_modules_compiled_elsewhere_where_none_may_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def run(command: list[str], timeout: float, **variables: str) -> str:
+        asked.append(variables)
+        return str(float(len(asked)))
+
+    monkeypatch.setattr(once, "run_python", run)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert once.import_seconds(3) == 3.0  # the first is not counted
+    assert len({each["PYTHONPYCACHEPREFIX"] for each in asked}) == 1
+    assert [each["PYTHONDONTWRITEBYTECODE"] for each in asked] == [""] * 4
 
 
 @pytest.mark.usefixtures("compiled")
