@@ -12,10 +12,7 @@
 
 #include <cstdint>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <utility>
-#include <vector>
+#include <initializer_list>  // which CUDA's own header has too
 
 #define __global__ static
 #define __launch_bounds__(...)
@@ -45,14 +42,16 @@ enum cudaError {
 namespace cuda_on_cpu {
 
 inline constexpr size_t kStackBytes = 256 << 10;
-inline constexpr int kWarp = 32;
+inline constexpr int kWarp = 32, kMaxThreads = 1024, kMaxShared = 16;
 
 enum class Waits { kNot, kForWarp, kForBlock, kForever };  // forever: it has finished
 
 struct Thread {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
-  Waits waits;
+  jmp_buf place;  // where it waits
+  bool begun = false;
+  char* stack = nullptr;
+  Waits waits = Waits::kNot;
   // What it gave to its latest two exchanges: none is written again before all threads of the warp have read it.
   uint64_t given[2];
   unsigned exchanges;
@@ -61,14 +60,17 @@ struct Thread {
 struct Shared {
   int place;  // in the source
   size_t bytes;
-  std::unique_ptr<char[]> memory;
+  char* memory;
 };
 
 struct State {
-  std::vector<Thread> threads;
-  std::vector<Shared> shared;
-  std::function<void()> body;
-  ucontext_t scheduler;
+  Thread threads[kMaxThreads];
+  Shared shared[kMaxShared];
+  int n_shared = 0;
+  void (*body)(const void*);
+  const void* argument;
+  ucontext_t scheduler_context;
+  jmp_buf scheduler;
   sigjmp_buf outside;
   int current = 0;
   int error = cudaSuccess;
@@ -77,18 +79,39 @@ struct State {
 inline State state;
 
 inline void* shared_memory(int place, size_t bytes) {
-  for (Shared& known : state.shared) {
-    if (known.place == place) return known.memory.get();
+  for (int i = 0; i < state.n_shared; ++i) {
+    if (state.shared[i].place == place) return state.shared[i].memory;
   }
-  state.shared.push_back({place, bytes, std::unique_ptr<char[]>(new char[bytes])});
-  std::memset(state.shared.back().memory.get(), 0xff, bytes);
-  return state.shared.back().memory.get();
+  Shared& shared = state.shared[state.n_shared++];
+  shared = {place, bytes, new char[bytes]};
+  std::memset(shared.memory, 0xff, bytes);
+  return shared.memory;
 }
+
+// Contexts change by setjmp, which leaves the signal mask as it is; swapcontext asks the system for it each time, which took
+// most of a kernel's time. But the address sanitizer follows swapcontext alone.
+#if !defined(__has_feature)
+#define __has_feature(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+inline void enter(Thread& thread) { swapcontext(&state.scheduler_context, &thread.context); }
+inline void leave(Thread& thread) { swapcontext(&thread.context, &state.scheduler_context); }
+#else
+inline void enter(Thread& thread) {
+  if (_setjmp(state.scheduler) != 0) return;
+  if (thread.begun) _longjmp(thread.place, 1);
+  thread.begun = true;
+  setcontext(&thread.context);
+}
+inline void leave(Thread& thread) {
+  if (_setjmp(thread.place) == 0) _longjmp(state.scheduler, 1);
+}
+#endif
 
 inline void wait(Waits what) {
   Thread& thread = state.threads[state.current];
   thread.waits = what;
-  swapcontext(&thread.context, &state.scheduler);
+  leave(thread);
 }
 
 // What thread `lane ^ mask` of the warp gives.
@@ -101,18 +124,23 @@ inline uint64_t exchange(uint64_t value, int mask) {
 }
 
 inline void thread_main() {
-  state.body();
-  state.threads[state.current].waits = Waits::kForever;
+  for (;;) {
+    state.body(state.argument);
+    wait(Waits::kForever);  // until there is another block
+  }
 }
 
 inline void start(Thread& thread) {
-  if (!thread.stack) thread.stack.reset(new char[kStackBytes]);
+  const bool finished = thread.waits == Waits::kForever;  // and not ended by a signal, or left at a barrier
   thread.waits = Waits::kNot;
   thread.exchanges = 0;
+  if (finished) return;
+  if (!thread.stack) thread.stack = new char[kStackBytes];
+  thread.begun = false;
   getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack.get();
+  thread.context.uc_stack.ss_sp = thread.stack;
   thread.context.uc_stack.ss_size = kStackBytes;
-  thread.context.uc_link = &state.scheduler;
+  thread.context.uc_link = nullptr;
   makecontext(&thread.context, thread_main, 0);
 }
 
@@ -138,14 +166,15 @@ inline void run_warp(int begin, int end) {
       Thread& thread = state.threads[state.current];
       if (thread.waits != Waits::kNot) continue;
       threadIdx = {static_cast<unsigned>(state.current)};
-      swapcontext(&state.scheduler, &thread.context);
+      enter(thread);
     }
   } while (release(begin, end, Waits::kForWarp));
 }
 
 // Each round takes every warp from one barrier to the next, or to its end.
 inline void run_block(int threads) {
-  state.shared.clear();
+  for (int i = 0; i < state.n_shared; ++i) delete[] state.shared[i].memory;
+  state.n_shared = 0;
   for (int i = 0; i < threads; ++i) start(state.threads[i]);
   const int warps = (threads + kWarp - 1) / kWarp;
   do {
@@ -177,9 +206,10 @@ inline void run_blocks(int64_t blocks, int threads) {
   sigaction(SIGBUS, &before[1], nullptr);
 }
 
-inline int launch(int64_t blocks, int threads, std::function<void()> body) {
-  if (static_cast<int>(state.threads.size()) < threads) state.threads.resize(threads);
-  state.body = std::move(body);
+inline int launch(int64_t blocks, int threads, void (*body)(const void*), const void* argument) {
+  if (threads > kMaxThreads) return cudaErrorInvalidValue;
+  state.body = body;
+  state.argument = argument;
   state.error = cudaSuccess;
   gridDim = {static_cast<unsigned>(blocks)};
   blockDim = {static_cast<unsigned>(threads)};
@@ -190,9 +220,9 @@ inline int launch(int64_t blocks, int threads, std::function<void()> body) {
 // Of an access that is for global memory alone.
 inline void check_global(const void* pointer, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) state.error = cudaErrorMisalignedAddress;
-  for (const Shared& shared : state.shared) {
-    const char* begin = shared.memory.get();
-    if (pointer >= begin && pointer < begin + shared.bytes) state.error = cudaErrorIllegalAddress;
+  for (int i = 0; i < state.n_shared; ++i) {
+    const char* begin = state.shared[i].memory;
+    if (pointer >= begin && pointer < begin + state.shared[i].bytes) state.error = cudaErrorIllegalAddress;
   }
 }
 
@@ -248,7 +278,16 @@ namespace fe::cuda {
 
 template <class Argument>
 int launch(void (*kernel)(Argument), int64_t blocks, int threads, const Argument& argument, void*) {
-  return ::cuda_on_cpu::launch(blocks, threads, [kernel, argument] { kernel(argument); });
+  struct Bound {
+    void (*kernel)(Argument);
+    const Argument& argument;
+  };
+  const Bound bound{kernel, argument};
+  const auto run = [](const void* pointer) {
+    const Bound& bound = *static_cast<const Bound*>(pointer);
+    bound.kernel(bound.argument);
+  };
+  return ::cuda_on_cpu::launch(blocks, threads, run, &bound);
 }
 
 }  // namespace fe::cuda
