@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fekernels._runtime import extension
-
-extension.check_torch_version(torch.__version__)
-
 # So many new objects would have Python look for garbage among all of torch's: two thirds of the import's time.
 _collecting = gc.isenabled()
 gc.disable()
 try:
+    from fekernels._runtime import extension
+
+    extension.check_torch_version(torch.__version__)
+
     from fekernels import losses, optim, posterior, random, stein
 finally:
     if _collecting:
@@ -36,12 +36,10 @@ from fekernels.losses import (  # noqa: E402
 from fekernels.optim import (  # noqa: E402
     SGLD,
     LangevinAdam,
-    PosteriorSamples,
     UnifiedOptimizer,
     VariationalAdam,
 )
 from fekernels.stein import (  # noqa: E402
-    SVGD,
     kernel_stein_discrepancy,
     kernels,
     median_bandwidth,
@@ -52,7 +50,14 @@ from fekernels.stein import (  # noqa: E402
 if TYPE_CHECKING:
     from fekernels import anneal, diagnostics, distributed, graph, messages, models, unified, views
     from fekernels import plots as plots
-    from fekernels.posterior import Chains, ControlVariate, local_learning_coefficient, sample_posterior
+    from fekernels.posterior import (
+        Chains,
+        ControlVariate,
+        PosteriorSamples,
+        local_learning_coefficient,
+        sample_posterior,
+    )
+    from fekernels.stein import SVGD
 
 __version__ = "0.2.0"
 
@@ -108,8 +113,10 @@ _MODULES_LATER = (
     "anneal", "diagnostics", "distributed", "graph", "messages", "models", "plots", "unified", "views",
 )  # fmt: skip
 _NAMES_LATER = {
+    "SVGD": "stein",
     "Chains": "posterior",
     "ControlVariate": "posterior",
+    "PosteriorSamples": "posterior",
     "local_learning_coefficient": "posterior",
     "sample_posterior": "posterior",
 }

@@ -30,7 +30,7 @@ REDUCTIONS = ("none", "mean", "sum")
 NONE, MEAN, SUM = range(3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Support:
     """Numbers from ``lowest`` to ``highest``, with these where they are finite; infinity is none of them.
 
@@ -56,7 +56,7 @@ class Target(Enum):
     CLASSES = Support("classes", 0.0, whole=True)  # as many as the parameter's last axis has
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parameter:
     """One parameter of a likelihood.
 
@@ -69,7 +69,7 @@ class Parameter:
     safe: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Likelihood:
     """A likelihood with one number of parameters.
 

@@ -19,7 +19,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +100,7 @@ class BuildFailed(ExtensionUnavailable):
         self.passing = status in (-2, -15, 130, 143) or re.search(PASSING, output) is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Toolchain:
     """What a build runs: ninja, a C++ compiler, and nvcc where CUDA kernels are built."""
 
@@ -265,7 +264,7 @@ def extra_flags() -> list[str]:
         ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sources:
     """The files to compile, as paths under csrc.
 
@@ -352,6 +351,8 @@ def build_steps(
 
 def host_file(torch_version: str) -> str:
     """The name of a host module that was compiled ahead of time."""
+    import sysconfig  # 2 ms, which an import of fekernels need not take
+
     return f"_host-torch{torch_version}-{sysconfig.get_config_var('SOABI')}.so"
 
 

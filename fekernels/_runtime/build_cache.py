@@ -15,7 +15,6 @@ import platform
 import shutil
 import stat
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,9 +80,12 @@ class CachedLibrary:
     """
 
     def __init__(self, name: str, source_root: Path) -> None:
+        import sysconfig  # 2 ms, which an import of fekernels need not take
+
         import torch
 
         self._sources, self._torch = source_root, Path(torch.__file__).parent
+        self._python = Path(sysconfig.get_paths()["include"])
         self._name = name if name != "host" else f"host-{sysconfig.get_config_var('SOABI')}"
         self._isas = first_use_instruction_sets() if name != "host" else ()
         system = f"{sys.platform}-{platform.machine()}-{'-'.join(platform.libc_ver())}"
@@ -193,9 +195,7 @@ class CachedLibrary:
 
     def _compile(self, verbose: bool) -> None:
         try:
-            steps = self._steps(
-                self._sources, self._torch, Path(sysconfig.get_paths()["include"]), self._isas
-            )
+            steps = self._steps(self._sources, self._torch, self._python, self._isas)
             compile_library(self._path, self._tools, steps, verbose, mode=0o600)
         except BuildFailed as error:
             # What a lack of memory or an interruption ended may well work the next time.

@@ -91,7 +91,7 @@ def _check_gpu_dtypes(row: Row) -> None:
         raise ValueError(f"on a GPU the states of a {param} parameter must be {known}; got {state}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Row:
     """The tensors of one parameter. ``shard``: (offset, length, pitch) as in pointer_table.h; None for a whole one.
 

@@ -73,7 +73,7 @@ def sum_over_shards(function: str, value: Tensor, param: Tensor) -> Tensor:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """A part of a local tensor.
 

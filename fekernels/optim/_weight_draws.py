@@ -65,7 +65,7 @@ class DrawTable(TableCache):
         return bool(backends.native_op("restore_means")(self.tables[0].table))
 
 
-@dataclass
+@dataclass(eq=False)
 class SinceLastStep:
     """The draws of training contexts since the last step. (What a compiled step sets of an optimizer itself is lost.)
 

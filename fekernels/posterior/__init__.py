@@ -3,8 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fekernels.posterior.samples import PosteriorSamples
-
 if TYPE_CHECKING:
     from fekernels.posterior.chains import Chains
     from fekernels.posterior.control_variate import ControlVariate
@@ -15,6 +13,7 @@ if TYPE_CHECKING:
     )
     from fekernels.posterior.report import PosteriorReport
     from fekernels.posterior.run import PosteriorRun, sample_posterior
+    from fekernels.posterior.samples import PosteriorSamples
 
 __all__ = [
     "Chains",
@@ -36,6 +35,7 @@ _LATER = {
     "LearningCoefficientDiagnostics": "learning_coefficient",
     "PosteriorReport": "report",
     "PosteriorRun": "run",
+    "PosteriorSamples": "samples",
     "local_learning_coefficient": "learning_coefficient",
     "sample_posterior": "run",
 }

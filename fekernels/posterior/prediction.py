@@ -17,7 +17,7 @@ from fekernels._checks import floating, integer
 Activation = Literal["softmax", "sigmoid"] | Callable[[Tensor], Tensor] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What a set of weight samples predicts; float64, on the device of the model.
 

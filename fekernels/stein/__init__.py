@@ -1,17 +1,22 @@
 """Particles that follow a target: their Stein direction, the discrepancy, median bandwidths and the sampler."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fekernels._catalogue import stein as _catalogue
 from fekernels._catalogue.stein import *  # noqa: F403
 from fekernels.ops.stein.kernel_matrix import kernel_matrix, thinning
 from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy
 from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein import kernels
-from fekernels.stein._result import SVGDResult
-from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
 from fekernels.stein.bandwidth import median_bandwidth, pairwise_sq_dist_median
-from fekernels.stein.ensemble import SVGDEnsemble
 from fekernels.stein.goodness_of_fit import GoodnessOfFit, goodness_of_fit
-from fekernels.stein.svgd import SVGD
+
+if TYPE_CHECKING:
+    from fekernels.stein._result import SVGDResult
+    from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
+    from fekernels.stein.ensemble import SVGDEnsemble
+    from fekernels.stein.svgd import SVGD
 
 __all__ = [
     "SVGD",
@@ -30,3 +35,20 @@ __all__ = [
     "thinning",
 ]
 __all__ += _catalogue.__all__
+
+# At their first use: who only takes directions does not wait for them at the import.
+_LATER = {
+    "SVGD": "svgd",
+    "CyclicalAnnealing": "annealing",
+    "SVGDEnsemble": "ensemble",
+    "SVGDResult": "_result",
+    "TanhAnnealing": "annealing",
+}
+
+
+if not TYPE_CHECKING:  # or a name that does not exist would be Any
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

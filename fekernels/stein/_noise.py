@@ -25,7 +25,7 @@ STREAM = 0
 JITTER = 1e-8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Noise:
     """What is added to h phi: h a s + sqrt(2 h T) C^(1/2) xi, with C = a I, or C = K/n + a I for "kernel"."""
 

@@ -17,7 +17,7 @@ from fekernels.ops.stein.particles import which_kernel
 __all__ = ["SVGDResult", "discrepancy_kernel", "endless", "measure"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SVGDResult:
     """What `SVGD.run` did.
 

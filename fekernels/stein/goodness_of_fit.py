@@ -17,7 +17,7 @@ from fekernels.ops.stein.kernel_stein_discrepancy import gather, off_diagonal_su
 __all__ = ["GoodnessOfFit", "goodness_of_fit"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GoodnessOfFit:
     """What ``goodness_of_fit`` found; shapes without the batch dimensions of the particles are as given here.
 

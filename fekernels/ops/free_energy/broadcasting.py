@@ -15,7 +15,7 @@ from fekernels.ops.free_energy.memory_order import in_memory_order
 __all__ = ["Operands", "gather"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Operands:
     """Checked arguments. Shapes: [B or 1, D or 1] and [B or 1, Z or 1], for a categorical [B, P, K] and [B, P].
 

@@ -14,7 +14,7 @@ from fekernels.ops.optimizers.step import StepOperation, StepSettings
 __all__ = ["OPERATION", "LangevinAdamSettings"]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class LangevinAdamSettings(StepSettings):
     """What one step of a parameter group needs besides its tensors; the names are those of ``fe.LangevinAdam``."""
 

@@ -11,7 +11,7 @@ from fekernels.ops.optimizers.step import StepOperation, StepSettings
 __all__ = ["OPERATION", "SgldSettings"]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class SgldSettings(StepSettings):
     """What one step of a parameter group needs besides its tensors; the names are those of ``fe.SGLD``."""
 

@@ -12,7 +12,7 @@ from fekernels.ops.optimizers.step import StepOperation, StepSettings
 __all__ = ["OPERATION", "VariationalAccumulateSettings"]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class VariationalAccumulateSettings(StepSettings):
     """What the sums need besides their tensors.
 

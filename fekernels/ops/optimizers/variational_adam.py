@@ -13,7 +13,7 @@ from fekernels.ops.optimizers.step import StepOperation, StepSettings
 __all__ = ["OPERATION", "VariationalAdamSettings"]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class VariationalAdamSettings(StepSettings):
     """What one step of a parameter group needs besides its tensors; the names are those of ``fe.VariationalAdam``.
 

@@ -13,7 +13,7 @@ from fekernels.ops.optimizers.step import StepOperation, StepSettings
 __all__ = ["OPERATION", "VariationalDrawSettings"]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class VariationalDrawSettings(StepSettings):
     """What a draw of a parameter group needs besides its tensors; the names are those of ``fe.VariationalAdam``.
 
