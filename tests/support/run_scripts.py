@@ -15,7 +15,9 @@ from pathlib import Path
 
 def main(folder: str, *scripts: str) -> None:
     told = ("LOCAL_", "MASTER_", "RANK", "TORCHELASTIC_", "WORLD_")
-    print(*(f"variable {name}" for name in sorted(os.environ) if name.startswith(told)), sep="\n", flush=True)
+    lines = [f"variable {name}\n" for name in sorted(os.environ) if name.startswith(told)]
+    if os.environ.get("RANK") == "0":  # in one piece, that no line of another rank comes between
+        os.write(1, "".join(["\n", *lines]).encode())
     for script in scripts:
         path = Path(script)
         of_its_own = ["--folder", str(Path(folder, path.stem))] if '"--folder"' in path.read_text() else []
