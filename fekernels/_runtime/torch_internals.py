@@ -56,8 +56,8 @@ __all__ = [
 CHUNKED_VMAP = "_chunked_vmap"
 # Whether a transform of torch.func surrounds the call: torch.func tells it to no one.
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
-# How many modes (FakeTensorMode, make_fx) are to see operators; no public module says so.
-dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_is_traced_by_jit: Callable[[], bool] = torch._C._is_tracing
 # The names of all operators: torch.ops, which is public, knows only names that it is asked for.
 registered_operators: Callable[[], list[str]] = torch._C._dispatch_get_all_op_names
 # Whether a tensor belongs to a transform of torch.func, which may have ended; torch.func has no question of this kind.
@@ -70,6 +70,11 @@ is_unwritten_zeros: Callable[[Tensor], bool] = Tensor._is_zerotensor
 copy_all: Callable[[list[Tensor], list[Tensor]], None] = torch._foreach_copy_
 # Gamma(shape, 1) from a generator, which torch.distributions.Gamma does not take.
 standard_gamma: Callable[..., Tensor] = torch._standard_gamma
+
+
+def dispatch_modes() -> bool:
+    """Whether a mode (FakeTensorMode, make_fx) is to see operators, or torch.jit.trace; no public module says both."""
+    return _modes() > 0 or _is_traced_by_jit()
 
 
 def differentiates_forward() -> bool:

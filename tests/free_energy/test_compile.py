@@ -211,3 +211,28 @@ def test_compiled_by_inductor(backend):
 
     got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves), leaves)
     assert close(got, step(*leaves))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_trace_of_torch_jit_computes(weighted, wanted):
+    """On other values than those that it was traced with, and gradients too."""
+    target, mean, logvar = torch.rand(6, 5), torch.randn(6, 2), torch.randn(6, 2)
+    weight = torch.rand(6) if weighted else None
+
+    def loss(prediction):
+        z = fe.reparameterize(mean + prediction[:, :2], logvar, seed=1)
+        return fe.free_energy(
+            prediction, target, z, logvar, likelihood="bernoulli", weight=weight
+        ).free_energy
+
+    traced = torch.jit.trace(loss, torch.randn(6, 5, requires_grad=wanted), check_trace=False)
+    prediction = torch.randn(6, 5, requires_grad=wanted)
+    torch.testing.assert_close(traced(prediction), loss(prediction))
+    if wanted:
+        ours, theirs = (torch.autograd.grad(f(prediction), prediction)[0] for f in (traced, loss))
+        torch.testing.assert_close(ours, theirs)
+    else:  # no gradient is made up that was not traced
+        with pytest.raises(RuntimeError, match="needs must have the bit of each operand"):
+            traced(prediction.requires_grad_())

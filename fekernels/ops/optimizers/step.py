@@ -214,4 +214,4 @@ class StepOperation:
 
     def seen(self) -> bool:
         """Whether somebody is to see the operator: torch.compile, or a mode such as FakeTensorMode."""
-        return torch.compiler.is_compiling() or dispatch_modes() > 0
+        return torch.compiler.is_compiling() or dispatch_modes()
