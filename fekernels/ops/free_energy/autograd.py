@@ -247,7 +247,10 @@ def _native() -> Callable[..., tuple[Tensor, Tensor, Tensor] | None] | None:
     if module is None:
         return None
     address = backends.implementation("free_energy", "cpp", "plain_address")()
-    module.connect_free_energy(address, _again, Tensor, torch.nn.Parameter, torch.empty(0))
+    try:
+        module.connect_free_energy(address, _again, Tensor, torch.nn.Parameter, torch.empty(0))
+    except TypeError:  # tensors are laid out otherwise than it looks for them
+        return None
     function: Callable[..., tuple[Tensor, Tensor, Tensor] | None] = module.free_energy
     return function
 
