@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fekernels._checks import floating, integer
 from fekernels._runtime.ranks import draw_seed
 from fekernels.losses import gaussian_kl, monte_carlo_kl, reparameterize
+from fekernels.models.inference import evaluating
 from fekernels.models.relevance_calibration import fitted
 from fekernels.models.relevance_index import ContextIndex, Encoded
 from fekernels.models.relevance_score import (
@@ -144,14 +145,16 @@ class RelevanceModel(nn.Module):
     def temperature(self, value: float) -> None:
         self._temperature, _ = check_bound("RelevanceModel", value, self.importance_weighted)
 
+    def extra_repr(self) -> str:
+        calibration = "uncalibrated" if self.calibration == Calibration() else repr(self.calibration)
+        return f"samples={self.samples}, temperature={self.temperature:g}, steps={self.steps}, {calibration}"
+
     def get_extra_state(self) -> dict[str, Any]:
-        calibration = [self.calibration.scale, self.calibration.shift, self.calibration.sharpness]
+        now = self.calibration
+        calibration = [now.scale, now.shift, now.sharpness]
         return {
-            "seed": self.seed,
-            "steps": self.steps,
-            "temperature": self.temperature,
-            "calibration": calibration,
-        }
+            "seed": self.seed, "steps": self.steps, "temperature": self.temperature, "calibration": calibration
+        }  # fmt: skip
 
     def set_extra_state(self, state: Any) -> None:
         self.seed, self.steps, self.temperature = state["seed"], state["steps"], state["temperature"]
@@ -190,8 +193,9 @@ class RelevanceModel(nn.Module):
 
     @torch.no_grad()
     def encode_contexts(self, context: Any) -> ContextIndex:
-        """The contexts, encoded once, to be scored against any number of queries."""
-        return ContextIndex(self, self.encode("context", context))
+        """The contexts, encoded once in evaluation (no dropout), to be scored against any number of queries."""
+        with evaluating(self):
+            return ContextIndex(self, self.encode("context", context))
 
     @property
     def context_side(self) -> tuple[nn.Module, nn.Module]:
@@ -199,7 +203,10 @@ class RelevanceModel(nn.Module):
         return self.context_encoder, self.context_evidence
 
     def score(self, query: Any, context: Any) -> Relevance:
-        """Query i against context i: tensors [B]; differentiable. For every pair of both, see ``encode_contexts``."""
+        """Query i against context i: tensors [B]; differentiable. For every pair of both, see ``encode_contexts``.
+
+        Modules are in the mode that they have, as losses need it: with dropout, call ``eval()`` before.
+        """
         queries, contexts = self.encode("query", query), self.encode("context", context)
         _check_rows("score", queries, contexts)
         return self.score_encoded(queries, contexts, every_pair=False)
@@ -320,12 +327,17 @@ class RelevanceModel(nn.Module):
             relevant: bool [Q, C]; None: each query's own place, and needs C >= Q.
 
         Returns:
-            What it has set ``calibration`` to. Keeps K numbers a pair, K = 32 where the logit is linear.
+            What it has set ``calibration`` to, in evaluation (no dropout). Keeps K numbers a pair, K = 32 where the
+            logit is linear.
+
+        Raises:
+            ValueError: a pair's logit is not finite (the first is named), or no calibration is; no query, no pair of a
+                kind. ``calibration`` is then what it was.
 
         Source: Platt 1999, with his targets (N+ + 1)/(N+ + 2) and 1/(N- + 2), which keep the scale finite; temperature
         scaling is its case of no shift (Guo et al. 2017, arXiv:1706.04599).
         """
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self):
             queries, contexts = self.encode("query", query), self.encode("context", context)
             shape = len(queries), len(contexts)
             if not shape[0]:

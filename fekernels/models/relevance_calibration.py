@@ -25,8 +25,9 @@ def fitted(owner: str, logits: Tensor, weights: Tensor, relevant: Tensor) -> Cal
         logits: [K, Q, C], samples or nodes of every pair's logit. weights: [K], sum 1. relevant: bool [Q, C].
 
     Raises:
-        ValueError: no relevant pair, or none that is not.
+        ValueError: no relevant pair, or none that is not; logits, or a calibration of them, that are not finite.
     """
+    _check_finite(owner, logits)
     positives = int(relevant.sum())
     negatives = relevant.numel() - positives
     if not positives or not negatives:
@@ -49,12 +50,37 @@ def fitted(owner: str, logits: Tensor, weights: Tensor, relevant: Tensor) -> Cal
             yield -(aims * yes + (1 - aims) * no).sum() / relevant.numel()
 
     log_scale, shift = _least(of_answers, start)
+    if not (math.isfinite(shift) and abs(log_scale) < 700):
+        raise ValueError(
+            f"{owner}: logits must have a finite scale and shift that fit the answers; got log scale {log_scale:.3g}, "
+            f"shift {shift:.3g}, of logits from {float(logits.min()):.3g} to {float(logits.max()):.3g}"
+        )
     single = relevant.sum(1) == 1
     if relevant.shape[1] < 2 or not bool(single.any()):
         return Calibration(math.exp(log_scale), shift)
     means = torch.tensordot(weights.to(logits.dtype), logits.detach(), 1)[single].double()
     right = relevant[single].int().argmax(1)
     return Calibration(math.exp(log_scale), shift, _scale_of_choices(means, right) / math.exp(log_scale))
+
+
+def _check_finite(owner: str, logits: Tensor) -> None:
+    pairs = logits.isfinite().all(0)
+    wrong = (~pairs).nonzero().tolist()
+    if not wrong:
+        return
+    query, context = wrong[0]
+    values = logits[:, query, context]
+    came = float(values[~values.isfinite()][0])
+    whole = [
+        f"every pair of {side} {place}"
+        for side, place, other in (("query", query, pairs[query]), ("context", context, pairs[:, context]))
+        if not bool(other.any())
+    ]
+    raise ValueError(
+        f"{owner}: the logits of all pairs must be finite; got {came} for query {query} and context {context}, and "
+        f"{len(wrong)} such pairs of {pairs.numel()}"
+        + (f", {' and '.join(whole)} among them" if whole else "")
+    )
 
 
 def _scale_of_choices(means: Tensor, right: Tensor) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fekernels._checks import integer
 from fekernels._runtime.torch_internals import version
+from fekernels.models.inference import evaluating
 from fekernels.models.relevance_score import TENSORS, Relevance
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Encoded:
 
 class ContextIndex:
     """What ``RelevanceModel.encode_contexts`` gives: C contexts, encoded. Scores take no gradient.
+
+    All of it runs the model in evaluation (no dropout), and leaves it in the mode that it had.
 
     A query costs its own encoding and C Z operations, whatever contexts cost to encode: the history of a dialogue is
     encoded as it grows (``append``), never again at each utterance. Pairs are scored in blocks, so that no tensor
@@ -87,7 +90,8 @@ class ContextIndex:
     def append(self, contexts: Any) -> None:
         """Encode further contexts, behind those that are here."""
         self._check("append")
-        new = self._model.encode("context", contexts)
+        with evaluating(self._model):
+            new = self._model.encode("context", contexts)
         old = self._contexts
         self._contexts = Encoded(
             torch.cat([old.vector, new.vector]),
@@ -99,6 +103,10 @@ class ContextIndex:
     def score(self, query: Any) -> Relevance:
         """Every query against every context: tensors [Q, C]."""
         self._check("score")
+        with evaluating(self._model):
+            return self._score(query)
+
+    def _score(self, query: Any) -> Relevance:
         model, contexts = self._model, self._contexts
         queries = model.encode("query", query)
         latents = queries.shift.shape[1] * model.numbers_per_latent
@@ -134,7 +142,7 @@ class ContextIndex:
 
 
 def _weights(model: RelevanceModel) -> Weights:
-    # Not buffers: those of a batch norm in training change whenever a query is encoded.
+    # Not buffers: those of a batch norm change with every training loss, a step or none behind it.
     return [
         (weight, (version(weight), weight.data_ptr(), weight.dtype))
         for module in model.context_side

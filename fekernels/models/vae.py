@@ -14,6 +14,7 @@ from fekernels._checks import integer
 from fekernels._runtime.torch_internals import has_forward_hooks
 from fekernels.losses import likelihoods
 from fekernels.models import networks
+from fekernels.models.inference import evaluating
 from fekernels.models.latent import PRIOR, LatentModel
 from fekernels.models.noise import NoiseCounter
 from fekernels.ops.free_energy.reparameterize import reparameterize
@@ -163,12 +164,16 @@ class VAE(LatentModel):
         return self.decode(z), mean, logvar
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The expected x at the posterior's mean, [B, *event]; for "categorical" probabilities [B, *event, classes]."""
-        return likelihoods.mean(self.likelihood, self.decode(self.encode(x)[0]))
+        """The expected x at the posterior's mean, [B, *event]; for "categorical" probabilities [B, *event, classes].
+
+        In evaluation (no dropout) whatever the mode, which the modules keep; differentiable.
+        """
+        with evaluating(self):
+            return likelihoods.mean(self.likelihood, self.decode(self.encode(x)[0]))
 
     @torch.no_grad()
     def sample(self, count: int, *, seed: int | None = None, mean: bool = False) -> Tensor:
-        """Data made up by the model, [count, *event].
+        """Data made up by the model, [count, *event], in evaluation (no dropout) whatever the mode.
 
         Args:
             count: how many.
@@ -180,7 +185,8 @@ class VAE(LatentModel):
         count = integer("VAE.sample", "count", count, 0)
         seed = self._own_seed() if seed is None else seed
         z = random.normal((count, self.latent_dim), seed=seed, stream=PRIOR, device=weight.device)
-        params = self.decode(z.to(weight.dtype))
+        with evaluating(self):
+            params = self.decode(z.to(weight.dtype))
         if mean:
             return likelihoods.mean(self.likelihood, params)
         return likelihoods.sample(self.likelihood, params, seed=seed)
