@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import dense, floating, integer, number, one_of, same_device
+from fekernels.graph.stability import MOVE, SWEEPS, departure, repeated
 from fekernels.ops.graph.belief_propagation import FixedPoint, NotConverged, Settings, fixed_point
 
 __all__ = ["BeliefPropagation", "belief_propagation"]
@@ -80,7 +81,8 @@ def belief_propagation(
             and returned in float32. Leading dimensions are problems of their own over the same edges: results do not
             depend on their neighbours, and each stops when it has converged. Graphs that differ are joined to one of
             all their variables, their edges shifted: the free energy is then their sum.
-        edges: [E, 2], integers: each pair of variables once, in any order. Two edges of one pair are two factors.
+        edges: [E, 2], integers: each pair of variables once, in any order. Two edges of one pair are two factors, and a
+            loop: an undirected `edge_index`, which holds both directions, doubles every coupling.
         pairwise: [..., E, S, S] log potentials at [x_i, x_j] of ``edges[e] = (i, j)``, of unary's dtype, or what
             broadcasts to it: [S, S] is one table for all edges, which the caches then hold.
         damping: in [0, 1), the part of the old log message that stays; .5 often settles what oscillates. It moves no
@@ -92,10 +94,16 @@ def belief_propagation(
         schedule: "flooding" changes all messages at once; "residual" the one that would change most (Elidan, McGraw &
             Koller 2006), which settles some graphs that flooding does not. It goes one message after the other: on a
             GPU or in float64, in Python.
-        messages: [..., E, 2, S] to start from, those of another result. Default: 0, uniform.
+        messages: [..., E, 2, S] to start from, those of another result. Default: 0, uniform; where states can be
+            exchanged, that symmetry is then kept.
 
     Returns:
-        BeliefPropagation. A warning (NotConverged) comes with ``converged=False``.
+        BeliefPropagation.
+
+    Warns:
+        NotConverged: with ``converged=False``. UserWarning: states that tie, by the sum-product on a graph with more
+        than one loop, from the default start, at a fixed point that messages leave once they are moved by .01; an
+        edge that joins a pair once more; of the max-product, ties (see ``assignment``).
 
     Raises:
         TypeError: tensors of a wrong dtype, or what is no tensor. ValueError: shapes that do not fit, an end of an edge
@@ -114,12 +122,15 @@ def belief_propagation(
         max_iters=integer(NAME, "max_iters", max_iters, 1),
     )
     operands.check_values()
+    _warn_of_repeats(operands)
     found = fixed_point(operands.unary, operands.edges, operands.pairwise, operands.messages, settings)
     operands.check_possible(found.free_energy)
     energy = operands.energy(found.beliefs.argmax(-1)) if settings.max_product else found.free_energy
     converged = found.residual <= settings.tol
     if settings.max_product:
         _warn_of_ties(found, operands.edges, converged, settings.tol)
+    elif messages is None:
+        _warn_if_unstable(operands, found, converged)
     if not bool(converged.all()):
         _warn(found.residual, converged, settings)
     batch = operands.batch
@@ -163,6 +174,35 @@ def _warn_of_ties(found: FixedPoint, edges: Tensor, converged: Tensor, tol: floa
             UserWarning,
             stacklevel=3,
         )
+
+
+def _warn_if_unstable(operands: _Operands, found: FixedPoint, converged: Tensor) -> None:
+    left = departure(operands.unary, operands.edges, operands.pairwise, found, converged)
+    if left is None:
+        return
+    which = f" of {left.problems} problems, {left.first} the first," if operands.batch else ""
+    warnings.warn(
+        f"{NAME}: the fixed point{which} is unstable, and only the symmetry of its states keeps messages there: log"
+        f" messages moved by up to {MOVE:g} do not return, and bethe_free_energy is"
+        f" {float(found.free_energy[left.first]):.6g} here, {left.free_energy:.6g} where they are after"
+        f" {2 * SWEEPS} damped sweeps. Break the symmetry: add a small field to unary (1e-4 at one state), or"
+        " start from messages that lean towards a state",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _warn_of_repeats(operands: _Operands) -> None:
+    if not (again := repeated(operands.edges, operands.unary.shape[1])):
+        return
+    warnings.warn(
+        f"{NAME}: {again[0]} of {len(operands.edges)} edges join a pair of variables once more, {again[1]} among"
+        " them: each counts as a factor of its own, so that a pair given in both directions has twice its coupling,"
+        " and is a loop. Give each pair once, as edges[edges[:, 0] < edges[:, 1]] does of an undirected edge_index;"
+        " add up tables that are meant to be two factors",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _warn(residual: Tensor, converged: Tensor, settings: Settings) -> None:
