@@ -7,18 +7,32 @@ units).
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fekernels.losses.importance import importance_weighted_bound
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms
 
-__all__ = ["ACTIVE", "Posterior", "VarianceOfMeans", "evaluating", "refine", "with_gradient_of_encoder"]
+__all__ = [
+    "ACTIVE",
+    "Posterior",
+    "VarianceOfMeans",
+    "evaluating",
+    "refine",
+    "warn_of_few_effective",
+    "with_gradient_of_encoder",
+]
 
 ACTIVE = 0.01  # the variance of a latent's posterior mean above which Burda et al. call it active
+# Of importance weights: how many samples they must be worth, of K at most K / 20, and for what share of the data they
+# may be worth less. Trained models leave 0 to 3% below; K / 20 tells nothing of fewer than 40 samples.
+FEW, PART, LEAST, SHARE = 10.0, 1 / 20, 40, 0.05
 
 
 class Posterior(NamedTuple):
@@ -104,3 +118,34 @@ def with_gradient_of_encoder(
     """``terms``, whose free energy also has these gradients in mean and logvar; its value stays the same."""
     along = (mean * of_mean).sum() + (logvar * of_logvar).sum()
     return terms._replace(free_energy=terms.free_energy + (along - along.detach()))
+
+
+@torch.no_grad()
+def warn_of_few_effective(
+    function: str, log_w: Tensor, bound: Tensor, count: int, given: bool, group: Any = None
+) -> None:
+    """UserWarning where the weights of a share of the data are worth few samples, (sum w)^2 / sum w^2 (Kong 1992).
+
+    Such a bound is about the largest weight that happened to be drawn: it lies nats below log p(x), and says so to
+    nobody. Fewer than 40 samples are not judged, nor what torch.compile traces.
+
+    Args:
+        log_w: [K, B], of ``count`` samples on all ranks of ``group``. bound: [B], their log mean.
+        given: whether the caller gave a posterior in place of the encoder's.
+    """
+    if count < LEAST or not len(bound) or torch.compiler.is_compiling():
+        return
+    squares = importance_weighted_bound(2 * log_w.detach(), process_group=group)
+    effective = count * (2 * bound.detach() - squares).exp()
+    least, rows = min(FEW, PART * count), len(effective)
+    share = float((effective < least).double().mean())
+    # Of few data points one or two may be below by chance.
+    if share <= SHARE + 2 * math.sqrt(SHARE * (1 - SHARE) / rows):
+        return
+    do = "refine longer" if given else "refine first, posterior=vae.infer(x, 100)"
+    warnings.warn(
+        f"{function}: for {share:.0%} of {rows} data points the weights of {count} samples are worth fewer than "
+        f"{least:g} (median {float(effective.median()):.1f}, smallest {float(effective.min()):.1f}): their bounds are "
+        f"noise, and far below log p(x); {do}, or take more samples",
+        stacklevel=4,  # over no_grad's own
+    )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import fekernels as fe
-from fekernels.models.latent import COMPARISON
+from fekernels.models.latent import BOUND, COMPARISON
 from tests.models.test_vae import data, small
 
 
@@ -205,3 +207,58 @@ def test_semi_amortised_gradients():
     wanted = (*torch.autograd.grad(own, of_encoder), *torch.autograd.grad(better.free_energy, of_decoder))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def few(model, x, samples=500, **options):
+    """The warnings of a bound, by their text."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.importance_weighted_bound(x, samples, **options)
+    assert all(found.filename == __file__ for found in caught)
+    return [str(found.message) for found in caught]
+
+
+def far(model, x):
+    """Posteriors three units away from the encoder's, and narrow."""
+    mean, logvar = (part.detach() for part in model.encode(x))
+    return mean + 3, logvar - 3
+
+
+def test_a_bound_that_is_noise_is_warned_of(trained):
+    model, _ = trained
+    x = bars(100, seed=3)
+    away = far(model, x)
+    (text,) = few(model, x, posterior=away)
+    mean, logvar = away
+    key = {**model.noise(x), "stream": model.noise(x)["stream"] + BOUND}
+    z = fe.reparameterize(mean, logvar, samples=500, **key)
+    each = x.expand(500, *x.shape)
+    log_w = -fe.energy(model.decode(z), each, "bernoulli", batch_dims=2) - fe.monte_carlo_kl(mean, logvar, z)
+    weights = torch.softmax(log_w.detach().double(), 0)
+    effective = 1 / (weights**2).sum(0)
+    share = (effective < 10).double().mean()
+    assert f"for {share:.0%} of 100 data points the weights of 500 samples are worth fewer than 10 " in text
+    assert share > 0.5 and f"(median {effective.median():.1f}, smallest {effective.min():.1f})" in text
+    assert "refine longer, or take more samples" in text
+    bent = copy.deepcopy(model)
+    with torch.no_grad():
+        bent.fc_mean.bias += 3
+        bent.fc_logvar.bias -= 3
+        for other in (few(bent, x), few(bent.train(), x)):
+            assert len(other) == 1 and "refine first, posterior=vae.infer(x, 100), or take more" in other[0]
+    assert not few(bent, x)  # a loss, in training and with gradients
+    assert len(few(bent.eval(), x)) == 1 and len(few(bent, x[:1])) == 1
+    assert not few(bent, x, 39) and not few(bent, x[:0])
+    with torch.no_grad():
+        assert not few(bent, x, posterior=bent.infer(x, 300, lr=0.1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bound_of_a_trained_model_is_not_warned_of(seed):
+    torch.manual_seed(seed)
+    model = fe.models.VAE(16, 4, (24,), seed=seed)
+    model.fit(list(bars(1000).split(50)), epochs=12, lr=5e-3, progress=False)
+    for rows in (200, 40, 8):
+        x = bars(rows, seed=10 + seed)
+        for samples in (1, 5, 40, 100, 500):
+            assert not few(model.eval(), x, samples)
