@@ -151,8 +151,10 @@ def optimization_as_inference(
 ) -> VariationalFit:
     """Maximise the evidence's lower bound over a Gaussian q(theta): fitting parameters, done as inference.
 
-    From the mode of the log joint, which L-BFGS finds, q begins narrow and takes natural-gradient steps. Where the
-    posterior has several modes q is about the one that was found.
+    q begins narrow at a mode of the log joint and takes natural-gradient steps. L-BFGS looks for that mode from the
+    prior's mean and from four draws of the prior, and once more beside the highest that it found, as a saddle is left
+    there. Draws at which the model has no value are no starts. There may be other and higher modes that no start leads
+    to: the bound is then that about the one that was found, and ``converged`` does not tell. Another seed draws others.
 
     Args:
         data: whatever ``log_likelihood`` takes.
@@ -163,11 +165,12 @@ def optimization_as_inference(
         lr: their size in the first half, in (0, 1]; then it falls as 1 / step, which averages the draws' noise out.
         samples: draws of theta per step, half of them the others mirrored at the mean: of a quadratic log-likelihood
             the mean's gradient is then exact.
-        seed: of the draws.
+        seed: of the draws, those of the prior too.
         progress: show a bar.
 
     Warns:
-        Where q has not settled (``converged``): its moments and the bound are then not those of the best Gaussian.
+        Where q has not settled (``converged``): its moments and the bound are then not those of the best Gaussian. It
+        says by how much it would still move, and what to do.
 
     Raises:
         TypeError: prior is no Normal; model gives no distribution and there is no log_likelihood.
@@ -208,7 +211,9 @@ def optimization_as_inference(
         return expected - gaussian_kl(mean, logvar, *wide, reduction="sum")
 
     mean = _mode(
-        lambda theta: fit_to_data(theta) + prior.log_prob(theta.reshape(prior.batch_shape)).sum(), wide[0]
+        lambda theta: fit_to_data(theta) + prior.log_prob(theta.reshape(prior.batch_shape)).sum(),
+        *wide,
+        seed,
     )
     logvar = wide[1] + 2 * math.log(NARROW)
     history = []
@@ -229,11 +234,14 @@ def optimization_as_inference(
     fresh = [_judge(mean, logvar, bound, step) for step in range(JUDGES)]
     values, moves = (torch.stack(column) for column in zip(*fresh, strict=True))
     noise = moves.std(0) / JUDGES**0.5
-    settled = bool(((moves.mean(0).abs() - 3 * noise).max() < 0.2) & values.isfinite().all())
+    worst = float((moves.mean(0).abs() - 3 * noise).max())
+    settled = worst < SETTLED and bool(values.isfinite().all())
     if not settled:
         warnings.warn(
-            f"{function}: q has not settled after {steps} steps: its moments and the bound are not those of the best "
-            "Gaussian. Take more steps, or more samples.",
+            f"{function}: q has not settled after {steps} steps: a mean would move by {worst:.2g} of its deviation, or "
+            f"a precision by as much of itself, where {SETTLED} is the most: its moments and the bound are not those "
+            "of the best Gaussian. Take more steps, or more samples; where neither changes it, q lies between modes or "
+            "on a ridge: another seed begins from other draws of the prior, another prior.loc from there.",
             stacklevel=2,
         )
     q = Normal(mean.reshape(prior.batch_shape), (logvar / 2).exp().reshape(prior.batch_shape))
@@ -241,12 +249,32 @@ def optimization_as_inference(
     return VariationalFit(q, float(values.mean()), error, settled, torch.stack(history))
 
 
-# q's first deviation over the prior's; how many independent estimates judge the result; streams of the noise.
-NARROW, JUDGES = 1e-3, 32
-FITTING, JUDGING = 0, 1 << 20
+# q's first deviation over the prior's; how many independent estimates judge the result; draws of the prior from which
+# its mode is looked for, too; what another mode must be higher by, in nats; a push off a saddle over the prior's
+# deviation; streams of the noise.
+NARROW, JUDGES, DRAWS, HIGHER, PUSH = 1e-3, 32, 4, 0.01, 0.01
+SETTLED = 0.2  # the most that the judges' draws may move q, in its deviations
+FITTING, JUDGING, STARTING = 0, 1 << 20, 2 << 20
 
 
-def _mode(log_joint: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+def _mode(log_joint: Callable[[Tensor], Tensor], mean: Tensor, logvar: Tensor, seed: int) -> Tensor:
+    """The highest mode that L-BFGS finds from the prior's mean and from draws of the prior, pushed off a saddle."""
+    draws = reparameterize(mean, logvar, seed=seed, step=0, stream=STARTING, samples=DRAWS + 1)
+    best, value = _climb(log_joint, mean)
+    push = draws[0] - mean
+    # By symmetry a gradient can be exactly 0 at the mean, or stay 0 on the way: what was found need be no maximum.
+    for start in (*draws[1:], None):
+        try:
+            found, height = _climb(log_joint, best + PUSH * push if start is None else start)
+        except (ValueError, RuntimeError, ArithmeticError):  # a theta that the model has no value for
+            continue
+        if height > value + HIGHER:
+            best, value = found, height
+    return best
+
+
+def _climb(log_joint: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, float]:
+    """Where L-BFGS ends, and the log joint there."""
     theta = start.clone().requires_grad_()
     search = LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -262,7 +290,9 @@ def _mode(log_joint: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
         return loss
 
     search.step(closure)
-    return theta.detach()
+    found = theta.detach()
+    with torch.no_grad():
+        return found, float(log_joint(found))
 
 
 def _judge(
