@@ -48,6 +48,7 @@ __all__ = [
 
 LOG_2PI = math.log(2 * math.pi)
 REDUCTIONS = ("mean", "sum")
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 Value = tuple[Tensor, dict[str, Tensor]]
 View = Callable[["Shared"], Value]
@@ -74,6 +75,14 @@ class Shared(NamedTuple):
             return self.known_energy
         return energy(self.params, self.x, self.likelihood, reduction=self.reduction)
 
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """mean and logvar, those of 16 bits in float32, as ``fe.free_energy`` computes with them."""
+        mean, logvar = self.mean, self.logvar
+        return (
+            mean.float() if mean.dtype in SIXTEEN_BITS else mean,
+            logvar.float() if logvar.dtype in SIXTEEN_BITS else logvar,
+        )
+
     def reduced(self, per_sample: Tensor) -> Tensor:
         """[B, ...] -> scalar: everything of a sample summed, the batch's mean or sum."""
         total = per_sample.sum()
@@ -92,8 +101,9 @@ def share(
         reduction: "mean" or "sum" over the batch.
 
     Raises:
-        TypeError: a model without encode and decode; x is no tensor. ValueError: an unknown likelihood or reduction;
-            on a CPU, data outside of the likelihood's domain.
+        TypeError: a model without encode and decode, or whose encode gives no pair of tensors; x is no tensor.
+        ValueError: an unknown likelihood or reduction; what encode or decode gives has a wrong shape; on a CPU, data
+            outside of the likelihood's domain.
     """
     function = "views"
     for name in ("encode", "decode"):
@@ -108,12 +118,13 @@ def share(
     at_once = isinstance(classes, int) or not longest(likelihood).classes
     if validated and at_once:
         validate_data(function, likelihood, x, classes if isinstance(classes, int) else 1, name="x")
-    mean, logvar = model.encode(x)
+    mean, logvar = _encoded(function, model, x)
     noise = {"seed": 0 if seed is None else seed, "step": step}
     if seed is None and callable(own := getattr(model, "noise", None)):
         noise = own(x)
     params = model.decode(reparameterize(mean, logvar, **noise))
     params = (params,) if isinstance(params, Tensor) else tuple(params)
+    _check_decoded(function, params, x, likelihood)
     if validated and not at_once:  # how many classes there are, the parameters alone know
         validate_data(function, likelihood, x, params[0].shape[-1], name="x")
     if x.is_floating_point() and x.dtype != params[0].dtype:
@@ -121,8 +132,38 @@ def share(
     return Shared(params, x, mean, logvar, likelihood, reduction)
 
 
+def _encoded(function: str, model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    found = model.encode(x)
+    expected = f"{function}: model.encode must give (mean, logvar), tensors of one shape, a row for each of x"
+    if isinstance(found, Tensor) or not isinstance(found, Sequence):
+        raise TypeError(f"{expected}; got {_named(found)}")
+    if len(found) != 2 or not all(isinstance(each, Tensor) for each in found):
+        raise TypeError(f"{expected}; got ({', '.join(map(_named, found))})")
+    mean, logvar = found
+    if mean.shape != logvar.shape or not mean.dim() or len(mean) != len(x):
+        raise ValueError(f"{expected}, here {len(x)}; got ({_named(mean)}, {_named(logvar)})")
+    return mean, logvar
+
+
+def _check_decoded(function: str, params: tuple[Any, ...], x: Tensor, likelihood: str) -> None:
+    """The first parameter has the shape of x, and classes behind it where the likelihood has them."""
+    expected = f"{function}: model.decode must give the parameters of {likelihood!r}"
+    if not params or not all(isinstance(param, Tensor) for param in params):
+        raise TypeError(f"{expected}, tensors; got ({', '.join(map(_named, params))})")
+    classes = longest(likelihood).classes
+    came = params[0].shape[:-1] if classes else params[0].shape
+    if came != x.shape:
+        behind = ", classes" if classes else ""
+        wanted = f"({', '.join(map(str, x.shape))}{behind})"
+        raise ValueError(f"{expected}, the first of shape {wanted} like x; got {_named(params[0])}")
+
+
+def _named(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def _physics(shared: Shared, temperature: float = 1.0) -> Value:
-    mean, logvar = shared.mean, shared.logvar
+    mean, logvar = shared.latents()
     likelihood = shared.energy()
     prior = shared.reduced((LOG_2PI + mean * mean + logvar.exp()) / 2)
     entropy = shared.reduced((1 + LOG_2PI + logvar) / 2)
@@ -145,12 +186,13 @@ def _machine_learning(shared: Shared) -> Value:
 
 
 def _inference(shared: Shared) -> Value:
-    mean, deviation = shared.mean, (shared.logvar / 2).exp()
+    mean, logvar = shared.latents()
+    deviation = (logvar / 2).exp()
     log_p, log_q = torch.zeros_like(mean), torch.zeros_like(mean)
     for eps in (-1.0, 1.0):  # each of weight 1/2
         z = mean + deviation * eps
         log_p = log_p - (LOG_2PI + z * z) / 4
-        log_q = log_q - (LOG_2PI + shared.logvar + eps * eps) / 4
+        log_q = log_q - (LOG_2PI + logvar + eps * eps) / 4
     likelihood = shared.energy()
     negative_log_joint = -(-likelihood + shared.reduced(log_p))
     log_posterior = shared.reduced(log_q)
@@ -363,6 +405,22 @@ def _furthest(one: _Gradient, other: _Gradient, of_energy: Tensor) -> float:
     return math.nan if any(map(math.isnan, found)) else max(found)
 
 
+def _not_finite(shared: Shared, looks: dict[str, _Look], sizes: Sequence[float]) -> str:
+    """Which values, or gradients that all views agree on, are NaN or infinite, and in what they come from; or ""."""
+    wrong = [f"the value of {name}" for name, look in looks.items() if not math.isfinite(look.value)]
+    wrong += [f"the gradient in params[{k}]" for k, size in enumerate(sizes) if not math.isfinite(size)]
+    for name in ("mean", "logvar"):
+        if not any(math.isfinite(_largest(look.of_latents[name])) for look in looks.values()):
+            wrong.append(f"the gradient in {name}")
+    if not wrong:
+        return ""
+    given = {"x": shared.x, "mean": shared.mean, "logvar": shared.logvar}
+    given |= {f"params[{k}]": param for k, param in enumerate(shared.params)}
+    behind = [name for name, tensor in given.items() if not bool(tensor.isfinite().all())]
+    why = f"NaN or infinity is in {', '.join(behind)}" if behind else "x, mean, logvar and params are finite"
+    return f"not finite, so that nothing can be compared: {', '.join(wrong)}; {why}"
+
+
 @torch.no_grad()
 def verify_equivalence(
     model: Any, x: Tensor, *, seed: int | None = 0, step: int = 0, reduction: str = "mean"
@@ -379,7 +437,9 @@ def verify_equivalence(
         ``Equivalence``, a dict of the values by view; printed, a table.
 
     Raises:
-        AssertionError: views differ by more than 1e-12 in float64, 1e-5 in float32; with the table.
+        AssertionError: views differ by more than 1e-12 in float64, 1e-5 in float32, 2e-3 in float16, 1e-2 in bfloat16
+            (gradients are rounded to the dtype of what they are in); or values, or a gradient in all views, are not
+            finite; with the table.
         TypeError, ValueError: as ``share``; x without a data point.
     """
     if isinstance(x, Tensor) and (not x.dim() or not len(x)):
@@ -403,6 +463,8 @@ def verify_equivalence(
         {name: _compare(look, first, of_energy, sizes, unit) for name, look in looks.items()},
         TOLERANCES[torch.result_type(shared.params[0], shared.mean)],
     )
+    if wrong := _not_finite(shared, looks, sizes):
+        raise AssertionError(f"verify_equivalence: {wrong}\n{result}")
     if not result.equal:
         raise AssertionError(f"verify_equivalence: views differ by more than {result.tolerance:g}\n{result}")
     return result

@@ -26,11 +26,12 @@ DAMPING, TOL = 0.0, 1e-4
 
 
 def _warm(run: Callable[[], object]) -> Callable[[], object]:
-    """``run`` without the warning that so few iterations are not enough."""
+    """``run`` without the warnings that so few iterations are not enough, and that random ends meet twice."""
 
     def quiet() -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotConverged)
+            warnings.filterwarnings("ignore", "belief_propagation: .* join a pair", UserWarning)
             return run()
 
     return quiet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -227,11 +228,76 @@ def test_it_encodes_and_decodes_once_and_leaves_nothing_behind(monkeypatch):
     assert table.count("\n") == 4 and "regulariser" in table and "d params[0]" in table
 
 
-def test_nan_is_no_equivalence():
-    model, x = small("gaussian"), data("gaussian")
-    x[0] = math.nan
-    with pytest.raises(AssertionError):
-        views.verify_equivalence(model, x)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(10))
+def test_sixteen_bits_are_equal(dtype, seed):
+    torch.manual_seed(seed)
+    model, x = fe.models.VAE(20, 3, (16,), seed=seed).to(dtype), torch.rand(50, 20).to(dtype)
+    for scale in (1, 4):
+        with torch.no_grad():
+            model.fc_logvar.weight.mul_(scale)
+        result = views.verify_equivalence(model, x, seed=seed)
+        assert max(result.differences.values()) < 1e-6  # values are computed in float32
+
+
+def not_a_number(name):
+    model, x = Plain(), torch.ones(6, 6)
+    if name == "x":
+        x[0] = math.nan
+    else:
+        layer = {"mean": model.fc_mean, "logvar": model.fc_logvar, "params[0]": model.decoder}[name]
+        with torch.no_grad():
+            layer.bias[0] = math.inf
+    return model, x
+
+
+@pytest.mark.parametrize("name", ["x", "mean", "logvar", "params[0]"])
+def test_nan_is_no_equivalence(name):
+    match = rf"^verify_equivalence: not finite, .*: the value of physics, .*; NaN or infinity is in .*{re.escape(name)}"
+    with pytest.raises(AssertionError, match=match) as raised:
+        views.verify_equivalence(*not_a_number(name))
+    assert "differ by more" not in str(raised.value)
+    views.verify_equivalence(Plain(), torch.ones(6, 6))
+
+
+def encoding(result):
+    return SimpleNamespace(encode=lambda x: result, decode=lambda z: z)
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "came"),
+    [
+        (torch.ones(6, 2), TypeError, r"a tensor of shape \(6, 2\)"),
+        (torch.ones(2, 2), TypeError, r"a tensor of shape \(2, 2\)"),
+        (None, TypeError, "NoneType"),
+        ((torch.ones(6, 2),) * 3, TypeError, r"\(a tensor .*, a tensor .*, a tensor of shape \(6, 2\)\)"),
+        ((torch.ones(6, 2), 1.0), TypeError, r"\(a tensor of shape \(6, 2\), float\)"),
+        ((torch.ones(6, 2), torch.ones(6, 3)), ValueError, r"\(a tensor of .*, a tensor of shape \(6, 3\)\)"),
+        ((torch.ones(5, 2), torch.ones(5, 2)), ValueError, r"\(a tensor of shape \(5, 2\)"),
+    ],
+)
+def test_what_encode_gives_is_checked(result, error, came):
+    with pytest.raises(error, match=rf"^views: model.encode must give \(mean, logvar\).*; got {came}"):
+        views.verify_equivalence(encoding(result), torch.ones(6, 2))
+
+
+def test_what_decode_gives_is_checked():
+    model = Plain()
+    for result, error, came in (
+        (torch.ones(6, 5), ValueError, r"the first of shape \(6, 6\) like x; got a tensor of shape \(6, 5\)"),
+        ((), TypeError, r"tensors; got \(\)"),
+        ((1.0,), TypeError, r"tensors; got \(float\)"),
+    ):
+        model.decode = lambda z, result=result: result
+        with pytest.raises(error, match=f"^views: model.decode must give the parameters of 'mse', {came}"):
+            views.physics(model, torch.ones(6, 6), seed=0)
+    model.likelihood = "categorical"
+    model.decode = lambda z: torch.ones(6, 5, 4)
+    with pytest.raises(ValueError, match=r"the first of shape \(6, 6, classes\) like x; got .* \(6, 5, 4\)"):
+        views.physics(
+            SimpleNamespace(encode=lambda x: (torch.ones(6, 2),) * 2, decode=model.decode, likelihood="categorical"),
+            torch.zeros(6, 6, dtype=torch.int64), seed=0,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
