@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -150,11 +151,9 @@ class RelevanceModel(nn.Module):
         return f"samples={self.samples}, temperature={self.temperature:g}, steps={self.steps}, {calibration}"
 
     def get_extra_state(self) -> dict[str, Any]:
-        now = self.calibration
-        calibration = [now.scale, now.shift, now.sharpness]
-        return {
-            "seed": self.seed, "steps": self.steps, "temperature": self.temperature, "calibration": calibration
-        }  # fmt: skip
+        calibration = list(dataclasses.astuple(self.calibration))
+        settings = {"seed": self.seed, "steps": self.steps, "temperature": self.temperature}
+        return {**settings, "calibration": calibration}
 
     def set_extra_state(self, state: Any) -> None:
         self.seed, self.steps, self.temperature = state["seed"], state["steps"], state["temperature"]
@@ -294,6 +293,8 @@ class RelevanceModel(nn.Module):
     ) -> list[float]:
         """Minimise the loss over ``loader``, an iterable of (queries, contexts) that starts anew in every epoch.
 
+        The batch's other contexts are negatives, but for those equal, bit by bit, to one that the query is paired with.
+
         Args:
             lr: of ``LangevinAdam`` at temperature 0, which is Adam, where no ``optimizer`` is given.
             temperature: T of the KL by the training step, counted over all calls and restarts: a number, a function of
@@ -308,6 +309,8 @@ class RelevanceModel(nn.Module):
 
         Raises:
             FloatingPointError: a loss is not finite; on a CPU before the step, which is not made.
+
+        Warns: UserWarning, once: inputs that cannot be compared; over a tenth of the batches without a negative.
         """
         warn_of_own_training("RelevanceModel.fit", "loss(queries, contexts)")
         return train(self, loader, epochs, lr, optimizer, temperature, progress)

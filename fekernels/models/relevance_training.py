@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fekernels._checks import boolean, integer, number
+from fekernels.models.relevance_pairs import Negatives
 from fekernels.models.training import FiniteLosses
 from fekernels.optim import LangevinAdam, TemperatureScheduler
 from fekernels.posterior.batches import check_batches
@@ -38,7 +39,7 @@ def train(
     from tqdm import tqdm
 
     means: list[float] = []
-    losses, was_training = FiniteLosses(name), model.training
+    losses, was_training, negatives = FiniteLosses(name), model.training, Negatives(name, model)
     bar = tqdm(range(epochs), desc="RelevanceModel", unit="epoch", disable=not progress)
     try:
         for _ in bar:
@@ -49,13 +50,18 @@ def train(
                 if at is not None:
                     model.temperature = at(model.steps)
                 optimizer.zero_grad()
-                loss = model.loss(queries, contexts)
+                relevant = negatives.relevant(queries, contexts)
+                if relevant is None:
+                    loss = model.loss(queries, contexts)
+                else:
+                    loss = model.loss(queries, contexts, relevant=relevant)
                 losses.add(loss)
                 loss.backward()
                 optimizer.step()
             mean = losses.mean()
             if mean is None:
                 raise ValueError(f"{name}: loader must hold a batch; got none")
+            negatives.end_epoch()
             means.append(mean)
             bar.set_postfix_str(f"free energy {mean:.3g} nats, T {model.temperature:.2g}")
     finally:
