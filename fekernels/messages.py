@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fekernels._checks import number
+from fekernels._checks import integer, number
 from fekernels._runtime.torch_internals import in_backward, uncompiled
 from fekernels.posterior.batches import tensors
 
@@ -39,7 +39,8 @@ class LayerHistory:
         angle: degrees between the batch's sum of this step and that of the step before; NaN for the first. 90 is what
             noise gives in many dimensions, 0 a message that stays.
         signal_to_noise: squared norm of the batch's mean over the variance of that mean, by the spread of the data
-            points: 1 is what noise alone gives. NaN for a batch of one.
+            points: 1 is what noise alone gives. NaN for a batch of one. The batch is the dimension ``batch_dim``: of
+            what has none (a vector from one data point alone), features would count as data points.
     """
 
     norm: list[float] = field(default_factory=list)
@@ -68,13 +69,23 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
         module: whose layers are listened to, until ``remove()`` or the end of ``with``.
         layers: names, as ``module.named_modules()`` gives them, of those to listen to; None is all.
         statistics: whether ``history`` is kept, at the price of a few reductions of every message.
+        batch_dim: the dimension of the layers' outputs that runs over data points, for ``angle`` and
+            ``signal_to_noise``: 1 of what is time-first, as nn.LSTM and nn.Transformer are without ``batch_first``. A
+            mapping from layers to dimensions where they differ, 0 for those it does not name. A scalar counts as one
+            data point.
 
     Raises:
-        TypeError: module is no Module. ValueError: it is compiled; a layer it does not have.
+        TypeError: module is no Module; batch_dim is no int. ValueError: it is compiled; a layer it does not have. In
+            the forward pass, with statistics, ValueError: an output without the dimension ``batch_dim``.
     """
 
     def __init__(
-        self, module: nn.Module, *, layers: Sequence[str] | None = None, statistics: bool = True
+        self,
+        module: nn.Module,
+        *,
+        layers: Sequence[str] | None = None,
+        statistics: bool = True,
+        batch_dim: int | Mapping[str, int] = 0,
     ) -> None:
         function = "GradientMessages"
         if not isinstance(module, nn.Module):
@@ -97,6 +108,14 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
         for name in layers:
             if name not in named:
                 raise ValueError(f"{function}: layers must be of {', '.join(map(repr, named))}; got {name!r}")
+        by_layer = batch_dim if isinstance(batch_dim, Mapping) else dict.fromkeys(layers, batch_dim)
+        for name in by_layer:
+            if name not in layers:
+                raise ValueError(
+                    f"{function}: batch_dim must map layers, of {', '.join(map(repr, layers))}; got {name!r}"
+                )
+        self._batch_dims = {name: integer(function, "batch_dim", dim) for name, dim in by_layer.items()}
+        self._layers = tuple(layers)
         self.module, self.statistics = module, statistics
         self._history: dict[str, LayerHistory] = {}
         self._sums: dict[str, Tensor] = {}
@@ -113,8 +132,14 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         found = [output] if isinstance(output, Tensor) else tensors(output)
+        dim = self._batch_dims.get(name, 0)
         for k, tensor in enumerate(found):
             if tensor.requires_grad:
+                if self.statistics and tensor.dim() and not -tensor.dim() <= dim < tensor.dim():
+                    raise ValueError(
+                        f"GradientMessages: outputs must have the dimension batch_dim = {dim}; got one of shape"
+                        f" {tuple(tensor.shape)} of layer {name!r} (batch_dim may map layers to dimensions)"
+                    )
                 handle = tensor.register_hook(partial(self._receive, (name, call, k)))
                 if tensor.is_leaf:  # which outlives the graph
                     self._on_leaves.append(handle)
@@ -132,8 +157,23 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
         """The message to a layer, or a tuple of those to its calls, and to the outputs of each call, in their order."""
         found = tuple(self._errors[place] for place in sorted(self._errors) if place[0] == name)
         if not found:
-            raise KeyError(name)
+            raise KeyError(self._why_none(name))
         return found[0] if len(found) == 1 else found
+
+    def _why_none(self, name: Any) -> str:
+        if name not in self._layers:
+            listened = ", ".join(map(repr, self._layers))
+            return f"GradientMessages: the name must be that of a layer that is listened to: {listened}; got {name!r}"
+        if not self._calls.get(name):
+            return (
+                f"GradientMessages: layer {name!r} has no message: it was not called in the last forward pass, or there"
+                " was none (a module that only reads the weights of another, as nn.MultiheadAttention does of"
+                " 'out_proj', calls no hooks)"
+            )
+        return (
+            f"GradientMessages: layer {name!r} has no message: no gradient has reached its output; call backward() of a"
+            " loss that it is part of"
+        )
 
     def __iter__(self) -> Iterator[str]:
         """The names of the layers that have been sent a message, from the first to the last."""
@@ -167,7 +207,8 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
         self._counted = True
         names, rows = list(self), []
         for name in names:
-            parts = [_statistics(error) for error in self._all(name)]
+            dim = self._batch_dims.get(name, 0)
+            parts = [_statistics(error, dim) for error in self._all(name)]
             now = torch.cat([part[0] for part in parts])
             before = self._sums.get(name)
             self._sums[name] = now
@@ -237,9 +278,9 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
         return f"GradientMessages({{{norms}}})"
 
 
-def _statistics(error: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _statistics(error: Tensor, batch_dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum over the batch; the squared norm of all; that of the mean, and the variance of the mean."""
-    rows = (error if error.dim() else error.unsqueeze(0)).detach()
+    rows = (error.movedim(batch_dim, 0) if error.dim() else error.unsqueeze(0)).detach()
     rows = rows.reshape(len(rows), math.prod(rows.shape[1:])).to(
         torch.float64 if rows.device.type == "cpu" else torch.float32
     )

@@ -178,6 +178,84 @@ def test_the_statistics():
     assert history.angle[1] == pytest.approx(math.degrees(math.acos(cosine)))
 
 
+def test_the_batch_may_be_another_dimension():
+    """The same data points, time first: the same numbers."""
+    layer, x = nn.Linear(4, 3), torch.randn(7, 64, 4)
+    ratios = {}
+    for dim, data in ((0, x.transpose(0, 1)), (1, x), (-2, x), (0, x)):
+        with fe.messages.GradientMessages(layer, batch_dim=dim) as heard:
+            layer(data).square().mean().backward()
+            error = heard[""].movedim(dim, 0).flatten(1).double()
+        (ratio,) = heard.history[""].signal_to_noise
+        assert ratio == pytest.approx((error.mean(0).square().sum() / error.var(0).sum() * len(error)).item())
+        ratios.setdefault(dim, ratio)
+    assert ratios[1] == pytest.approx(ratios[0]) and ratios[-2] == pytest.approx(ratios[0])
+    assert ratio < ratios[0] / 2  # time steps as data points
+
+
+def test_layers_may_differ_in_their_batch_dimension():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][-1])
+
+    model, x = Last(), torch.randn(5, 32, 4)
+    heard = fe.messages.GradientMessages(model, batch_dim={"lstm": 1})
+    model(x).square().mean().backward()
+    for name, dim in (("lstm", 1), ("head", 0)):
+        error = heard[name].movedim(dim, 0).flatten(1).double()
+        expected = (error.mean(0).square().sum() / error.var(0).sum() * len(error)).item()
+        assert heard.history[name].signal_to_noise == [pytest.approx(expected)]
+    with pytest.raises(ValueError, match="batch_dim must map layers, of 'lstm', 'head'; got 'tail'"):
+        fe.messages.GradientMessages(model, batch_dim={"tail": 1})
+    with pytest.raises(TypeError, match=r"GradientMessages: batch_dim must be an int; got float"):
+        fe.messages.GradientMessages(model, batch_dim=1.5)
+
+
+def test_an_output_without_the_batch_dimension():
+    layer, loss = nn.Linear(4, 3), nn.MSELoss()
+    with fe.messages.GradientMessages(layer, batch_dim=1) as heard:
+        layer(torch.randn(5, 4)).sum().backward()
+        message = r"must have the dimension batch_dim = 1; got one of shape \(3,\) of layer ''"
+        with pytest.raises(ValueError, match=message):
+            layer(torch.randn(4))
+    with fe.messages.GradientMessages(layer, batch_dim=1, statistics=False):
+        layer(torch.randn(4))
+    # A scalar is one data point.
+    with fe.messages.GradientMessages(loss, batch_dim=1) as heard:
+        loss(torch.randn(5, requires_grad=True), torch.zeros(5)).backward()
+    assert heard.history[""].norm == [1.0] and math.isnan(heard.history[""].signal_to_noise[0])
+
+
+def test_a_message_that_there_is_not_says_why():
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    heard = fe.messages.GradientMessages(nn.Sequential(model, nn.Identity()))
+    with pytest.raises(
+        KeyError, match="must be that of a layer that is listened to: '0', '0.out_proj', '1'; got 'x'"
+    ):
+        heard["x"]
+    assert "x" not in heard and heard.get("x") is None and "0" not in heard
+    with pytest.raises(
+        KeyError, match="layer '0' has no message: it was not called in the last forward pass"
+    ):
+        heard["0"]
+    q = torch.randn(2, 5, 8)
+    out = model(q, q, q)[0]
+    with pytest.raises(
+        KeyError, match=r"layer '0' has no message: no gradient has reached its output; call backward"
+    ):
+        heard["0"]
+    out.sum().backward()
+    assert "0" in heard
+    with pytest.raises(
+        KeyError, match=r"'0.out_proj' has no message: it was not called .* as nn.MultiheadAttention"
+    ):
+        heard["0.out_proj"]
+
+
 def test_a_batch_of_no_rows_has_messages_of_norm_0():
     model = network()
     with fe.messages.GradientMessages(model) as messages:
