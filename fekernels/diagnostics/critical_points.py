@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fekernels._checks import floating, integer, number
 
-__all__ = ["CriticalPoint", "Landscape", "critical_points", "evaluated"]
+__all__ = ["CriticalPoint", "Landscape", "called", "critical_points", "evaluated"]
 
 Landscape = Callable[[Tensor], Tensor]  # points [n, d] to values [n]
 
@@ -41,17 +41,39 @@ class CriticalPoint:
         return f"CriticalPoint({self.kind} at ({at}), value {self.value:.6g})"
 
 
-def evaluated(function: str, landscape: Landscape, points: Tensor) -> Tensor:
-    """The values [n] at points [n, d], checked."""
+def called(function: str, landscape: Landscape, points: Tensor) -> Tensor:
+    """What it gives at points [n, d], a tensor. Where dtypes do not meet the error says which dtype points have."""
     if not callable(landscape):
         raise TypeError(
             f"{function}: function must be callable, [n, d] -> [n]; got {type(landscape).__name__}"
         )
-    values = floating(function, "the result of function", landscape(points))
-    if values.shape != points.shape[:1]:
+    try:
+        values = landscape(points)
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "scalar type" not in str(error):
+            raise
+        dtype = str(points.dtype)[6:]
+        raise TypeError(
+            f"{function}: function must take points of {dtype}, as a module does after .to(torch.{dtype}); got: {error}"
+        ) from error
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{function}: the result of function must be a tensor; got {type(values).__name__}")
+    return values
+
+
+def evaluated(function: str, landscape: Landscape, points: Tensor) -> Tensor:
+    """The values [n] at points [n, d], checked."""
+    values = floating(function, "the result of function", called(function, landscape, points))
+    count, d = points.shape
+    if values.shape == (count,) and count == d:  # [d] may be of the coordinates: one point more tells
+        points = torch.cat([points, points[:1]])
+        came = called(function, landscape, points)
+    else:
+        came = values
+    if came.shape != points.shape[:1]:
         raise ValueError(
             f"{function}: function must map points [n, d] to [n], here {tuple(points.shape)} to ({len(points)},); got "
-            f"{tuple(values.shape)}"
+            f"{tuple(came.shape)}"
         )
     return values
 
@@ -69,7 +91,7 @@ def critical_points(
     point is. What no start leads to is missed; a finer grid finds more.
 
     Args:
-        function: points [n, d] to values [n], twice differentiable.
+        function: points [n, d] to values [n], twice differentiable, in float64: a Module after ``.double()``.
         bounds: (low, high) of each coordinate in turn; d is half of their number.
         starts: grid points along each coordinate, >= 2; starts^d, the points in all, at most 2^20.
         tolerance: largest length of the gradient over the largest curvature; points closer than its root are one.

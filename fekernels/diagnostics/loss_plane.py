@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -144,6 +145,18 @@ def _filter_normalised(parameters: Sequence[Tensor], seed: int, stream: int) -> 
     return found
 
 
+def _scalar(loss: Any) -> float:
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise ValueError(
+            f"loss_plane: loss_fn must give a scalar, the mean of its rows for instance; got shape {tuple(loss.shape)}"
+        )
+    if not isinstance(loss, (Tensor, Real)):
+        raise TypeError(
+            f"loss_plane: loss_fn must give a scalar tensor or a number; got {type(loss).__name__}"
+        )
+    return float(loss)
+
+
 @torch.no_grad()
 def _values(
     model: nn.Module,
@@ -170,7 +183,7 @@ def _values(
             moved = centre + side[i] * both[0] + side[j] * both[1]
             for p, part in zip(parameters, moved.split([p.numel() for p in parameters]), strict=True):
                 p.copy_(part.view(p.shape))
-            values[i, j] = loss_fn(model, batch)
+            values[i, j] = _scalar(loss_fn(model, batch))
     finally:
         for p, value in zip(parameters, kept, strict=True):
             p.copy_(value)

@@ -218,6 +218,68 @@ def test_bad_arguments(call: object, error: type[Exception], message: str) -> No
         call()  # type: ignore[operator]
 
 
+def unbatched(point: Tensor) -> Tensor:
+    return (point[0] ** 2 + point[1] ** 2 - 2) ** 2
+
+
+def single() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0))
+
+
+def picture(function: object = documents, **options: object) -> object:
+    pytest.importorskip("matplotlib")
+    from fekernels import plots
+
+    return plots.landscape(function, **options)
+
+
+DOUBLE = r"function must take points of float64, as a module does after .to\(torch.float64\); got: "
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: critical_points(single()), TypeError, f"^critical_points: {DOUBLE}"),
+        (lambda: critical_points(unbatched), ValueError, r"^critical_points: .* \[n, d\] to \[n\], here \(3, 2\)"),
+        (lambda: trajectories(unbatched, torch.randn(2, 2), steps=2), ValueError, r"here \(3, 2\) to \(3,\); got \(2,"),
+        (lambda: trajectories(lambda x: 3, torch.randn(2, 2)), TypeError, "must be a tensor; got int"),
+        (lambda: loss_plane(model(), lambda m, b: m(b[0]), BATCH, points=3), ValueError,
+         r"^loss_plane: loss_fn must give a scalar, the mean of its rows for instance; got shape \("),
+        (lambda: loss_plane(model(), lambda m, b: "x", BATCH, points=3), TypeError, "a scalar tensor or a number; got"),
+        (lambda: picture(single()), TypeError, f"^landscape: {DOUBLE}"),
+        (lambda: picture(lambda x: documents(x) * math.nan, points=5), ValueError,
+         "^landscape: the values of function must be finite somewhere; got 25 NaN or infinite"),
+        (lambda: picture(lambda x: x, points=5), ValueError, r"\[n, 2\] to \[n\], here n = 25; got \(25, 2\)"),
+        (lambda: picture(bounds=(-1, 1)), ValueError, r"bounds must be \(left, right, low, high\), .*; got \(-1, 1\)"),
+        (lambda: picture(bounds=(1, -1, 1, -1)), ValueError, r"left < right and low < high; got \(1.0, -1.0"),
+        (lambda: picture(bounds=3), ValueError, "bounds must be .*; got 3"),
+        (lambda: picture(points=1), ValueError, "^landscape: points must be at least 2; got 1"),
+        (lambda: picture(trajectories={"a": torch.randn(5, 3)}), ValueError,
+         r"^landscape: trajectories\['a'\] must have shape \(steps, n, 2\) or \(steps, 2\); got \(5, 3\)"),
+        (lambda: picture(trajectories={"a": [1.0]}), TypeError, r"trajectories\['a'\] must be a tensor; got list"),
+        (lambda: picture(trajectories=[torch.randn(5, 2)]), TypeError, "trajectories must be a mapping .*; got list"),
+        (lambda: picture(critical=critical_points(lambda x: x.square().sum(1), (-1.0, 1.0))), ValueError,
+         r"^landscape: critical\[0\] must be a point of two parameters; got \(1,\)"),
+    ],
+)  # fmt: skip
+def test_errors_name_what_was_expected(call: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()  # type: ignore[operator]
+
+
+def test_what_is_right_passes_the_checks() -> None:
+    net = single().double()
+    critical_points(net, starts=2)
+    trajectories(documents, torch.randn(2, 2), steps=2)
+    assert torch.equal(
+        loss_plane(model(), lambda m, b: loss(m, b).view(1), BATCH, points=2).values,
+        loss_plane(model(), lambda m, b: float(loss(m, b)), BATCH, points=2).values,
+    )
+    picture(net, bounds=torch.tensor([-1, 1, 0, 1]), points=5)
+    picture(lambda x: documents(x).log().masked_fill(x[:, 0] > 0, math.nan), points=5)
+    picture(lambda x: x[:, 0].long(), trajectories={"a": torch.zeros(3, 2).long()}, points=5)
+
+
 def test_the_number_of_starts_is_bounded() -> None:
     """It is exponential in the number of parameters."""
     with pytest.raises(
