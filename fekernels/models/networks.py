@@ -16,6 +16,16 @@ __all__ = ["DISPERSIONS", "Heads", "Output", "features", "perceptron"]
 
 DISPERSIONS = ("decoder", "feature", "shared", "fixed")
 
+# Where default networks begin with a parameter that softplus makes. Student's t has no mean at one degree of freedom,
+# and no variance at two; at five it has both, and heavy tails to learn from.
+STARTS = {"degrees_of_freedom": 5.0}
+
+
+def _start(parameter: Parameter, otherwise: float) -> float | None:
+    """The real number that softplus takes to the parameter's start; None: zero is one."""
+    value = STARTS.get(parameter.name, otherwise)
+    return math.log(math.expm1(value)) if parameter.not_negative and value else None
+
 
 def perceptron(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers of these sizes, each with a ReLU behind it."""
@@ -28,9 +38,15 @@ def perceptron(sizes: Sequence[int]) -> nn.Sequential:
 class Heads(nn.Module):
     """A linear layer for each parameter of a likelihood: a tuple of [N, outputs]."""
 
-    def __init__(self, inputs: int, outputs: int, count: int) -> None:
+    def __init__(self, inputs: int, outputs: int, parameters: Sequence[Parameter]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for _ in range(count))
+        layers = [nn.Linear(inputs, outputs) for _ in parameters]
+        for layer, parameter in zip(layers, parameters, strict=True):
+            start = _start(parameter, 0.0)
+            if start is not None:
+                with torch.no_grad():
+                    layer.bias.add_(start)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, h: Tensor) -> tuple[Tensor, ...]:
         return tuple(layer(h) for layer in self.layers)
@@ -91,8 +107,8 @@ class Output(nn.Module):
         if learned:
             sizes = event if dispersion == "feature" else (1,) * len(event)
             others = self.parameter_rows[1:]
-            # A start at 1 of what is positive, and at 0 of logarithms and logits.
-            starts = torch.tensor([math.log(math.expm1(1.0)) if p.not_negative else 0.0 for p in others])
+            # A start at 1 of what is positive (or STARTS), and at 0 of logarithms and logits.
+            starts = torch.tensor([_start(parameter, 1.0) or 0.0 for parameter in others])
             starts = starts.view(-1, *(1,) * len(event)).expand(len(others), *sizes)
             self.learned = nn.Parameter(starts.clone())
 

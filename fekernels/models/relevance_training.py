@@ -9,7 +9,7 @@ import torch
 
 from fekernels._checks import boolean, integer, number
 from fekernels.models.relevance_pairs import Negatives
-from fekernels.models.training import FiniteLosses
+from fekernels.models.training import FiniteLosses, check_trainable
 from fekernels.optim import LangevinAdam, TemperatureScheduler
 from fekernels.posterior.batches import check_batches
 
@@ -55,6 +55,7 @@ def train(
                     loss = model.loss(queries, contexts)
                 else:
                     loss = model.loss(queries, contexts, relevant=relevant)
+                check_trainable(name, loss)
                 losses.add(loss)
                 loss.backward()
                 optimizer.step()

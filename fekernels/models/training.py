@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fekernels.models.latent import LatentModel
 
-__all__ = ["FiniteLosses", "History", "fit", "inputs", "warn_of_own_training"]
+__all__ = ["FiniteLosses", "History", "check_trainable", "fit", "inputs", "warn_of_own_training"]
 
 Loss = Callable[[Tensor, float], tuple[FreeEnergyTerms, Tensor]]
 
@@ -148,9 +148,9 @@ def fit(
 ) -> History:
     """``loss(x, beta)`` gives the terms of a batch and its posteriors' means. The others are those of ``VAE.fit``."""
     function = "VAE.fit"
-    check_batches(function, loader)
+    _check_batches(function, model, loader, "loader")
     if validation is not None:
-        check_batches(function, validation)
+        _check_batches(function, model, validation, "validation")
     epochs = integer(function, "epochs", epochs, 1)
     if optimizer is None:
         from fekernels.optim import LangevinAdam
@@ -178,6 +178,26 @@ def fit(
     return history
 
 
+def _check_batches(function: str, model: LatentModel, batches: Any, name: str) -> None:
+    check_batches(function, batches, name)
+    event = getattr(model, "event", None)
+    # Whose rows would be taken for batches. A tensor of one dimension more is one of batches.
+    if isinstance(batches, Tensor) and event is not None and batches.shape[1:] == event:
+        raise TypeError(
+            f"{function}: {name} must be an iterable of batches, such as x.split(100); got the data, a tensor of shape "
+            f"{tuple(batches.shape)}"
+        )
+
+
+def check_trainable(function: str, loss: Tensor) -> None:
+    """ValueError where no gradient flows, before the step that would find none."""
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{function}: a weight that the loss depends on must require grad; got none, as if all were frozen "
+            "(requires_grad_(True), and no torch.no_grad around)"
+        )
+
+
 def _epoch(
     model: LatentModel,
     loader: Iterable[Any],
@@ -199,6 +219,7 @@ def _epoch(
             if not len(x):  # which has no mean
                 continue
             terms, mean = loss(x, beta)
+            check_trainable("VAE.fit", terms.free_energy)
             losses.add(terms.free_energy)
             used.add(mean)
             optimizer.zero_grad()

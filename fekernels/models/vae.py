@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,10 @@ class VAE(LatentModel):
         self.event = tuple(integer(function, "input_dim", size, 1) for size in shape)
         self.input_dim = input_dim if isinstance(input_dim, int) else self.event
         self.latent_dim = integer(function, "latent_dim", latent_dim, 1)
+        if not isinstance(hidden, Iterable) or isinstance(hidden, str):
+            raise TypeError(
+                f"{function}: hidden must be a sequence of widths, such as (128, 64); got {hidden!r}"
+            )
         widths = [integer(function, f"hidden[{i}]", width, 1) for i, width in enumerate(hidden)]
         for name, module in (("encoder", encoder), ("decoder", decoder)):
             if module is not None and not isinstance(module, nn.Module):
@@ -101,7 +105,8 @@ class VAE(LatentModel):
             decoder = networks.perceptron([self.latent_dim, *widths[::-1]])
             first = widths[0] if widths else self.latent_dim
             one = output.heads == 1
-            decoder.append(nn.Linear(first, numbers) if one else networks.Heads(first, numbers, output.heads))
+            heads = output.parameter_rows[: output.heads]
+            decoder.append(nn.Linear(first, numbers) if one else networks.Heads(first, numbers, heads))
         self.decoder = decoder
         self.output = output
         self.noise_counter = NoiseCounter(seed, function)
@@ -130,12 +135,17 @@ class VAE(LatentModel):
     def decode(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The likelihood's parameters at z [..., latents], in their domains: [..., *event], or a tuple of several.
 
-        For "categorical" [..., *event, classes]. Logits, log-rates, log-scales and log-variances are what
-        ``fe.likelihoods`` calls them; ``fe.likelihoods.mean(vae.likelihood, vae.decode(z))`` is the expected x.
+        A single z [latents] gives those of one data point. For "categorical" [..., *event, classes]. Logits, log-rates,
+        log-scales and log-variances are what ``fe.likelihoods`` calls them; ``fe.likelihoods.mean(vae.likelihood,
+        vae.decode(z))`` is the expected x.
         """
+        if not isinstance(z, Tensor):
+            raise TypeError(f"VAE.decode: z must be a Tensor; got {type(z).__name__}")
+        if z.dim() < 1 or z.shape[-1] != self.latent_dim:
+            raise ValueError(f"VAE.decode: z must have shape (..., {self.latent_dim}); got {tuple(z.shape)}")
         batch = z.shape[:-1]
         result: Tensor | tuple[Tensor, ...] = self.output(
-            self.decoder(z if len(batch) == 1 else z.flatten(0, -2)), batch
+            self.decoder(z if len(batch) == 1 else z.reshape(-1, self.latent_dim)), batch
         )
         return result
 
@@ -178,7 +188,8 @@ class VAE(LatentModel):
         Args:
             count: how many.
             seed: of z, by counter-based noise, and of x given z, by a torch generator on the model's device; None is
-                the model's. The same seed gives the same data.
+                the model's. The same seed gives the same data, and so do all calls without one: for fresh draws give
+                each call a seed of its own.
             mean: the expected x given z in place of a draw of it: of pixels, grey where a draw is black or white.
         """
         weight = next(self.parameters())

@@ -172,6 +172,16 @@ def test_fit_says_what_is_wrong():
     model, x = small("gaussian"), data("gaussian", 10)
     with pytest.raises(TypeError, match="VAE.fit: loader must be an iterable of batches"):
         model.fit(iter([x]))
+    with pytest.raises(
+        TypeError, match="VAE.fit: validation must be an iterable of batches .*; got generator"
+    ):
+        model.fit([x], validation=(part for part in [x]))
+    for name, given in (("loader", {"loader": x}), ("validation", {"loader": [x], "validation": x})):
+        with pytest.raises(
+            TypeError, match=rf"VAE.fit: {name} must be .* x.split\(100\); got .* \(10, 3, 2\)"
+        ):
+            model.fit(**given, progress=False)
+    assert len(model.fit(torch.stack([x, x]), progress=False).energy) == 1  # a tensor of batches
     with pytest.raises(ValueError, match="VAE.fit: loader must hold a batch; got none"):
         model.fit([], progress=False)
     with pytest.raises(TypeError, match="VAE.fit: a batch of loader must hold a tensor; got str"):

@@ -126,6 +126,21 @@ def test_a_batch_of_nothing_changes_nothing(made: Any) -> None:
     assert all(map(torch.equal, weights(model), weights(other)))
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("made", [vae, relevance])
+def test_a_model_whose_weights_are_all_frozen_is_refused(made: Any, own: bool) -> None:
+    model = made().requires_grad_(False)
+    before = weights(model)
+    options = {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1)} if own else {}
+    with pytest.raises(
+        ValueError, match=r"(VAE|RelevanceModel)\.fit: a weight .* must require grad; got none"
+    ):
+        fit(model, batches(made), **options)
+    assert all(map(torch.equal, before, weights(model)))
+    next(model.parameters()).requires_grad_(True)
+    fit(model, batches(made))
+
+
 def test_log_z_is_one_number() -> None:
     model, v = rbm(), batches(rbm)[0]
     log_z = model.log_partition("exact")

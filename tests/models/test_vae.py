@@ -56,7 +56,7 @@ def test_every_likelihood_trains_samples_and_reconstructs(likelihood, dispersion
     assert torch.equal(model.sample(5, seed=1), model.sample(5, seed=1))
     assert not torch.equal(model.sample(50, seed=1), model.sample(50, seed=2))
     expected = fe.likelihoods.mean(likelihood, model.decode(model.encode(x)[0]))
-    assert torch.equal(model.reconstruct(x), expected) or likelihood == "student_t"
+    assert expected.isfinite().all() and torch.equal(model.reconstruct(x), expected)
     model.eval()
     bound = model.importance_weighted_bound(x, 200)
     assert bound.shape == (6,) and bound.isfinite().all()
@@ -151,6 +151,34 @@ def test_the_seed_of_samples_is_the_models():
     model = small(seed=7)
     assert torch.equal(model.sample(9), model.sample(9, seed=7))
     assert not torch.equal(model.sample(9), model.sample(9, seed=0))
+    assert torch.equal(model.sample(9), model.sample(9))  # as its docstring says
+
+
+@pytest.mark.parametrize("dispersion", [None, "decoder", "feature", "shared"])
+def test_a_new_students_t_has_a_mean_and_a_variance(dispersion):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model, x = small("student_t", dispersion=dispersion), 3 * data("student_t", 50)
+        assert ((model.decode(model.encode(x)[0])[2] - 5).abs() < 1.5).all()
+        assert model.reconstruct(x).isfinite().all()
+
+
+def test_a_single_z_is_decoded_as_a_row_of_a_batch():
+    z = torch.randn(2, 3, 2)
+    for name in ("bernoulli", "categorical", "student_t"):
+        model = small(name)
+        many, one = (p if isinstance(p, tuple) else (p,) for p in (model.decode(z), model.decode(z[1, 2])))
+        for whole, alone in zip(many, one, strict=True):
+            torch.testing.assert_close(alone, whole[1, 2] if whole.shape[:2] == (2, 3) else whole)
+    for wrong, came in (
+        (z[..., :1], r"\(2, 3, 1\)"),
+        (torch.randn(5), r"\(5,\)"),
+        (torch.tensor(1.0), r"\(\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"VAE.decode: z must have shape \(\.\.\., 2\); got {came}"):
+            model.decode(wrong)
+    with pytest.raises(TypeError, match="VAE.decode: z must be a Tensor; got list"):
+        model.decode([1.0, 2.0])
 
 
 def trained(model, x, optimizer, steps):
@@ -280,6 +308,9 @@ def test_bad_arguments():
             small(**options)
     with pytest.raises(TypeError, match=r"VAE: encoder must be a torch.nn.Module; got str"):
         small(encoder="encoder")
+    for wrong in (32, "32", None):
+        with pytest.raises(TypeError, match=rf"VAE: hidden must be a sequence of widths, .*; got {wrong!r}"):
+            fe.models.VAE(4, 2, hidden=wrong)
     model = small()
     with pytest.raises(ValueError, match=r"VAE.encode: x must have shape \(batch, 3, 2\); got \(6, 6\)"):
         model.free_energy(torch.rand(6, 6))
