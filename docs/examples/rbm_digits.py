@@ -82,8 +82,10 @@ def main(argv: list[str] | None = None) -> int:
 
     with torch.no_grad():
         exact = float(rbm.log_partition("exact"))
-    forward = rbm.log_partition("ais", base_rates=train)
-    reverse = rbm.log_partition("reverse_ais", base_rates=train, samples=rbm.exact_sample(1000))
+    forward = rbm.log_partition("ais", base_rates=train, seed=SEED)
+    reverse = rbm.log_partition(
+        "reverse_ais", base_rates=train, samples=rbm.exact_sample(1000, seed=SEED), seed=SEED
+    )
     both, error = fe.anneal.bennett_acceptance_ratio(forward, reverse)
     print(f"log Z, exact over 2^{HIDDEN} states: {exact:.4f}")
     print(f"annealed: {forward.log_z:.4f} +- {forward.standard_error:.4f}, "

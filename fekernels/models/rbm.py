@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
@@ -15,6 +16,7 @@ from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import boolean, dense, floating, integer, number, one_of, same_device
 from fekernels._runtime.ranks import draw_seed
 from fekernels.anneal import AnnealedEstimate, along_path
+from fekernels.models.rbm_doubts import doubt_base, doubt_log_z, log_odds, nth_seed
 from fekernels.models.rbm_partition import (
     TemperedRBM,
     draw_units,
@@ -47,8 +49,8 @@ class BernoulliRBM(nn.Module):
         n_visible, n_hidden: units, >= 1.
         std: of the initial weights (Hinton 2012, section 8: small, .01); the biases begin at 0.
         seed: of the weights and of every draw; None draws one from torch's default generator. It goes with
-            `state_dict`, as do the persistent chains and how many draws were made: a loaded machine trains on bit for
-            bit.
+            `state_dict`, as do the persistent chains and how many draws were made: a loaded machine trains on, and
+            draws on, bit for bit.
         device: of the parameters.
         dtype: of the parameters; float32 or float64.
 
@@ -59,6 +61,9 @@ class BernoulliRBM(nn.Module):
         chains: the persistent chains, [n, n_visible]; of no rows until they are used.
         seed (int): of all noise.
         draws (int): the Gibbs steps that training has made.
+        calls (int): of `sample`, `exact_sample` and annealed `log_partition` that were given no seed: each has noise
+            of its own.
+        base_odds: log odds of the data's rates, [n_visible], once `fit` or `set_base_rates` has seen data; else empty.
 
     Source: Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Freund & Haussler 1992;
     persistent chains: Tieleman 2008.
@@ -82,7 +87,8 @@ class BernoulliRBM(nn.Module):
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name}: dtype must be float32 or float64; got {dtype}")
         self.seed = draw_seed() if seed is None else signed_seed(name, seed)
-        self.draws = 0
+        self.draws = self.calls = 0
+        self._doubted: str | None = None
         weight = random.normal(
             (self.n_visible, self.n_hidden),
             seed=self.seed,
@@ -95,20 +101,30 @@ class BernoulliRBM(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(self.n_hidden, device=device, dtype=dtype))
         self.chains: Tensor
         self.register_buffer("chains", torch.empty(0, self.n_visible, device=device, dtype=dtype))
+        self.base_odds: Tensor
+        self.register_buffer("base_odds", torch.empty(0, device=device, dtype=dtype))
 
     def extra_repr(self) -> str:
         return f"n_visible={self.n_visible}, n_hidden={self.n_hidden}, seed={self.seed}"
 
     def get_extra_state(self) -> dict[str, int]:
-        return {"seed": self.seed, "draws": self.draws}
+        return {"seed": self.seed, "draws": self.draws, "calls": self.calls}
 
     def set_extra_state(self, state: Any) -> None:
-        self.seed, self.draws = int(state["seed"]), int(state["draws"])
+        self.seed, self.draws, self.calls = (
+            int(state["seed"]),
+            int(state["draws"]),
+            int(state.get("calls", 0)),
+        )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         saved = state_dict.get(f"{prefix}chains")  # as many as there were
         if isinstance(saved, Tensor) and saved.dim() == 2 and saved.shape[1] == self.n_visible:
             self.chains = self.chains.new_empty(saved.shape)
+        # States that are older than these odds have none.
+        saved = state_dict.setdefault(f"{prefix}base_odds", self.base_odds.new_empty(0))
+        if isinstance(saved, Tensor) and saved.shape in ((0,), (self.n_visible,)):
+            self.base_odds = self.base_odds.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def free_energy(self, v: Tensor, *, reduction: str = "none", validate: bool | None = None) -> Tensor:
@@ -171,16 +187,18 @@ class BernoulliRBM(nn.Module):
                 takes ``samples`` of the machine back there, and is a stochastic upper bound **on condition that they
                 are exact draws** (`exact_sample`; of long chains only approximately).
             options: of the annealed ones: particles (1000), betas (1000; a number of steps or the inverse
-                temperatures), base_rates (None: the machine's own visible biases; better, the means of the data
-                [n_visible] or a batch of them), samples ("reverse_ais"), seed (None: the machine's). Of all three:
-                progress (False), a tqdm bar.
+                temperatures), base_rates (the means of the data [n_visible], or a batch of them; None: those that
+                `fit` or `set_base_rates` has seen, or else the visible biases), samples ("reverse_ais"), seed (None:
+                the machine's, with fresh noise in every call). Of all three: progress (False), a tqdm bar.
 
         Returns:
             "exact": a float64 scalar. Otherwise a `fe.anneal.AnnealedEstimate`: ``log_z``, ``standard_error``,
             ``effective_sample_size``, ...; ``float()`` of either is log Z.
 
         Warns:
-            Annealed: where the weights are worth few particles.
+            Annealed: where the weights are worth few particles. "ais" without base_rates: where a quarter as many
+            particles, which begin as fair coins, find a log Z above the first's by more than both errors. Modes that
+            no particle found show in neither: all weights agree.
 
         Raises:
             ValueError: "exact" with more than 25 units in both layers. TypeError, ValueError: options, by name.
@@ -218,14 +236,23 @@ class BernoulliRBM(nn.Module):
             raise ValueError(f"{name}: samples must be given for 'reverse_ais' and only there; got {came}")
         if samples is not None:
             samples = self._visible(name, samples, "samples")
-        base = self.visible_bias.detach()
+        base, origin = self.visible_bias.detach(), "the visible biases"
         if base_rates is not None:
             base = self._log_odds(name, base_rates)
+        elif len(self.base_odds):
+            base, origin = self.base_odds, "the data's rates"
         path = TemperedRBM(self.weight, self.visible_bias, self.hidden_bias, base, STREAMS["anneal"])
-        key = self.seed if seed is None else signed_seed(name, seed)
-        return along_path(
+        key = self._seed_of(name, seed)
+        found = along_path(
             path, particles=particles, samples=samples, betas=betas, seed=key, progress=progress
         )
+        if base_rates is None and not reverse and (doubt := doubt_base(path, found, origin, key, progress)):
+            warnings.warn(doubt, stacklevel=3)
+        self.calls += seed is None
+        return found
+
+    def _seed_of(self, function: str, seed: int | None) -> int:
+        return nth_seed(self.seed, self.calls) if seed is None else signed_seed(function, seed)
 
     def log_prob(
         self,
@@ -237,13 +264,26 @@ class BernoulliRBM(nn.Module):
         """log p(v) = -F(v) - log Z, [n], in nats, float64.
 
         Args:
-            v: [n, n_visible].
+            v: [n, n_visible], 0 and 1.
             log_z: log Z where it is known, as a number or what `log_partition` gave; None adds it up anew, which must
                 be possible.
-            validate: as of `free_energy`.
+            validate: whether v other than 0 and 1 raises, and a log_z that is too low is warned of; None as of
+                `free_energy`.
+
+        Warns:
+            A probability above 1: log_z is too low by at least log p. The same numbers in a row are told once.
+
+        Raises:
+            ValueError: a v between 0 and 1, which has no probability. TypeError, ValueError: v and log_z, by name.
         """
         v = self._visible("log_prob", v)
-        self.check_domain("log_prob", v, validate)
+        checked = self.check_domain("log_prob", v, validate)
+        if checked and bool((grey := (v != 0) & (v != 1)).any()):
+            raise ValueError(
+                f"log_prob: v must be 0 and 1, of which the machine is a distribution; got {float(v[grey][0]):.4g}: "
+                "binarise grey levels, or take free_energy"
+            )
+        given = log_z
         if log_z is None:
             log_z = self.log_partition("exact")
         elif not isinstance(log_z, Tensor):
@@ -255,7 +295,12 @@ class BernoulliRBM(nn.Module):
             log_z = number("log_prob", "log_z", float(log_z), least=-math.inf)
         elif log_z.dim():
             raise ValueError(f"log_prob: log_z must be a scalar; got shape {tuple(log_z.shape)}")
-        return -self.free_energy(v, validate=False).double() - log_z
+        free_energy = self.free_energy(v, validate=False)
+        if checked and given is not None and (doubt := doubt_log_z(free_energy, given)):
+            if doubt != self._doubted:
+                warnings.warn(doubt, stacklevel=2)
+            self._doubted = doubt
+        return -free_energy.double() - log_z
 
     @torch.no_grad()
     def gibbs(self, v: Tensor, steps: int = 1, *, seed: int, step: int = 0, stream: int = 0) -> Tensor:
@@ -284,37 +329,45 @@ class BernoulliRBM(nn.Module):
         """n chains after ``steps`` Gibbs sweeps, [n, n_visible] of 0 and 1.
 
         Args:
-            n: chains. steps: sweeps, >= 0; how many are enough depends on the machine (`fe.diagnostics.split_rhat`).
+            n: chains. steps: sweeps, >= 0; how many are enough depends on the machine: chains that begin elsewhere
+                tell (docs/rbm.md, "What goes wrong").
             initial: [n, n_visible], where the chains begin; None draws from the visible biases alone.
             probabilities: give p(v = 1 | h) of the last sweep instead of its draws, which look smoother.
-            seed: None is the machine's; the same seed gives the same chains.
+            seed: the same seed gives the same chains. None: the machine's, and every call makes fresh ones; `calls`
+                counts them.
         """
         name = "sample"
         n, steps = integer(name, "n", n, 0, 1 << 31), integer(name, "steps", steps, 0, MOST_DRAWS - 2)
-        seed = self.seed if seed is None else signed_seed(name, seed)
+        key = self._seed_of(name, seed)
         if initial is None:
             rates = torch.sigmoid(self.visible_bias).expand(n, -1)
-            v = draw_units(rates, seed, 0, STREAMS["sample"])
+            v = draw_units(rates, key, 0, STREAMS["sample"])
         else:
             v = self._visible(name, initial, "initial")
             if len(v) != n:
                 raise ValueError(f"{name}: initial must have {n} rows; got {len(v)}")
-        if not boolean(name, "probabilities", probabilities) or not steps:
-            return self.gibbs(v, steps, seed=seed, step=1, stream=STREAMS["sample"])
-        v = self.gibbs(v, steps - 1, seed=seed, step=1, stream=STREAMS["sample"])
-        h = draw_units(self.hidden_probabilities(v), seed, steps, STREAMS["sample"])
+        smooth = boolean(name, "probabilities", probabilities)
+        self.calls += seed is None
+        if not smooth or not steps:
+            return self.gibbs(v, steps, seed=key, step=1, stream=STREAMS["sample"])
+        v = self.gibbs(v, steps - 1, seed=key, step=1, stream=STREAMS["sample"])
+        h = draw_units(self.hidden_probabilities(v), key, steps, STREAMS["sample"])
         return self.visible_probabilities(h)
 
     @torch.no_grad()
     def exact_sample(self, n: int, *, seed: int | None = None) -> Tensor:
-        """n independent draws of p(v), [n, n_visible]; no chain: the smaller layer (25 units at most) is enumerated."""
+        """n independent draws of p(v), [n, n_visible]; no chain: the smaller layer (25 units at most) is enumerated.
+
+        A seed of None is the machine's, with fresh draws in every call.
+        """
         n = integer("exact_sample", "n", n, 0, 1 << 31)
-        seed = self.seed if seed is None else signed_seed("exact_sample", seed)
+        key = self._seed_of("exact_sample", seed)
         small, visible = exact_draws(
-            self.weight, self.visible_bias, self.hidden_bias, n, seed, STREAMS["exact"]
+            self.weight, self.visible_bias, self.hidden_bias, n, key, STREAMS["exact"]
         )
+        self.calls += seed is None
         return (
-            small if visible else draw_units(self.visible_probabilities(small), seed, 0, STREAMS["exact"] + 1)
+            small if visible else draw_units(self.visible_probabilities(small), key, 0, STREAMS["exact"] + 1)
         )
 
     def contrastive_divergence(
@@ -357,6 +410,7 @@ class BernoulliRBM(nn.Module):
         odds = self._log_odds("set_base_rates", base_rates)
         with torch.no_grad():
             self.visible_bias.copy_(odds)
+        self.base_odds = odds
 
     def fit(
         self,
@@ -385,12 +439,19 @@ class BernoulliRBM(nn.Module):
             callback: called with the machine and the number of epochs done, after each.
 
         A machine whose visible biases are all 0 begins from the base rates of the data (the first batch, of an
-        iterable). Returns the mean of mean F(data) - mean F(samples) for each epoch.
+        iterable). Returns the mean of mean F(data) - mean F(samples) for each epoch. The data's rates are kept for
+        annealing, in `base_odds`.
+
+        Warns:
+            At the end, of some thousand rows of the data: their log p is below that of independent units with the
+            data's rates, by .5 nats and 1% of it (log Z exact where 2^units of the smaller layer times the larger are
+            at most 2^24, else annealed, which warns less); where exact, the machine's rates are off the data's by .1
+            and 3 standard errors, root mean square. Either is what chains that do not mix make.
 
         Raises:
             TypeError, ValueError: naming the argument; data of another width or outside of [0, 1], no batch at all, an
-                iterator, which an epoch would use up. FloatingPointError: the loss is not finite; on a CPU before the
-                step, which is not made.
+                iterator, which an epoch would use up; no parameter that requires a gradient. FloatingPointError: the
+                loss is not finite; on a CPU before the step, which is not made.
         """
         from fekernels.models.rbm_training import train
         from fekernels.models.training import warn_of_own_training
@@ -408,10 +469,10 @@ class BernoulliRBM(nn.Module):
             progress,
             callback,
             STREAMS["shuffle"],
+            STREAMS["anneal"],
         )
 
     def _log_odds(self, function: str, data: Tensor) -> Tensor:
-        """Of means, kept off 0 and 1 as if half of one datum more said so."""
         data = floating(function, "base_rates", data).detach().to(self.weight)
         rates, count = (data.mean(0), len(data)) if data.dim() == 2 else (data, 1000)
         if rates.shape != (self.n_visible,) or not count:
@@ -423,14 +484,17 @@ class BernoulliRBM(nn.Module):
             raise ValueError(
                 f"{function}: the base rates must be in [0, 1]; got {float(rates.min())} to {float(rates.max())}"
             )
-        return torch.logit((rates * count + 0.5) / (count + 1))
+        return log_odds(rates, count)
 
-    def check_domain(self, function: str, v: Tensor, validate: bool | None = None) -> None:
-        """ValueError, beginning with ``function``, for v with a number outside of [0, 1], or NaN; as `free_energy`."""
+    def check_domain(
+        self, function: str, v: Tensor, validate: bool | None = None, *, name: str = "v"
+    ) -> bool:
+        """Whether it was looked at: ValueError, beginning with ``function``, for numbers outside of [0, 1], or NaN."""
         if validate is None:
             validate = v.is_cpu and not torch.compiler.is_compiling()
-        if boolean(function, "validate", validate):
-            validate_data(function, "bernoulli", v, name="v")
+        if checked := boolean(function, "validate", validate):
+            validate_data(function, "bernoulli", v, name=name)
+        return checked
 
     def _visible(self, function: str, v: Tensor, name: str = "v") -> Tensor:
         return self._units(function, name, v, self.n_visible)

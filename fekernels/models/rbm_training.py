@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from fekernels import random
 from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import boolean, integer, number
+from fekernels.models.rbm_doubts import Kept, doubt_fit, log_odds
 from fekernels.models.training import FiniteLosses
 from fekernels.optim import LangevinAdam
 from fekernels.posterior.batches import check_batches
@@ -35,6 +37,7 @@ def train(
     progress: bool,
     callback: Callable[[BernoulliRBM, int], Any] | None,
     stream: int,
+    doubts: int,
 ) -> list[float]:
     epochs = integer(OWNER, "epochs", epochs, 0, 1 << 32)
     lr, size = number(OWNER, "lr", lr), integer(OWNER, "batch_size", batch_size, 1, 1 << 40)
@@ -52,6 +55,11 @@ def train(
         data = _flat(rbm, data)
         if not len(data):
             raise ValueError(f"{OWNER}: data must hold a row; got shape {tuple(data.shape)}")
+        rbm.check_domain(OWNER, data, name="data")
+    if epochs and not any(p.requires_grad for p in rbm.parameters()):
+        raise ValueError(
+            f"{OWNER}: a parameter of the machine must require a gradient; none does: all are frozen"
+        )
 
     def batches() -> Iterator[Tensor]:
         if isinstance(data, Tensor):
@@ -74,6 +82,9 @@ def train(
     if not bool(rbm.visible_bias.detach().any()) and epochs:
         first = data if isinstance(data, Tensor) else next(batches(), None)
         if first is not None:
+            # The means are read here in any case, wherever the data lie.
+            where = f"{OWNER}: epoch 1, step 1" if first is not data else OWNER
+            rbm.check_domain(where, first, True, name="v" if first is not data else "data")
             rbm.set_base_rates(first)
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     if optimizer is None:
@@ -86,6 +97,7 @@ def train(
     bar = tqdm(range(epochs), desc="BernoulliRBM", unit="epoch", disable=not progress)
     for epoch in bar:
         losses.begin_epoch()
+        kept, total, rows = Kept(), torch.zeros_like(rbm.visible_bias, dtype=torch.float64), 0
         for step, v in enumerate(batches()):
             rbm.check_domain(f"{OWNER}: epoch {epoch + 1}, step {step + 1}", v)
             optimizer.zero_grad()
@@ -93,15 +105,23 @@ def train(
             losses.add(gap)
             gap.backward()
             optimizer.step()
+            if not epoch:
+                total, rows = total + v.sum(0), rows + len(v)
+            if epoch == epochs - 1:
+                kept.add(v)
         mean = losses.mean()
         if mean is None:
             raise ValueError(f"{OWNER}: data must yield a batch in every epoch; got none in epoch {epoch}")
+        if not epoch:
+            rbm.base_odds = log_odds(total / rows, rows).to(rbm.weight)
         if schedule is not None:
             schedule.step()
         found.append(mean)
         bar.set_postfix({"F(data) - F(samples)": f"{found[-1]:.3f}"}, refresh=False)
         if callback is not None:
             callback(rbm, epoch + 1)
+    if epochs and (doubt := doubt_fit(rbm, kept.rows(), doubts)):
+        warnings.warn(doubt, stacklevel=3)
     return found
 
 
