@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["AnnealedEstimate", "Jarzynski", "bennett_acceptance_ratio", "jarzynski"]
+__all__ = [
+    "AnnealedEstimate",
+    "Jarzynski",
+    "bennett_acceptance_ratio",
+    "jarzynski",
+    "of_work",
+    "warn_caller",
+    "warn_of_few",
+]
+
+FEW, SHARE = 10, 0.1  # effective particles, and their share, below which an estimate is warned of
 
 
 class Jarzynski(NamedTuple):
@@ -52,9 +64,10 @@ class AnnealedEstimate:
 
     def __repr__(self) -> str:
         n, bound = len(self.log_weights), "upper" if self.reverse else "lower"
+        taken = "" if self.acceptance is None else f", {self.acceptance:.2g} of the proposals taken"
         return (
             f"AnnealedEstimate(log_z = {self.log_z:.4f} +- {self.standard_error:.4f}, stochastic {bound} bound, "
-            f"{self.effective_sample_size:.0f} effective of {n} particles, {len(self.betas) - 1} steps)"
+            f"{self.effective_sample_size:.0f} effective of {n} particles, {len(self.betas) - 1} steps{taken})"
         )
 
     @property
@@ -65,7 +78,7 @@ class AnnealedEstimate:
     @property
     def dissipated_work(self) -> float:
         """Mean work beyond the free-energy difference, >= 0 on average: 0 for an infinitely slow path."""
-        return float(self.work.mean()) + jarzynski(self.work).log_ratio
+        return float(self.work.mean()) + of_work("jarzynski", self.work).log_ratio
 
 
 def jarzynski(work: Any) -> Jarzynski:
@@ -76,20 +89,37 @@ def jarzynski(work: Any) -> Jarzynski:
     Args:
         work: [n], floating point, in units of the temperature. +inf is a run that weighs nothing.
 
+    Warns:
+        Where the works are worth fewer than a tenth of the runs, or than 10: log_ratio is then too low, by an amount
+        that the standard error does not show.
+
     Raises:
         TypeError: not floating point. ValueError: not [n] with n >= 1, NaN or -inf.
 
     Source: Jarzynski 1997, Phys. Rev. Lett. 78, 2690, equation 2; as importance weights Neal 2001,
     arXiv:physics/9803008.
     """
+    found = of_work("jarzynski", work)
+    n = torch.as_tensor(work).numel()
+    warn_of_few(
+        f"jarzynski: the works are worth {found.effective_sample_size:.1f} of {n} runs: log_ratio is too low",
+        found.effective_sample_size,
+        n,
+        "take more runs, or slower ones, whose works spread less",
+    )
+    return found
+
+
+def of_work(function: str, work: Any) -> Jarzynski:
+    """What `jarzynski` gives, without its warning."""
     w = torch.as_tensor(work).detach()
     if not w.is_floating_point():
-        raise TypeError(f"jarzynski: work must be floating point; got {str(w.dtype)[6:]}")
+        raise TypeError(f"{function}: work must be floating point; got {str(w.dtype)[6:]}")
     if w.dim() != 1 or not len(w):
-        raise ValueError(f"jarzynski: work must have shape (n,) with n >= 1; got {tuple(w.shape)}")
+        raise ValueError(f"{function}: work must have shape (n,) with n >= 1; got {tuple(w.shape)}")
     logs = -w.double()
     if bool(logs.isnan().any()) or bool((logs == math.inf).any()):
-        raise ValueError("jarzynski: work must not be NaN or -inf; some of it is")
+        raise ValueError(f"{function}: work must not be NaN or -inf; some of it is")
     n = len(logs)
     total = torch.logsumexp(logs, 0)
     if total == -math.inf:  # every weight is 0
@@ -97,6 +127,22 @@ def jarzynski(work: Any) -> Jarzynski:
     effective = float((2 * total - torch.logsumexp(2 * logs, 0)).exp())
     variance = max(1 / effective - 1 / n, 0.0) * n / (n - 1) if n > 1 else math.inf
     return Jarzynski(float(total) - math.log(n), math.sqrt(variance), effective)
+
+
+def warn_of_few(told: str, effective: float, n: int, advice: str) -> None:
+    """The one rule of how many effective particles an estimate needs: below it the mean hangs on a few of them."""
+    if not effective >= max(FEW, SHARE * n):
+        warn_caller(f"{told}, by more than its standard error says; {advice}")
+
+
+def warn_caller(message: str) -> None:
+    """A warning at the line that called this package, through however many of its functions."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        ("fekernels.", "torch.")
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def bennett_acceptance_ratio(forward: AnnealedEstimate, reverse: AnnealedEstimate) -> tuple[float, float]:
@@ -142,5 +188,5 @@ def bennett_acceptance_ratio(forward: AnnealedEstimate, reverse: AnnealedEstimat
         if not mean > 0:
             raise ValueError(f"{function}: forward and reverse must overlap in their works; they do not")
         variance += (float(each.square().mean()) / mean**2 - 1) / len(each)
-    base = forward.log_z - jarzynski(forward.work).log_ratio
+    base = forward.log_z - of_work(function, forward.work).log_ratio
     return base - (low + high) / 2, math.sqrt(variance)

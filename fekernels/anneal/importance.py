@@ -7,8 +7,6 @@ Ghahramani & Adams 2015, "Sandwiching the marginal likelihood using bidirectiona
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from fekernels._checks import boolean, floating, integer, number, one_of
 from fekernels._runtime.ranks import draw_seed
-from fekernels.anneal.estimate import AnnealedEstimate, jarzynski
+from fekernels.anneal.estimate import AnnealedEstimate, of_work, warn_caller, warn_of_few
 from fekernels.anneal.paths import LONGEST, GeometricPath, Path, Transition
 from fekernels.anneal.schedules import make_betas
 from fekernels.ops._noise_key import signed_seed
@@ -28,7 +26,8 @@ KERNELS = ("hmc", "mala")
 # Of the pilot that finds step sizes: particles, betas, and proposals at each.
 PILOT, PILOT_BETAS, PILOT_MOVES = 200, 20, 4
 TARGETS = {"hmc": 0.75, "mala": 0.57}  # acceptance, the best in many dimensions: .65 to .8; .574
-FEW, SHARE = 10, 0.1  # effective particles, and their share, below which an estimate is warned of
+LEAST_TAKEN = 0.01  # share of the proposals below which the particles are as good as not moved
+TO_STAY = "give a transition that stays in the base's support, which is discrete or a simplex"
 PILOT_SEED, REVERSE_SEED = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F  # xor-ed in, so that runs share no noise
 
 
@@ -76,7 +75,9 @@ def importance_sampling(
 
     Warns:
         Where the weights are worth fewer than a tenth of the particles, or than 10: log_z is then too low, by an
-            amount that the standard error does not show.
+            amount that the standard error does not show. Where the last move, which follows the target alone, leads
+            particles out of the base's support, by more of their weight than the standard error hides: the target has
+            mass there that log_z lacks. Where fewer than a hundredth of the proposals were taken.
 
     Raises:
         TypeError, ValueError: naming the argument; a weight that is NaN or +inf.
@@ -228,16 +229,6 @@ def _other(seed: int, words: int) -> int:
     return signed_seed("importance_sampling", (seed ^ words) & ((1 << 64) - 1))
 
 
-def _level_of_caller() -> int:
-    """For `warnings.warn` of the function that asks: who called this package, through however many of its functions."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        ("fekernels.", "torch.")
-    ):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def _spread(x: Tensor) -> Tensor:
     """[d], standard deviations of the particles, none of them 0."""
     std = x.std(0)
@@ -279,14 +270,24 @@ def _walk(
             f"{function}: log_prob and base must be finite, or -inf, at every particle; the weight of particle "
             f"{int(bad.nonzero()[0])} is {float(log_weights[bad][0])}"
         )
-    found = jarzynski(-log_weights)
-    if not found.effective_sample_size >= max(FEW, SHARE * n):
-        side = "high" if reverse else "low"
-        warnings.warn(
-            f"{function}: the weights are worth {found.effective_sample_size:.1f} of {n} particles: log_z is too "
-            f"{side}, by more than its standard error says; take more betas, more particles or a closer base",
-            stacklevel=_level_of_caller(),
+    found = of_work(function, -log_weights)
+    side = "high" if reverse else "low"
+    warn_of_few(
+        f"{function}: the weights are worth {found.effective_sample_size:.1f} of {n} particles: log_z is too {side}",
+        found.effective_sample_size,
+        n,
+        "take more betas, more particles or a closer base",
+    )
+    stuck = path.acceptance is not None and path.acceptance < LEAST_TAKEN
+    thin = isinstance(path, GeometricPath) and path.support_is_thin
+    if stuck:
+        advice = TO_STAY if thin else "take a smaller step_size, or None, which finds one"
+        warn_caller(
+            f"{function}: of the proposals {path.acceptance:.2g} were taken, so that the particles stayed about where "
+            f"they began and annealing does nothing; {advice}"
         )
+    if not reverse and isinstance(path, GeometricPath) and not (stuck and thin):
+        _warn_of_uncovered(function, path, x, log_weights, found.standard_error)
     log_z = path.log_z_base + (-found.log_ratio if reverse else found.log_ratio)
     return AnnealedEstimate(
         log_z,
@@ -298,3 +299,26 @@ def _walk(
         reverse,
         path.acceptance,
     )
+
+
+def _warn_of_uncovered(
+    function: str, path: GeometricPath, x: Tensor, log_weights: Tensor, standard_error: float
+) -> None:
+    """Only the last move follows the target alone: who it led out of the base's support shows that there is more.
+
+    All weights are of places inside. In reverse particles outside weigh 0, and nothing is missed.
+    """
+    outside = path.outside(x)
+    share = float(log_weights.softmax(0)[outside].sum())
+    # As much of the target goes out in a move as comes in, so that outside is this share of what is inside, or more.
+    missed = math.log1p(share)
+    if not missed > standard_error:  # less does not matter
+        return
+    told = f"{function}: {int(outside.sum())} of {len(x)} samples, {share:.2g} of their weight, lie outside of the "
+    if path.support_is_thin:
+        warn_caller(f"{told}base's support, which no move by gradients stays in; {TO_STAY}")
+    else:
+        warn_caller(
+            f"{told}base's support: log_z is of the target inside alone, too low by {missed:.2g} or more; take a base "
+            "that covers the target"
+        )

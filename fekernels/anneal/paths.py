@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
 
 from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
@@ -145,6 +145,16 @@ class GeometricPath(Path):
     @property
     def acceptance(self) -> float | None:  # type: ignore[override]
         return float(torch.stack(self._taken).double().mean()) if self._taken else None
+
+    @property
+    def support_is_thin(self) -> bool:
+        """Whether the base's support, as that of counts or of a simplex, has no volume: all proposals leave it."""
+        support = self.base.support if isinstance(self.base, _TorchBase) else None
+        return support is not None and (support.is_discrete or _core(support) is constraints.simplex)
+
+    def outside(self, x: Tensor) -> Tensor:
+        """[n], where the base has no density."""
+        return self._point(x).base == -math.inf
 
     def start(self, n: int, *, seed: int) -> Tensor:
         self._taken = []
@@ -297,6 +307,12 @@ class _TorchBase:
         with torch.random.fork_rng():
             torch.manual_seed(seed & ((1 << 63) - 1))
             return self.distribution.sample((n,))
+
+
+def _core(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 def _lenient(distribution: Distribution) -> Distribution:

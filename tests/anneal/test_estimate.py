@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 import fekernels as fe
 from fekernels.anneal import AnnealedEstimate, bennett_acceptance_ratio, jarzynski
+from fekernels.anneal.estimate import of_work
 
 BETAS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:jarzynski. the works are worth")
 def test_jarzynski_by_hand() -> None:
     w = torch.tensor([1.0, 2.0, 4.0, 1.0], dtype=torch.float64)
     found = jarzynski(-w.log())
@@ -29,6 +32,26 @@ def test_jarzynski_by_hand() -> None:
     assert jarzynski([math.inf, math.inf]) == (-math.inf, math.inf, 0.0)
 
 
+def test_jarzynski_warns_of_few_effective_runs() -> None:
+    few = gaussian_work(1000, 0.0, 5.0, 3, False)
+    with pytest.warns(
+        UserWarning, match=r"works are worth \d\.\d of 1000 runs: log_ratio is too low"
+    ) as warned:
+        jarzynski(few)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"worth 0\.0 of 2 runs"):
+        jarzynski([math.inf, math.inf])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(5):
+            jarzynski(gaussian_work(1000, 0.0, 1.0, seed, False))
+        jarzynski(torch.zeros(10))
+        # Of particles that were warned of when they were weighed, nothing more is said.
+        there, back = (estimate(gaussian_work(1000, 1.0, 2.0, k, bool(k)), bool(k)) for k in (0, 1))
+        bennett_acceptance_ratio(there, back)
+        assert estimate(few, False).dissipated_work > 0
+
+
 def gaussian_work(n: int, difference: float, spread: float, seed: int, backwards: bool) -> Tensor:
     """Works that Crooks' theorem allows: N(dF + s^2/2, s^2) forward, N(-dF + s^2/2, s^2) in reverse."""
     sign = -1 if backwards else 1
@@ -36,11 +59,12 @@ def gaussian_work(n: int, difference: float, spread: float, seed: int, backwards
 
 
 def estimate(work: Tensor, backwards: bool) -> AnnealedEstimate:
-    ratio, error, effective = jarzynski(work)
+    ratio, error, effective = of_work("test", work)
     log_z = -ratio if backwards else ratio
     return AnnealedEstimate(log_z, error, effective, -work, torch.zeros(len(work), 1), BETAS, backwards)
 
 
+@pytest.mark.filterwarnings("ignore:jarzynski. the works are worth .* of 4 runs")
 def test_gaussian_work() -> None:
     """The second cumulant is exact for it; Jarzynski's mean is unbiased, and low in the logarithm where few are."""
     work = gaussian_work(400_000, 3.0, 1.0, 1, False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from typing import Any
 
 import pytest
@@ -193,6 +195,97 @@ def test_few_effective_particles_are_warned_of_where_they_were_asked_for() -> No
     assert found.effective_sample_size < 10 and warned[0].filename == __file__
 
 
+def half_gaussian(x: Tensor) -> Tensor:
+    return torch.where((x > 0).all(1), -x.square().sum(1) / 2, -torch.inf)
+
+
+def round_gaussian(x: Tensor) -> Tensor:
+    return -x.square().sum(1) / 2
+
+
+class Box:
+    """An object that knows its bounds in log_prob alone."""
+
+    def sample(self, n: int, *, seed: int) -> Tensor:
+        return 2 * fe.random.uniform((n, 2), seed=seed).double() - 1
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.where((x.abs() <= 1).all(1), -math.log(4), -torch.inf)
+
+
+TWO = torch.ones(2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("base", "inside"),
+    [
+        (Uniform(-0.5 * TWO, 0.5), math.erf(0.5 / 2**0.5) ** 2),
+        (Uniform(-2 * TWO, 2.0), math.erf(2 / 2**0.5) ** 2),
+        (Exponential(TWO), 0.25),
+        (Box(), math.erf(1 / 2**0.5) ** 2),
+    ],
+    ids=["a quarter", "most", "half-lines", "object"],
+)
+def test_a_base_that_does_not_cover_the_target_is_warned_of(base: Any, inside: float) -> None:
+    with pytest.warns(UserWarning) as warned:
+        found = importance_sampling(round_gaussian, base, betas=60, particles=500, seed=1)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    told = re.search(
+        r"(\d+) of 500 samples, \S+ of their weight, lie outside of the base's", str(warned[0].message)
+    )
+    assert told
+    far = found.samples <= 0 if isinstance(base, Exponential) else found.samples.abs() > edge(base)
+    assert int(told[1]) == int(far.any(1).sum())
+    # What is estimated is the target within the base; what is said to be missing is missing.
+    assert abs(found.log_z - math.log(2 * math.pi * inside)) < 5 * found.standard_error
+    least = float(re.findall(r"too low by (\S+) or more", str(warned[0].message))[0])
+    assert found.standard_error < least < -math.log(inside)
+
+
+def edge(base: Any) -> float:
+    return float(base.high[0]) if isinstance(base, Uniform) else 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bases_that_cover_the_target_are_not_warned_of(seed: int) -> None:
+    samples = fe.random.normal((300, 2), seed=seed).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for target, base in (
+            (round_gaussian, Uniform(-6 * TWO, 6.0)),
+            (half_gaussian, Exponential(TWO)),
+            (half_gaussian, Normal(0 * TWO, 2.0)),
+        ):
+            importance_sampling(target, base, betas=60, particles=300, seed=seed)
+        # Those of its samples that lie outside of the base weigh nothing in reverse, and all is there.
+        found = reverse_importance_sampling(round_gaussian, Uniform(-TWO, 1.0), samples, betas=60, seed=seed)
+    assert abs(found.log_z - math.log(2 * math.pi)) < 5 * found.standard_error
+
+
+def test_moves_that_are_not_taken_are_warned_of_and_printed() -> None:
+    with pytest.warns(
+        UserWarning, match="of the proposals 0 were taken, .* take a smaller step_size"
+    ) as warned:
+        found = importance_sampling(gaussian, BASE, betas=20, particles=2000, step_size=1e3, seed=0)
+    assert warned[-1].filename == __file__
+    assert found.acceptance == 0 and "20 steps, 0 of the proposals taken" in repr(found)
+    path = fe.anneal.GeometricPath(gaussian, BASE, transition=resample)
+    assert "proposals" not in repr(fe.anneal.along_path(path, betas=20, seed=0))
+
+
+def test_moves_by_gradients_over_a_discrete_base_are_warned_of() -> None:
+    fair = torch.distributions.Bernoulli(torch.full((3,), 0.5).double())
+    flat = lambda x: x.sum(1)  # noqa: E731
+    with pytest.warns(
+        UserWarning, match="no move by gradients stays in; give a transition that stays in the base's"
+    ):
+        importance_sampling(flat, fair, betas=20, seed=0)
+    with pytest.warns(
+        UserWarning, match=r"of the proposals 0\.00.* give a transition that stays in the base's"
+    ):
+        importance_sampling(flat, fair, betas=200, step_size=1.0, seed=0)
+
+
 def test_a_temperature_schedule_drives_the_betas() -> None:
     optimizer = fe.LangevinAdam(
         [torch.nn.Parameter(torch.zeros(1))], temperature=20.0, prior_precision=1.0, seed=0
@@ -249,6 +342,9 @@ POSITIVE = torch.ones(2, dtype=torch.float64)
 
 
 @pytest.mark.filterwarnings("ignore:importance_sampling. the weights are worth")
+@pytest.mark.filterwarnings(
+    "ignore:importance_sampling. .* samples, .* lie outside"
+)  # all the plane is the target's
 @pytest.mark.parametrize("transition", ["hmc", "mala"])
 @pytest.mark.parametrize(
     "base",
