@@ -101,20 +101,35 @@ class BayesianOptimizer:
             The free energy in nats before the step, data_size loss + KL(q || prior), with the loss at the draw.
 
         Raises:
-            FloatingPointError: a loss that is not finite. q has not changed then.
+            TypeError: loss_fn is not callable or gives no tensor. ValueError: its loss is no scalar, or without a
+                gradient. FloatingPointError: a loss that is not finite. q has not changed then.
         """
         self.optimizer.zero_grad()
         with self.optimizer.sampled_params(train=True):
-            loss = _finite("BayesianOptimizer.step", loss_fn(data))
+            loss = _loss("BayesianOptimizer.step", loss_fn, data)
             loss.backward()
         free_energy = self.data_size * float(loss.detach()) + float(self.optimizer.kl())
         self.optimizer.step()
         return free_energy
 
 
-def _finite(function: str, loss: Tensor) -> Tensor:
-    if not bool(loss.detach().isfinite().all()):
-        raise FloatingPointError(f"{function}: loss_fn must give a finite loss; got {loss.detach().tolist()}")
+def _loss(function: str, loss_fn: Callable[[Any], Tensor], data: Any) -> Tensor:
+    """One finite number with a gradient."""
+    if not callable(loss_fn):
+        raise TypeError(
+            f"{function}: loss_fn must be callable, data -> a scalar tensor; got {type(loss_fn).__name__}"
+        )
+    loss = loss_fn(data)
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{function}: loss_fn must return a scalar tensor; got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"{function}: loss_fn must return a scalar tensor; got shape {tuple(loss.shape)}")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{function}: loss_fn must return a loss with a gradient in the model's weights; got one without"
+        )
+    if not bool(loss.detach().isfinite()):
+        raise FloatingPointError(f"{function}: loss_fn must give a finite loss; got {loss.item()}")
     return loss
 
 
@@ -331,10 +346,14 @@ class GradientDescentAsVI:
         self._kl: list[float] = []
 
     def step(self, loss_fn: Callable[[Any], Tensor], data: Any, lr: float = 0.01) -> float:
-        """theta <- theta - lr grad loss_fn(data); the weights before it join ``param_history``. Returns the loss."""
+        """theta <- theta - lr grad loss_fn(data); the weights before it join ``param_history``. Returns the loss.
+
+        Raises:
+            TypeError, ValueError, FloatingPointError: as `BayesianOptimizer.step`, before anything has moved.
+        """
         lr = number("GradientDescentAsVI.step", "lr", lr)
         self._optimizer.zero_grad()
-        loss = _finite("GradientDescentAsVI.step", loss_fn(data))
+        loss = _loss("GradientDescentAsVI.step", loss_fn, data)
         loss.backward()
         self.param_history.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
         self._optimizer.param_groups[0]["lr"] = lr

@@ -57,8 +57,19 @@ class GradientAsMessagePassing(nn.Module):
             too, and "error_message", the gradient in what it gave, [B, its size].
 
         Raises:
+            TypeError: loss is no tensor. ValueError: it is no scalar.
             RuntimeError: loss does not depend on the last forward pass, or its messages were sent before.
         """
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                "GradientAsMessagePassing.backward_as_messages: loss must be a scalar tensor; got "
+                f"{type(loss).__name__}"
+            )
+        if loss.numel() != 1:
+            raise ValueError(
+                "GradientAsMessagePassing.backward_as_messages: loss must be a scalar tensor; got shape "
+                f"{tuple(loss.shape)}"
+            )
         if not self._outputs:
             raise RuntimeError(
                 "GradientAsMessagePassing.backward_as_messages: loss must be of a forward pass since the last call; "
@@ -77,14 +88,26 @@ class GradientAsMessagePassing(nn.Module):
 
     @torch.no_grad()
     def update_with_messages(self, messages: Sequence[Mapping[str, Tensor]], lr: float = 0.01) -> None:
-        """parameter <- parameter - lr message, as ``torch.optim.SGD``, for every layer in turn."""
-        lr = number("GradientAsMessagePassing.update_with_messages", "lr", lr)
+        """parameter <- parameter - lr message, as ``torch.optim.SGD``, for every layer in turn.
+
+        Raises:
+            TypeError: messages are no sequence of mappings. ValueError: they are not of these layers. No parameter has
+                changed then.
+        """
+        function = "GradientAsMessagePassing.update_with_messages"
+        lr = number(function, "lr", lr)
+        if not isinstance(messages, Sequence):
+            raise TypeError(
+                f"{function}: messages must be what backward_as_messages returns, a list of a dict for each layer; got "
+                f"{type(messages).__name__}"
+            )
         if len(messages) != len(self.layers):
             raise ValueError(
-                f"GradientAsMessagePassing.update_with_messages: messages must be of {len(self.layers)} layers; got "
-                f"{len(messages)}"
+                f"{function}: messages must be of {len(self.layers)} layers; got {len(messages)}"
             )
         for k, (layer, message) in enumerate(zip(self.layers, messages, strict=True)):
+            if not isinstance(message, Mapping):
+                raise TypeError(f"{function}: messages[{k}] must be a dict; got {type(message).__name__}")
             for name, parameter in layer.named_parameters():
                 found = message.get(f"{name}_message")
                 if not isinstance(found, Tensor) or found.shape != parameter.shape:
@@ -92,8 +115,8 @@ class GradientAsMessagePassing(nn.Module):
                         f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
                     )
                     raise ValueError(
-                        f"GradientAsMessagePassing.update_with_messages: messages[{k}]['{name}_message'] must have "
-                        f"shape {tuple(parameter.shape)}; got {came}"
+                        f"{function}: messages[{k}]['{name}_message'] must have shape {tuple(parameter.shape)}; got "
+                        f"{came}"
                     )
         for layer, message in zip(self.layers, messages, strict=True):
             for name, parameter in layer.named_parameters():

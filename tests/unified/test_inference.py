@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Normal
 
-from fekernels.unified import BayesianOptimizer, GradientDescentAsVI, optimization_as_inference
+from fekernels.unified import (
+    BayesianOptimizer,
+    GradientAsMessagePassing,
+    GradientDescentAsVI,
+    optimization_as_inference,
+)
 from tests.support.tensors import bits_equal
 
 
@@ -162,3 +168,51 @@ def test_gradient_descent_as_variational_inference() -> None:
     again = copy.deepcopy(optimizer_as_vi)
     again.step(lambda d: ((again.model(x) - y) ** 2).mean(), None)
     assert len(again.visualize_as_inference()) == len(again.param_history) == 11
+
+
+def messages_sent(given: object) -> None:
+    GradientAsMessagePassing(4, 4, 1).update_with_messages(given)  # type: ignore[arg-type]
+
+
+def backward_of(loss: object) -> None:
+    GradientAsMessagePassing(4, 4, 1).backward_as_messages(loss)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (torch.zeros(()), TypeError, "loss_fn must be callable, data -> a scalar tensor; got Tensor"),
+        (lambda d: 0.5, TypeError, "loss_fn must return a scalar tensor; got float"),
+        (lambda d: None, TypeError, "loss_fn must return a scalar tensor; got NoneType"),
+        (lambda d: d, ValueError, r"loss_fn must return a scalar tensor; got shape \(5, 1\)"),
+        (lambda d: d.detach().sum(), ValueError, "loss_fn must return a loss with a gradient"),
+    ],
+)
+@pytest.mark.parametrize("kind", [BayesianOptimizer, GradientDescentAsVI])
+def test_losses_that_are_none(kind: Any, given: Any, error: type[Exception], message: str) -> None:
+    model = nn.Linear(4, 1)
+    before = model.weight.detach().clone()
+    optimizer = kind(model)
+    loss_fn = (lambda x: given(model(x))) if callable(given) else given
+    with pytest.raises(error, match=f"{kind.__name__}.step: {message}"):
+        optimizer.step(loss_fn, torch.randn(5, 4))
+    assert bits_equal(before, model.weight.detach())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: messages_sent(0.1),
+            TypeError,
+            "messages must be what backward_as_messages returns, .* got float",
+        ),
+        (lambda: messages_sent([0.1] * 3), TypeError, r"messages\[0\] must be a dict; got float"),
+        (lambda: messages_sent([]), ValueError, "messages must be of 3 layers; got 0"),
+        (lambda: backward_of(0.1), TypeError, "loss must be a scalar tensor; got float"),
+        (lambda: backward_of(torch.zeros(5)), ValueError, r"loss must be a scalar tensor; got shape \(5,\)"),
+    ],
+)
+def test_messages_that_are_none(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"GradientAsMessagePassing.*: {message}"):
+        call()
