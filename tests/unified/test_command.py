@@ -28,6 +28,7 @@ def test_quick_run_prints_every_number_and_draws(tmp_path: Path, capsys: pytest.
     exact = {row["quantity"]: row["holds"] for row in rows if row["exact"] is not None}
     for quantity in (
         "four views, largest relative difference, gradients too",
+        "share of digits that refined latents explain no worse",
         "weights beside torch's SGD, largest difference",
         "-log Z of a chain of 200 spins",
         "Bethe F of the square lattice, largest error a spin",
