@@ -15,25 +15,32 @@ struct VariationalKlCoefficients {
 
 namespace fe::inline FE_ISA {
 
-// twice_kl = prior_precision mean^2 + r - 1 - log r and log r, r being the ratio of the variances: r - 1 comes without the
-// subtraction, which near r = 1 leaves no digits.
+// r, the ratio of the variances, and r - 1 without the subtraction, which near r = 1 leaves no digits.
 // kDeviations is c.deviations, once for all elements.
+template <bool kDeviations, class F>
+struct VarianceRatio {
+  F value, excess;
+
+  static FE_HD VarianceRatio of(F spread, const VariationalKlCoefficients& c) {
+    using L = Lane<F>;
+    if constexpr (kDeviations) {
+      const F root = spread * c.root_prior_precision;
+      return {root * root, L::fma(root, root, L::splat(-1.0f))};
+    } else {
+      const F inverse = L::divide(L::splat(1.0f), spread + c.weight_decay);
+      return {inverse * (c.weight_decay + c.heat), (c.heat - spread) * inverse};
+    }
+  }
+};
+
+// twice_kl = prior_precision mean^2 + r - 1 - log r, and log r.
 template <bool kDeviations, class F>
 struct VariationalKl {
   F twice_kl, log_ratio;
 
   static FE_HD VariationalKl of(F mean, F spread, const VariationalKlCoefficients& c) {
     using L = Lane<F>;
-    F excess, ratio;
-    if constexpr (kDeviations) {
-      const F root = spread * c.root_prior_precision;
-      excess = L::fma(root, root, L::splat(-1.0f));
-      ratio = root * root;
-    } else {
-      const F inverse = L::divide(L::splat(1.0f), spread + c.weight_decay);
-      excess = (c.heat - spread) * inverse;
-      ratio = inverse * (c.weight_decay + c.heat);
-    }
+    const auto [ratio, excess] = VarianceRatio<kDeviations, F>::of(spread, c);
     // Nearly always the posterior is narrower than the prior, of which the logarithm is half the work.
     const auto narrower = ratio <= 1.0f;
     F remainder = negative_log<F>(ratio, -excess).remainder;
