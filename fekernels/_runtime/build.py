@@ -297,6 +297,12 @@ class Sources:
         )
 
 
+def _as_one(root: Path, sources: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The file to compile and the flags that add the others: torch's headers take far longer to read than a file's own."""
+    first, *others = sources
+    return first, [word for source in others for word in ("-include", str(root / source))]
+
+
 def build_steps(
     tools: Toolchain,
     root: Path,
@@ -334,9 +340,7 @@ def build_steps(
             add(source, "", [*nvcc, *NVCC_FLAGS, *generate, "-I", str(root)])
         # As the linker, nvcc knows where its libcudart_static.a is and what that needs.
         linker = [*nvcc, "-cudart", "static", *(["-Xcompiler", ",".join(extra)] if extra else [])]
-    # As one: torch's headers take 1.5 s to read, far longer than what a file has of its own.
-    first, *others = sources.baseline
-    beside = [word for source in others for word in ("-include", str(root / source))]
+    first, beside = _as_one(root, sources.baseline)
     add(first, "", [*compiler, "-isystem", str(torch_root / "include"), *facts, *beside, *extra])
     for source in sources.per_isa:
         for isa in isas:
@@ -363,14 +367,11 @@ def host_steps(
     extra, sources = extra_flags(), sources or Sources.under(root)
     includes = ["-I", str(root), "-isystem", str(torch_root / "include"), "-isystem", str(python)]
     compiler = [*tools.cxx, "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", *includes, *extra]
-    objects = [f"{Path(source).stem}.o" for source in sources.host]
+    first, beside = _as_one(root, sources.host)
     libraries = ["-L", str(torch_root / "lib"), "-ltorch_python", "-ltorch_cpu", "-lc10"]
     return [
-        *(
-            (name, [*compiler, "-c", str(root / source), "-o", name])
-            for name, source in zip(objects, sources.host, strict=True)
-        ),
-        ("library.so", [*tools.cxx, *extra, "-shared", *objects, *libraries, "-o", "library.so"]),
+        ("host.o", [*compiler, *beside, "-c", str(root / first), "-o", "host.o"]),
+        ("library.so", [*tools.cxx, *extra, "-shared", "host.o", *libraries, "-o", "library.so"]),
     ]
 
 
