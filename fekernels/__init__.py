@@ -1,7 +1,7 @@
 """Fused PyTorch kernels for free-energy minimisation: optimizers that sample in the pass of an Adam step."""
 
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +13,7 @@ try:
 
     extension.check_torch_version(torch.__version__)
 
-    from fekernels import losses, optim, posterior, random, stein
+    from fekernels import _lazy, losses, optim, posterior, random, stein
 finally:
     if _collecting:
         gc.enable()
@@ -108,27 +108,15 @@ __all__ = [
     "views",
 ]
 
-# At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
-_MODULES_LATER = (
-    "anneal", "diagnostics", "distributed", "graph", "messages", "models", "plots", "unified", "views",
-)  # fmt: skip
-_NAMES_LATER = {
-    "SVGD": "stein",
-    "Chains": "posterior",
-    "ControlVariate": "posterior",
-    "PosteriorSamples": "posterior",
-    "local_learning_coefficient": "posterior",
-    "sample_posterior": "posterior",
-}
-
-
 if not TYPE_CHECKING:  # or a name that does not exist would be Any
-
-    def __getattr__(name: str) -> Any:
-        import importlib
-
-        if name in _MODULES_LATER:
-            return importlib.import_module(f"fekernels.{name}")
-        if name in _NAMES_LATER:
-            return getattr(importlib.import_module(f"fekernels.{_NAMES_LATER[name]}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # At their first use: who only trains does not wait for them. ``plots`` needs matplotlib, the extra "plots".
+    __getattr__, __dir__ = _lazy.attach(
+        __name__,
+        {
+            "fekernels.posterior": [
+                "Chains", "ControlVariate", "PosteriorSamples", "local_learning_coefficient", "sample_posterior",
+            ],
+            "fekernels.stein": ["SVGD"],
+        },
+        ["anneal", "diagnostics", "distributed", "graph", "messages", "models", "plots", "unified", "views"],
+    )  # fmt: skip

@@ -1,7 +1,8 @@
 """What to ask of a sampler and of the predictions it makes: convergence, calibration, uncertainty, detection."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fekernels import _lazy
 from fekernels.diagnostics.chains import (
     ChainStatistics,
     chain_statistics,
@@ -49,13 +50,6 @@ __all__ = [
     "trajectories",
 ]
 
-
 if not TYPE_CHECKING:  # or a name that does not exist would be Any
-
-    def __getattr__(name: str) -> Any:
-        """What walks needs the optimizers and samplers, which need the rest of this package."""
-        if name in ("Trajectory", "trajectories"):
-            import importlib
-
-            return getattr(importlib.import_module("fekernels.diagnostics.ways"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # What walks needs the optimizers and samplers, which need the rest of this package.
+    __getattr__, __dir__ = _lazy.attach(__name__, {".ways": ["Trajectory", "trajectories"]})

@@ -4,8 +4,9 @@ Functions here take the default group where ``process_group`` is None, as torch'
 alone are those of one process. All that exchange something are collectives: every rank of the group calls them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fekernels import _lazy
 
 if TYPE_CHECKING:
     from fekernels.distributed import cost
@@ -24,22 +25,13 @@ __all__ = [
     "svgd_direction",
 ]
 
-_LATER = {
-    "batch_mean": "batches",
-    "batch_offset": "batches",
-    "median_bandwidth": "particles",
-    "pairwise_sq_dist_median": "particles",
-    "share": "batches",
-    "streams_of": "zero",
-    "svgd_direction": "particles",
-}
-
-
 if not TYPE_CHECKING:  # or a name that does not exist would be Any
-
-    def __getattr__(name: str) -> Any:
-        if name == "cost":
-            return importlib.import_module(f"{__name__}.cost")
-        if name not in _LATER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    __getattr__, __dir__ = _lazy.attach(
+        __name__,
+        {
+            ".batches": ["batch_mean", "batch_offset", "share"],
+            ".particles": ["median_bandwidth", "pairwise_sq_dist_median", "svgd_direction"],
+            ".zero": ["streams_of"],
+        },
+        ["cost"],
+    )

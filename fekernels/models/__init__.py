@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fekernels import _lazy
 
 if TYPE_CHECKING:
     from fekernels.models.inference import Posterior
@@ -31,29 +32,18 @@ __all__ = [
     "relevance_of",
 ]
 
-_HOMES = {
-    "BernoulliRBM": "rbm",
-    "Calibration": "relevance_score",
-    "ContextIndex": "relevance_index",
-    "HashedTextEncoder": "text_encoder",
-    "History": "training",
-    "LatentModel": "latent",
-    "LinearLogit": "relevance_score",
-    "Posterior": "inference",
-    "Relevance": "relevance_score",
-    "RelevanceModel": "relevance",
-    "VAE": "vae",
-    "relevance_of": "relevance_score",
-}
-
-
 if not TYPE_CHECKING:  # or a name that does not exist would be Any
-
-    def __getattr__(name: str) -> Any:
-        if name in _HOMES:
-            return getattr(importlib.import_module(f"fekernels.models.{_HOMES[name]}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+    __getattr__, __dir__ = _lazy.attach(
+        __name__,
+        {
+            ".inference": ["Posterior"],
+            ".latent": ["LatentModel"],
+            ".rbm": ["BernoulliRBM"],
+            ".relevance": ["RelevanceModel"],
+            ".relevance_index": ["ContextIndex"],
+            ".relevance_score": ["Calibration", "LinearLogit", "Relevance", "relevance_of"],
+            ".text_encoder": ["HashedTextEncoder"],
+            ".training": ["History"],
+            ".vae": ["VAE"],
+        },
+    )

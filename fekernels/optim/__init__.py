@@ -1,7 +1,8 @@
 """Optimizers that sample, their temperature schedules, and what collects their samples."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fekernels import _lazy
 from fekernels.optim._weight_posterior import WeightGaussian
 from fekernels.optim.langevin_adam import LangevinAdam
 from fekernels.optim.sgld import SGLD
@@ -34,12 +35,6 @@ __all__ = [
     "WeightGaussian",
 ]
 
-
 if not TYPE_CHECKING:  # or a name that does not exist would be Any
-
-    def __getattr__(name: str) -> Any:
-        if name != "PosteriorSamples":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from fekernels.posterior import PosteriorSamples  # who only trains does not wait for it at the import
-
-        return PosteriorSamples
+    # Who only trains does not wait for it at the import.
+    __getattr__, __dir__ = _lazy.attach(__name__, {"fekernels.posterior": ["PosteriorSamples"]})

@@ -1,7 +1,8 @@
 """Samples of a posterior: chains and runs that make them, memory and disk that keep them, what they predict."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fekernels import _lazy
 
 if TYPE_CHECKING:
     from fekernels.posterior.chains import Chains
@@ -27,23 +28,18 @@ __all__ = [
     "sample_posterior",
 ]
 
-# At their first use: who only trains does not wait for them at the import.
-_LATER = {
-    "Chains": "chains",
-    "ControlVariate": "control_variate",
-    "LearningCoefficient": "learning_coefficient",
-    "LearningCoefficientDiagnostics": "learning_coefficient",
-    "PosteriorReport": "report",
-    "PosteriorRun": "run",
-    "PosteriorSamples": "samples",
-    "local_learning_coefficient": "learning_coefficient",
-    "sample_posterior": "run",
-}
-
-
 if not TYPE_CHECKING:  # or a name that does not exist would be Any
-
-    def __getattr__(name: str) -> Any:
-        if name not in _LATER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    # Who only trains does not wait for them at the import.
+    __getattr__, __dir__ = _lazy.attach(
+        __name__,
+        {
+            ".chains": ["Chains"],
+            ".control_variate": ["ControlVariate"],
+            ".learning_coefficient": [
+                "LearningCoefficient", "LearningCoefficientDiagnostics", "local_learning_coefficient",
+            ],
+            ".report": ["PosteriorReport"],
+            ".run": ["PosteriorRun", "sample_posterior"],
+            ".samples": ["PosteriorSamples"],
+        },
+    )  # fmt: skip

@@ -1,8 +1,8 @@
 """Particles that follow a target: their Stein direction, the discrepancy, median bandwidths and the sampler."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fekernels import _lazy
 from fekernels._catalogue import stein as _catalogue
 from fekernels._catalogue.stein import *  # noqa: F403
 from fekernels.ops.stein.kernel_matrix import kernel_matrix, thinning
@@ -36,19 +36,14 @@ __all__ = [
 ]
 __all__ += _catalogue.__all__
 
-# At their first use: who only takes directions does not wait for them at the import.
-_LATER = {
-    "SVGD": "svgd",
-    "CyclicalAnnealing": "annealing",
-    "SVGDEnsemble": "ensemble",
-    "SVGDResult": "_result",
-    "TanhAnnealing": "annealing",
-}
-
-
 if not TYPE_CHECKING:  # or a name that does not exist would be Any
-
-    def __getattr__(name: str) -> Any:
-        if name not in _LATER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    # Who only takes directions does not wait for them at the import.
+    __getattr__, __dir__ = _lazy.attach(
+        __name__,
+        {
+            "._result": ["SVGDResult"],
+            ".annealing": ["CyclicalAnnealing", "TanhAnnealing"],
+            ".ensemble": ["SVGDEnsemble"],
+            ".svgd": ["SVGD"],
+        },
+    )
