@@ -18,16 +18,15 @@ attribute; without one it is "mse", whose energy is the squared error.
 Source: Kingma & Welling 2014, arXiv:1312.6114, equations 2 and 3; Neal & Hinton 1998 for the physics.
 """
 
+from fekernels.views.equivalence import Equivalence, verify_equivalence
 from fekernels.views.forms import (
     VIEWS,
-    Equivalence,
     Shared,
     inference,
     machine_learning,
     message_passing,
     physics,
     share,
-    verify_equivalence,
 )
 
 __all__ = [
