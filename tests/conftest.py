@@ -1,9 +1,11 @@
 """What every test gets: a known random state, and its global settings put back."""
 
+import atexit
 import ctypes
 import functools
 import gc
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +54,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     os.environ.setdefault("FEKERNELS_ISA", "all")
     torch.set_num_threads(1)
+    _let_torchs_loggers_propagate()
     fuzz_budget.total = config.getoption("--fuzz-examples")
+
+
+def _let_torchs_loggers_propagate() -> None:
+    """To the one named torch, which has the same handler: pytest adds two to each that does not, thrice a test."""
+    for name, logger in logging.Logger.manager.loggerDict.items():
+        if name.startswith("torch.") and isinstance(logger, logging.Logger) and not logger.propagate:
+            logger.handlers.clear()
+            logger.propagate = True
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,8 +77,16 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Or what is not collected at the end is a leak to triton, which tells of it."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Or what is not collected at the end is a leak to triton, which tells of it.
+
+    One of `pytest -n`'s processes has told its results by now, and leaves its objects to the system: to look for
+    garbage among them and to free each takes 6 s.
+    """
+    if hasattr(config, "workerinput"):
+        atexit._run_exitfuncs()
+        os._exit(0)
     gc.unfreeze()
 
 
