@@ -12,17 +12,28 @@ from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced, own_parts, version
 from fekernels.ops._noise_key import COUNTERS, signed_seed
 
-__all__ = ["NoiseCounter"]
+__all__ = ["NoiseCounter", "nth_seed"]
+
+OTHER_SEED = 0x9E3779B97F4A7C15  # odd, 2^64 over the golden ratio
+CALLS = 1 << 31  # that are told apart
+
+
+def nth_seed(seed: int, call: int) -> int:
+    """Of a model's call-th draw that was given none, from 0; that of the first is ``seed``."""
+    return signed_seed("nth_seed", (seed + call * OTHER_SEED) & ((1 << 64) - 1))
 
 
 class NoiseCounter(nn.Module):
-    """A seed and a count of the draws so far, as one buffer of two int64, so that a checkpoint goes on with its noise.
+    """A seed and what was drawn so far, as one buffer of two int64, so that a checkpoint goes on with its noise.
 
     ``next`` counts on, unless it is asked again for a batch that it has been asked for since the weights last changed:
     then what is computed are views of one thing, and they get one noise, whatever batches came in between. "The same
     batch" is the same tensor, unwritten since; a slice ``x[:5]`` is a new tensor each time, and so a new batch. Weights
     are the same by their version counters, and on a CPU by the sum of the last one too, because ``weight.data -= ...``
     counts no version. (Reading it on a GPU would wait for the GPU.) Batches are forgotten when they are freed.
+
+    ``call`` counts draws that belong to no batch, such as a model's samples, and leaves the batches' noise as it is.
+    The second number holds both counts: steps in its low 32 bits, calls above them.
 
     Args:
         seed: 64 bits; None draws one from torch's default generator, rank 0's in a process group.
@@ -39,7 +50,7 @@ class NoiseCounter(nn.Module):
         self.register_buffer(
             "state", torch.tensor([signed_seed(function, seed), 0], dtype=torch.int64, device="cpu")
         )
-        self._known: tuple[Tensor, int, int, int, Tensor] | None = None
+        self._known: tuple[Tensor, int, int, int, int, Tensor] | None = None
         self._weights: tuple[float, ...] = ()
         # By the batch's id: a reference whose end removes the entry, the batch's version, and the step.
         self._batches: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
@@ -51,14 +62,31 @@ class NoiseCounter(nn.Module):
         return {**self.__dict__, "_known": None, "_weights": (), "_batches": {}}
 
     def read(self) -> tuple[int, int]:
-        """(seed, draws so far). The buffer is read only after somebody else has written or replaced it."""
+        """(seed, steps so far). The buffer is read only after somebody else has written or replaced it."""
         known = self._known
         if known is None or known[0] is not self.state or known[1] != version(self.state):
-            seed, step = self.state.tolist()
+            seed, counts = self.state.tolist()
             self.known_seed = seed
             self._batches.clear()  # of another count
-            self._known = known = (self.state, version(self.state), seed, step, self.state[1])
+            calls, step = divmod(counts, COUNTERS)
+            self._known = known = (self.state, version(self.state), seed, step, calls, self.state[1])
         return known[2], known[3]
+
+    def call(self) -> int:
+        """The seed of a draw that belongs to no batch: another at every call, the first time the counter's own."""
+        if torch.compiler.is_compiling():
+            return _call_untraced(self)
+        seed, step = self.read()
+        assert self._known is not None
+        calls = self._known[4]
+        self._write(step, (calls + 1) % CALLS)
+        return nth_seed(seed, calls)
+
+    def _write(self, step: int, calls: int) -> None:
+        assert self._known is not None
+        _, _, seed, _, _, view = self._known
+        view.fill_(calls * COUNTERS + step)
+        self._known = (self.state, version(self.state), seed, step, calls, view)
 
     def next(self, batch: Tensor, model: nn.Module) -> tuple[int, int]:
         """(seed, step) for ``batch`` under the weights of ``model``; step is 1 for the first."""
@@ -74,9 +102,7 @@ class NoiseCounter(nn.Module):
             return seed, known[2]
         step = step % (COUNTERS - 1) + 1
         assert self._known is not None
-        view = self._known[4]
-        view.fill_(step)
-        self._known = (self.state, version(self.state), seed, step, view)
+        self._write(step, self._known[4])
         batches = self._batches
 
         def forget(gone: weakref.ref[Tensor]) -> None:
@@ -97,6 +123,11 @@ def _read_again(counter: NoiseCounter, _: object) -> None:
 @never_traced
 def _next_untraced(counter: NoiseCounter, batch: Tensor, model: nn.Module) -> tuple[int, int]:
     return counter.next(batch, model)
+
+
+@never_traced
+def _call_untraced(counter: NoiseCounter) -> int:
+    return counter.call()
 
 
 def _state_of(model: nn.Module) -> tuple[float, ...]:

@@ -16,7 +16,8 @@ from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import boolean, dense, floating, integer, number, one_of, same_device
 from fekernels._runtime.ranks import draw_seed
 from fekernels.anneal import AnnealedEstimate, along_path
-from fekernels.models.rbm_doubts import doubt_base, doubt_log_z, log_odds, nth_seed
+from fekernels.models.noise import nth_seed
+from fekernels.models.rbm_doubts import doubt_base, doubt_log_z, log_odds
 from fekernels.models.rbm_partition import (
     TemperedRBM,
     draw_units,

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from fekernels.anneal import AnnealedEstimate, along_path
+from fekernels.models.noise import OTHER_SEED
 from fekernels.models.rbm_partition import TemperedRBM, draw_units, enumerated_log_z, exact_draws
 from fekernels.ops._noise_key import signed_seed
 
 if TYPE_CHECKING:
     from fekernels.models.rbm import BernoulliRBM
 
-__all__ = ["Kept", "doubt_base", "doubt_fit", "doubt_log_z", "log_odds", "nth_seed"]
+__all__ = ["Kept", "doubt_base", "doubt_fit", "doubt_log_z", "log_odds"]
 
 ERRORS = 4  # standard errors that two estimates may lie apart
 SLACK = 0.1  # nats, that they may lie apart besides
@@ -26,12 +27,6 @@ PARTICLES = BETAS = 200  # of the annealing after a fit that cannot be enumerate
 DRAWS = 4000
 LOST, LOST_SHARE = 0.5, 0.01  # nats below independent units, and share of theirs, that are no fault yet
 RATES = 0.1  # root mean square that the machine's rates may be off the data's, beside 3 errors of theirs
-OTHER_BASE = 0x9E3779B97F4A7C15  # odd, 2^64 over the golden ratio
-
-
-def nth_seed(seed: int, call: int) -> int:
-    """Of the call-th call that was given none; that of the first is ``seed``."""
-    return signed_seed("BernoulliRBM", (seed + call * OTHER_BASE) & ((1 << 64) - 1))
 
 
 def log_odds(rates: Tensor, count: int) -> Tensor:
@@ -54,7 +49,7 @@ def doubt_base(
             coins,
             particles=min(n, max(100, n // 4)),
             betas=first.betas,
-            seed=signed_seed("log_partition", (seed ^ OTHER_BASE) & ((1 << 64) - 1)),
+            seed=signed_seed("log_partition", (seed ^ OTHER_SEED) & ((1 << 64) - 1)),
             progress=progress,
         )
     error = math.hypot(first.standard_error, other.standard_error)
@@ -116,7 +111,7 @@ def doubt_fit(rbm: BernoulliRBM, v: Tensor, stream: int) -> str | None:
     weights = rbm.weight.detach(), rbm.visible_bias.detach(), rbm.hidden_bias.detach()
     if not all(bool(each.isfinite().all()) for each in weights):
         return None
-    seed = signed_seed("fit", (rbm.seed ^ OTHER_BASE) & ((1 << 64) - 1))
+    seed = signed_seed("fit", (rbm.seed ^ OTHER_SEED) & ((1 << 64) - 1))
     if bool(((v != 0) & (v != 1)).any()):  # grey levels as probabilities; they themselves have none
         v = draw_units(v, seed, 1 << 31, stream)
     rates = v.double().mean(0)

@@ -43,8 +43,8 @@ class VAE(LatentModel):
         encoder: own module, x -> (mean, logvar) or one tensor [B, 2 latent_dim] of both.
         decoder: own module, [N, latent_dim] -> real numbers for each parameter that it gives, a tensor or a tuple, of
             [N, *event] or flat; softplus brings into its domain what must be positive.
-        seed: of all noise nobody else gave a seed for; None draws one from torch's default generator. Seed and count of
-            draws are in the state dict, so that a checkpoint goes on with the same noise.
+        seed: of all noise nobody else gave a seed for; None draws one from torch's default generator. Seed and counts
+            of draws are in the state dict, so that a checkpoint goes on with the same noise.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type or value.
@@ -187,14 +187,14 @@ class VAE(LatentModel):
 
         Args:
             count: how many.
-            seed: of z, by counter-based noise, and of x given z, by a torch generator on the model's device; None is
-                the model's. The same seed gives the same data, and so do all calls without one: for fresh draws give
-                each call a seed of its own.
+            seed: of z, by counter-based noise, and of x given z, by a torch generator on the model's device. The same
+                seed gives the same data. None: from the model's, and every call makes fresh data; how many calls there
+                were is in the state dict.
             mean: the expected x given z in place of a draw of it: of pixels, grey where a draw is black or white.
         """
         weight = next(self.parameters())
         count = integer("VAE.sample", "count", count, 0)
-        seed = self._own_seed() if seed is None else seed
+        seed = self.noise_counter.call() if seed is None else seed
         z = random.normal((count, self.latent_dim), seed=seed, stream=PRIOR, device=weight.device)
         with evaluating(self):
             params = self.decode(z.to(weight.dtype))

@@ -147,11 +147,38 @@ def test_batches_keep_their_noise_until_the_weights_change_and_are_forgotten_wit
     assert copy.deepcopy(model).noise(x)["step"] == 28
 
 
-def test_the_seed_of_samples_is_the_models():
+def test_every_sample_without_a_seed_is_fresh_and_goes_on_from_a_saved_state():
+    model, other, x = small(seed=7), small(seed=8), torch.rand(4, 3, 2)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model.sample(9), other.sample(9, seed=7))  # the first is that of the model's seed
+    drawn = [model.sample(9) for _ in range(20)]
+    assert len({tuple(each.flatten().tolist()) for each in drawn}) == 20
+    assert not torch.equal(drawn[0], model.sample(9, seed=7))
+    other.load_state_dict(model.state_dict())
+    assert other.state_dict()["noise_counter.state"].tolist() == [
+        7,
+        21 << 32,
+    ]  # those with a seed are not counted
+    assert torch.equal(other.sample(9), model.sample(9))
+    assert torch.equal(copy.deepcopy(model).sample(9), model.sample(9))
+    # The noise of training is what it was, and its count leaves that of the samples.
+    assert [model.noise(x.clone())["step"] for _ in range(3)] == [1, 2, 3]
+    assert model.noise_counter.state.tolist() == [7, (23 << 32) + 3]
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.sample(9), model.sample(9)) and other.noise(x)["step"] == 4
+    torch.manual_seed(3)
+    first = small(seed=None).sample(9)
+    torch.manual_seed(3)
+    assert torch.equal(small(seed=None).sample(9), first)
+
+
+def test_samples_are_counted_on_past_the_last_that_is_told_apart():
     model = small(seed=7)
-    assert torch.equal(model.sample(9), model.sample(9, seed=7))
-    assert not torch.equal(model.sample(9), model.sample(9, seed=0))
-    assert torch.equal(model.sample(9), model.sample(9))  # as its docstring says
+    first = model.sample(9)
+    with torch.no_grad():
+        model.noise_counter.state[1] = (((1 << 31) - 1) << 32) + 5
+    assert not torch.equal(model.sample(9), first)
+    assert model.noise_counter.state.tolist() == [7, 5] and torch.equal(model.sample(9), first)
 
 
 @pytest.mark.parametrize("dispersion", [None, "decoder", "feature", "shared"])
