@@ -298,7 +298,7 @@ class Sources:
 
 
 def _as_one(root: Path, sources: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The file to compile and the flags that add the others: torch's headers take far longer to read than a file's own."""
+    """The file to compile and flags that add the others: torch's headers take far longer to read than a file's own."""
     first, *others = sources
     return first, [word for source in others for word in ("-include", str(root / source))]
 

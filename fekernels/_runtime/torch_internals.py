@@ -42,6 +42,7 @@ __all__ = [
     "never_traced",
     "own_parts",
     "registered_operators",
+    "saves_by_hooks",
     "shares_storage",
     "split_factor",
     "standard_gamma",
@@ -86,6 +87,11 @@ def compiles_backward() -> bool:
     """Whether a backward pass may be compiled: its tracer knows functions of Python and PyTorch's own, no others."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo is not None and bool(dynamo.config.compiled_autograd)
+
+
+def saves_by_hooks() -> bool:
+    """Whether someone is shown what is saved for backward, as ``torch.utils.checkpoint`` is; no public name asks."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -275,13 +275,15 @@ class Chains:
         self, module: nn.Module, prefix: str, args: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]
     ) -> Any:
         tensors: State = {**self._here(), **self._buffers}
-        unbound = {prefix + n: self._gradients.unbind(n, tensor) for n, tensor in tensors.items()}
+        unbound, calling = self._gradients.unbind(tensors)
         ties = bool(self._tied)
-        states = [{name: parts[k] for name, parts in unbound.items()} for k in range(self.n)]
-        return stacked([
-            torch.func.functional_call(module, state, its, kwargs, tie_weights=ties)
-            for state, its in zip(states, args, strict=True)
-        ])  # fmt: skip
+        states = [{prefix + name: parts[k] for name, parts in unbound.items()} for k in range(self.n)]
+        with calling:
+            answers = [
+                torch.func.functional_call(module, state, its, kwargs, tie_weights=ties)
+                for state, its in zip(states, args, strict=True)
+            ]
+        return stacked(answers)
 
     def origin(self, n: int) -> Chains:
         """n copies that share the weights which the model had when the chains were made: what they started from."""

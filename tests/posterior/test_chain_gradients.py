@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fekernels as fe
 from fekernels.posterior import chain_gradients
@@ -130,3 +132,90 @@ def test_a_copy_of_chains_has_memory_of_its_own() -> None:
     first = chains.first(2)
     losses(first, torch.randn(4, 3)).sum().backward()
     torch.testing.assert_close(gradients(chains), before, rtol=0, atol=0)
+
+
+class Network(nn.Module):
+    """One use of a linear layer's weight or several, by ``how``."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first = nn.Linear(3, 3, bias=how != "without bias")
+        self.words = nn.Embedding(4, 3)
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "in three dimensions":
+            x = x.view(2, 2, 3)
+        if self.how == "one row":
+            x = x[0]
+        if self.how == "beside another use":
+            x = x + self.words(torch.tensor([3, 1, 1, 0])) + self.first.weight.sum()
+        if self.how == "in bfloat16":
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.last(self.first(x).tanh()).float()
+        if self.how == "by keywords":
+            hidden = F.linear(input=x, weight=self.first.weight, bias=self.first.bias)
+        elif self.how == "recomputed":
+            hidden = checkpoint(self.first, x, use_reentrant=False)
+        else:
+            hidden = self.first(x)
+        if self.how == "twice":
+            hidden = self.first(hidden.tanh())
+        weight = self.words.weight if self.how == "beside another use" else self.last.weight
+        return F.linear(hidden.tanh(), weight, self.last.bias)
+
+
+HOWS = (
+    *("plainly", "without bias", "in three dimensions", "one row", "twice", "beside another use"),
+    *("in bfloat16", "by keywords", "recomputed"),
+)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_weights_of_linear_layers_get_their_gradients_however_they_are_used(how: str) -> None:
+    torch.manual_seed(0)
+    chains = fe.Chains(Network(how), 3, jitter=0.3, vectorize=False)
+    for _ in range(3):  # the first writes to new memory, the others to the memory of the one before
+        for p in chains.parameters():
+            p.grad = None
+        rows = torch.randn(4, 3)
+        losses(chains, rows).sum().backward()
+        each = []
+        for state in chains.states():
+            model = chains.model()
+            model.load_state_dict(state)
+            (model(rows) ** 2).mean().backward()
+            each.append([torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()])
+        for p, *parts in zip(chains.parameters(), *each, strict=True):
+            own = torch.zeros_like(p) if p.grad is None else p.grad
+            torch.testing.assert_close(own, torch.stack(parts), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("how", ["plainly", "in three dimensions"])
+def test_gradients_of_linear_layers_are_made_in_their_place(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = []
+    put = chain_gradients._Slices.put
+
+    def watched(self: chain_gradients._Slices, k: int, part: Tensor) -> Tensor | None:
+        found = put(self, k, part)
+        if found is not None:
+            copied.append(self.name)
+        return found
+
+    monkeypatch.setattr(chain_gradients._Slices, "put", watched)
+    chains = fe.Chains(Network(how), 3, vectorize=False)
+    losses(chains, torch.randn(4, 3)).sum().backward()
+    assert set(copied) == {"first.bias", "last.bias"}
+
+
+def test_batches_of_gradients() -> None:
+    chains, rows = made(), torch.randn(4, 3)
+    found = losses(chains, rows)
+    parameters = list(chains.parameters())
+    together = torch.autograd.grad(found, parameters, torch.eye(3), is_grads_batched=True)
+    for k, whole in enumerate(expected(chains, rows)[0]):
+        torch.testing.assert_close(together[0][k, k], whole)
+        assert not together[0][k, k - 1].any()
