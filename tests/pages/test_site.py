@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -51,6 +52,29 @@ def test_every_link_and_picture_leads_somewhere(site: Path) -> None:
                 continue
             there = (page.parent / path).resolve()
             assert there.is_file() or (there / "index.html").is_file(), f"{page.relative_to(site)}: {target}"
+
+
+def test_every_method_is_in_the_reference(site: Path) -> None:
+    """Those of bases too, which are no public names of their own."""
+    shown = {
+        name
+        for page in site.glob("api/*/index.html")
+        for name in re.findall(r'id="([^"]+)"', page.read_text())
+    }
+    methods = {
+        f"{module.__name__}.{name}.{method}"
+        for page in API
+        for module in map(
+            importlib.import_module, re.findall(r"^::: (fekernels[\w.]*)$", page.read_text(), re.M)
+        )
+        for name in module.__all__
+        if isinstance(getattr(module, name), type)
+        for method, value in inspect.getmembers(getattr(module, name), inspect.isfunction)
+        if value.__module__.startswith("fekernels") and value.__doc__
+        if value.__name__ == method and not method.startswith("_")  # no other name of one that has its place
+    }
+    assert "fekernels.VariationalAdam.sampled_params" in methods and len(methods) > 150
+    assert sorted(methods - shown) == []
 
 
 def test_every_parameter_has_a_row_and_a_type(site: Path) -> None:
