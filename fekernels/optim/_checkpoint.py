@@ -20,6 +20,7 @@ __all__ = [
     "check_state",
     "loaded_draws",
     "loaded_step",
+    "loaded_tensors",
     "loaded_unit",
     "momentum_unit",
 ]
@@ -134,6 +135,22 @@ def loaded_step(function: str, where: str, step: Any) -> Tensor:
     if t > last or t != math.floor(t):
         raise ValueError(f"{function}: step of {where} must be a whole number in [0, {last}]; got {t:.17g}")
     return torch.tensor(t, dtype=torch.float64 if double else torch.float32)
+
+
+def loaded_tensors(
+    function: str, param: Tensor, saved: dict[str, Any], own: dict[str, Any], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The step, where the kernel reads it, and the states of ``dtype``: torch casts every one to the parameter's.
+
+    What is loaded is copied: the checkpoint may be loaded twice. But for a tensor of ``own``, the state before, which
+    torch.distributed.checkpoint has read into and hands back.
+    """
+    loaded = {"step": loaded_step(function, "a parameter", saved["step"]).to(param.device)}
+    for key, value in saved.items():
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        if floating and key not in ("step", "noise_unit", "anchor", "draws"):
+            loaded[key] = value.detach().to(param.device, dtype, copy=value is not own.get(key))
+    return loaded
 
 
 def loaded_unit(function: str, where: str, unit: Any) -> float:

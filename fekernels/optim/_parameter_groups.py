@@ -20,7 +20,7 @@ from fekernels._runtime.ranks import draw_seed, has_ranks, made_by_zero, seed_of
 from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops._noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
-from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_step
+from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_tensors
 from fekernels.optim._rounding import lost_steps
 from fekernels.optim._seeds import (
     COUNTS_ANEW,
@@ -319,7 +319,9 @@ class ParameterGroups(Optimizer):
             for param, index in zip(group["params"], saved_group["params"], strict=True):
                 state = self.state[param] if param in self.state else {}
                 if "step" in state:
-                    self._restore_state(group, param, state, saved[index], own.get(param, {}))
+                    dtype = self._state_dtype(group, param)
+                    state |= loaded_tensors(self._name, param, saved[index], own.get(param, {}), dtype)
+                    self._restore_numbers(param, state, saved[index])
                 self._anchors.load(param, state, saved.get(index, {}))
                 if state.keys() == {"anchor"}:  # saved before the first step
                     del self.state[param]
@@ -356,30 +358,8 @@ class ParameterGroups(Optimizer):
     def _restore_group(self, group: dict[str, Any]) -> None:
         """For what earlier releases kept in groups."""
 
-    def _restore_state(
-        self,
-        group: dict[str, Any],
-        param: Tensor,
-        state: dict[str, Any],
-        saved: dict[str, Any],
-        own: dict[str, Any],
-    ) -> None:
-        """Undo torch's cast of every state to the parameter's dtype, and put the step where the kernel reads it.
-
-        What is loaded is copied: the checkpoint may be loaded twice. But for a tensor of ``own``, the state before,
-        which torch.distributed.checkpoint has read into and hands back.
-        """
-        state["step"] = loaded_step(self._name, "a parameter", saved["step"]).to(param.device)
-        for key, value in saved.items():
-            if (
-                key in ("step", "noise_unit", "anchor", "draws")
-                or not isinstance(value, Tensor)
-                or not value.is_floating_point()
-            ):
-                continue
-            dtype = self._state_dtype(group, param)
-            copied = value is not own.get(key)
-            state[key] = value.detach().to(param.device, dtype, copy=copied)
+    def _restore_numbers(self, param: Tensor, state: dict[str, Any], saved: dict[str, Any]) -> None:
+        """States that are numbers of the optimizer's own, whatever dtype its tensors have."""
 
     # Seeds and warnings.
 

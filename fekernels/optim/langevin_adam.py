@@ -327,19 +327,10 @@ class LangevinAdam(TableOptimizer):
         has_units = cache.noise_units or not self._keeps_noise_units(group)
         return has_units and super()._has_states(group, cache)
 
-    def _restore_state(
-        self,
-        group: dict[str, Any],
-        param: Tensor,
-        state: dict[str, Any],
-        saved: dict[str, Any],
-        own: dict[str, Any],
-    ) -> None:
-        super()._restore_state(group, param, state, saved, own)
+    def _restore_numbers(self, param: Tensor, state: dict[str, Any], saved: dict[str, Any]) -> None:
         if "noise_unit" in saved:
-            state["noise_unit"] = self._no_noise(param).fill_(
-                loaded_unit(self._name, "a parameter", saved["noise_unit"])
-            )
+            unit = loaded_unit(self._name, "a parameter", saved["noise_unit"])
+            state["noise_unit"] = self._no_noise(param).fill_(unit)
 
     def _restore_group(self, group: dict[str, Any]) -> None:
         """Checkpoints of 0.1 have ``previous`` in a group: lr and temperature of its last step that moved."""

@@ -19,6 +19,7 @@ from fekernels.ops.optimizers import langevin_adam, variational_adam
 from fekernels.ops.optimizers.langevin_adam import LangevinAdamSettings
 from fekernels.ops.optimizers.variational_adam import VariationalAdamSettings
 from fekernels.optim._checkpoint import loaded_draws
+from fekernels.optim._raw_deviations import SCALES, deviation_of, raw_of, slope_of
 from fekernels.optim._state import zero_state
 from fekernels.optim._table_optimizer import Loss
 from fekernels.optim._weight_draws import run_rows
@@ -27,7 +28,6 @@ from fekernels.optim._weight_posterior import WeightPosterior
 __all__ = ["VariationalAdam"]
 
 ESTIMATORS = ("natural", "reparam")
-SCALES = ("softplus", "log")
 EPS = 1e-8  # Adam's, of "reparam"
 
 
@@ -211,9 +211,8 @@ class VariationalAdam(WeightPosterior):
             here["hessian"].fill_(group["hess_init"])
             return
         std = 1 / math.sqrt(group["ess"] * (group["hess_init"] + group["weight_decay"]))
-        softplus = group["scale"] == "softplus"
-        here["scale"].fill_(math.log(math.expm1(std)) if softplus else math.log(std))
-        here["deviation"].copy_(_deviation(here["scale"], group["scale"]))
+        here["scale"].fill_(raw_of(std, group["scale"]))
+        here["deviation"].copy_(deviation_of(here["scale"], group["scale"]))
 
     def _spread(self, state: dict[str, Any]) -> tuple[Tensor, bool]:
         return (state["deviation"], True) if self._reparam else (state["hessian"], False)
@@ -227,15 +226,7 @@ class VariationalAdam(WeightPosterior):
                         f"{self._name}.load_state_dict: {key} must be {self.defaults[key]!r}; got {saved[key]!r}"
                     )
 
-    def _restore_state(
-        self,
-        group: dict[str, Any],
-        param: Tensor,
-        state: dict[str, Any],
-        saved: dict[str, Any],
-        own: dict[str, Any],
-    ) -> None:
-        super()._restore_state(group, param, state, saved, own)
+    def _restore_numbers(self, param: Tensor, state: dict[str, Any], saved: dict[str, Any]) -> None:
         state["draws"] = loaded_draws(self._name, "a parameter", saved["draws"]).to(param.device)
 
     # The step.
@@ -389,7 +380,7 @@ class VariationalAdam(WeightPosterior):
                 product /= scale
             std, raw = local_tensor(state["deviation"]), local_tensor(state["scale"])
             product += group["weight_decay"] * std - temperature / (group["ess"] * std)
-            product *= _slope(raw, std, group["scale"])
+            product *= slope_of(raw, std, group["scale"])
             moments = (local_tensor(state["scale_exp_avg"]), local_tensor(state["scale_exp_avg_sq"]))
             scales.append(Row(raw, product, row.step.clone(), row.stream, *moments))
         run_rows(langevin_adam.OPERATION, rows, settings, backend)
@@ -399,20 +390,4 @@ class VariationalAdam(WeightPosterior):
         for _, param in live:
             state = self.state[param]
             raw = local_tensor(state["scale"])
-            local_tensor(state["deviation"]).copy_(_deviation(raw, group["scale"]))
-
-
-def _deviation(raw: Tensor, scale: str) -> Tensor:
-    """std of a raw parameter; softplus by the larger part, as log(1 + e^x) loses e^x below -17 in float32.
-
-    By way of float64: PyTorch's float32 functions round otherwise at the ends of a tensor than inside, so that a shard
-    would not have the bits of the whole.
-    """
-    wide = raw.double()
-    std = wide.exp() if scale == "log" else wide.clamp(min=0) + (-wide.abs()).exp().log1p()
-    return std.to(raw.dtype)
-
-
-def _slope(raw: Tensor, std: Tensor, scale: str) -> Tensor:
-    """d std / d raw, as ``_deviation``."""
-    return std if scale == "log" else raw.double().sigmoid().to(raw.dtype)
+            local_tensor(state["deviation"]).copy_(deviation_of(raw, group["scale"]))
