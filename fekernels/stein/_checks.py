@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fekernels._catalogue.stein import SteinKernel
-from fekernels._checks import floating, number
+from fekernels._checks import floating, integer, number
 from fekernels.ops.stein.bandwidths import is_median
 
 __all__ = [
     "checked_bandwidth",
+    "checked_kernel_batch",
     "checked_particles",
     "first_non_finite",
     "make_optimizer",
@@ -34,6 +35,17 @@ SMALLEST_HALF = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.f
 
 def positive(function: str, name: str, value: object) -> float:
     return number(function, name, value, above=0.0)
+
+
+def checked_kernel_batch(function: str, kernel_batch: object, row: type[SteinKernel]) -> int | None:
+    if kernel_batch is None:
+        return None
+    size = integer(function, "kernel_batch", kernel_batch, 2, 1 << 62)
+    if row.distance is None:
+        raise ValueError(
+            f"{function}: kernel_batch must have a radial kernel; got {row.name!r}, O(n d) as it is"
+        )
+    return size
 
 
 def rows_of_particles(function: str, particles: object, least: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Flight", "warn_of_coincidence"]
+__all__ = ["Flight", "warn_of_coincidence", "warn_of_equality"]
 
 FIRST = 64  # steps before the first look of three; at the last, Adam at .1 has gone 25 in each coordinate
 FURTHER = 1.25  # by which the distance from the start grows from look to look, while the steps double
@@ -107,4 +107,12 @@ def warn_of_coincidence(function: str, step: int) -> None:
         f"{function}: the median bandwidth is 0 at step {step}: so many particles coincide, and "
         "those do not repel each other; begin from distinct particles, or give a bandwidth",
         stacklevel=6,
+    )
+
+
+def warn_of_equality(function: str) -> None:
+    warnings.warn(
+        f"{function}: particles are all equal: they do not repel each other and get the same scores, so that "
+        "they stay together; begin from distinct particles",
+        stacklevel=3,
     )

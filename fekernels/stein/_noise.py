@@ -81,9 +81,9 @@ class Noise:
 
 
 def make_noise(
-    function: str, kind: object, rate: object, kernel: Kernel, kernel_batch: int | None
+    function: str, kind: object, rate: object, kernel: Kernel, kernel_batch: int | None, alone: bool
 ) -> Noise | None:
-    """The noise that `noise` and `noise_rate` mean for this kernel."""
+    """The noise that `noise` and `noise_rate` mean for this kernel; ``alone``: all particles are in this process."""
     if kind is None:
         if rate is not None:
             raise ValueError(f"{function}: noise_rate must be None without noise; got {rate}")
@@ -101,4 +101,10 @@ def make_noise(
             f"{function}: noise='kernel' must have the whole kernel matrix; got kernel_batch={kernel_batch}"
         )
     default = 0.0 if kind == "kernel" else 1.0
-    return Noise(str(kind), default if rate is None else number(function, "noise_rate", rate))
+    rate = default if rate is None else number(function, "noise_rate", rate)
+    if kind == "kernel" and not alone:
+        raise ValueError(
+            f"{function}: noise='kernel' must have all particles in one process, whose covariance is factorised; "
+            "got a process_group (noise='independent' has no such need)"
+        )
+    return Noise(str(kind), rate)

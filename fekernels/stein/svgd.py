@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,12 +18,13 @@ from fekernels.ops._noise_key import signed_seed
 from fekernels.ops.stein.particles import which_kernel
 from fekernels.stein._checks import (
     checked_bandwidth,
+    checked_kernel_batch,
     checked_particles,
     make_optimizer,
     positive,
     settings_of,
 )
-from fekernels.stein._doubts import Flight, warn_of_coincidence
+from fekernels.stein._doubts import Flight, warn_of_coincidence, warn_of_equality
 from fekernels.stein._groups import random_groups
 from fekernels.stein._noise import make_noise
 from fekernels.stein._population import EXCHANGES, population
@@ -160,18 +160,8 @@ class SVGD:
             self._scale = positive(name, "bandwidth_scale", bandwidth_scale)
             self._temperature = number(name, "temperature", temperature)
             self._anneal = annealing(name, anneal, anneal_steps)
-            if kernel_batch is not None:
-                kernel_batch = integer(name, "kernel_batch", kernel_batch, 2, 1 << 62)
-                if self._row.distance is None:
-                    raise ValueError(
-                        f"{name}: kernel_batch must have a radial kernel; got {self._row.name!r}, O(n d) as it is"
-                    )
-            self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch)
-            if group is not None and noise == "kernel":
-                raise ValueError(
-                    f"{name}: noise='kernel' must have all particles in one process, whose covariance is factorised; "
-                    "got a process_group (noise='independent' has no such need)"
-                )
+            kernel_batch = checked_kernel_batch(name, kernel_batch, self._row)
+            self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch, group is None)
             self._precision = one_of(name, "precision", precision, PRECISIONS)
             one_of(name, "exchange", exchange, EXCHANGES)
             if seed is not None:
@@ -203,11 +193,7 @@ class SVGD:
         # Noise parts them, by random draws or by scores of random functions; the latter are not known here.
         self._warned = group is None and self._noise is None and len(x) > 1 and bool((x == x[0]).all())
         if self._warned:
-            warnings.warn(
-                f"{name}: particles are all equal: they do not repel each other and get the same scores, so that "
-                "they stay together; begin from distinct particles",
-                stacklevel=2,
-            )
+            warn_of_equality(name)
 
     @classmethod
     def from_model(
