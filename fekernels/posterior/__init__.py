@@ -7,10 +7,10 @@ from fekernels import _lazy
 if TYPE_CHECKING:
     from fekernels.posterior.chains import Chains
     from fekernels.posterior.control_variate import ControlVariate
-    from fekernels.posterior.learning_coefficient import (
+    from fekernels.posterior.learning_coefficient import local_learning_coefficient
+    from fekernels.posterior.learning_coefficient_estimate import (
         LearningCoefficient,
         LearningCoefficientDiagnostics,
-        local_learning_coefficient,
     )
     from fekernels.posterior.report import PosteriorReport
     from fekernels.posterior.run import PosteriorRun, sample_posterior
@@ -35,11 +35,10 @@ if not TYPE_CHECKING:  # or a name that does not exist would be Any
         {
             ".chains": ["Chains"],
             ".control_variate": ["ControlVariate"],
-            ".learning_coefficient": [
-                "LearningCoefficient", "LearningCoefficientDiagnostics", "local_learning_coefficient",
-            ],
+            ".learning_coefficient": ["local_learning_coefficient"],
+            ".learning_coefficient_estimate": ["LearningCoefficient", "LearningCoefficientDiagnostics"],
             ".report": ["PosteriorReport"],
             ".run": ["PosteriorRun", "sample_posterior"],
             ".samples": ["PosteriorSamples"],
         },
-    )  # fmt: skip
+    )
