@@ -6,32 +6,29 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fekernels._catalogue.free_energy import NONE, REDUCTIONS, SUM
 from fekernels._checks import integer, number, one_of
-from fekernels._runtime.ranks import group_of, has_ranks
+from fekernels._runtime.ranks import group_of
 from fekernels.distributed.batches import share
 from fekernels.losses.importance import importance_weighted_bound
 from fekernels.losses.monte_carlo import monte_carlo_kl
 from fekernels.models import inference, training
 from fekernels.models.inference import ACTIVE, Posterior, evaluating
-from fekernels.models.noise import NoiseCounter
-from fekernels.ops._noise_key import LAST_INDEX
+from fekernels.models.noise import CountedNoise
 from fekernels.ops.free_energy.broadcasting import check_mask
 from fekernels.ops.free_energy.domains import validate_data
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, energy, free_energy
-from fekernels.ops.free_energy.reparameterize import rank_offset, reparameterize
+from fekernels.ops.free_energy.reparameterize import reparameterize
 
 __all__ = ["PRIOR", "LatentModel"]
 
-# Streams of the model's noise: one of the first two, plus what it is for. Sample k of several takes stream + k.
-TRAINING, EVALUATION = 0, 1 << 28
-APART = 1 << 32  # rows between the noises of two ranks
+# Added to the stream of the model's noise, by use. Sample k of several takes stream + k.
 BOUND, REFINEMENT, COMPARISON, PRIOR = (k << 29 for k in range(1, 5))
 
 
-class LatentModel(nn.Module):
+class LatentModel(CountedNoise):
     """A module with q(z | x) = N(mean, exp(logvar)), prior N(0, I), and p(x | z) of a likelihood of ``fe.likelihoods``.
 
     A subclass sets ``likelihood``, ``latent_dim``, ``classes`` (1 but for "categorical") and ``noise_counter``, and
@@ -39,9 +36,7 @@ class LatentModel(nn.Module):
     """
 
     likelihood: str
-    latent_dim: int
     classes: int
-    noise_counter: NoiseCounter
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x), [B, latents] each."""
@@ -54,53 +49,6 @@ class LatentModel(nn.Module):
     def _nobody_else_sees_what_it_decodes(self) -> bool:
         """Whether the gradient may overwrite the likelihood's parameters, which are no operation's saved result."""
         return False
-
-    def noise(
-        self,
-        x: Tensor,
-        *,
-        seed: int | None = None,
-        step: int | None = None,
-        offset: int | str | None = None,
-        process_group: Any = None,
-    ) -> dict[str, int]:
-        """Seed, stream, step and offset of the noise of batch ``x``, as ``fe.reparameterize`` takes them.
-
-        A seed or a step that is given is taken (the other is the model's seed, or 0). Without either, in training:
-        fresh for every batch and after every step of the weights, but the same for the same batch under the same
-        weights, so that several views of it agree, whatever batches come in between. The same batch is the same tensor,
-        unwritten since: a slice ``x[:5]`` is a new one (``models.noise.NoiseCounter``). In evaluation always the same,
-        so that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row.
-        "rank", or a ``process_group``, counts the rows over the ranks, of batches of any sizes: the ranks tell each
-        other theirs, so every rank must call, and the noise is the whole batch's on one process. None, without
-        ``process_group``, asks nobody. In evaluation it is 0, so that the same rows give the same number on every rank.
-        In training, seed given or not, it is 0 on one process and rank * 2^32 on one of several, so that no two ranks
-        share noise however many rows each has; 2^50 / (ranks * latents) in place of 2^32, which is the last index that
-        there is, where that is less. ``offset=0`` gives one seed and step the same noise on every rank in training too.
-        """
-        if offset is None and process_group is None:
-            offset = self._first_row() if self.training and has_ranks() else 0
-        elif offset is None or isinstance(offset, str):
-            offset = rank_offset("noise", "rank" if offset is None else offset, len(x), process_group)
-        stream = TRAINING
-        if seed is not None or step is not None:
-            seed = self._own_seed() if seed is None else seed
-            step = 0 if step is None else step
-        elif self.training:
-            seed, step = self.noise_counter.next(x, self)
-        else:
-            seed, step, stream = self._own_seed(), 0, EVALUATION
-        return {"seed": seed, "stream": stream, "step": step, "offset": offset}
-
-    def _first_row(self) -> int:
-        """Of this rank's rows where no rank knows how many the others have: so far apart that none has as many."""
-        ranks = torch.distributed.get_world_size()
-        return torch.distributed.get_rank() * min(APART, LAST_INDEX // (self.latent_dim * ranks))
-
-    def _own_seed(self) -> int:
-        return (
-            self.noise_counter.known_seed if torch.compiler.is_compiling() else self.noise_counter.read()[0]
-        )
 
     def free_energy(
         self,

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced, own_parts, version
-from fekernels.ops._noise_key import COUNTERS, signed_seed
+from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, signed_seed
+from fekernels.ops.free_energy.reparameterize import rank_offset
 
-__all__ = ["NoiseCounter", "nth_seed"]
+__all__ = ["CountedNoise", "NoiseCounter", "nth_seed"]
+
+TRAINING, EVALUATION = 0, 1 << 28  # streams
+APART = 1 << 32  # rows between the noises of two ranks
 
 OTHER_SEED = 0x9E3779B97F4A7C15  # odd, 2^64 over the golden ratio
 CALLS = 1 << 31  # that are told apart
@@ -150,3 +154,57 @@ def _versions(module: nn.Module) -> tuple[int, Tensor | None]:
             of_child, of_last = _versions(child)
             total, last = total + of_child, last if of_last is None else of_last
     return total, last
+
+
+class CountedNoise(nn.Module):
+    """A module whose q(z | x), of ``latent_dim`` numbers a row, is sampled by the noise of its ``noise_counter``."""
+
+    latent_dim: int
+    noise_counter: NoiseCounter
+
+    def noise(
+        self,
+        x: Tensor,
+        *,
+        seed: int | None = None,
+        step: int | None = None,
+        offset: int | str | None = None,
+        process_group: Any = None,
+    ) -> dict[str, int]:
+        """Seed, stream, step and offset of the noise of batch ``x``, as ``fe.reparameterize`` takes them.
+
+        A seed or a step that is given is taken (the other is the model's seed, or 0). Without either, in training:
+        fresh for every batch and after every step of the weights, but the same for the same batch under the same
+        weights, so that several views of it agree, whatever batches come in between. The same batch is the same tensor,
+        unwritten since: a slice ``x[:5]`` is a new one (``models.noise.NoiseCounter``). In evaluation always the same,
+        so that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row.
+        "rank", or a ``process_group``, counts the rows over the ranks, of batches of any sizes: the ranks tell each
+        other theirs, so every rank must call, and the noise is the whole batch's on one process. None, without
+        ``process_group``, asks nobody. In evaluation it is 0, so that the same rows give the same number on every rank.
+        In training, seed given or not, it is 0 on one process and rank * 2^32 on one of several, so that no two ranks
+        share noise however many rows each has; 2^50 / (ranks * latents) in place of 2^32, which is the last index that
+        there is, where that is less. ``offset=0`` gives one seed and step the same noise on every rank in training too.
+        """
+        if offset is None and process_group is None:
+            offset = self._first_row() if self.training and has_ranks() else 0
+        elif offset is None or isinstance(offset, str):
+            offset = rank_offset("noise", "rank" if offset is None else offset, len(x), process_group)
+        stream = TRAINING
+        if seed is not None or step is not None:
+            seed = self._own_seed() if seed is None else seed
+            step = 0 if step is None else step
+        elif self.training:
+            seed, step = self.noise_counter.next(x, self)
+        else:
+            seed, step, stream = self._own_seed(), 0, EVALUATION
+        return {"seed": seed, "stream": stream, "step": step, "offset": offset}
+
+    def _first_row(self) -> int:
+        """Of this rank's rows where no rank knows how many the others have: so far apart that none has as many."""
+        ranks = torch.distributed.get_world_size()
+        return torch.distributed.get_rank() * min(APART, LAST_INDEX // (self.latent_dim * ranks))
+
+    def _own_seed(self) -> int:
+        return (
+            self.noise_counter.known_seed if torch.compiler.is_compiling() else self.noise_counter.read()[0]
+        )
