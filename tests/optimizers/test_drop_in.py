@@ -8,6 +8,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fekernels as fe
+from tests.support.inductor import scalar_loops
 from tests.support.optimizers import NOISES
 from tests.support.parameters import HOT, everything, parameters, same, set_gradients, step
 from tests.support.places import CPU_PLACES, PLACES, Place
@@ -63,10 +64,11 @@ def test_inductor_compiles_the_step(fresh_dynamo):
     place = CPU_PLACES[0]
     eager, traced = (fe.LangevinAdam(parameters(place), **HOT) for _ in range(2))
     compiled = torch.compile(traced.step, fullgraph=True)
-    for i in range(3):
-        step(eager, i)
-        set_gradients(traced, i)
-        compiled()
+    with scalar_loops():
+        for i in range(3):
+            step(eager, i)
+            set_gradients(traced, i)
+            compiled()
     assert same(eager, traced)
 
 
