@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,6 @@ __all__ = [
     "gathered_numbers",
     "group_of",
     "has_ranks",
-    "made_by_zero",
     "max_over_ranks",
     "numbers_device",
     "processes_without_group",
@@ -41,22 +39,6 @@ def draw_seed() -> int:
 def has_ranks() -> bool:
     """Whether this process is one of several in a process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def made_by_zero() -> bool:
-    """Whether this is called for a ``ZeroRedundancyOptimizer`` of several ranks, as it makes its own rank's optimizer.
-
-    It hands over groups like any other's, without a sign that they are a part: who constructs tells.
-    """
-    zero = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    frame = sys._getframe(1) if zero is not None and has_ranks() else None
-    while frame is not None:
-        if frame.f_globals is vars(zero):
-            maker = frame.f_locals.get("self")
-            if isinstance(maker, zero.ZeroRedundancyOptimizer):  # type: ignore[union-attr]
-                return dist.get_world_size(maker.process_group) > 1
-        frame = frame.f_back
-    return False
 
 
 def processes_without_group() -> int:

@@ -49,6 +49,7 @@ def streams_of(optimizer_class: type[Kind], params: Iterable[Any]) -> type[Kind]
     streams, unfit = _streams(params), optimizer_class._unfit_for_zero
 
     class OfPart(optimizer_class):  # type: ignore[valid-type,misc]
+        _whole_streams = streams
         _unfit_for_zero = None if unfit == COUNTS_ANEW else unfit
 
         def _assign_streams(self, group: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from fekernels._checks import FLOATS, INTEGERS, boolean, dense, number, one_of
 from fekernels._runtime import backends
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.pointer_table import check_dtype
-from fekernels._runtime.ranks import draw_seed, has_ranks, made_by_zero, seed_of_rank_0
+from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops._noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
@@ -30,6 +30,7 @@ from fekernels.optim._seeds import (
     stream_of_name,
     warn_of_shared_noise,
 )
+from fekernels.optim._zero import join_zero, zero_around
 
 __all__ = ["LAST_SEED", "ParameterGroups"]
 
@@ -48,12 +49,16 @@ class ParameterGroups(Optimizer):
     _states: tuple[str, ...] = ("step",)  # that a parameter has from its first step on
     _optional_states: tuple[str, ...] = ("anchor",)
     _of_zero: bool = False  # made by ZeroRedundancyOptimizer, of one rank's part of the parameters
+    _zero: Callable[[], Any] | None = None  # that one, whose groups are copied over these at every step
+    _whole_streams: Mapping[Tensor, int] | None = None  # of all parameters, where these are a part of them
     _unfit_for_zero: str | None = COUNTS_ANEW
     _warned: set[str]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
         self._warned = set()
-        self._of_zero = made_by_zero()
+        zero = zero_around()
+        if zero is not None:
+            self._of_zero, self._zero = zero.world_size > 1, join_zero(self, zero)
         self._reset_caches()
         for key in ("foreach", "fused"):
             if defaults.get(key) is not None:
@@ -193,7 +198,9 @@ class ParameterGroups(Optimizer):
             TypeError: parameters that are not floating point.
             ValueError: parameters on several devices, or a hyperparameter out of its range.
         """
-        if "seed" in param_group:
+        if param_group.get("seed") is None:  # as ZeRO writes the arguments into its groups
+            param_group.pop("seed", None)
+        else:
             param_group["seed"] = signed_seed(self._name, param_group["seed"])
         given = checked_anchor(self._name, param_group.pop("anchor", self.defaults["anchor"]))
         param_group["params"] = self._checked_entries(param_group["params"])
@@ -255,6 +262,9 @@ class ParameterGroups(Optimizer):
 
     def _add_streams(self, group: dict[str, Any]) -> None:
         """For parameters that were appended to a group's own list, which torch's optimizers step too."""
+        if self._of_zero:  # whose checkpoint brought those of all parameters
+            group["streams"] = list(range(len(group["params"])))
+            return
         new = len(group["params"]) - len(group["streams"])
         if new < 0 or "param_names" in group:
             raise ValueError(

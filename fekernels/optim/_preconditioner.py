@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,7 +10,38 @@ from torch import Tensor
 
 from fekernels._runtime.parts import local_tensor
 
-__all__ = ["exceeds_float16", "memory_weight", "scale"]
+__all__ = ["Uncorrected", "check_scaled", "memory_weight", "scale"]
+
+
+class Uncorrected:
+    """Which second moments stand without bias correction, whatever a group's value ``frozen`` says.
+
+    Whoever wraps an optimizer may copy values of its own over those of a group. A moment is known by its tensor: one
+    that has replaced it, as of a checkpoint, is what its group says.
+    """
+
+    def __init__(self) -> None:
+        self._moments: dict[Tensor, Tensor] = {}
+
+    def mark(self, groups: Iterable[dict[str, Any]], states: dict[Tensor, Any]) -> None:
+        """By the groups' values, which are right now."""
+        frozen = [param for group in groups if group["frozen"] for param in group["params"]]
+        moments = {param: states.get(param, {}).get("exp_avg_sq") for param in frozen}
+        self._moments = {param: moment for param, moment in moments.items() if moment is not None}
+
+    def has(self, param: Tensor, state: dict[str, Any]) -> bool:
+        return param in self._moments and state.get("exp_avg_sq") is self._moments[param]
+
+    def check(self, name: str, group: dict[str, Any], states: dict[Tensor, Any]) -> None:
+        """ValueError where a group that is not frozen has one."""
+        if group["frozen"] or not self._moments:
+            return
+        if any(self.has(param, states[param]) for param in group["params"] if param in states):
+            raise ValueError(
+                f"{name}: frozen must stay True from freeze_preconditioner() on, since when exp_avg_sq stands without "
+                "bias correction; got False (let go by freeze_preconditioner(False); of an optimizer that copies "
+                "groups of its own over this one's, set frozen there too)"
+            )
 
 
 def memory_weight(group: dict[str, Any], step: Tensor) -> Tensor:
@@ -35,9 +67,13 @@ def scale(moment: Tensor, factor: Tensor) -> None:
         local.copy_(local.to(wide).mul_(factor))
 
 
-def exceeds_float16(moment: Tensor, factor: Tensor) -> bool:
-    """Whether ``scale`` would make an infinity; a GPU's float16 moment is read for it, and no other."""
+def check_scaled(function: str, name: str, moment: Tensor, factor: Tensor) -> None:
+    """ValueError where ``scale`` would make an infinity; a GPU's float16 moment is read for it, and no other."""
     local = local_tensor(moment)
     if local.dtype != torch.float16 or not local.numel():
-        return False
-    return bool(local.max().double() * factor.to(local.device) > torch.finfo(torch.float16).max)
+        return
+    if bool(local.max().double() * factor.to(local.device) > torch.finfo(torch.float16).max):
+        raise ValueError(
+            f"{function}: {name} must fit float16 without its bias correction 1 - betas[1]^t, by which it is divided; "
+            "got an infinity (freeze after more steps, or take state_dtype=torch.float32)"
+        )

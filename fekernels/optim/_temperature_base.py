@@ -93,6 +93,12 @@ class TemperatureScheduler(LRScheduler):
             raise TypeError(
                 f"{owner}: optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}"
             )
+        zero = getattr(optimizer, "_zero", None)
+        if zero is not None and zero() is not None:
+            raise ValueError(
+                f"{owner}: optimizer must be the ZeroRedundancyOptimizer itself, whose groups are copied over those of "
+                "its optim at every step; got that one, in which no temperature would last"
+            )
         last_epoch = self._checked("last_epoch", last_epoch)
         for index, group in enumerate(optimizer.param_groups):
             if "temperature" not in group:

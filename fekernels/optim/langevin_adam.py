@@ -16,7 +16,7 @@ from fekernels._runtime.pointer_table import DTYPE_CODES, Row, supported_dtypes
 from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops.optimizers.langevin_adam import OPERATION
 from fekernels.optim._checkpoint import loaded_unit, momentum_unit
-from fekernels.optim._preconditioner import exceeds_float16, memory_weight, scale
+from fekernels.optim._preconditioner import Uncorrected, check_scaled, memory_weight, scale
 from fekernels.optim._seeds import is_hot
 from fekernels.optim._state import zero_state
 from fekernels.optim._table_cache import TableCache
@@ -150,10 +150,12 @@ class LangevinAdam(TableOptimizer):
             "backend": backend,
             "frozen": False,
         }
+        self._uncorrected = Uncorrected()
         super().__init__(params, defaults, seed, anchor)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups without ``frozen``, of Adam's checkpoints and earlier releases, have v with its bias correction."""
+        self.__dict__.setdefault("_uncorrected", Uncorrected())
         super().__setstate__(state)
         for values in (self.defaults, *self.param_groups):
             values.setdefault("frozen", False)
@@ -176,6 +178,9 @@ class LangevinAdam(TableOptimizer):
 
         Groups that are so already are left alone. Nothing is read from a GPU, except float16 moments.
 
+        Under ``ZeroRedundancyOptimizer`` call it on ``zero.optim``, on every rank: the groups that it shows follow.
+        Where anything else sets ``frozen`` back to False, step and ``state_dict`` raise ValueError.
+
         Args:
             frozen: whether D is to stand still.
 
@@ -186,30 +191,46 @@ class LangevinAdam(TableOptimizer):
         """
         function = f"{self._name}.freeze_preconditioner"
         frozen = boolean(function, "frozen", frozen)
-        groups = [group for group in self.param_groups if bool(group["frozen"]) is not frozen]
         scaled: list[tuple[Tensor, Tensor]] = []
-        for group in groups:
-            self._check_group(group)
+        for group in self.param_groups:
+            stands = bool(group["frozen"])
+            # The moments are made to agree here, with whatever it says.
+            self._check_group({**group, "frozen": group["frozen"] or True})
             for i, param in enumerate(group["params"]):
                 if not self._has_moments(param):
                     continue
                 state = self._state_of(group, param, i)
+                if (stands or self._uncorrected.has(param, state)) is frozen:
+                    continue
                 weight = memory_weight(group, state["step"])
                 factor = 1 / weight if frozen else weight
                 for key in ("exp_avg_sq", "max_exp_avg_sq"):
-                    if key not in state:
-                        continue
-                    if exceeds_float16(state[key], factor):
-                        raise ValueError(
-                            f"{function}: {key} of params[{i}] must fit float16 without its bias correction 1 - "
-                            "betas[1]^t, by which it is divided; got an infinity (freeze after more steps, or take "
-                            "state_dtype=torch.float32)"
-                        )
-                    scaled.append((state[key], factor))
+                    if key in state:
+                        check_scaled(function, f"{key} of params[{i}]", state[key], factor)
+                        scaled.append((state[key], factor))
         for moment, factor in scaled:
             scale(moment, factor)
-        for group in groups:
+        for group in self.param_groups:
             group["frozen"] = frozen
+        self._uncorrected.mark(self.param_groups, self.state)
+        self._kept.clear()  # checked before that, with a value that a group may have again
+        for group in getattr(self._zero and self._zero(), "param_groups", ()):
+            group["frozen"] = frozen
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every torch optimizer's. ValueError where ``frozen`` was set to False and v is that of a frozen group."""
+        for group in self.param_groups:
+            self._uncorrected.check(f"{self._name}.state_dict", group, self.state)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._uncorrected.mark(self.param_groups, self.state)
+
+    load_state_dict.__doc__ = TableOptimizer.load_state_dict.__doc__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_uncorrected": self._uncorrected}
 
     def _has_moments(self, param: Tensor) -> bool:
         return any(key in self.state.get(param, {}) for key in self._states)
@@ -247,6 +268,7 @@ class LangevinAdam(TableOptimizer):
                 f"{self._name}: state_dtype must be None or one of {supported_dtypes()}; got {dtype!r}"
             )
         if group["params"]:
+            self._uncorrected.check(self._name, group, self.state)
             self._warn(group)
 
     def _checked_beta(self, group: dict[str, Any], i: int, beta: Any) -> float | Tensor:

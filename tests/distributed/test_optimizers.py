@@ -9,6 +9,7 @@ from tests.distributed import chain_ranks as chains
 from tests.distributed import checkpoint_ranks as checkpoints
 from tests.distributed import mesh_ranks as meshes
 from tests.distributed import optimizer_ranks as replicas
+from tests.distributed import zero_ranks as zero
 from tests.support.processes import run_processes
 from tests.support.tensors import UNIT, bits_equal
 
@@ -17,12 +18,16 @@ def of_four(folder):
     return {"meshes": meshes.run(), "checkpoints": checkpoints.save(folder), "chains": chains.of_ranks()}
 
 
-def of_three(folder):
+def of_fewer(folder):
     return {"meshes": meshes.run(), "checkpoints": checkpoints.load(folder), "chains": chains.of_ranks()}
 
 
+def of_three(folder):
+    return of_fewer(folder) | {"zero": zero.run()}
+
+
 def of_two(folder):
-    return of_three(folder) | {"replicas": replicas.run()}
+    return of_fewer(folder) | {"replicas": replicas.run()}
 
 
 def check_joint_batch(kind, results):
@@ -181,6 +186,8 @@ def test_several_processes_are_one(tmp_path):
         check_meshes(world, [results["meshes"] for results in by_rank])
         if world == 3:
             check_partial([results["meshes"] for results in by_rank])
+            told = by_rank[0]["zero"]["schedule"]
+            assert told.startswith("CosineTemperature: optimizer must be the ZeroRedundancyOptimizer itself")
         check_chains(world, [results["chains"] for results in by_rank])
         check_networks(world, [results["meshes"] for results in by_rank])
     check_checkpoints([checkpoints.load(folder)])

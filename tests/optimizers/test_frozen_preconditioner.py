@@ -5,6 +5,7 @@ That a frozen step is the formula's, to the bit alike everywhere, is in contract
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -196,6 +197,45 @@ def test_setting_the_value_by_hand_counts_at_the_next_step(place):
         held = Frozen(moments(optimizer))
         step(optimizer, i)
         assert held.unchanged() is frozen
+
+
+def test_a_value_that_is_set_back_does_not_make_another_moment_of_v(place):
+    """By hand, or by who copies groups of its own over the optimizer's, as wrappers do."""
+    optimizer = stepped(place)
+    before = preconditioners(optimizer)
+    optimizer.freeze_preconditioner()
+    set_gradients(optimizer, 3)
+    held = Frozen(everything(optimizer))
+    optimizer.param_groups[0]["frozen"] = False
+    copies = [optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    for each in copies:
+        with pytest.raises(ValueError, match="LangevinAdam: frozen must stay True from freeze_precond"):
+            set_gradients(each, 3)
+            each.step()
+        with pytest.raises(ValueError, match=r"LangevinAdam.state_dict: frozen must stay True"):
+            each.state_dict()
+    assert held.unchanged()
+    copies[0].freeze_preconditioner()
+    torch.testing.assert_close(preconditioners(copies[0]), before, rtol=1e-6, atol=0)
+    copies[1].freeze_preconditioner(False)
+    torch.testing.assert_close(preconditioners(copies[1]), before, rtol=1e-6, atol=0)
+    for each in copies[:2]:
+        step(each, 3)
+        each.state_dict()
+
+
+def test_other_moments_are_what_their_group_says(place):
+    optimizer = stepped(place)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.freeze_preconditioner()
+    for p in optimizer.param_groups[0]["params"]:  # as who sets states aside and puts them back
+        optimizer.state[p]["exp_avg_sq"] = optimizer.state[p]["exp_avg_sq"].clone()
+    optimizer.param_groups[0]["frozen"] = False
+    step(optimizer, 3)
+    optimizer.freeze_preconditioner()
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["frozen"] is False
+    step(optimizer, 3)
 
 
 # Memory.
