@@ -33,6 +33,7 @@ __all__ = [
     "differentiates_forward",
     "dispatch_modes",
     "dtensor_parts",
+    "gathering_groups",
     "has_forward_hooks",
     "in_backward",
     "is_flat_shard",
@@ -42,6 +43,7 @@ __all__ = [
     "never_traced",
     "own_parts",
     "registered_operators",
+    "reshard",
     "saves_by_hooks",
     "shares_storage",
     "split_factor",
@@ -151,6 +153,45 @@ def dtensor_parts(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Any]]:
 def is_flat_shard(param: Tensor) -> bool:
     """Whether ``FullyShardedDataParallel`` (FSDP1) has made it part of a flat tensor; it has no public mark."""
     return bool(getattr(param, "_fsdp_flattened", False))
+
+
+def gathering_groups(params: Iterable[Tensor]) -> list[Any] | None:
+    """The groups in which FSDP2 gathers what any of ``params`` is the shard of; None where this torch hides them.
+
+    Forward passes read what was gathered, and a group may keep that: the root's, until a backward pass ends. A
+    parameter does not know its module, so all are asked that are sharded; torch has a table of them.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return []
+    mine, found = set(map(id, params)), {}
+    try:
+        table = sys.modules["torch.distributed._composable_state"]._module_state_mapping
+        for module in list(table):
+            if not isinstance(module, fsdp.FSDPModule):
+                continue
+            state = module._get_fsdp_state()
+            if hasattr(state, "_fsdp_param_groups"):  # torch 2.13 on
+                groups = state._fsdp_param_groups
+            else:
+                groups = [state._fsdp_param_group]
+            for group in groups:
+                if group is not None and any(id(part.sharded_param) in mine for part in group.fsdp_params):
+                    found[id(group)] = group
+    except (AttributeError, KeyError):
+        return None
+    return list(found.values())
+
+
+def reshard(group: Any) -> None:
+    """Let go of what a group of ``gathering_groups`` has gathered, or is gathering, before its shards were written.
+
+    ``FSDPModule.reshard`` forgets neither an all-gather that nobody has waited for nor, where a forward pass ended by
+    an exception, anything.
+    """
+    if group._all_gather_result is not None:
+        group.wait_for_unshard()
+    group._to_sharded()
 
 
 def split_factor(placement: Any) -> int | None:

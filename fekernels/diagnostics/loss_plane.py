@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import boolean, integer, number, one_of
+from fekernels._runtime.parts import drop_copies
 from fekernels.ops._noise_key import signed_seed
 
 __all__ = ["LossPlane", "loss_plane"]
@@ -183,10 +184,12 @@ def _values(
             moved = centre + side[i] * both[0] + side[j] * both[1]
             for p, part in zip(parameters, moved.split([p.numel() for p in parameters]), strict=True):
                 p.copy_(part.view(p.shape))
+            drop_copies(parameters)
             values[i, j] = _scalar(loss_fn(model, batch))
     finally:
         for p, value in zip(parameters, kept, strict=True):
             p.copy_(value)
+        drop_copies(parameters)
         for module, training in modes:
             module.training = training
     return values

@@ -15,7 +15,7 @@ from fekernels._catalogue.random import WEIGHT_SAMPLE
 from fekernels._checks import boolean
 from fekernels._runtime import backends
 from fekernels._runtime.host import host
-from fekernels._runtime.parts import is_sharded, local_tensor
+from fekernels._runtime.parts import drop_copies, is_sharded, local_tensor
 from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels._runtime.ranks import exchange, has_ranks, max_over_ranks, numbers_device
 from fekernels._runtime.torch_internals import copy_all, never_traced
@@ -132,8 +132,13 @@ class WeightDraws(TableOptimizer):
                 backward adds to none that are counted already. Other contexts have noise of their own: however often a
                 model is evaluated, training goes on with the same.
 
+        What FSDP2 has gathered of older weights, or autocast has cast, is dropped at both ends.
+
         Raises:
             TypeError: train is no bool. RuntimeError: inside another context.
+
+        Warns:
+            UserWarning: once, of shards of a torch that does not tell what FSDP2 has gathered.
         """
         # Of a wrapper that takes on its optimizer's class (Lightning's): what is set on it, its step would not see.
         self = self.__dict__.get("_optimizer", self)
@@ -187,7 +192,18 @@ class WeightDraws(TableOptimizer):
     def _restore(self) -> None:
         for cache in self._restored:
             cache.restore()
+        self._written([param for cache in self._restored for param in cache.live])
         self._restored = []
+
+    @never_traced
+    def _written(self, params: list[Tensor]) -> None:
+        """What a forward pass reads next are ``params`` as they are now."""
+        if not drop_copies(params):
+            self._warn_once(
+                f"torch {torch.__version__} does not tell what fully_shard has gathered, and forward passes may go on "
+                "with weights from before a draw or a step: call reshard() of every sharded module inside and after "
+                "each context, and after each step"
+            )
 
     # Draws.
 
@@ -228,6 +244,7 @@ class WeightDraws(TableOptimizer):
                 operation.step_tables(cache.tables, settings, backend)
             # The kernel wrote through pointers: tell autograd, which checks that what it saved was not overwritten.
             torch.autograd.graph.increment_version(cache.live)
+        self._written([param for cache in self._restored for param in cache.live])
 
     def _draw_rows(self, group: dict[str, Any], train: bool) -> list[Row]:
         rows = []

@@ -284,6 +284,8 @@ class VariationalAdam(WeightPosterior):
                 self._since.drawn = self._gradients()
             self._fold()
             self._step_by_sums(current)
+        if not torch.compiler.is_compiling():
+            self._written([param for group in self.param_groups for param in group["params"]])
         self._since.forget()
         return loss
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fekernels._runtime.parts import is_sharded
+from fekernels._runtime.parts import drop_copies, is_sharded
 from fekernels._runtime.torch_internals import uncompiled
 from fekernels.posterior.batches import check_batches, rows
 from fekernels.posterior.chains import Chains, LossFunction
@@ -102,6 +102,7 @@ class ControlVariate:
         with torch.no_grad():
             for own, now in zip(self._of_centre(), self._parameters(), strict=True):
                 own.copy_(now.mean(0) if isinstance(self._model, Chains) else now)
+        drop_copies(self._of_centre())
         self._full, self._points = full_gradient("ControlVariate", self._centre, self._loss_fn, self._loader)
 
     def _parameters(self) -> list[nn.Parameter]:

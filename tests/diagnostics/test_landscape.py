@@ -289,3 +289,20 @@ def test_the_number_of_starts_is_bounded() -> None:
         critical_points(lambda x: x.square().sum(1), (-1.0, 1.0) * 12)
     (found,) = critical_points(lambda x: x.square().sum(1), (-1.0, 1.0) * 6, starts=2)
     assert found.kind == "minimum" and found.position.abs().max() < 1e-9
+
+
+def test_a_plane_inside_autocast_is_of_the_weights_at_each_point() -> None:
+    """Autocast keeps what it has cast of a weight until its region ends."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 1), torch.randn(8, 4)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).float().square().mean()
+
+    plain = loss_plane(net, loss, x, points=3, seed=1, progress=False).values
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = loss_plane(net, loss, x, points=3, seed=1, progress=False).values
+        after = loss(net, x)
+    torch.testing.assert_close(cast, plain, rtol=0.05, atol=0.05)
+    assert len(cast.unique()) > 1
+    torch.testing.assert_close(after.detach().double(), plain[1, 1], rtol=0.05, atol=0.05)
