@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fekernels._checks import dense
 from fekernels._runtime.pointer_table import check_like
+from fekernels._runtime.ranks import has_ranks
 
 __all__ = ["Anchors", "check_anchors", "checked_anchor"]
 
@@ -45,15 +46,33 @@ class Anchors:
 
     A parameter's state gets its anchor when it is made, and is saved with it. Before the first step there is no state,
     because torch's distributed checkpoints take an optimizer that has any for one that has all of it.
+
+    A parameter that is its own anchor may become rank 0's between construction and the first step, by what wraps the
+    model: DDP, and trainers that wrap after they have taken the optimizer. Where there are ranks it is taken again at
+    its first step. Nothing is sent for it, so that ranks with models of their own do not wait for each other.
     """
 
     def __init__(self) -> None:
         self._kept: dict[Tensor, Tensor] = {}
+        self._starts: set[Tensor] = set()  # of parameters that are their own anchors and have made no step
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]  # of an earlier release, without starts
+        self.__dict__.update(state)
 
     def keep(self, param: Tensor, anchor: Tensor) -> Tensor:
         """A copy of ``anchor`` is the parameter's from now on."""
         kept = self._kept[param] = anchor.detach().to(param.device, copy=True)
+        self._starts.discard(param)
         return kept
+
+    def keep_start(self, param: Tensor) -> None:
+        """So is a copy of the parameter."""
+        self.keep(param, param)
+        self._starts.add(param)
+
+    def _may_be_rank_0s(self, param: Tensor) -> bool:
+        return param in self._starts and has_ranks()
 
     def of(self, function: str, where: str, param: Tensor, state: dict[str, Any]) -> Tensor:
         """The anchor in a parameter's state, put back where it is missing, remembered where somebody set it.
@@ -69,11 +88,14 @@ class Anchors:
                     f"{function}: {where} must have an anchor like the others of its group; got none (of a parameter "
                     "that replaced another, set optimizer.state[parameter]['anchor'] to a tensor of its shape)"
                 )
-            if anchor.device != param.device:  # the model has moved since, as trainers do
+            if self._may_be_rank_0s(param):
+                anchor = self.keep(param, param)
+            elif anchor.device != param.device:  # the model has moved since, as trainers do
                 anchor = self.keep(param, anchor)
             state["anchor"] = anchor
         elif anchor is not self._kept.get(param) and anchor.shape == param.shape:
             self._kept[param] = anchor
+        self._starts.discard(param)
         return anchor
 
     def prune(self, groups: list[dict[str, Any]]) -> None:
@@ -81,6 +103,7 @@ class Anchors:
         params = [param for group in groups for param in group["params"]]
         if len(self._kept) > len(params):
             self._kept = {param: self._kept[param] for param in params if param in self._kept}
+            self._starts &= self._kept.keys()
 
     def load(self, param: Tensor, state: dict[str, Any], saved: dict[str, Any]) -> None:
         """Take over what a checkpoint holds for a parameter, in the dtype that it was saved in."""
@@ -94,4 +117,5 @@ class Anchors:
         for index, (kind, param) in enumerate(params):
             state = saved.get(index, {})
             if kind is not None and param in self._kept and "anchor" not in state:
-                saved[index] = {**state, "anchor": self._kept[param]}
+                anchor = param.detach().clone() if self._may_be_rank_0s(param) else self._kept[param]
+                saved[index] = {**state, "anchor": anchor}

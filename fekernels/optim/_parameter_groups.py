@@ -217,9 +217,11 @@ class ParameterGroups(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        if given is not None:
-            for i, param in enumerate(group["params"]):
-                self._anchors.keep(param, given[i] if isinstance(given, list) else param)
+        for i, param in enumerate(group["params"] if given is not None else ()):
+            if isinstance(given, list):
+                self._anchors.keep(param, given[i])
+            else:
+                self._anchors.keep_start(param)
 
     def _checked_entries(self, params: Any) -> Any:
         """What is given as a group's params, a list where torch's own messages would not say which of them is none."""

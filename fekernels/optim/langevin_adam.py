@@ -56,8 +56,9 @@ class LangevinAdam(TableOptimizer):
         prior_precision: of a Gaussian prior around ``anchor``, divided by N like the loss. It enters the
             drift but not the second moment, and D is kept at lr * prior_precision or more, so that weights
             without gradient settle on it.
-        anchor: the prior's mean: None (zero), "init" (the parameters as they are now), or a list of tensors like
-            params.
+        anchor: the prior's mean: None (zero), "init" (the parameters as they are now; in a process group of several
+            ranks as they are at the first step, when what wraps the model has made them one), or a list of tensors
+            like params.
         decoupled_weight_decay: see ``weight_decay``.
         bias_correction: divide the averages by 1 - beta^t.
         maximize: ascend.

@@ -27,7 +27,8 @@ class SGLD(TableOptimizer):
         temperature: T. 1, the default, samples exp(-loss) and suits a loss that is a sum over the data; with
             a mean over N data points use 1/N.
         prior_precision: of a Gaussian prior around ``anchor``.
-        anchor: None (zero), "init" (the parameters as they are now), or a list of tensors like params.
+        anchor: None (zero), "init" (the parameters as they are now; in a process group of several ranks as they are at
+            the first step), or a list of tensors like params.
         weight_decay: L2 penalty.
         maximize: ascend.
         stochastic_rounding: round bfloat16 parameters up or down at random, without bias: at a small lr nearly every

@@ -130,6 +130,32 @@ def drifts(rank: int, mesh: Any) -> dict[str, Any]:
     return results
 
 
+def anchored(rank: int, wrapped: bool) -> list[Tensor]:
+    """Weights, anchors and the anchors saved before the first step, of ranks that begin apart.
+
+    Args:
+        wrapped: after the optimizer is built; else models of their own, of which rank 1's alone is trained.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.manual_seed(rank)
+    net: nn.Module = nn.Linear(7, 1)
+    optimizer = fe.LangevinAdam(net.parameters(), **SWITCHES)
+    params = optimizer.param_groups[0]["params"]
+    model = DistributedDataParallel(net) if wrapped else net
+    saved = [state["anchor"] for state in optimizer.state_dict()["state"].values()]
+    x, y = batch()
+    for _ in range(STEPS if wrapped or rank else 0):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+    kept = [optimizer.state[p]["anchor"] for p in params if p in optimizer.state]
+    return [
+        torch.cat([t.detach().flatten() for t in each]) if each else torch.zeros(0)
+        for each in (params, kept, saved)
+    ]
+
+
 def run() -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
     from torch.distributed.device_mesh import init_device_mesh
@@ -156,6 +182,10 @@ def run() -> dict[str, Any]:
     results["fsdp_states"] = get_optimizer_state_dict(net, optimizer, options=options).get("state")
 
     results["seeds"] = drifts(rank, mesh)
+    for wrapped in (True, False):
+        every: list[Any] = [None] * WORLD
+        dist.all_gather_object(every, anchored(rank, wrapped))
+        results[f"anchored, wrapped {wrapped}"] = every
 
     for samples in (1, 2):
         optimizer = draw_apart(samples)

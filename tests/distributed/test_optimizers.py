@@ -95,6 +95,19 @@ def check_seeds(results):
         assert bits_equal(*particles) and [int(s) for s in seeds] == [drawn] * 2, name
 
 
+def check_anchors(results):
+    """Built before wrapping, an optimizer has the anchors of rank 0; without wrapping each rank has its own."""
+    starts = []
+    for rank in range(replicas.WORLD):
+        torch.manual_seed(rank)
+        starts.append(torch.cat([p.detach().flatten() for p in torch.nn.Linear(7, 1).parameters()]))
+    first, second = results["anchored, wrapped True"]
+    for (weights, anchor, saved), (others, *_) in ((first, second), (second, first)):
+        assert bits_equal(weights, others) and bits_equal(anchor, starts[0]) and bits_equal(saved, starts[0])
+    (weights, _, saved), (_, anchor, _) = results["anchored, wrapped False"]
+    assert bits_equal(saved, starts[0]) and bits_equal(weights, starts[0]) and bits_equal(anchor, starts[1])
+
+
 def check_meshes(world, by_rank):
     """Every rank holds its part of what one process has, to the bit, states included."""
     for name in meshes.CHOICES:
@@ -193,6 +206,7 @@ def test_several_processes_are_one(tmp_path):
     check_checkpoints([checkpoints.load(folder)])
     results = by_rank[0]["replicas"]
     check_seeds(results["seeds"])
+    check_anchors(results)
     for kind in ("ddp", "fsdp"):
         check_joint_batch(kind, results)
     for samples in (1, 2):

@@ -60,6 +60,22 @@ def test_a_reset_state_gets_its_anchor_back(reset, given, make, place):
     assert all((optimizer.state[p]["anchor"] == 5).all() for p in params)
 
 
+def test_without_ranks_the_anchor_is_that_of_construction(make, place):
+    """Whatever is loaded before the first step; with ranks: ``distributed/test_optimizers.py``."""
+    p = five(place)
+    optimizer = make([p], anchor="init")
+    with torch.no_grad():
+        p.fill_(6.0)
+    at_rest(optimizer)
+    assert (optimizer.state[p]["anchor"] == 5).all()
+
+
+def test_anchors_of_an_earlier_release_unpickle(make, place):
+    optimizer = make([five(place)], anchor="init")
+    del optimizer._anchors.__dict__["_starts"]
+    assert at_rest(pickle.loads(pickle.dumps(optimizer)))
+
+
 def test_a_parameter_in_anothers_place_has_none_and_says_so(make, place):
     kept, old = five(place), five(place)
     optimizer = make([kept, old], anchor="init")
