@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from fekernels._runtime import build
 from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu import CSRC
+from tests.support.once import made_once
 from tests.support.optimizers import GPU_DTYPES, VARIATIONAL_DTYPES
 
 pytestmark = pytest.mark.slow
@@ -26,6 +28,7 @@ _BATCHES = {"Mse": 4, "Gaussian": 4, "GaussianLearned": 2, "Bernoulli": 4, "Norm
 _OPERANDS = {"Mse": 1, "Gaussian": 1, "GaussianLearned": 2, "Bernoulli": 1, "NormalKl": 2, "NormalPriorKl": 4}
 # The kernels whose instructions are counted; of the others ptxas' own report and the PTX say what is asked.
 COUNTED = re.compile(r"langevin_adam_kernelIL\w+?E0EL\w+?_0EE|plain_terms_kernel")
+PICKLE = "code.pickle"
 F32, BF16 = 0, 2  # of enum DType
 PLAIN_TERMS = [
     (term, param, target)
@@ -75,7 +78,12 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MachineC
         nvcc = build.find_nvcc()[0]
     except build.ExtensionUnavailable as error:
         pytest.skip(str(error))
-    directory = tmp_path_factory.mktemp("sm_90")
+    directory = made_once(tmp_path_factory, "sm_90", lambda directory: compile_all(nvcc, directory))
+    code: dict[str, MachineCode] = pickle.loads((directory / PICKLE).read_bytes())
+    return code
+
+
+def compile_all(nvcc: str, directory: Path) -> None:
     cuobjdump = find_cuobjdump(nvcc)
     flags = [*build.NVCC_FLAGS, "-I", str(CSRC), "-arch=sm_90", "-cubin", "-keep", "-Xptxas", "-v"]
     running = []
@@ -101,7 +109,7 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MachineC
             assert numbers is not None, report
             stack, spilled, registers = map(int, numbers.groups())
             code[kernel] = MachineCode(registers, stack, spilled, ptx[kernel], sass.get(kernel))
-    return code
+    (directory / PICKLE).write_bytes(pickle.dumps(code))
 
 
 def test_no_kernel_spills(machine_code):

@@ -15,6 +15,7 @@ import pytest
 from fekernels._catalogue.stein import KERNELS
 from fekernels._runtime import build
 from tests.support import ROOT
+from tests.support.once import made_once
 
 # What is printed: fmas, normals, four steps of three tensors, 13 terms of a free energy with gradients, two samples;
 # and, for every kernel and three shapes, a Stein direction with its gradients, two sums of a discrepancy, a median
@@ -26,6 +27,7 @@ BITS += sum(kernel.native for kernel in KERNELS) * (
 
 
 PRINT_BITS = ROOT / "tests/runtime/portable/print_bits.cpp"
+PROGRAM = "print_bits"
 
 
 def compile_baseline(folder: Path, sources: Iterable[Path], compiler: str, *flags: str) -> list[Path]:
@@ -50,7 +52,7 @@ def baseline_program(folder: Path, compiler: str) -> str:
 
 
 def link(folder: Path, objects: Iterable[Path], compiler: str) -> str:
-    program = str(folder / "print_bits")
+    program = str(folder / PROGRAM)
     subprocess.run([compiler, "-static", *map(str, objects), "-o", program], check=True)
     return program
 
@@ -63,7 +65,7 @@ def printed_bits(program: str, *runner: str) -> bytes:
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    return baseline_program(tmp_path_factory.mktemp("gcc"), "g++")
+    return str(made_once(tmp_path_factory, "gcc", lambda folder: baseline_program(folder, "g++")) / PROGRAM)
 
 
 @pytest.fixture(scope="module")
