@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fekernels as fe
+from fekernels.posterior import run
 from fekernels.posterior.batches import split
 from fekernels.posterior.chains import Chains
 from fekernels.posterior.pilot import Data, Energy
@@ -59,6 +60,12 @@ def of_padded(model: Any, batch: Any) -> Tensor:
     return bce(model.weight[0, : batch["x"].shape[1]] @ batch["x"].T, batch["y"])
 
 
+@pytest.fixture
+def short_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains that are trained for little more than a pass over the data."""
+    monkeypatch.setattr(run, "TRAIN_STEPS", BATCHES)
+
+
 CASES = [
     pytest.param(class_weights(), of_classes, 2, id="class weights"),
     pytest.param(numbers(), of_numbers, 1, id="a number"),
@@ -84,7 +91,7 @@ def test_every_batch_keeps_its_own_entries(loader: list[Any], loss_fn: Any, outp
 
 
 @pytest.mark.parametrize(("loader", "loss_fn", "outputs"), CASES)
-def test_a_run_takes_them(loader: list[Any], loss_fn: Any, outputs: int) -> None:
+def test_a_run_takes_them(loader: list[Any], loss_fn: Any, outputs: int, short_starts: None) -> None:
     result = fe.sample_posterior(
         nn.Linear(3, outputs, bias=False), loss_fn, loader, data_size=BATCHES * ROWS, prior_precision=1.0, chains=2,
         samples=4, thinning=1, burn_in=20, progress=False, seed=0,
@@ -157,12 +164,14 @@ def test_the_next_tokens_are_one_fewer_than_the_tokens() -> None:
      (63, True, True), (189, True, True), (126, True, False), (90, True, False)],
 )  # fmt: skip
 def test_posterior_and_learning_coefficient_take_the_same_sizes(
-    data_size: int, drop_last: bool, fits: bool
+    data_size: int, drop_last: bool, fits: bool, short_starts: None
 ) -> None:
     """60 points are given, of 63 where the last batch is dropped; each holds three numbers."""
     held = 63 if drop_last else 60
     x, y = torch.zeros(held, 3), torch.arange(float(held))
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 10, drop_last=drop_last)
+    loader: Any = torch.utils.data.DataLoader(
+        range(held), 10, drop_last=drop_last, collate_fn=lambda rows: (x[rows], y[rows])
+    )
     assert Data("t", loader, data_size, 0).fits == fits
     settings: dict[str, Any] = {"data_size": data_size, "chains": 2, "progress": False, "seed": 0}
     model = nn.Linear(3, 1)

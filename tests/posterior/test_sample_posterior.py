@@ -149,8 +149,10 @@ def test_an_untouched_preconditioner_a_loader_of_another_size_and_a_short_run_ar
 )
 def test_another_number_of_points_is_not_believed(data_size: int, drop_last: bool, believed: bool) -> None:
     problem = linear_regression(n=220, d=2, batch=220)
-    data = torch.utils.data.TensorDataset(*problem.loader[0])
-    loader = torch.utils.data.DataLoader(data, 50, drop_last=drop_last)
+    x, y = problem.loader[0]
+    loader: Any = torch.utils.data.DataLoader(
+        range(220), 50, drop_last=drop_last, collate_fn=lambda rows: (x[rows], y[rows])
+    )
     report = fe.sample_posterior(
         problem.model, problem.loss_fn, loader, data_size=data_size, prior_precision=1.0, chains=2, progress=False,
         seed=0,
