@@ -151,7 +151,7 @@ def test_another_number_of_points_is_not_believed(data_size: int, drop_last: boo
     problem = linear_regression(n=220, d=2, batch=220)
     x, y = problem.loader[0]
     loader: Any = torch.utils.data.DataLoader(
-        range(220), 50, drop_last=drop_last, collate_fn=lambda rows: (x[rows], y[rows])
+        range(220), 100, drop_last=drop_last, collate_fn=lambda rows: (x[rows], y[rows])
     )
     report = fe.sample_posterior(
         problem.model, problem.loss_fn, loader, data_size=data_size, prior_precision=1.0, chains=2, progress=False,
