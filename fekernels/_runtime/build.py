@@ -25,10 +25,14 @@ from pathlib import Path
 
 # Chooses an instruction set, so that it must run on any CPU, like the files of csrc/torch.
 DISPATCH = "cpu/dispatch.cpp"
-# These take longest, so they begin first.
+# These take longest, so they begin first, and each is compiled alone.
 SLOWEST = (
     "cpu/free_energy/free_energy.cpp",
+    "cpu/stein/svgd_direction.cpp",
     "cpu/optimizers/langevin_adam.cpp",
+    "cpu/graph/belief_propagation.cpp",
+    "cpu/stein/svgd_direction_backward.cpp",
+    "cpu/stein/svgd_direction_wide.cpp",
     "cuda/free_energy/gaussian.cu",
     "cuda/free_energy/counts.cu",
     "cuda/optimizers/langevin_adam.cu",
@@ -270,14 +274,14 @@ class Sources:
 
     Attributes:
         baseline: compiled once, for any CPU, and together: the registration files and the choice of an instruction set.
-        per_isa: compiled for each instruction set.
+        per_isa: compiled for each instruction set, those of a group together.
         cuda: for nvcc.
         host: a module of Python against torch's own headers, in a library of its own: neither outlives a release of its
             side.
     """
 
     baseline: tuple[str, ...]
-    per_isa: tuple[str, ...]
+    per_isa: tuple[tuple[str, ...], ...]
     cuda: tuple[str, ...]
     host: tuple[str, ...]
 
@@ -289,16 +293,22 @@ class Sources:
             names = {path.relative_to(root).as_posix() for path in root.glob(pattern)}
             return [name for name in SLOWEST if name in names] + sorted(names - {*SLOWEST})
 
+        kernels = [name for name in found("cpu/**/*.cpp") if name != DISPATCH]
+        short = [name for name in kernels if name not in SLOWEST]
+        together = [tuple(name for name in short if (name in O3_SOURCES) is o3) for o3 in (False, True)]
         return cls(
             baseline=(*found("torch/*.cpp"), DISPATCH),
-            per_isa=tuple(name for name in found("cpu/**/*.cpp") if name != DISPATCH),
+            per_isa=(*filter(None, together), *((name,) for name in kernels if name in SLOWEST)),
             cuda=tuple(found("cuda/**/*.cu")),
             host=tuple(found("torch/host/*.cpp")),
         )
 
 
 def _as_one(root: Path, sources: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The file to compile and flags that add the others: torch's headers take far longer to read than a file's own."""
+    """The file to compile and the flags that add the others.
+
+    To read torch's headers, or the compiler's for vectors, takes longer than what many a file has of its own.
+    """
     first, *others = sources
     return first, [word for source in others for word in ("-include", str(root / source))]
 
@@ -342,11 +352,12 @@ def build_steps(
         linker = [*nvcc, "-cudart", "static", *(["-Xcompiler", ",".join(extra)] if extra else [])]
     first, beside = _as_one(root, sources.baseline)
     add(first, "", [*compiler, "-isystem", str(torch_root / "include"), *facts, *beside, *extra])
-    for source in sources.per_isa:
+    for group in sources.per_isa:
+        first, beside = _as_one(root, group)
         for isa in isas:
             flags = [*ISA_FLAGS[isa], *(GCC_FLAGS if tools.name.startswith("gcc") else ())]
-            flags += ["-O3"] if source in O3_SOURCES else []
-            add(source, f".{isa}", [*compiler, *flags, f"-DFE_ISA={isa}", *extra])
+            flags += ["-O3"] if first in O3_SOURCES else []
+            add(first, f".{isa}", [*compiler, *flags, f"-DFE_ISA={isa}", *beside, *extra])
     objects = [name for name, _ in steps]
     libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu"]
     steps.append(("library.so", [*linker, "-shared", *objects, *libraries, "-o", "library.so"]))
@@ -416,7 +427,7 @@ def compile_library(
         BuildFailed: with the compiler's output.
     """
     jobs = _jobs(len(steps) - 1)
-    work = sum(8 if ".cu." in name else 3 for name, _ in steps[:-1])
+    work = sum(8 if ".cu." in name else 4 for name, _ in steps[:-1])
     files = "a file" if len(steps) == 2 else f"{len(steps) - 1} files"
     announce(f"compiling {files} with {tools.name} (once, about {work / jobs:.0f} s)")
     with tempfile.TemporaryDirectory(prefix=f"{output.name}.build-", dir=output.parent) as scratch:

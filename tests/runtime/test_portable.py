@@ -46,7 +46,7 @@ def compile_baseline(folder: Path, sources: Iterable[Path], compiler: str, *flag
 
 def baseline_program(folder: Path, compiler: str) -> str:
     """Build the baseline kernels alone with ``compiler``, in a program that prints bits."""
-    kernels = [ROOT / "csrc" / kernel for kernel in build.Sources.under(ROOT / "csrc").per_isa]
+    kernels = [ROOT / "csrc" / name for group in build.Sources.under(ROOT / "csrc").per_isa for name in group]
     sources = [*kernels, ROOT / "csrc/cpu/dispatch.cpp", PRINT_BITS]
     return link(folder, compile_baseline(folder, sources, compiler), compiler)
 

@@ -11,12 +11,12 @@ namespace {
 constexpr int kAhead = 512;
 
 // Where all ratios of a few rows are in [kLeastRatio, 1/2], no digit is lost in r - 1 - log r, and their product, which
-// stays normal, has the sum of their logarithms: one logarithm for kRows, which are half of the work. Decided by kRows whole
-// rows, so that every instruction set decides alike.
-constexpr int kRows = 4;
+// stays normal, has the sum of their logarithms: one logarithm for kRowsPerLog, which are half of the work. Decided by
+// kRowsPerLog whole rows, so that every instruction set decides alike.
+constexpr int kRowsPerLog = 4;
 constexpr float kLeastRatio = 0x1p-31f;
 
-// The sums of kRows rows, or false where they have to be made one by one.
+// The sums of kRowsPerLog rows, or false where they have to be made one by one.
 template <bool kDeviations>
 bool narrow_rows(const float* mean, const float* spread, const VariationalKlCoefficients& c, FloatV (&kls)[kParts],
                  FloatV (&ratios)[kParts]) {
@@ -24,7 +24,7 @@ bool narrow_rows(const float* mean, const float* spread, const VariationalKlCoef
   SignedV inside = FloatV{} == 0.0f;
   for (int part = 0; part < kParts; ++part) {
     quadratics[part] = kls[part];
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < kRowsPerLog; ++row) {
       const int at = row * kFold + part * kLanes;
       __builtin_prefetch(mean + at + kAhead);
       __builtin_prefetch(spread + at + kAhead);
@@ -48,9 +48,9 @@ bool narrow_rows(const float* mean, const float* spread, const VariationalKlCoef
 template <bool kDeviations>
 void block_sums(const float* mean, const float* spread, const VariationalKlCoefficients& c, double& kl, double& log_ratio) {
   FloatV kls[kParts] = {}, ratios[kParts] = {};
-  for (int column = 0; column < kColumns; column += kRows * kFold) {
+  for (int column = 0; column < kColumns; column += kRowsPerLog * kFold) {
     if (narrow_rows<kDeviations>(mean + column, spread + column, c, kls, ratios)) continue;
-    for (int at = column; at < column + kRows * kFold; at += kLanes) {
+    for (int at = column; at < column + kRowsPerLog * kFold; at += kLanes) {
       const auto term = VariationalKl<kDeviations, FloatV>::of(load(mean + at), load(spread + at), c);
       const int part = at % kFold / kLanes;
       kls[part] = kls[part] + term.twice_kl;

@@ -9,7 +9,6 @@ namespace fe::FE_ISA {
 
 namespace {
 
-inline constexpr int64_t kGrainFlops = 1 << 19;
 
 struct Tiles {
   alignas(64) float stein[kTile * kTile];  // first the products that t is made of

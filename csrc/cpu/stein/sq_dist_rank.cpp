@@ -14,7 +14,6 @@ namespace fe::FE_ISA {
 
 namespace {
 
-inline constexpr int64_t kGrain = 1 << 19;  // fewest operations that repay a second thread: some ten microseconds
 
 // Packs all points, less their mean where inner products would lose digits by it.
 void pack_all(const void* particles, DType dtype, const Points& points, ParallelFor parallel_for) {
@@ -22,11 +21,11 @@ void pack_all(const void* particles, DType dtype, const Points& points, Parallel
   Buffer<float> means(d);
   const float* centre = by_differences(points) ? nullptr : static_cast<float*>(means);
   if (centre)
-    in_parallel(parallel_for, (d + kTile - 1) / kTile, 1 + kGrain / (n * kTile), [&](int64_t begin, int64_t end) {
+    in_parallel(parallel_for, (d + kTile - 1) / kTile, 1 + kGrainFlops / (n * kTile), [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kTile, last = smaller(end * kTile, d);
       column_means({particles, dtype, d, first, last - first}, n, means + first);
     });
-  in_parallel(parallel_for, points.blocks(), 1 + kGrain / (8 * kTile * d), [&](int64_t begin, int64_t end) {
+  in_parallel(parallel_for, points.blocks(), 1 + kGrainFlops / (8 * kTile * d), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) pack({particles, dtype, d, 0, d}, centre, block, points);
   });
 }
@@ -36,7 +35,7 @@ void pack_all(const void* particles, DType dtype, const Points& points, Parallel
 class Sample {
  public:
   Sample(const Points& points, int64_t size, ParallelFor parallel_for) : size_(size), keys_(size) {
-    in_parallel(parallel_for, size, 1 + kGrain / (2 * points.d + 64), [&](int64_t begin, int64_t end) {
+    in_parallel(parallel_for, size, 1 + kGrainFlops / (2 * points.d + 64), [&](int64_t begin, int64_t end) {
       for (int64_t s = begin; s < end; ++s) keys_[s] = draw(points, s);
     });
   }
@@ -110,7 +109,7 @@ class Pass {
   }
 
   void scan_all(ParallelFor parallel_for) {
-    const int64_t blocks = points_.blocks(), grain = 1 + kGrain / (kTile * kTile * (2 * points_.d + 8));
+    const int64_t blocks = points_.blocks(), grain = 1 + kGrainFlops / (kTile * kTile * (2 * points_.d + 8));
     in_parallel(parallel_for, blocks * (blocks + 1) / 2, grain, [&](int64_t begin, int64_t end) {
       by_differences(points_) ? scan<true>(begin, end) : scan<false>(begin, end);
     });

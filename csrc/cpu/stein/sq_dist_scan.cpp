@@ -11,11 +11,10 @@ static_assert(kScanBins == kBins);
 
 namespace {
 
-inline constexpr int64_t kGrain = 1 << 19;
 
 struct Packed {
   Packed(const ScanCall& call, const void* particles, int64_t n) : memory(Points::floats(n, call.d)), points(n, call.d, memory) {
-    in_parallel(call.parallel_for, points.blocks(), 1 + kGrain / (8 * kTile * call.d), [&](int64_t begin, int64_t end) {
+    in_parallel(call.parallel_for, points.blocks(), 1 + kGrainFlops / (8 * kTile * call.d), [&](int64_t begin, int64_t end) {
       const float* means = by_differences(points) ? nullptr : call.means;
       for (int64_t block = begin; block < end; ++block) pack({particles, call.dtype, call.d, 0, call.d}, means, block, points);
     });
@@ -39,7 +38,7 @@ void sq_dist_scan(const ScanCall& call) {
   const int64_t blocks = columns.blocks(), tiles = call.end - call.begin;
   Bins bins(call.low, call.high);
   int64_t below = 0, found = 0;
-  in_parallel(call.parallel_for, tiles, 1 + kGrain / (kTile * kTile * (2 * call.d + 8)), [&](int64_t begin, int64_t end) {
+  in_parallel(call.parallel_for, tiles, 1 + kGrainFlops / (kTile * kTile * (2 * call.d + 8)), [&](int64_t begin, int64_t end) {
     Bins own(call.low, call.high);
     Key keys[kTile * kTile + kLanes];
     int64_t smaller_ones = 0;

@@ -8,7 +8,6 @@ namespace fe::FE_ISA {
 
 namespace {
 
-inline constexpr int64_t kGrainFlops = 1 << 19;  // fewest for a second thread: some ten microseconds
 
 int64_t tiles_workspace(int64_t n, int64_t d) {
   const int64_t stride = round_up(d, kUnit);

@@ -12,7 +12,6 @@ namespace fe::FE_ISA {
 
 namespace {
 
-inline constexpr int64_t kGrainFlops = 1 << 19;
 
 struct Tiles {
   alignas(64) float value[kTile * kTile];  // first the products that t is made of

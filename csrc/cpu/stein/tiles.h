@@ -16,6 +16,7 @@ inline constexpr int kTile = 64;
 inline constexpr int kUnit = 16;    // columns of a tile and coordinates of a row come in units of this many
 inline constexpr int kDepth = 256;  // terms of an inner product that are summed on their own before they are added
 inline constexpr int kRows = 4;     // rows that a register tile holds
+inline constexpr int64_t kGrainFlops = 1 << 19;  // fewest operations that repay a second thread: some ten microseconds
 
 // Vectors of a register tile's row: four rows of them, their operands and a broadcast fill the registers.
 #if defined(__AVX512F__)
