@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fekernels as fe
+import fekernels.posterior.run
 from fekernels.posterior import PosteriorRun
 from tests.support.posteriors import (
     STORED,
@@ -17,6 +18,12 @@ from tests.support.posteriors import (
     logistic_regression,
     two_modes,
 )
+
+
+@pytest.fixture
+def short_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains that are trained for little more than a pass over the data."""
+    monkeypatch.setattr(fekernels.posterior.run, "TRAIN_STEPS", 20)
 
 
 def run(problem: Problem, **options: Any) -> PosteriorRun:
@@ -121,7 +128,7 @@ def test_a_network_is_as_uncertain_as_nuts_says_or_its_report_says_no() -> None:
     assert 0.5 < float(ratio.min()) and float(ratio.max()) < 2.0
 
 
-def test_the_same_seed_gives_the_same_samples_and_the_model_stays_as_it_is() -> None:
+def test_the_same_seed_gives_the_same_samples_and_the_model_stays_as_it_is(short_starts: None) -> None:
     problem = linear_regression(n=600, d=3, batch=100)
     before = [p.clone() for p in problem.model.parameters()]
     settings = {"samples": 8, "thinning": 2, "burn_in": 20}
@@ -131,7 +138,9 @@ def test_the_same_seed_gives_the_same_samples_and_the_model_stays_as_it_is() -> 
     assert all(p.grad is None for p in problem.model.parameters())
 
 
-def test_an_untouched_preconditioner_a_loader_of_another_size_and_a_short_run_are_said() -> None:
+def test_an_untouched_preconditioner_a_loader_of_another_size_and_a_short_run_are_said(
+    short_starts: None,
+) -> None:
     problem = linear_regression(n=600, d=3, batch=100)
     args, sizes = problem.arguments()
     result = fe.sample_posterior(
@@ -162,7 +171,7 @@ def test_another_number_of_points_is_not_believed(data_size: int, drop_last: boo
     assert report.converged == believed
 
 
-def test_the_picture_has_a_row_for_each_of_the_worst_weights_and_the_loss() -> None:
+def test_the_picture_has_a_row_for_each_of_the_worst_weights_and_the_loss(short_starts: None) -> None:
     result = run(linear_regression(n=600, d=3, batch=100), samples=8, thinning=2, burn_in=20)
     figure = result.report.plot()
     assert len(figure.axes) == 2 * (3 + 1)
