@@ -39,12 +39,20 @@ class Hardware:
         float32_flops: a second, of products at float32's accuracy: a third of dense TF32, which takes three of them.
         node: devices in a node.
         node_bandwidth: bytes a second that a device sends within a node: half of the data sheet's both ways.
-        network_bandwidth: bytes a second that a device sends to another node.
+        network_bandwidth: bytes a second that one adapter sends to another node.
         latency: seconds of one message, an assumption.
         attained: share of ``matrix_flops`` and ``float32_flops`` that programs reach, an assumption.
+        adapters: of a node, all of which its devices' collectives use at once; None is one a device.
+
+    Collectives go as NCCL's do: in as many rings as a node has adapters, each of a share of the bytes, which visits all
+    devices of a node and leaves it by an adapter of its own. What a device sends around one ring of all bytes therefore
+    leaves a node through all adapters together, while it passes within: the slower of both counts. An all-reduce takes
+    rings or double binary trees (twice the bytes whatever the ranks; a chain within a node, a tree over nodes),
+    whichever is faster; all others are rings.
 
     Sources: NVIDIA H200 data sheet (141 GB, 4.8 TB/s, BFLOAT16 1,979 and TF32 989 teraflops with sparsity, half of each
-    without, NVLink 900 GB/s); NVIDIA DGX H200 data sheet (8 GPUs, ConnectX-7 of 400 Gb/s for each).
+    without, NVLink 900 GB/s); NVIDIA DGX H200 data sheet (8 GPUs, ConnectX-7 of 400 Gb/s for each); Jeaugey 2019,
+    "Massively scale your deep learning training with NCCL 2.4" (rings, double binary trees).
     """
 
     memory: float = 141e9
@@ -56,10 +64,42 @@ class Hardware:
     network_bandwidth: float = 50e9
     latency: float = 1e-5
     attained: float = 0.4
+    adapters: int | None = None
+
+    @property
+    def _node_network(self) -> float:
+        """Bytes a second that leave a node."""
+        return self.network_bandwidth * (self.node if self.adapters is None else self.adapters)
 
     def link(self, ranks: int, apart: bool = False) -> float:
-        """Bytes a second around a ring of ranks: the slowest link's; ``apart``: one of them a node."""
-        return self.network_bandwidth if apart or ranks > self.node else self.node_bandwidth
+        """Bytes a second around rings of ranks, by what a device sends; ``apart``: one of them a node.
+
+        Of ranks that are one a node, each node's other devices have rings of their own at the same time.
+        """
+        if apart:
+            return self._node_network / self.node
+        if ranks <= self.node:
+            return self.node_bandwidth
+        return self._node_network if self.node == 1 else min(self.node_bandwidth, self._node_network)
+
+    def neighbours(self, ranks: int) -> float:
+        """Bytes a second from a rank to both of its neighbours, of which one may be in another node."""
+        if ranks <= self.node:
+            return self.node_bandwidth
+        own = self._node_network / self.node
+        return own if self.node == 1 else min(self.node_bandwidth, 2 * own)
+
+    def seconds(
+        self, collective: str, size: float, ranks: int, messages: int = 1, apart: bool = False
+    ) -> float:
+        """Of ``collective`` over ranks, of tensors of so many bytes altogether, so many of them."""
+        link, rounds = self.link(ranks, apart), _rounds(collective)
+        ring = rounds * (ranks - 1) * (size / ranks / link + messages * self.latency)
+        if collective != "all-reduce":
+            return ring
+        within = 1 if apart else min(ranks, self.node)
+        depth = within - 1 + math.ceil(math.log2(math.ceil(ranks / within)))
+        return min(ring, rounds * (size / link + messages * depth * self.latency))
 
 
 H200 = Hardware()
@@ -166,9 +206,8 @@ def training(
         collectives["all-reduce"] = gradients / shard, replicas
     sent = {name: _rounds(name) * size * (ranks - 1) / ranks for name, (size, ranks) in collectives.items()}
     seconds = {
-        name: sent[name] / hardware.link(ranks, apart=shard > 1 and name == "all-reduce")
-        + layers * _rounds(name) * (ranks - 1) * hardware.latency
-        for name, (_, ranks) in collectives.items()
+        name: hardware.seconds(name, size, ranks, layers, apart=shard > 1 and name == "all-reduce")
+        for name, (size, ranks) in collectives.items()
     }
     flops = 6 * count * tokens
     compute = flops / (hardware.matrix_flops * hardware.attained)
@@ -263,10 +302,14 @@ def particles(
             sent["totals"] = matrix / world
             if exchange == "ring":
                 sent["gathered"] = 2 * matrix / world
-    link, waited = hardware.link(world), (world - 1) * hardware.latency
     compute = flops / (hardware.float32_flops * hardware.attained)
-    ahead = (sent.get("gathered", 0.0) + sent.get("totals", 0.0)) / link + waited
-    meanwhile = sent.get("handed on", 0.0) / link
+    # Particles that go to one other rank each, and totals, leave a node by their device's own adapter.
+    own = hardware.link(world, apart=world > hardware.node)
+    gathering = own if exchange == "ring" else hardware.link(world)
+    ahead = (
+        sent.get("gathered", 0.0) / gathering + sent.get("totals", 0.0) / own + (world - 1) * hardware.latency
+    )
+    meanwhile = sent.get("handed on", 0.0) / hardware.neighbours(world)
     return ParticleCost(sent, held, flops, compute, ahead + meanwhile, ahead + max(compute, meanwhile))
 
 

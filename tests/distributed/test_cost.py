@@ -106,6 +106,39 @@ def test_bytes_seconds_and_memory_by_hand() -> None:
     assert alone.sent == {} and alone.communication == 0 and sum(alone.memory.values()) == 16_000
 
 
+def test_all_adapters_of_a_node_send_at_once() -> None:
+    """By hand, of 2 x 2 devices: 4,000 bytes of gradients, of which 3/4 go around twice."""
+    shared = {"node": 2, "latency": 0.0, "matrix_flops": 1e4, "network_bandwidth": 10.0}
+
+    def sending(**machine: float) -> float:
+        hardware = cost.Hardware(**{**shared, **machine})  # type: ignore[arg-type]
+        return cost.training(1000, 4, sharding="ddp", layers=1, tokens=1, hardware=hardware).communication
+
+    assert sending(node_bandwidth=100.0) == 6000 / 20
+    assert sending(node_bandwidth=100.0, adapters=1) == 6000 / 10
+    assert sending(node_bandwidth=15.0) == 6000 / 15, "the slower of both, which go on at the same time"
+    # Rings make six messages one after the other, trees two within and two between nodes, but of all bytes twice.
+    assert sending(node_bandwidth=100.0, latency=1.0) == 6000 / 20 + 6
+    assert sending(node_bandwidth=100.0, latency=60.0) == 8000 / 20 + 4 * 60
+    hybrid = cost.training(
+        1000,
+        4,
+        sharding="hsdp",
+        tokens=1,
+        layers=1,
+        hardware=cost.Hardware(**shared, adapters=1, node_bandwidth=1e9),  # type: ignore[arg-type]
+    )
+    assert hybrid.communication == pytest.approx(2000 / 5), "two devices' rings share an adapter"
+
+
+def test_a_node_of_eight_adapters() -> None:
+    """7B on 64 H200: what leaves a node is 55 GB through 400 GB/s, .14 s, and the messages of trees, 6 ms."""
+    plan = cost.training(7e9, 64, sharding="ddp")
+    assert plan.communication == pytest.approx(2 * 28e9 / 400e9 + 32 * 2 * (7 + 3) * 1e-5)
+    gathered = cost.particles(1_000_000, 64, 64)
+    assert gathered.communication == pytest.approx(504e6 / 400e9 + 63e-5)
+
+
 def test_what_stays_constant() -> None:
     plans = [cost.training(7e9, devices, sharding="hsdp") for devices in (64, 1024)]
     assert plans[0].memory == plans[1].memory
