@@ -17,7 +17,7 @@ from fekernels._runtime import backends
 from fekernels._runtime.host import host
 from fekernels._runtime.parts import drop_copies, is_sharded, local_tensor
 from fekernels._runtime.pointer_table import PointerTable, Row
-from fekernels._runtime.ranks import exchange, has_ranks, max_over_ranks, numbers_device
+from fekernels._runtime.ranks import has_ranks
 from fekernels._runtime.torch_internals import copy_all, never_traced
 from fekernels.ops.optimizers import variational_accumulate, variational_draw
 from fekernels.ops.optimizers.parameter_rows import check_row, group_rows, readable
@@ -280,7 +280,7 @@ class WeightDraws(TableOptimizer):
     def _rank_seed(self, group: dict[str, Any]) -> int:
         """The seed of this process' draws: every rank its own with ``sync``."""
         seed: int = group["seed"]
-        if not (self._sync and has_ranks()):
+        if not self._is_replica():
             return seed
         mixed = (seed + dist.get_rank() * GOLDEN) % (2 * LAST_SEED)
         return mixed - 2 * LAST_SEED if mixed >= LAST_SEED else mixed
@@ -348,35 +348,9 @@ class WeightDraws(TableOptimizer):
             )
         return self._sums[param]
 
-    def _average_over_ranks(self) -> tuple[int, bool]:
-        """With ``sync``: the sums become those of all ranks, a parameter's 0 where it has a gradient on others alone.
-
-        Returns:
-            How many draws they are of, and whether GradScaler found infinities on any rank.
-        """
-        if not (self._sync and has_ranks()):
-            return self._since.samples, False
-        params = [(group, param) for group in self.param_groups for param in group["params"]]
-        if any(is_sharded(param) for _, param in params):
-            raise ValueError(
-                f"{self._name}: sync=True takes plain parameters, of which every rank has all; got a DTensor"
-            )
-        function = f"{self._name} with sync=True"
-        # Ranks that reduced each its own parameters would add up gradients of different ones.
-        mine = [float(param in self._since.summed) for _, param in params]
-        found = getattr(self, "found_inf", None)
-        told = torch.tensor([float(found or 0), *mine], device=numbers_device())
-        found, *summed = max_over_ranks(function, told, None).tolist()
-        for (group, param), somewhere in zip(params, summed, strict=True):
-            if not somewhere:
-                continue
-            if param not in self._since.summed:
-                for total in self._sums_of(group, param):
-                    total.zero_()
-                self._since.summed[param] = None
-            for total in self._sums[param]:
-                exchange(function, dist.all_reduce, total)
-        return self._since.samples * dist.get_world_size(), bool(found)
+    def _is_replica(self) -> bool:
+        """Whether the step is of what several ranks have drawn."""
+        return self._sync and has_ranks()
 
 
 def run_rows(operation: StepOperation, rows: Sequence[Row], settings: StepSettings, backend: str) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from fekernels._checks import number
 from fekernels._runtime.parts import local_tensor
 from fekernels.ops.optimizers.variational_kl import variational_kl
+from fekernels.optim._replica_sums import ReplicaSums
 from fekernels.optim._shards import sum_over_shards
-from fekernels.optim._weight_draws import WeightDraws
 
 __all__ = ["WeightGaussian", "WeightPosterior"]
 
@@ -24,7 +24,7 @@ class WeightGaussian(NamedTuple):
     std: Tensor
 
 
-class WeightPosterior(WeightDraws):
+class WeightPosterior(ReplicaSums):
     """An optimizer of a Gaussian over the weights, without its step, that tells what it has learned."""
 
     _start_is_behind = False  # or was told of

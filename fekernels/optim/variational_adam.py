@@ -78,7 +78,9 @@ class VariationalAdam(WeightPosterior):
             the mean and std stands still.
         sync: replicas draw independently, and each step averages their gradients and products over the default
             process group. The gradients must be those of the replica alone: keep DistributedDataParallel from
-            averaging them (``no_sync``). Without it replicas draw the same, and averaged gradients are right.
+            averaging them (``no_sync``). All make as many draws a step, and skip one together where any rank's
+            GradScaler found an overflow; scales may differ. Without it replicas draw the same, and averaged gradients
+            are right.
         seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it; the ranks
             of a process group take rank 0's at their first draw.
         backend: "reference", "cpp", "triton" or "cuda" for this optimizer; None follows ``fe.use_backend``.
@@ -264,7 +266,8 @@ class VariationalAdam(WeightPosterior):
 
         Raises:
             TypeError: a complex gradient. ValueError: a sparse gradient, or a group value out of its range.
-            RuntimeError: inside a context; without a training context since the last step. Nothing has changed then.
+            RuntimeError: inside a context; without a training context since the last step; on every rank with ``sync``,
+                where they have had different numbers of contexts. Nothing has changed then.
         """
         if self._inside:
             raise RuntimeError(f"{self._name}: step must be called outside of sampled_params")
@@ -293,6 +296,8 @@ class VariationalAdam(WeightPosterior):
     def _step_without_draw(self) -> None:
         """At lr = 0 it makes the states, as torch's distributed checkpoints want of it; otherwise it is a mistake."""
         if any(float(group["lr"]) != 0 for group in self.param_groups):
+            if self._is_replica():
+                self._tell_ranks()
             raise RuntimeError(
                 f"{self._name}: step must follow a backward inside `with optimizer.sampled_params(train=True)`; "
                 "there was none since the last step"
@@ -314,23 +319,22 @@ class VariationalAdam(WeightPosterior):
                 "gradients zero_grad has cleared: those before are summed as they were"
             )
         samples, elsewhere = self._average_over_ranks()
+        lost = self._overflow(elsewhere)
         for group in self.param_groups:
             summed = self._since.summed
             live = [(i, p) for i, p in enumerate(group["params"]) if p in summed and p.requires_grad]
             if not live:
                 continue
             backend = backends.choose(group["params"][0].device.type, group["backend"])
-            scale, found = self._amp(group)
-            if found is not None:  # GradScaler has seen the gradients of the last draw alone
-                sums = [self._sums[param][0] for _, param in live]
-                found = found + elsewhere + (~torch.stack([total.isfinite().all() for total in sums])).any()
+            scale = None if self._is_replica() else self._amp(group)[0]
+            found = None if lost is None else lost.to(group["params"][0].device)
             rows = [self._sums_row(group, i, param) for i, param in live]
             if self._reparam:
                 self._step_reparam(group, live, rows, samples, scale, found, backend)
             else:
                 settings = self._settings(group)
                 assert isinstance(settings, VariationalAdamSettings)
-                settings.samples, settings.found_inf = float(samples), found
+                settings.samples, settings.grad_scale, settings.found_inf = float(samples), scale, found
                 run_rows(self._operation, rows, settings, backend)
             torch.autograd.graph.increment_version([param for _, param in live])
             rounded = [(row, param) for row, (_, param) in zip(rows, live, strict=True)

@@ -80,6 +80,55 @@ def draw_with_experts(rank: int, infinite: bool) -> Tensor:
     return torch.stack(params).detach()
 
 
+def overflow(rank: int, estimator: str, everywhere: bool) -> tuple[Tensor, float]:
+    """The parameters after steps of which the second overflows, on rank 0 alone or on both; and the scale then."""
+    params = starts()[:2]
+    groups = [{"params": [p]} for p in params]
+    optimizer = fe.VariationalAdam(
+        groups, 0.05, 30.0, betas=(0.8, 0.9), seed=11, sync=True, estimator=estimator
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for i in range(5):
+        for draw in range(2):
+            with optimizer.sampled_params(train=True):
+                optimizer.zero_grad()
+                infinite = i == 1 and draw == 1 and (everywhere or rank == 0)
+                # In one group of parameters of two, which are skipped together.
+                losses = [(p - rank).cosh().sum() for p in params]
+                scaler.scale(losses[0] * (math.inf if infinite else 1) + losses[1]).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+    return torch.stack(params).detach(), scaler.get_scale()
+
+
+def uneven(rank: int) -> list[str]:
+    """What ranks are told that make different numbers of draws, and whether they can go on with as many."""
+    told = []
+    for counts in ((1, 2), (0, 1)):
+        param = nn.Parameter(torch.linspace(-1, 1, 9))
+        optimizer = fe.VariationalAdam([param], 0.05, 30.0, seed=11, sync=True)
+
+        def draw(times: int, param: Tensor = param, optimizer: fe.VariationalAdam = optimizer) -> None:
+            for _ in range(times):
+                with optimizer.sampled_params(train=True):
+                    optimizer.zero_grad()
+                    param.cosh().sum().backward()
+
+        draw(counts[rank])
+        before = param.detach().clone()
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            told.append(str(error))
+        assert torch.equal(param, before)
+        draw(max(counts) - counts[rank])
+        optimizer.step()
+        both = [torch.empty_like(param) for _ in range(WORLD)]
+        dist.all_gather(both, param.detach())
+        assert torch.equal(*both) and not torch.equal(param, before)
+    return told
+
+
 def drifts(rank: int, mesh: Any) -> dict[str, Any]:
     """Optimizers that draw their own seed, on ranks that are seeded apart: do the replicas stay one?"""
     from torch.distributed.fsdp import fully_shard
@@ -199,4 +248,8 @@ def run() -> dict[str, Any]:
         both = [torch.empty_like(mine) for _ in range(WORLD)]
         dist.all_gather(both, mine)
         results[f"experts, infinite {infinite}"] = both
+    for estimator in ("natural", "reparam"):
+        for everywhere in (False, True):
+            results[f"overflow, {estimator}, {everywhere}"] = overflow(rank, estimator, everywhere)
+    results["uneven"] = uneven(rank)
     return results

@@ -84,6 +84,25 @@ def check_experts(results):
         assert bits_equal(got, start.float())
 
 
+def check_overflow(by_rank):
+    """One rank's overflow is every rank's skipped step, and its scale no other's; powers of two, so to the bit."""
+    for estimator in ("natural", "reparam"):
+        (first, half), (second, whole) = (results[f"overflow, {estimator}, False"] for results in by_rank)
+        assert (half, whole) == (2.0, 4.0)
+        wanted, scale = by_rank[0][f"overflow, {estimator}, True"]
+        assert scale == 2.0 and bool(wanted.isfinite().all())
+        assert bits_equal(first, wanted) and bits_equal(second, wanted), estimator
+
+
+def check_uneven(by_rank):
+    for rank, results in enumerate(by_rank):
+        for counts, told in zip(((1, 2), (0, 1)), results["uneven"], strict=True):
+            assert (
+                f"got {counts[rank]} training contexts on this rank since the last step, and from {counts[0]} to "
+                f"{counts[1]} on all"
+            ) in told
+
+
 def check_seeds(results):
     drawn = results["rank 0's"]
     for name in ("ddp", "ddp, hot later", "fsdp"):
@@ -212,3 +231,6 @@ def test_several_processes_are_one(tmp_path):
     for samples in (1, 2):
         check_draws_apart(samples, results)
     check_experts(results)
+    of_both = [its["replicas"] for its in by_rank]
+    check_overflow(of_both)
+    check_uneven(of_both)
