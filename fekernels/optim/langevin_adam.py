@@ -224,12 +224,6 @@ class LangevinAdam(TableOptimizer):
             self._uncorrected.check(f"{self._name}.state_dict", group, self.state)
         return super().state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._uncorrected.mark(self.param_groups, self.state)
-
-    load_state_dict.__doc__ = TableOptimizer.load_state_dict.__doc__
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_uncorrected": self._uncorrected}
 
@@ -357,6 +351,7 @@ class LangevinAdam(TableOptimizer):
 
     def _restore_group(self, group: dict[str, Any]) -> None:
         """Checkpoints of 0.1 have ``previous`` in a group: lr and temperature of its last step that moved."""
+        self._uncorrected.mark(self.param_groups, self.state)
         unit = momentum_unit(self._name, group.pop("previous", (0.0, 0.0)), float(group["betas"][0]))
         if not (unit > 0 and group["noise"] == "momentum"):
             return
