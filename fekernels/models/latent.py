@@ -356,7 +356,7 @@ class LatentModel(CountedNoise):
         for first in range(mine.start, max(mine.stop, mine.start + 1), chunk):
             size = min(chunk, mine.stop - first)  # 0 on a rank that has none
             key = {**noise, "stream": noise["stream"] + BOUND + first}
-            z = reparameterize(mean, logvar, samples=max(size, 1), **key)[:size]
+            z = reparameterize(mean, logvar, samples=size, **key)
             found = energy(
                 self.decode(z), target.expand(size, *target.shape), self.likelihood,
                 _of_samples(mask, size, target), batch_dims=2,

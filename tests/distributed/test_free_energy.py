@@ -90,6 +90,19 @@ def bound(estimator, alpha, dtype, mine, process_group):
     return found.detach(), z.grad, weight.grad
 
 
+def few_samples(process_group):
+    """The documented lines, of fewer samples than ranks: the last rank has none."""
+    generator = torch.Generator().manual_seed(7)
+    mean = torch.randn(4, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    logvar = (mean.detach() / 10).requires_grad_()
+    mine = range(2) if process_group is None else fe.distributed.share(2, process_group)
+    z = fe.reparameterize(mean, logvar, seed=0, samples=len(mine), stream=mine.start)
+    log_w = -z.square().sum(-1) - fe.monte_carlo_kl(mean, logvar, z)
+    found = fe.importance_weighted_bound(log_w, process_group=process_group)
+    found.sum().backward()
+    return found.detach(), torch.stack([mean.grad, logvar.grad])
+
+
 def bounds():
     for kind, sizes in SAMPLES.items():
         for estimator, alphas in ESTIMATORS.items():
@@ -197,6 +210,7 @@ def on_a_rank():
     mine = fe.distributed.share(7)
     results["share"] = mine
     results["samples"] = fe.reparameterize(mean, logvar, seed=5, samples=len(mine), stream=10 + mine.start)
+    results["few samples"] = few_samples(world)
     for name in VAES:
         results["vae", name] = vae_gradients(name, part((5, 0, 3), rank), world)
     with pytest.raises(TypeError, match="free_energy: process_group must be a ProcessGroup, .* got str"):
@@ -239,6 +253,16 @@ def test_bounds_and_gradients_are_those_of_all_samples(found):
             close(found[rank][what][0], value, dtype, what)
             close(found[rank][what][1] / WORLD, of_z[part(sizes, rank)], dtype, what)
         close(sum(found[rank][what][2] for rank in range(WORLD)) / WORLD, of_weight, dtype, what)
+
+
+@pytest.mark.filterwarnings("ignore:importance_weighted_bound")
+def test_a_rank_may_have_no_samples(found):
+    value, gradients = few_samples(None)
+    for rank in range(WORLD):
+        close(found[rank]["few samples"][0], value, torch.float64, rank)
+    of_ranks = sum(results["few samples"][1] for results in found) / WORLD
+    close(of_ranks, gradients, torch.float64, "gradients")
+    assert found[WORLD - 1]["few samples"][1].abs().max() == 0
 
 
 def test_noise_is_the_whole_batchs_to_the_bit(found):

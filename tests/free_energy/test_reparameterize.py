@@ -43,6 +43,17 @@ def test_it_is_the_formula(shape, backend, poisoned):
     torch.testing.assert_close(logvar.grad.double(), wanted, rtol=4.01 * UNIT, atol=0)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4)], ids=str)
+def test_no_samples_are_an_empty_tensor_with_gradients_of_zero(shape, compiled, backend):
+    mean, logvar = (torch.randn(shape, device=backend.device).requires_grad_() for _ in range(2))
+    draw = torch.compile(fe.reparameterize, backend="aot_eager") if compiled else fe.reparameterize
+    z = draw(mean, logvar, seed=SEED, samples=0, stream=3)
+    assert z.shape == (0, *shape) and z.dtype == mean.dtype
+    z.sum().backward()
+    assert (mean.grad == 0).all() and (logvar.grad == 0).all()
+
+
 def test_instruction_sets_and_threads_agree_to_the_bit():
     if (obstacle := CPP.obstacle()) is not None:
         pytest.skip(obstacle)
@@ -260,7 +271,7 @@ def test_meta_tensors_give_shapes():
         ({"stream": (1 << 32) - 2, "samples": 3}, ValueError, "stream must be in"),
         ({"offset": -1}, ValueError, "offset must be in"),
         ({"offset": 1 << 50}, ValueError, "offset must be in"),
-        ({"samples": 0}, ValueError, "samples must be in"),
+        ({"samples": -1}, ValueError, "samples must be in"),
     ],
 )
 def test_errors(change, error, message):

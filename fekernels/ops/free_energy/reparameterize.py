@@ -213,6 +213,7 @@ def reparameterize(
             number each: every rank must call, and waits for the others. Where the rows stay the same,
             ``fe.distributed.batch_offset`` gives the number once.
         samples: None for one sample of ``mean``'s shape; K for [K, B, *latent], sample k from stream ``stream + k``.
+            K may be 0, as of a rank that has no share of few samples; gradients are then zeros.
         process_group: of offset "rank": a ``ProcessGroup`` or a DeviceMesh of one dimension. None: the default group;
             where none is initialised, this process has all rows.
 
@@ -228,7 +229,7 @@ def reparameterize(
     plain = not torch.compiler.is_compiling() and _is_plain(mean, logvar)
     if not plain:
         _check_operands(function, mean, logvar)
-    count = 1 if samples is None else integer(function, "samples", samples, 1, SAMPLES)
+    count = 1 if samples is None else integer(function, "samples", samples, 0, SAMPLES)
     rows, latents = mean.shape[0], math.prod(mean.shape[1:])
     # Sizes that are symbols must not be compared: an exported program would hold for a range of them only. The operator
     # sees their values.
@@ -239,10 +240,12 @@ def reparameterize(
         raise ValueError(f"{function}: process_group belongs to offset='rank'; got offset={offset!r}")
     key = (
         signed_seed(function, seed),
-        integer(function, "stream", stream, 0, COUNTERS - count + 1),
+        integer(function, "stream", stream, 0, COUNTERS - max(count, 1) + 1),
         integer(function, "step", step, 0, COUNTERS),
         integer(function, "offset", offset, 0, last + 1),
     )
+    if count == 0:  # of a sum, whose gradients are zeros and no None
+        return (mean + logvar.to(mean.dtype)).unsqueeze(0)[:0]
     if plain:
         result: Tensor = _apply_plain(mean, logvar, key, None if samples is None else count)
         return result
