@@ -102,13 +102,13 @@ class Lanes {
   FloatV energy_[kParts] = {}, sums_[kParams][kParts] = {};
 };
 
-// Sums are finished every `kBlock` columns: kColumns, or kFold where a row is one vector.
-template <template <class> class Term, bool kMasked, int kBlock, int kParams = Term<float>::kParams>
-void dense_span(const ColumnSpan<kParams>& span) {
+// Sums are finished every `block` columns: kColumns, or kFold where a row is one vector.
+template <template <class> class Term, bool kMasked, int kParams = Term<float>::kParams>
+void dense_span(const ColumnSpan<kParams>& span, int block) {
   Lanes<kMasked, kParams> lanes(span);
   const int count = span.count;
-  for (int begin = 0; begin < count; begin += kBlock) {
-    const int end = count - begin < kBlock ? count : begin + kBlock;
+  for (int begin = 0, blocks = 0; begin < count; begin += block, ++blocks) {
+    const int end = count - begin < block ? count : begin + block;
     if (begin % kPage<float> == 0) lanes.touch_inputs_ahead(begin);
     for (int column = begin; column < end; column += kFold) {
 #pragma GCC unroll 4
@@ -121,7 +121,7 @@ void dense_span(const ColumnSpan<kParams>& span) {
         lanes.keep(at, part, column == begin, e, g);
       }
     }
-    lanes.finish_block(span, begin / kBlock);
+    lanes.finish_block(span, blocks);
   }
 }
 
@@ -188,15 +188,15 @@ void counts_of_span(const ColumnSpan<kParams>& span, const int* counted, int n, 
 }
 
 // Counts are mostly zeros, where the formula is short: it is computed for all, and the full one for those that are left.
-template <template <class> class Term, bool kMasked, int kBlock, int kParams = Term<float>::kParams>
-void sparse_span(const ColumnSpan<kParams>& span) {
+template <template <class> class Term, bool kMasked, int kParams = Term<float>::kParams>
+void sparse_span(const ColumnSpan<kParams>& span, int block) {
   Lanes<kMasked, kParams> lanes(span);
   const float* target = span.in[kParams];
   const int filled = (span.count + kFold - 1) / kFold * kFold;
-  for (int begin = 0; begin < filled; begin += kBlock) {
+  for (int begin = 0, blocks = 0; begin < filled; begin += block, ++blocks) {
     alignas(64) float energies[kColumns], gradients[kParams][kColumns];
     int counted[kColumns + 1], n = 0;
-    const int end = filled - begin < kBlock ? filled : begin + kBlock;
+    const int end = filled - begin < block ? filled : begin + block;
     for (int column = begin; column < end; column += kLanes) {
       FloatV p[kParams], e, g[kParams];
 #pragma GCC unroll 4
@@ -221,16 +221,16 @@ void sparse_span(const ColumnSpan<kParams>& span) {
         lanes.keep(at, part, column == begin, load(energies + at - begin), g);
       }
     }
-    lanes.finish_block(span, begin / kBlock);
+    lanes.finish_block(span, blocks);
   }
 }
 
-template <template <class> class Term, bool kMasked, int kBlock, int kParams>
-void terms_of_span(const ColumnSpan<kParams>& span) {
+template <template <class> class Term, int kParams>
+void terms_of_span(const ColumnSpan<kParams>& span, int block = kColumns) {
   if constexpr (Term<float>::kSparse) {
-    sparse_span<Term, kMasked, kBlock>(span);
+    span.mask ? sparse_span<Term, true>(span, block) : sparse_span<Term, false>(span, block);
   } else {
-    dense_span<Term, kMasked, kBlock>(span);
+    span.mask ? dense_span<Term, true>(span, block) : dense_span<Term, false>(span, block);
   }
 }
 

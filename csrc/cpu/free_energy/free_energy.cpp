@@ -80,7 +80,7 @@ class Rows {
       for (int c = 0; c < columns; ++c)
         observed_[r * kFold + c] = kept && (!call_.mask || call_.mask[(row + r) * call_.mask_stride + c]);
     }
-    terms_of_span<Term, true, kFold>(span_);
+    terms_of_span<Term>(span_, kFold);
     for (int r = 0; r < count; ++r) {
       call_.sums[row + r] = totals_[kParams][r] + 0.0;
       const float scale = call_.row_scale ? call_.row_scale[row + r] : 1.0f;
@@ -185,15 +185,7 @@ class Rows {
       if (grad.kind == GradKind::kColumn) span_.out[i] = column_sums(i, row, column);
     }
     span_.mask = call_.mask ? call_.mask + row * call_.mask_stride + column : nullptr;
-    span_terms();
-  }
-
-  void span_terms() {
-    if (span_.mask) {
-      terms_of_span<Term, true, kColumns>(span_);
-    } else {
-      terms_of_span<Term, false, kColumns>(span_);
-    }
+    terms_of_span<Term>(span_);
   }
 
   // One block, the columns that are missing in its last vector counting as unobserved.
@@ -223,7 +215,7 @@ class Rows {
       __builtin_memset(observed_ + count, 0, filled - count);
       span_.mask = observed_;
     }
-    span_terms();
+    terms_of_span<Term>(span_);
     for (int i = 0; i < kParams; ++i) {
       const TermGrad& grad = call_.grads[i];
       if (grad.kind == GradKind::kFull) {
