@@ -143,6 +143,12 @@ def doubts(
     samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int, optimizer: Optimizer | None
 ) -> list[str]:
     """Why averages over these samples are not the posterior's, with the numbers."""
+    lost = sum(not all(bool(sample[name].isfinite().all()) for name in names) for sample in samples)
+    if lost:
+        return [
+            f"{lost} of {len(samples)} samples have weights that are not finite: the chain has diverged, and averages "
+            "over it are nobody's posterior. Sample again with a smaller lr"
+        ]
     found = []
     size = effective_draws(samples, names, chains) if samples else 0.0
     if size < ENOUGH:

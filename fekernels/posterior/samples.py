@@ -196,9 +196,9 @@ class PosteriorSamples(WeightCollection):
 
         Warns:
             UserWarning: dim is -1 and the output has four dimensions or more: [B, C, H, W] would be averaged over
-                the wrong one. Naming the dimension (dim=1, dim=3) is the answer. Once, with the number: the samples are
-                worth fewer than 50 independent ones; the optimizer given at construction has a `gradient_noise_ratio`
-                above 0.1.
+                the wrong one. Naming the dimension (dim=1, dim=3) is the answer. Once, with the number: samples have
+                weights that are not finite; they are worth fewer than 50 independent ones; the optimizer given at
+                construction has a `gradient_noise_ratio` above 0.1.
         """
         if not len(self):
             raise ValueError(

@@ -83,6 +83,15 @@ def test_predictions_from_few_effective_samples_warn_once_with_the_number() -> N
         samples(independent(2, 1)).predict(torch.ones(4, 3))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_samples_of_a_chain_that_has_diverged_are_told(value: float) -> None:
+    draws = independent(60, 1)
+    draws[53:, 0, 2] = value
+    with pytest.warns(UserWarning, match="7 of 60 samples have weights that are not finite") as caught:
+        samples(draws).predict(torch.ones(4, 3))
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize(("count", "chains"), [(100, 1), (100, 2), (60, 30)])
 def test_the_same_weights_over_and_over_are_worth_one_sample(count: int, chains: int) -> None:
     kept = samples(torch.ones(count // chains, chains, 8))
