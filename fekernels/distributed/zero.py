@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from fekernels.optim._parameter_groups import ParameterGroups
-from fekernels.optim._seeds import COUNTS_ANEW, stream_of_name
+from fekernels.optim._seeds import COUNTS_ANEW
+from fekernels.optim._streams import stream_of_name
 
 __all__ = ["streams_of"]
 

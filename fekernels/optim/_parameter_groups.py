@@ -25,11 +25,13 @@ from fekernels.optim._rounding import lost_steps
 from fekernels.optim._seeds import (
     COUNTS_ANEW,
     check_parts,
-    keep_names,
+    decided_alone,
+    have_decided,
+    leave_undecided,
     may_make_noise,
-    stream_of_name,
     warn_of_shared_noise,
 )
+from fekernels.optim._streams import assign_streams, keep_names
 from fekernels.optim._zero import join_zero, zero_around
 
 __all__ = ["LAST_SEED", "ParameterGroups"]
@@ -248,19 +250,7 @@ class ParameterGroups(Optimizer):
             check_dtype(self._name, f"params[{i}]", param)
 
     def _assign_streams(self, group: dict[str, Any]) -> None:
-        """Position over all groups, or a hash of the name where the parameters came with names."""
-        taken = {stream: name for other in self.param_groups[:-1] for stream, name in self._streams(other)}
-        if "param_names" in group:
-            group["streams"] = [stream_of_name(name) for name in group["param_names"]]
-        else:
-            first = sum(len(other["params"]) for other in self.param_groups[:-1])
-            group["streams"] = list(range(first, first + len(group["params"])))
-        for stream, name in self._streams(group):
-            if stream in taken:
-                raise ValueError(
-                    f"{self._name}: parameters {taken[stream]!r} and {name!r} hash to the same noise stream; rename one"
-                )
-            taken[stream] = name
+        assign_streams(self._name, self.param_groups, group)
 
     def _add_streams(self, group: dict[str, Any]) -> None:
         """For parameters that were appended to a group's own list, which torch's optimizers step too."""
@@ -277,11 +267,6 @@ class ParameterGroups(Optimizer):
         first = 1 + max(stream for other in self.param_groups for stream in (-1, *other["streams"]))
         group["streams"] = [*group["streams"], *range(first, first + new)]
 
-    @staticmethod
-    def _streams(group: dict[str, Any]) -> list[tuple[int, str]]:
-        names = group.get("param_names") or [f"parameter {stream}" for stream in group["streams"]]
-        return list(zip(group["streams"], names, strict=True))
-
     def _anchor_of(self, group: dict[str, Any], i: int, state: dict[str, Any]) -> Tensor | None:
         if group["anchor"] is None:
             return None
@@ -293,25 +278,28 @@ class ParameterGroups(Optimizer):
         """As every torch optimizer's; before the first step it holds the anchors and nothing else of a state."""
         saved = super().state_dict()
         self._anchors.save(self.param_groups, saved["state"])
+        leave_undecided(saved["param_groups"], self._drawn_seed)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this optimizer, or of one with fewer group values (``torch.optim.Adam``, ``AdamW``).
 
-        What the checkpoint lacks (temperature, noise, seed, streams, anchors) stays as it was constructed. States keep
-        the dtype that ``state_dtype`` asks for, not the parameter's.
+        What the checkpoint lacks (temperature, noise, seed, streams, anchors) stays as it was constructed, and so does
+        a seed that is None in it: ranks had none in common yet. States keep the dtype that ``state_dtype`` asks for.
 
         Raises:
             TypeError, ValueError: a checkpoint of another kind of optimizer, of other groups or shapes, or with values
                 that no step could use. Nothing has changed then.
         """
-        checked: list[dict[str, Any]] = []
+        function, checked = f"{self._name}.load_state_dict", list[dict[str, Any]]()
 
-        def check(_: Optimizer, loading: dict[str, Any]) -> None:
-            self._check_checkpoint(loading)
-            checked.append(loading)
+        def check(_: Optimizer, loading: dict[str, Any]) -> dict[str, Any]:
+            check_groups(function, loading)
+            checked.append(decided_alone(loading))
+            self._check_checkpoint(checked[0])
+            return checked[0]
 
-        check_groups(f"{self._name}.load_state_dict", state_dict)
+        check_groups(function, state_dict)
         before = [dict(group) for group in self.param_groups]
         own = {param: dict(state) for param, state in self.state.items()}
         # After those of the user, which may change everything.
@@ -338,8 +326,7 @@ class ParameterGroups(Optimizer):
                 if state.keys() == {"anchor"}:  # saved before the first step
                     del self.state[param]
             self._restore_group(group)
-        if self._drawn_seed is not None and any("seed" in group for group in state_dict["param_groups"]):
-            # All ranks have loaded one: a rank whose own draw it happens to be must not ask the others for theirs.
+        if have_decided(self._drawn_seed, self.param_groups, state_dict):
             self.defaults["seed"], self._drawn_seed = self.param_groups[0]["seed"], None
         self._reset_caches()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 import weakref
 from typing import Any
@@ -16,10 +15,11 @@ from fekernels._runtime.torch_internals import is_flat_shard
 __all__ = [
     "COUNTS_ANEW",
     "check_parts",
+    "decided_alone",
+    "have_decided",
     "is_hot",
-    "keep_names",
+    "leave_undecided",
     "may_make_noise",
-    "stream_of_name",
     "warn_of_shared_noise",
 ]
 
@@ -32,23 +32,35 @@ COUNTS_ANEW = (
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
-def stream_of_name(name: str) -> int:
-    """A parameter's Philox stream by its name: 31 bits (the top bit belongs to the rounding noise)."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF
+def leave_undecided(saved: list[dict[str, Any]], drawn: int | None) -> None:
+    """Make None of seeds in a checkpoint's groups that ranks have not agreed on: each has drawn another, ``drawn``.
 
-
-def keep_names(group: dict[str, Any], before: dict[str, Any]) -> None:
-    """Streams of names stay with them where a loaded group has the same names in another order.
-
-    ``torch.distributed.checkpoint`` matches states by name, and lists in a group not at all. Other names are a rename,
-    where position tells whose noise it was.
+    As numbers they would be taken as given, of every rank its own where each rank loads a file of its own.
     """
-    names = before.get("param_names")
-    if names is None:
+    if drawn is None or not has_ranks():
         return
-    streams = [stream_of_name(name) for name in names]
-    if sorted(streams) == sorted(group["streams"]):
-        group["streams"], group["param_names"] = streams, names
+    for group in saved:
+        if group["seed"] == drawn:
+            group["seed"] = None
+
+
+def decided_alone(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without the seeds that were not decided when it was saved: whoever loads it keeps its own."""
+    groups = [
+        {key: value for key, value in group.items() if key != "seed" or value is not None}
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "param_groups": groups}
+
+
+def have_decided(drawn: int | None, groups: list[dict[str, Any]], loaded: dict[str, Any]) -> bool:
+    """Whether no group is left with the seed that this rank has drawn, as all ranks have loaded other ones.
+
+    A rank whose own draw a loaded one happens to be must not ask the others for theirs.
+    """
+    given = ["seed" in group for group in loaded["param_groups"]]
+    left = [group["seed"] for group, seed in zip(groups, given, strict=False) if not seed]
+    return any(given) and drawn is not None and drawn not in left
 
 
 def is_hot(group: dict[str, Any], unknown: bool = False) -> bool:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fekernels.optim._seeds import decided_alone, have_decided, leave_undecided
+
 if TYPE_CHECKING:
     from fekernels.optim._parameter_groups import ParameterGroups
 
@@ -43,10 +45,16 @@ def join_zero(optimizer: ParameterGroups, zero: Any) -> weakref.ref[Any]:
         for group, packed in zip(zero.param_groups, saved["param_groups"], strict=True):
             packed["streams"] = _streams(group["params"], streams, first)
             first += len(group["params"])
+        leave_undecided(saved["param_groups"], optimizer._drawn_seed)
 
-    def load(_: Any, saved: dict[str, Any]) -> None:
-        if any("seed" in group for group in saved["param_groups"]):
-            optimizer._drawn_seed = None  # all ranks have loaded one, and none asks the others for theirs
+    def load(zero: Any, saved: dict[str, Any]) -> None:
+        if have_decided(optimizer._drawn_seed, zero.param_groups, decided_alone(saved)):
+            optimizer._drawn_seed = None
+        for group, own in zip(saved["param_groups"], zero.param_groups, strict=False):
+            if (
+                "seed" in group and group["seed"] is None
+            ):  # in place: what was given is read again after this hook
+                group["seed"] = own["seed"]
 
     zero.register_state_dict_post_hook(save)
     zero.register_load_state_dict_pre_hook(load)

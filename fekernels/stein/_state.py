@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fekernels._checks import integer
+from fekernels._runtime.ranks import has_ranks
 from fekernels.ops._noise_key import signed_seed
 from fekernels.stein._checks import checked_particles
 
@@ -21,11 +22,14 @@ STATE = ("particles", "optimizer", "iteration", "seed", "target")
 
 def whole_state(sampler: SVGD) -> dict[str, Any]:
     everyone, x = sampler._all, sampler._particles
+    undecided = (
+        sampler.seed == sampler._drawn_seed and has_ranks()
+    )  # each rank has drawn another, until its first noise
     return {
         "particles": everyone.gather(x),
         "optimizer": copy.deepcopy(everyone.whole_state(sampler.optimizer.state_dict(), x)),
         "iteration": sampler.iteration,
-        "seed": sampler.seed,
+        "seed": None if undecided else sampler.seed,
         "target": {key: everyone.gather(value) for key, value in sampler._target.state().items()},
     }
 
@@ -46,7 +50,8 @@ def load_whole_state(sampler: SVGD, state: Any) -> None:
                 f"got {particles.dtype} of {tuple(particles.shape)}"
             )
         iteration = integer(name, "iteration", state["iteration"], 0, 1 << 32)
-        signed_seed(name, state["seed"])
+        seed = sampler.seed if state["seed"] is None else state["seed"]
+        signed_seed(name, seed)
         if not isinstance(state["optimizer"], dict):
             raise TypeError(f"{name}: optimizer must be a dict; got {type(state['optimizer']).__name__}")
         target = state["target"]
@@ -57,11 +62,13 @@ def load_whole_state(sampler: SVGD, state: Any) -> None:
             }
         sampler._target.check(name, target)
         sums = (float(particles.double().sum()), float(particles.double().abs().sum()))
-        agreement.tell(len(mine), (iteration, state["seed"], sums))
+        agreement.tell(len(mine), (iteration, seed, sums))
     sampler.optimizer.load_state_dict(everyone.own_state(copy.deepcopy(state["optimizer"]), mine))
     sampler._target.load(target)
     mine.copy_(everyone.part(particles))
-    sampler.iteration, sampler.seed, sampler._drawn_seed = iteration, state["seed"], None
+    sampler.iteration, sampler.seed = iteration, seed
+    if state["seed"] is not None:
+        sampler._drawn_seed = None
     sampler.bandwidth = sampler.log_prob = None
     if sampler._flight is not None:
         sampler._flight.forget()

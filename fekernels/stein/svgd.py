@@ -380,7 +380,8 @@ class SVGD:
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of particles, optimizer state, step count and seed: all that the further path depends on, apart from
-        what log_prob and schedules of the user's keep themselves. Tensors, numbers and dicts only.
+        what log_prob and schedules of the user's keep themselves. Tensors, numbers and dicts only; the seed is None
+        where nobody gave one and ranks have not agreed on theirs yet, which is before the first noise or groups.
 
         Of ranks a collective: all particles on every rank, so that any number of ranks, one too, can go on from it.
         """

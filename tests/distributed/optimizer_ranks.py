@@ -205,6 +205,69 @@ def anchored(rank: int, wrapped: bool) -> list[Tensor]:
     ]
 
 
+def undecided(rank: int) -> dict[str, list[Any]]:
+    """Replicas that go on from checkpoints of each rank's own, saved before the first noise: weights and seeds."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    found: dict[str, list[Any]] = {}
+    for name, kind in (
+        ("LangevinAdam", fe.LangevinAdam),
+        ("SGLD", fe.SGLD),
+        ("VariationalAdam", fe.VariationalAdam),
+        ("ZeRO", fe.LangevinAdam),
+        ("agreed", fe.LangevinAdam),
+    ):
+        saved: Any = None
+        for start in (100, 200):
+            params = starts()
+            torch.manual_seed(start + rank)
+            options: dict[str, Any] = {"lr": 0.01}
+            if kind is fe.VariationalAdam:
+                optimizer: Any = kind(params, ess=30.0, **options)
+            elif name == "ZeRO":
+                made = fe.distributed.streams_of(kind, params)
+                optimizer = ZeroRedundancyOptimizer(params, optimizer_class=made, temperature=0.0, **options)
+            else:
+                groups = [{"params": params[:2]}, {"params": params[2:], "seed": 3}]
+                optimizer = kind(groups, temperature=0.0, **options)
+            if saved is not None:
+                optimizer.load_state_dict(saved)
+            hot = saved is not None or name == "agreed"
+            for _ in range(2):
+                if kind is fe.VariationalAdam and not hot:
+                    break
+                for group in optimizer.param_groups:
+                    group["temperature"] = 0.1 if hot else 0.0
+                if kind is fe.VariationalAdam:
+                    with optimizer.sampled_params(train=True):
+                        sum(p.cosh().sum() for p in params).backward()  # type: ignore[union-attr]
+                for p in params:
+                    p.grad = p.detach().clone()
+                optimizer.step()
+            if saved is None:
+                if name == "ZeRO":
+                    optimizer.consolidate_state_dict(0)
+                    box = [optimizer.state_dict() if rank == 0 else None]
+                    dist.broadcast_object_list(box)
+                    saved = box[0]
+                else:
+                    saved = optimizer.state_dict()
+                seeds = [group["seed"] for group in saved["param_groups"]]
+        found[name] = [torch.stack(params).detach(), seeds, [g["seed"] for g in optimizer.param_groups]]
+    saved = None
+    for start in (100, 200):
+        torch.manual_seed(start + rank)
+        sampler = fe.SVGD(
+            None, torch.ones(3, 2), scores=torch.neg, optimizer="sgd", lr=0.1, noise="independent"
+        )
+        if saved is not None:
+            sampler.load_state_dict(saved)
+            sampler.step()
+        saved = saved or sampler.state_dict()
+    found["SVGD"] = [sampler.particles, [saved["seed"]], [sampler.seed]]
+    return found
+
+
 def run() -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
     from torch.distributed.device_mesh import init_device_mesh
@@ -252,4 +315,5 @@ def run() -> dict[str, Any]:
         for everywhere in (False, True):
             results[f"overflow, {estimator}, {everywhere}"] = overflow(rank, estimator, everywhere)
     results["uneven"] = uneven(rank)
+    results["undecided"] = undecided(rank)
     return results

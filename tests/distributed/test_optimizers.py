@@ -103,6 +103,20 @@ def check_uneven(by_rank):
             ) in told
 
 
+def check_undecided(by_rank):
+    """A seed that nobody gave and that made no noise is none in a checkpoint, and the ranks agree on one later."""
+    first, second = (results["undecided"] for results in by_rank)
+    torch.manual_seed(200)
+    drawn = int(torch.randint(0, (1 << 63) - 1, ()))  # rank 0's, when it goes on
+    for name, (weights, saved, seeds) in first.items():
+        assert bits_equal(weights, second[name][0]), name
+        if name == "agreed":  # what made noise is the checkpoint's
+            assert saved[0] not in (None, drawn) and saved == seeds == second[name][2]
+            continue
+        assert saved == second[name][1] and saved[0] is None and seeds == second[name][2]
+        assert seeds[0] == drawn and saved[1:] == seeds[1:] == [3] * len(saved[1:]), name
+
+
 def check_seeds(results):
     drawn = results["rank 0's"]
     for name in ("ddp", "ddp, hot later", "fsdp"):
@@ -234,3 +248,4 @@ def test_several_processes_are_one(tmp_path):
     of_both = [its["replicas"] for its in by_rank]
     check_overflow(of_both)
     check_uneven(of_both)
+    check_undecided(of_both)

@@ -90,7 +90,7 @@ def test_named_parameters_carry_their_streams_with_them(place):
 
 
 def test_names_that_hash_alike_raise(monkeypatch):
-    monkeypatch.setattr("fekernels.optim._parameter_groups.stream_of_name", len)
+    monkeypatch.setattr("fekernels.optim._streams.stream_of_name", len)
     a, b, c = leaf(torch.zeros(2)), leaf(torch.zeros(2)), leaf(torch.zeros(2))
     with pytest.raises(
         ValueError, match="parameters 'aa' and 'bb' hash to the same noise stream; rename one"
