@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.ranks import exchange, gathered_numbers, numbers_device
+from fekernels._runtime.torch_internals import version
 
-__all__ = ["WORD", "Agreement", "agree", "bits_of", "tensors_digest", "word"]
+__all__ = ["NOTHING", "WORD", "Agreement", "BatchDigest", "agree", "bits_of", "tensors_digest", "word"]
 
 WORD = 1 << 63
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 MESSAGE = 2048  # bytes of a value or an error that the other ranks are told
+NOTHING = object()  # the value of a rank that has no say in it: of a batch, one without particles or chains
 
 
 def word(text: str) -> int:
@@ -40,6 +44,41 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return f"{word(' '.join(parts)):016x}"
 
 
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Those of nested tuples, lists and mappings; arrays of numbers too. Whatever else a batch holds says nothing."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, np.ndarray):
+        if batch.dtype.kind in "biufc":
+            yield torch.tensor(batch)
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(part)
+
+
+class BatchDigest:
+    """A digest of each step's batch, by which ranks tell whether theirs are the same: of shapes, and bits in any order.
+
+    Of tensors that come again unchanged, as all the data at every step, nothing is read twice.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[list[tuple[Any, int]], str] | None = None
+
+    def __call__(self, batch: Any) -> str:
+        tensors = [tensor for tensor in _tensors(batch) if not tensor.is_meta]
+        if self._last is not None:
+            known, digest = self._last
+            if len(known) == len(tensors) and all(
+                ref() is tensor and known_version == version(tensor) and not tensor.is_inference()
+                for (ref, known_version), tensor in zip(known, tensors, strict=True)
+            ):
+                return digest
+        digest = tensors_digest((str(i), tensor) for i, tensor in enumerate(tensors))
+        self._last = [(weakref.ref(tensor), version(tensor)) for tensor in tensors], digest
+        return digest
+
+
 class Agreement:
     """What every rank does before they go on together: a block, at whose end each knows that all have come so far.
 
@@ -51,7 +90,7 @@ class Agreement:
     instead of waiting for a rank that does not come. Without a group it is a block like any other.
 
     Args:
-        names: of the ``values``, each of which must have the same ``repr`` on every rank.
+        names: of the ``values``, each of which must have the same ``repr`` on every rank; but for NOTHING.
         digests: the names of those that a message need not show.
 
     Attributes:
@@ -73,8 +112,12 @@ class Agreement:
         self.number = 0
 
     def tell(self, rows: int = 0, values: Iterable[Any] = (), number: int = 0) -> None:
-        self._texts = [] if self._group is None else [repr(value) for value in values]
-        self._told = [1, rows, number, *map(word, self._texts)]
+        said = [] if self._group is None else list(values)
+        self._texts = [repr(value) for value in said]
+        codes = (
+            -1 if value is NOTHING else word(text) for value, text in zip(said, self._texts, strict=True)
+        )
+        self._told = [1, rows, number, *codes]
 
     def __enter__(self) -> Agreement:
         return self
@@ -94,20 +137,20 @@ class Agreement:
             self._raise_of(failed[0], error)
             return  # the error of the block goes on
         for at, name in enumerate(self._names):
-            codes = [codes[at] for _, _, _, *codes in every]
-            if len(set(codes)) > 1:
-                self._differ(
-                    name, self._texts[at], next(r for r, code in enumerate(codes) if code != codes[0])
-                )
+            said = {rank: codes[at] for rank, (_, _, _, *codes) in enumerate(every) if codes[at] >= 0}
+            first = next(iter(said), 0)
+            other = next((rank for rank, code in said.items() if code != said[first]), None)
+            if other is not None:
+                self._differ(name, self._texts[at], first, other)
         self.counts = [rows for _, rows, *_ in every]
         self.number = every[0][2]
 
-    def _differ(self, name: str, text: str, rank: int) -> None:
+    def _differ(self, name: str, text: str, first: int, other: int) -> None:
         told = f"{self._function}: {name} must be the same on every rank; got"
         if name in self._digests:
-            raise ValueError(f"{told} another on rank {rank} than on 0")
-        first, other = self._said(0, text), self._said(rank, text)
-        raise ValueError(f"{told} {first} on rank 0 and {other} on rank {rank}")
+            raise ValueError(f"{told} another on rank {other} than on {first}")
+        here, there = self._said(first, text), self._said(other, text)
+        raise ValueError(f"{told} {here} on rank {first} and {there} on rank {other}")
 
     def _raise_of(self, rank: int, error: BaseException | None) -> None:
         """Rank `rank` says what it has raised; those that have raised nothing raise that."""

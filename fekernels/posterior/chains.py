@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import boolean, integer, number
-from fekernels._runtime.agreement import agree, bits_of, tensors_digest
+from fekernels._runtime.agreement import NOTHING, BatchDigest, agree, bits_of, tensors_digest
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
@@ -27,6 +27,10 @@ State = dict[str, Tensor]
 # Of the noise that moves the chains apart: not a stream that an optimizer gives its parameters, which count from 0.
 JITTER = 0xFFFFFFFE
 WEIGHTS = "model (names, shapes, weights and buffers)"
+BATCH = (
+    "batch (of all the data: chains are split over ranks, data are not; minibatches by one seed, or with each=True one "
+    "for each chain)"
+)
 # Weights; 16 chains of a network of three layers, two threads, at once and one by one: 9 and 11 ms a step with 8.5e4
 # weights each, 20 and 18 with 1.8e5, 35 and 25 with 3e5, 96 and 75 with 1e6. More layers cost more calls.
 LARGE = 1 << 18
@@ -149,6 +153,7 @@ class Chains:
         self._buffers = {
             name: b.detach().repeat(self.n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
         }
+        self._unchecked = group is not None  # ranks that have not compared a batch yet
         self._tied = tied_names(self._model)  # to look for them costs a small model as much as its call
         self._gradients = StackedGradients()
         if isinstance(jitter, Mapping):
@@ -225,9 +230,22 @@ class Chains:
         """[n]: ``loss_fn(model, batch)``, a scalar, with every chain's weights, of those that are here.
 
         Args:
-            batch: what loss_fn takes, the same for all chains.
+            batch: what loss_fn takes, the same for all chains, on every rank.
             each: ``batch`` is a sequence of n batches, one for each chain.
+
+        Over ranks the first call with gradients and without ``each`` is a collective, which compares the batches.
+
+        Raises:
+            ValueError: another number of batches than chains; a loss that is no scalar; on all ranks, where that first
+                batch is not the same on all. Nothing sees later ones, nor those of each=True: give no rank its own
+                rows alone, as a DistributedSampler does, or its chains sample another posterior than the others.
         """
+        if self._unchecked and not each and torch.is_grad_enabled():
+            self._unchecked = False
+            group = next(self.parameters()).device_mesh.get_group()  # type: ignore[attr-defined]
+            agree(
+                "Chains.losses", {BATCH: BatchDigest()(batch) if self.n else NOTHING}, group, digests=[BATCH]
+            )
         module = _Loss(self._model, loss_fn)
         if self.n == 0:  # that a step is made here too, and counted
             return torch.cat([p.flatten() for p in self._here().values()])
@@ -290,6 +308,7 @@ class Chains:
         found = copy.copy(self)
         found._gradients = StackedGradients()
         found.n = found.total = n
+        found._unchecked = False
         found.numbers, found._parameters = range(n), {}
         found._buffers = {
             name: b.detach().repeat(n, *(1 for _ in b.shape)) for name, b in self._model.named_buffers()
@@ -301,6 +320,7 @@ class Chains:
         found = copy.copy(self)
         found._gradients = StackedGradients()
         found.n = found.total = n
+        found._unchecked = False
         found.numbers = range(n)
         found._parameters = {
             name: nn.Parameter(p.detach()[:n].clone()) for name, p in self._parameters.items()

@@ -54,9 +54,9 @@ class Population:
     def __init__(self, function: str, n: int) -> None:
         self.function, self.n = function, n
 
-    def together(self, names: Sequence[str] = ()) -> Agreement:
+    def together(self, names: Sequence[str] = (), digests: Sequence[str] = ()) -> Agreement:
         """A block in which one rank may fail, after which all go on or none."""
-        return Agreement(self.function, self.group, names)
+        return Agreement(self.function, self.group, names, digests)
 
     def evaluate(
         self, target: Target, x: Tensor, batch: tuple[Any, ...], step: int

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number, one_of
-from fekernels._runtime.agreement import Agreement
+from fekernels._runtime.agreement import NOTHING, Agreement, BatchDigest
 from fekernels._runtime.parts import begin_at
 from fekernels._runtime.ranks import draw_seed, group_of, has_ranks, seed_of_rank_0
 from fekernels.ops._noise_key import signed_seed
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["SVGD"]
 
 PRECISIONS = ("fp32", "tf32", "bf16x3")
+BATCH = "batch (of all the data: particles are split over ranks, data are not; minibatches by one seed)"
 # What ranks must have alike, by the constructor's names.
 AGREED = (
     "d", "the particles' dtype", "kernel", "bandwidth", "bandwidth_scale", "temperature", "kernel_batch", "noise",
@@ -105,7 +106,10 @@ class SVGD:
     Bandwidth, direction, noise and groups are those of one process to the bit on any number of ranks; log_prob is
     called with own particles, and not where there are none. So the steps are the same to the bit where the scores are
     and where the optimizer works element by element, as Adam, SGD and fe.LangevinAdam do. What fails on one rank, such
-    as a NaN score, raises on all. noise="kernel" needs one process.
+    as a NaN score, raises on all. noise="kernel" needs one process. Data are not split: every rank gives `step` the
+    same batch, which is compared. A log_prob that holds data itself must hold the same on every rank: with rows of its
+    own (of a DistributedSampler, say) a rank's particles go to another posterior than those of the others, and nothing
+    tells.
 
     Attributes:
         particles: [n, d] where they are now, the tensor itself: it changes with each step.
@@ -178,7 +182,7 @@ class SVGD:
                 type(self._target).__name__,
             )  # fmt: skip
             agreement.tell(len(x), settings, drawn)
-        self._all = population(name, group, exchange, agreement, x)
+        self._all, self._batch_digest = population(name, group, exchange, agreement, x), BatchDigest()
         begin_at(x, self._all.begin * x.shape[1])
         # One group is the full direction, and nothing is dealt.
         self._kernel_batch = kernel_batch if kernel_batch and kernel_batch < self._all.n else None
@@ -228,10 +232,11 @@ class SVGD:
         """Move the particles once.
 
         Args:
-            batch: handed on to log_prob or scores, behind the particles.
+            batch: handed on to log_prob or scores, behind the particles; of ranks, the same on all.
 
         Raises:
-            ValueError: a score or a log_prob that is NaN or infinite; names the step and the first such particle.
+            ValueError: a score or a log_prob that is NaN or infinite; names the step and the first such particle. Of
+                ranks, on all of them, tensors or arrays of the batch that differ between two that have particles.
                 Particles, optimizer and step count are then as they were before the call, and so they are after an
                 exception from log_prob.
         """
@@ -327,7 +332,7 @@ class SVGD:
         name, x, step, everyone = type(self).__name__, self._particles, self.iteration + 1, self._all
         self._agree_on_seed()
         agreement = everyone.together(
-            ("iteration", "seed", "optimizer", "bandwidth", "anneal", "what is measured")
+            ("iteration", "seed", "optimizer", "bandwidth", "anneal", "what is measured", BATCH), (BATCH,)
         )
         with agreement:
             if self._noise is not None:
@@ -339,7 +344,8 @@ class SVGD:
             told = "median" if h is None else h.item() if everyone.group is not None else 0.0
             rates = "" if everyone.group is None else settings_of(self.optimizer)
             measured_by = None if kernel is None else tuple(which_kernel(name, kernel))
-            agreement.tell(len(x), (self.iteration, self.seed, rates, told, gamma, measured_by))
+            data = self._batch_digest(batch) if everyone.group is not None and len(x) else NOTHING
+            agreement.tell(len(x), (self.iteration, self.seed, rates, told, gamma, measured_by, data))
         groups = None
         if self._kernel_batch is not None:
             groups = random_groups(everyone.n, self._kernel_batch, self.seed, step, x.device)

@@ -93,6 +93,24 @@ def unlike() -> None:
         fe.Chains(model, 4, process_group=dist.group.WORLD)
 
 
+def own_rows() -> None:
+    """Batches of one rank alone raise on all, at the first call that is given one to learn from."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    x, y = batch()
+    own = x[rank::ranks], y[rank::ranks]
+    chains = fe.Chains(network(), 2 * ranks, process_group=dist.group.WORLD)
+    with torch.no_grad():
+        chains.losses(loss_fn, own)  # each rank may look at what it likes
+    chains.losses(loss_fn, [own] * chains.n, each=True)
+    told = r"Chains.losses: batch \(of all the data.*\) must be the same on every rank; got another on rank 1 than on 0"
+    with pytest.raises(ValueError, match=told):
+        chains.losses(loss_fn, own)
+    chains = fe.Chains(network(), 1, process_group=dist.group.WORLD)
+    chains.losses(loss_fn, batch() if chains.n else None)  # a rank without chains needs no data
+    shuffled = fe.Chains(network(), 2 * ranks, process_group=dist.group.WORLD)
+    shuffled.losses(loss_fn, (x.roll(rank, 0), y.roll(rank, 0)))  # all of them, in whatever order
+
+
 def without_chains() -> int:
     """A rank that has none collects like the others."""
     chains = fe.Chains(network(), 1, process_group=dist.group.WORLD)
@@ -112,6 +130,7 @@ def without_chains() -> int:
 
 def of_ranks() -> dict[str, Any]:
     unlike()
+    own_rows()
     assert without_chains() == (dist.get_rank() == 0)
     if dist.get_rank() == 0:
         own, told = torch.zeros(1, 5, 3), r"got \(chains, draws, weights\) \(1, 5, 3\), \(1, 4, 3\)"

@@ -169,6 +169,8 @@ ERRORS = {
     "rate": "ValueError: SVGD: optimizer must be the same on every rank; got .Adam of .*'lr', 0.[12]",
     "state": "ValueError: SVGD: particles must be the same on every rank",
     "schedule": "ValueError: SVGD: bandwidth must be the same on every rank; got [12].0 on rank .",
+    "batch": r"ValueError: SVGD: batch \(of all the data.*\) must be the same .*; got another on rank 2 than on 0",
+    "rows": "ValueError: SVGD: batch .* got another on rank 1 than on 0",
     "direction": "ValueError: distributed.svgd_direction: temperature must be the same on every rank; got (1.0|0.5)",
     "scores": "ValueError: distributed.svgd_direction: .*scores must have shape",
     "convention": "ValueError: distributed.median_bandwidth: the kind of median must be the same on every rank",

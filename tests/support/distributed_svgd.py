@@ -184,6 +184,21 @@ def failing(rank: int) -> dict[str, str]:
     says("state", lambda: faster.load_state_dict(state))
     schedule = fe.SVGD(None, own, scores=scores_of, process_group=group, bandwidth=lambda step: 1.0 + one)
     says("schedule", schedule.step)
+
+    def of_data(x: Tensor, data: Any) -> Tensor:
+        return scores_of(x) + data["x"].mean()
+
+    rows = batch()[0]
+    learns = fe.SVGD(None, own, scores=of_data, process_group=group)
+    learns.step({"x": rows, "at": rank})
+    learns.step({"x": rows.flip(0), "at": rank})
+    rows[0, 0] += 1e-6 * one  # in place: what was read is read again
+    says("batch", lambda: learns.step({"x": rows, "at": rank}))
+    says("rows", lambda: learns.run(1, batches=[[{"x": rows[rank::3].numpy()}]], progress=False))
+    assert learns.iteration == 2
+    idle = fe.SVGD(None, own[: 0 if one else len(own)], scores=of_data, process_group=group)
+    idle.step(*(() if one else ({"x": batch()[0]},)))  # that has no particles may have no data
+    assert idle.iteration == 1
     says("direction", lambda: distributed.svgd_direction(own, own, temperature=1.0 - 0.5 * one))
     says("scores", lambda: distributed.svgd_direction(own, own[:, :3] if one else own))
     says("convention", lambda: distributed.median_bandwidth(own, "pairs" if one else "liu_wang"))
