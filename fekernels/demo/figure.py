@@ -9,7 +9,8 @@ import torch
 
 from fekernels import plots
 from fekernels.demo import report
-from fekernels.diagnostics import calibration, split_rhat
+from fekernels.diagnostics import calibration
+from fekernels.diagnostics.chains import unjudged_statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def draw(results: Sequence[report.SeedResult]) -> Figure:
     run = results[0].reports[report.LANGEVIN]
     plots.trace(axes[1, 1], run.losses, "training loss of the samples")
     axes[1, 1].set_title("First split: the sampler's chains")
-    worst = int(split_rhat(run.trace).nan_to_num(0.0).argmax())
+    worst = int(unjudged_statistics(run.trace).rhat.nan_to_num(0.0).argmax())
     plots.posterior(axes[1, 2], run.trace[..., worst], run.names[worst])
     axes[1, 2].set_title(f"First split: the weight with the largest R-hat, {run.rhat_max:.2f}")
     return figure

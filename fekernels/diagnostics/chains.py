@@ -5,6 +5,7 @@ Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, "Rank-normalization, foldin
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,9 +13,16 @@ from torch import Tensor
 
 from fekernels._checks import FLOATS, INTEGERS, one_of
 from fekernels._runtime.ranks import exchange, gathered_numbers, group_of
+from fekernels.diagnostics.common_noise import Together, moving_together
 from fekernels.ops.diagnostics.chain_statistics import BULK, RHAT, TAIL, statistics_of_chains
 
-__all__ = ["ChainStatistics", "chain_statistics", "effective_sample_size", "split_rhat"]
+__all__ = [
+    "ChainStatistics",
+    "chain_statistics",
+    "effective_sample_size",
+    "split_rhat",
+    "unjudged_statistics",
+]
 
 DTYPES = (*FLOATS, *INTEGERS)
 
@@ -38,8 +46,13 @@ def split_rhat(draws: Any, *, process_group: Any = None) -> Tensor:
 
     Raises:
         TypeError: draws that are not numbers. ValueError: fewer than two dimensions, or than 4 draws of each chain.
+
+    Warns:
+        UserWarning: two chains, named, whose changes are correlated by 0.75 or more, and by more than independent ones
+            are once in a million calls: they got the same noise, agree wherever they are, and R-hat does not see it. So
+            do runs of one a rank with one seed for all, or none.
     """
-    return _statistics("split_rhat", draws, RHAT, process_group)[0]
+    return _judged("split_rhat", draws, RHAT, process_group)[0]
 
 
 def effective_sample_size(
@@ -59,12 +72,12 @@ def effective_sample_size(
         [...], float64 on the draws' device, more than the number of draws where they alternate. NaN where a draw is not
         finite; the number of draws where all are the same.
 
-    Raises:
-        TypeError, ValueError: as :func:`split_rhat`, and for another kind.
+    Raises, warns:
+        As :func:`split_rhat`; ValueError for another kind.
     """
     one_of("effective_sample_size", "kind", kind, ("bulk", "tail"))
     wanted = BULK if kind == "bulk" else TAIL
-    bulk, tail = _statistics("effective_sample_size", draws, wanted, process_group)[1:]
+    bulk, tail = _judged("effective_sample_size", draws, wanted, process_group)[1:]
     return bulk if kind == "bulk" else tail
 
 
@@ -84,12 +97,26 @@ class ChainStatistics(NamedTuple):
 def chain_statistics(draws: Any, *, process_group: Any = None) -> ChainStatistics:
     """:func:`split_rhat` and both kinds of :func:`effective_sample_size`, from one sort of each weight's draws.
 
-    Args, errors: as :func:`split_rhat`.
+    Args, errors, warnings: as :func:`split_rhat`.
     """
-    return ChainStatistics(*_statistics("chain_statistics", draws, RHAT | BULK | TAIL, process_group))
+    return ChainStatistics(*_judged("chain_statistics", draws, RHAT | BULK | TAIL, process_group))
 
 
-def _statistics(owner: str, draws: Any, wanted: int, process_group: Any) -> list[Tensor]:
+def unjudged_statistics(draws: Tensor) -> ChainStatistics:
+    """The same, for who says himself what is wrong with the chains."""
+    return ChainStatistics(*_statistics("chain_statistics", draws, RHAT | BULK | TAIL, None, False)[0])
+
+
+def _judged(owner: str, draws: Any, wanted: int, process_group: Any) -> list[Tensor]:
+    found, together = _statistics(owner, draws, wanted, process_group, True)
+    if together is not None:
+        warnings.warn(f"{owner}: {together}", stacklevel=3)
+    return found
+
+
+def _statistics(
+    owner: str, draws: Any, wanted: int, process_group: Any, judge: bool
+) -> tuple[list[Tensor], Together | None]:
     values = torch.as_tensor(draws).detach()
     if values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"{owner}: draws must be real numbers; got {values.dtype}")
@@ -100,11 +127,14 @@ def _statistics(owner: str, draws: Any, wanted: int, process_group: Any) -> list
         )
     chains, count = values.shape[:2]
     flat = values.reshape(chains, count, values.shape[2:].numel())
-    rows = statistics_of_chains(flat, wanted) if group is None else _over_ranks(owner, flat, wanted, group)
-    return [row.reshape(values.shape[2:]) for row in rows]
+    if group is None:
+        rows, together = statistics_of_chains(flat, wanted), moving_together(flat) if judge else None
+    else:
+        rows, together = _over_ranks(owner, flat, wanted, group)
+    return [row.reshape(values.shape[2:]) for row in rows], together
 
 
-def _over_ranks(owner: str, draws: Tensor, wanted: int, group: Any) -> Tensor:
+def _over_ranks(owner: str, draws: Tensor, wanted: int, group: Any) -> tuple[Tensor, Together | None]:
     """``statistics_of_chains`` of the chains of all ranks: each has [chains, draws, weights] of its own.
 
     Each rank gets the draws of all chains of its share of the weights, by one exchange of as much as it holds, and then
@@ -133,10 +163,16 @@ def _over_ranks(owner: str, draws: Tensor, wanted: int, group: Any) -> Tensor:
     received = torch.empty_like(parts)
     exchange(owner, dist.all_to_all_single, received, parts, group=group)
     mine = torch.cat([part[: shape[0]] for part, shape in zip(received, every, strict=True)])
-    found = draws.new_zeros((3, width), dtype=torch.float64)
+    found = draws.new_zeros(
+        (3, width + 1), dtype=torch.float64
+    )  # and which chains move together, by this share
     share = min(max(weights - rank * width, 0), width)
     if share:
         found[:, :share] = statistics_of_chains(mine[:, :, :share], wanted)
+        if (together := moving_together(mine[:, :, :share])) is not None:
+            found[:, -1] = found.new_tensor(together)
     results = [torch.empty_like(found) for _ in range(ranks)]
     exchange(owner, dist.all_gather, results, found, group=group)
-    return torch.cat(results, 1)[:, :weights]
+    first, second, correlation = max((each[:, -1].tolist() for each in results), key=lambda told: told[2])
+    pair = Together(int(first), int(second), correlation) if correlation else None
+    return torch.cat([each[:, :-1] for each in results], 1)[:, :weights], pair

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fekernels.diagnostics import split_rhat
+from fekernels.diagnostics.chains import unjudged_statistics
 from fekernels.plots.panels import GREY, panels
 
 __all__ = ["learning_coefficient", "posterior", "posterior_run", "trace", "trajectory", "training"]
@@ -109,7 +109,7 @@ def posterior_run(draws: Tensor, losses: Tensor, names: Sequence[str], most: int
         names: of the weights.
         most: how many weights are shown.
     """
-    order = split_rhat(draws).nan_to_num(0.0).argsort(descending=True)[:most].tolist()
+    order = unjudged_statistics(draws).rhat.nan_to_num(0.0).argsort(descending=True)[:most].tolist()
     figure, axes = panels(len(order) + 1, 2, (9, 1.9 * (len(order) + 1)))
     for row, at in enumerate(order):
         trace(axes[row, 0], draws[..., at], names[at])

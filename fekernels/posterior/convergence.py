@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fekernels.diagnostics.chains import chain_statistics
+from fekernels.diagnostics.chains import unjudged_statistics
+from fekernels.diagnostics.common_noise import Together, moving_together
 from fekernels.diagnostics.gradient_noise import gradient_noise_ratio, is_measurable
 
 __all__ = ["ParameterDiagnostics", "SampleDiagnostics", "diagnose", "doubts", "smaller_size"]
@@ -40,6 +41,8 @@ class SampleDiagnostics:
         ess_min, ess_median: over the weights, of the smaller one of the bulk's and the tail's effective sample size.
         chains, draws: how many chains, and kept draws of each.
         by_parameter: the worst of each parameter, by its name.
+        together: two chains whose changes are the same, by far more than those of independent ones could be, with
+            their correlation: they got the same noise, and no other number here says anything. None: there are none.
     """
 
     rhat_max: float
@@ -49,12 +52,15 @@ class SampleDiagnostics:
     chains: int
     draws: int
     by_parameter: dict[str, ParameterDiagnostics] = field(repr=False)
+    together: Together | None = None
 
     def __str__(self) -> str:
         lines = [
             f"{self.chains} chains of {self.draws} draws: R-hat up to {self.rhat_max:.3f} (median "
             f"{self.rhat_median:.3f}), effective sample size from {self.ess_min:.0f} (median {self.ess_median:.0f})"
         ]
+        if self.together is not None:
+            lines.append(str(self.together))
         lines += [
             f"  {name}: {each.rhat_max:.3f}, {each.ess_min:.0f}" for name, each in self.by_parameter.items()
         ]
@@ -84,7 +90,7 @@ def _spread(count: int, most: int) -> Tensor:
 
 def smaller_size(draws: Tensor) -> Tensor:
     """The smaller one of the bulk's and the tail's effective sample size."""
-    return chain_statistics(draws).size
+    return unjudged_statistics(draws).size
 
 
 def diagnose(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int) -> SampleDiagnostics:
@@ -98,7 +104,7 @@ def diagnose(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains:
         moves = (weights != weights[0]).any(0)
         if not bool(moves.any()):
             continue
-        found = chain_statistics(by_chain)
+        found = unjudged_statistics(by_chain)
         rhat, size = found.rhat[moves], found.size[moves]
         rhats.append(rhat)
         sizes.append(size)
@@ -106,20 +112,35 @@ def diagnose(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains:
     if not rhats:
         return SampleDiagnostics(math.nan, math.nan, 0.0, 0.0, chains, draws, {})
     rhat, size = torch.cat(rhats), torch.cat(sizes)
+    some = some_weights(samples, names, chains)
     return SampleDiagnostics(
-        float(rhat.max()), float(rhat.median()), float(size.min()), float(size.median()), chains, draws, worst
-    )
+        float(rhat.max()), float(rhat.median()), float(size.min()), float(size.median()), chains, draws, worst,
+        None if some is None else moving_together(some),
+    )  # fmt: skip
 
 
 def effective_draws(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int) -> float:
     """About how many independent draws all are worth: the median over some weights of every parameter that moves."""
     draws = len(samples) // chains
-    samples = samples[: draws * chains] if draws >= LEAST else samples
+    if not differing(samples[: draws * chains] if draws >= LEAST else samples, names):
+        return 1.0  # the same weights over and over
+    values = some_weights(samples, names, chains)
+    if values is None:
+        return float(len(samples))
+    size = smaller_size(values)
+    size = size[size.isfinite()]
+    return float(size.median()) if len(size) else float(draws * chains)
+
+
+def some_weights(samples: Sequence[dict[str, Tensor]], names: Sequence[str], chains: int) -> Tensor | None:
+    """[chains, draws, weights] of some of every parameter that moves; None of too few draws, or where none moves."""
+    draws = len(samples) // chains
+    if draws < LEAST:
+        return None
+    samples = samples[: draws * chains]
     names = differing(samples, names)
     if not names:
-        return 1.0  # the same weights over and over
-    if draws < LEAST:
-        return float(len(samples))
+        return None
     each = max(1, SEEN // len(names))
     columns = []
     for name in names:
@@ -133,10 +154,7 @@ def effective_draws(samples: Sequence[dict[str, Tensor]], names: Sequence[str], 
             values = torch.stack([s[name].flatten()[at].double() for s in samples])
         columns.append(values)
     values = torch.cat(columns, 1)
-    values = values[:, (values != values[0]).any(0)].view(draws, chains, -1).transpose(0, 1)
-    size = smaller_size(values)
-    size = size[size.isfinite()]
-    return float(size.median()) if len(size) else float(len(samples))
+    return values[:, (values != values[0]).any(0)].view(draws, chains, -1).transpose(0, 1)
 
 
 def doubts(
@@ -150,6 +168,9 @@ def doubts(
             "over it are nobody's posterior. Sample again with a smaller lr"
         ]
     found = []
+    values = some_weights(samples, names, chains) if samples else None
+    if values is not None and (together := moving_together(values)) is not None:
+        found.append(str(together))
     size = effective_draws(samples, names, chains) if samples else 0.0
     if size < ENOUGH:
         found.append(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fekernels.diagnostics.chains import effective_sample_size, split_rhat
+from fekernels.diagnostics.chains import unjudged_statistics
 from fekernels.posterior.localized import Localized
 from fekernels.posterior.pilot import flat
 
@@ -128,7 +128,8 @@ def estimate_of(
     if float(rises.max()) == float(rises.min()):
         rhat, ess, error = 1.0, float(rises.numel()), 0.0
     else:
-        rhat, ess = float(split_rhat(rises)), float(effective_sample_size(rises))
+        statistics = unjudged_statistics(rises)
+        rhat, ess = float(statistics.rhat), float(statistics.bulk)
         error = float(rises.std()) / math.sqrt(ess) if ess > 0 else math.nan
     differences = rises[:, -(draws // 2) :].mean(1) - rises[:, : draws // 2].mean(1)
     ratios = (flat(noise) / flat(walk.denominators()))[:, walk.moving] * (h / (2 * walk.temperature))
@@ -156,7 +157,7 @@ def _taken(rises: Tensor, held: Tensor) -> tuple[float, float]:
         or float(product.max()) == float(product.min())
     ):
         return 0.0, 0.0
-    size = float(effective_sample_size(product))
+    size = float(unjudged_statistics(product).bulk)
     return float(product.mean()), float(product.std()) / math.sqrt(size) if size > 0 else math.inf
 
 

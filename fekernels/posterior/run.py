@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fekernels._runtime.ranks import draw_seed, gathered_numbers
-from fekernels.diagnostics.chains import chain_statistics, split_rhat
+from fekernels.diagnostics.chains import unjudged_statistics
+from fekernels.diagnostics.common_noise import moving_together
 from fekernels.posterior.arguments import OWNER, agree_on, check, data_of, which_group
 from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import LossFunction
@@ -272,7 +273,7 @@ def _draw(
             with torch.no_grad():
                 losses.append(walk.losses(batch).cpu())
         course = walk.ranks.gather(torch.stack(trace, 1))
-        found = chain_statistics(course)
+        found = unjudged_statistics(course)
         rhat, size = float(found.rhat.nan_to_num(0.0).max()), float(found.size.min())
         enough = rhat < RHAT and size >= NEEDED * walk.n
         if enough or length >= most or rhat > HOPELESS or not math.isfinite(size):
@@ -297,10 +298,10 @@ def _report(
 ) -> PosteriorReport:
     """``as_said``: whether loss, data and weights are what the arguments say."""
     finite = bool(course.isfinite().all())
-    found = chain_statistics(course)
+    found = unjudged_statistics(course)
     rhat = float(found.rhat.nan_to_num(0.0).max()) if finite else math.inf
     size = float(found.size.min()) if finite else 0.0
-    of_loss = float(split_rhat(losses).nan_to_num(math.inf))
+    of_loss = float(unjudged_statistics(losses).rhat.nan_to_num(math.inf))
     weights, predictions = _inflation(walk, plan, fisher, course) if finite else (math.inf, math.inf)
     if not finite:
         notes.append("weights became infinite: take a smaller lr")
@@ -310,6 +311,9 @@ def _report(
             f"chains disagree{agree}: R-hat is {rhat:.2f}, to be below {RHAT}. They are in different modes, or the run "
             "was too short for its autocorrelation"
         )
+    together = moving_together(course) if finite else None
+    if together is not None:
+        notes.append(str(together))
     if size < NEEDED * walk.n:
         notes.append(
             f"the chains are worth {size:.0f} independent draws, fewer than {NEEDED * walk.n}: sample longer"
@@ -336,7 +340,7 @@ def _report(
         notes.append(
             "the preconditioner adapts: the variance is right only where it averages over more than a relaxation"
         )
-    right = max(weights, predictions) <= INFLATION and quiet and not still
+    right = max(weights, predictions) <= INFLATION and quiet and not still and together is None
     converged = as_said and finite and rhat < RHAT and size >= NEEDED * walk.n and right
     return PosteriorReport(
         converged, rhat, size, of_loss, plan.ratio, weights, predictions, settings, tuple(notes), course, losses,

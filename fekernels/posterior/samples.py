@@ -90,6 +90,9 @@ class PosteriorSamples(WeightCollection):
 
         Raises:
             ValueError: fewer than 4 draws of a chain, or a reservoir of several chains, which keeps no order.
+
+        Warns:
+            UserWarning: two chains got the same noise (``together`` of the result).
         """
         from fekernels.posterior.convergence import LEAST, diagnose
 
@@ -102,7 +105,10 @@ class PosteriorSamples(WeightCollection):
             raise ValueError(
                 "PosteriorSamples.diagnostics: policy must be 'fifo' to tell several chains apart; got 'reservoir'"
             )
-        return diagnose(self._in_turn(), self._parameters(), self.chains)
+        found = diagnose(self._in_turn(), self._parameters(), self.chains)
+        if found.together is not None:
+            warnings.warn(f"PosteriorSamples.diagnostics: {found.together}", stacklevel=2)
+        return found
 
     def _in_turn(self) -> list[dict[str, Tensor]]:
         """From the first draw of chain 0 that is still kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import pytest
@@ -111,6 +112,18 @@ def own_rows() -> None:
     shuffled.losses(loss_fn, (x.roll(rank, 0), y.roll(rank, 0)))  # all of them, in whatever order
 
 
+def one_noise() -> None:
+    """A chain a rank, of which the last two got the same noise: told on every rank, by their numbers among all."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    generator = torch.Generator().manual_seed(min(rank, ranks - 2))
+    draws = torch.randn(1, 60, 7, generator=generator).cumsum(1) + rank
+    with pytest.warns(UserWarning, match=f"split_rhat: chains {ranks - 2} and {ranks - 1} move together"):
+        fe.diagnostics.split_rhat(draws, process_group=dist.group.WORLD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fe.diagnostics.split_rhat(draws[: rank < ranks - 1], process_group=dist.group.WORLD)
+
+
 def without_chains() -> int:
     """A rank that has none collects like the others."""
     chains = fe.Chains(network(), 1, process_group=dist.group.WORLD)
@@ -131,6 +144,7 @@ def without_chains() -> int:
 def of_ranks() -> dict[str, Any]:
     unlike()
     own_rows()
+    one_noise()
     assert without_chains() == (dist.get_rank() == 0)
     if dist.get_rank() == 0:
         own, told = torch.zeros(1, 5, 3), r"got \(chains, draws, weights\) \(1, 5, 3\), \(1, 4, 3\)"
