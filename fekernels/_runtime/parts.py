@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fekernels._runtime.torch_internals import gathering_groups, reshard
+from fekernels._runtime.torch_internals import gathering_groups, is_flat_shard, reshard
 
-__all__ = ["begin_at", "beginning_of", "drop_copies", "is_sharded", "local_tensor"]
+__all__ = ["begin_at", "beginning_of", "check_unsharded", "drop_copies", "is_sharded", "local_tensor"]
 
 _beginnings: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -51,3 +52,26 @@ def drop_copies(params: Sequence[Tensor]) -> bool:
     for group in groups:
         reshard(group)
     return True
+
+
+def check_unsharded(function: str, model: nn.Module, parallel: bool = False) -> None:
+    """ValueError of a network that FSDP shards, which is no part of a program that copies it or calls it with others'
+    weights.
+
+    Args:
+        parallel: whether DTensors that FSDP knows nothing of, those of tensor parallel, are taken.
+    """
+    part = next((n for n, p in model.named_parameters() if is_sharded(p) or is_flat_shard(p)), None)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if part is None or (parallel and not _has_module(model, getattr(fsdp, "FSDPModule", ()))):
+        return
+    raise ValueError(
+        f"{function}: model must be the unsharded one, all of it on every rank; got one whose parameter {part!r} is "
+        "sharded, as fully_shard does. Give a copy that was not sharded; the weights of a sharded one go into it by "
+        "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+        "options=StateDictOptions(full_state_dict=True))"
+    )
+
+
+def _has_module(model: nn.Module, kinds: type | tuple[type, ...]) -> bool:
+    return any(isinstance(module, kinds) for module in model.modules())

@@ -13,9 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fekernels._checks import number
+from fekernels._runtime.parts import is_sharded, local_tensor
+from fekernels._runtime.ranks import exchange, gathered_numbers, numbers_device
 from fekernels.diagnostics.denominators import noise_and_denominator, number_of
 
-__all__ = ["GradientNoiseRatio", "gradient_noise_ratio", "is_measurable"]
+__all__ = ["GradientNoiseRatio", "gradient_noise_ratio", "is_measurable", "noise_ratio_here"]
+
+OWNER = "gradient_noise_ratio"
 
 MOST = 1 << 20  # weights that are looked at: their quantiles are known to 0.1% of the weights
 
@@ -76,25 +80,76 @@ def gradient_noise_ratio(optimizer: Optimizer) -> GradientNoiseRatio:
 
     Nothing is read back from a GPU until a number of the result is.
 
+    Of DTensors (`fully_shard`, tensor parallel, `fe.Chains` over ranks) it is a collective of every rank of their mesh,
+    one gather for all parameters that are split alike, and the ratios are those of the weights of all ranks, the same
+    numbers on each.
+
     Args:
         optimizer: a `fe.LangevinAdam` that has stepped, at T > 0. Groups at T = 0 are left out.
 
     Raises:
         TypeError: another optimizer. ValueError: no step yet, or no group with noise.
     """
+    known = _asked(optimizer)
+    found: list[Tensor] = []
+    split: dict[Any, list[Tensor]] = {}
+    for (_, state), ratios in zip(known, _of_each(known), strict=True):
+        second = state["exp_avg_sq"]
+        if is_sharded(second):
+            split.setdefault((second.device_mesh, _split_dims(second)), []).append(ratios)  # type: ignore[attr-defined]
+        else:
+            found.append(ratios)
+    for (mesh, dims), parts in split.items():
+        own = torch.cat(parts)
+        for dim in dims:
+            own = _gathered(own, mesh.get_group(dim))
+        found.append(own)
+    device = found[0].device
+    return GradientNoiseRatio(torch.cat([ratios.to(device) for ratios in found]))
+
+
+@torch.no_grad()
+def noise_ratio_here(optimizer: Optimizer) -> GradientNoiseRatio:
+    """The same of the weights that this rank holds: no collective, for who may be the only rank that asks."""
+    found = _of_each(_asked(optimizer))
+    return GradientNoiseRatio(torch.cat([ratios.to(found[0].device) for ratios in found]))
+
+
+def _asked(optimizer: Optimizer) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
     # Not by its class: the samplers' package imports this one.
     if not isinstance(optimizer, Optimizer) or "frozen" not in optimizer.defaults:
-        raise TypeError(
-            f"gradient_noise_ratio: optimizer must be a LangevinAdam; got {type(optimizer).__name__}"
-        )
+        raise TypeError(f"{OWNER}: optimizer must be a LangevinAdam; got {type(optimizer).__name__}")
     if not any(_may_be_hot(group["temperature"]) for group in optimizer.param_groups):
-        raise ValueError("gradient_noise_ratio: optimizer must have a group with temperature > 0; got none")
+        raise ValueError(f"{OWNER}: optimizer must have a group with temperature > 0; got none")
     known = _measured(optimizer)
     if not known:
-        raise ValueError("gradient_noise_ratio: optimizer must have made a step with noise; got none")
+        raise ValueError(f"{OWNER}: optimizer must have made a step with noise; got none")
+    return known
+
+
+def _of_each(known: list[tuple[dict[str, Any], dict[str, Tensor]]]) -> list[Tensor]:
+    """Of what is here of each parameter."""
     stride = -(-sum(state["exp_avg_sq"].numel() for _, state in known) // MOST)
-    device = known[0][1]["exp_avg_sq"].device
-    return GradientNoiseRatio(torch.cat([_ratios(*each, stride).to(device) for each in known]))
+    return [_ratios(group, state, stride) for group, state in known]
+
+
+def _split_dims(tensor: Tensor) -> tuple[int, ...]:
+    """Over which dimensions of its mesh a DTensor is split; over the others ranks have the same."""
+    placements = tensor.placements  # type: ignore[attr-defined]
+    return tuple(dim for dim, placement in enumerate(placements) if not placement.is_replicate())
+
+
+def _gathered(own: Tensor, group: Any) -> Tensor:
+    """[numbers] of all ranks of a group, that may have any number of them."""
+    import torch.distributed as dist
+
+    sizes = [size for (size,) in gathered_numbers(OWNER, [len(own)], group)]
+    place = numbers_device(group) if own.is_cpu else own.device
+    padded = own.new_zeros(max(*sizes, 1), device=place)
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in sizes]
+    exchange(OWNER, dist.all_gather, parts, padded, group=group)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(own.device)
 
 
 def is_measurable(optimizer: Optimizer) -> bool:
@@ -120,10 +175,10 @@ def _may_be_hot(temperature: float | Tensor) -> bool:
 
 
 def _ratios(group: dict[str, object], state: dict[str, Tensor], stride: int) -> Tensor:
-    """float32 [weights], every ``stride``-th of the parameter's, whatever lies between two of them in memory."""
+    """float32 [weights], every ``stride``-th of what is here of it, whatever lies between two of them in memory."""
 
     def every(name: str) -> Tensor:
-        return state[name].reshape(-1)[::stride].float()
+        return local_tensor(state[name]).reshape(-1)[::stride].float()
 
     noise, denominator = noise_and_denominator(group, state, every)
     lr, temperature = (number_of(group, key, noise.device) for key in ("lr", "temperature"))

@@ -9,6 +9,7 @@ from torch import nn
 
 from fekernels._checks import boolean, integer, number
 from fekernels._runtime.agreement import agree
+from fekernels._runtime.parts import check_unsharded
 from fekernels._runtime.ranks import gathered_numbers, group_of, has_ranks, processes_without_group
 from fekernels.posterior.batches import check_batches
 from fekernels.posterior.pilot import Data
@@ -99,6 +100,7 @@ def check(
 ) -> None:  # fmt: skip
     if not isinstance(model, nn.Module):
         raise TypeError(f"{OWNER}: model must be a torch.nn.Module; got {type(model).__name__}")
+    check_unsharded(OWNER, model)
     if not callable(loss_fn):
         raise TypeError(f"{OWNER}: loss_fn must be callable; got {type(loss_fn).__name__}")
     check_batches(OWNER, loader)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fekernels import random
 from fekernels._checks import boolean, integer, number
 from fekernels._runtime.agreement import NOTHING, BatchDigest, agree, bits_of, tensors_digest
-from fekernels._runtime.parts import local_tensor
+from fekernels._runtime.parts import check_unsharded, local_tensor
 from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
 from fekernels.posterior.batches import map_tensors, stacked, stacked_if_alike
@@ -90,14 +90,16 @@ class Chains:
             take. None: once, but for large networks on a CPU, whose products of matrices are faster one by one.
         seed: of the jitter.
         process_group: split the chains over its ranks. A ``ProcessGroup``, such as ``torch.distributed.group.WORLD``,
-            or a ``DeviceMesh`` of one dimension. None: all of them are here. Every rank must make the object, a
-            collective, of the same model, weights and arguments: these are compared, the weights by a digest.
+            or a ``DeviceMesh`` of one dimension, whose group's order is that of the chains. None: all of them are here.
+            Every rank must make the object, a collective, of the same model, weights and arguments: these are compared,
+            the weights by a digest.
 
     Over ranks the stacked parameters are DTensors, [n, *shape] in the whole, of which a rank holds whole chains, as
     ``torch.chunk`` splits n: ranks at the end may have none. So each chain has the noise that it has on one process,
     and the same bits where the model's are (with ``vectorize=False``; a product of stacked matrices may depend on how
-    many they are). Calls, losses and states are those of this rank's chains, and no step sends anything. Checkpoints of
-    ``torch.distributed.checkpoint`` load on any number of ranks; ``fe.diagnostics`` compares the chains of all.
+    many they are). Calls, losses and states are those of this rank's chains, and no step but the first sends anything.
+    Checkpoints of ``torch.distributed.checkpoint`` load on any number of ranks; ``fe.diagnostics`` compares the chains
+    of all.
 
     Attributes:
         n (int): how many chains are here.
@@ -122,6 +124,7 @@ class Chains:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Chains: model must be a torch.nn.Module; got {type(model).__name__}")
+        check_unsharded("Chains", model)
         self.total = integer("Chains", "n", n, 1, 1 << 31)
         group = group_of("Chains", process_group)
         self.numbers = chunk_of_rank(self.total, group)
@@ -168,11 +171,13 @@ class Chains:
         copies = p.repeat(self.n, *(1 for _ in p.shape))
         if group is None:
             return copies
+        import torch.distributed as dist
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 
         mesh = process_group
-        if not isinstance(mesh, DeviceMesh):
+        # Numbers, starts and diagnostics go by the rank in the group, a DTensor's noise by the place in the mesh.
+        if not isinstance(mesh, DeviceMesh) or mesh.mesh.tolist() != dist.get_process_group_ranks(group):
             mesh = DeviceMesh.from_group(group, p.device.type)
         shape = torch.Size((self.total, *p.shape))
         stride = torch.empty(shape, device="meta").stride()

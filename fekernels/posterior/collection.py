@@ -83,13 +83,8 @@ class WeightCollection:
             "directory": place_of(directory), "seed": self.seed, "chains": self._given_chains,
         }  # fmt: skip
         agree("PosteriorSamples", settings, group)
-        if directory is not None and group is None and (count := processes_without_group()):
-            warnings.warn(
-                f"PosteriorSamples: torchrun started {count} processes that know nothing of each other, and each keeps "
-                f"its samples in {directory}, as if they were of one run: call torch.distributed.init_process_group() "
-                "and give process_group=torch.distributed.group.WORLD, or each process a directory of its own",
-                stacklevel=2,
-            )
+        # Whom to warn that they are several: a trainer may initialise the group after this object is made.
+        self._writes_alone = directory if group is None else None
         self._store: MemoryStore | DiskStore = opened(directory, at, group)
         self.calls: int = self._store.counts["calls"]
         self.seen: int = self._store.counts["seen"]
@@ -171,6 +166,7 @@ class WeightCollection:
             state: weights to keep instead of the model's, as its `state_dict` has them: of `Chains.states`, say.
                 Those of a model that FSDP2 shards are gathered: a collective then, of every rank.
         """
+        self._warn_of_strangers()
         if self.chains == 0:
             raise ValueError("PosteriorSamples.collect: chains must be at least 1 to keep a sample; got 0")
         sample = own_tensors(self._model)
@@ -198,11 +194,23 @@ class WeightCollection:
                     return
         self._store.add(sample, drop, self._counts())
 
+    def _warn_of_strangers(self) -> None:
+        """Once, before the first is written."""
+        directory, self._writes_alone = self._writes_alone, None
+        if directory is not None and (count := processes_without_group()):
+            warnings.warn(
+                f"PosteriorSamples: torchrun started {count} processes that know nothing of each other, and each keeps "
+                f"its samples in {directory}, as if they were of one run: call torch.distributed.init_process_group() "
+                "and give process_group=torch.distributed.group.WORLD, or each process a directory of its own",
+                stacklevel=3,
+            )
+
     def _counts(self) -> dict[str, int]:
         return {"calls": self.calls, "seen": self.seen, "chains": self.chains}
 
     def collect_shards(self, own: Mapping[int, Mapping[str, Tensor]], total: int) -> None:
         """Keep `total` states, this rank's by their places among all; alone, all of them. A collective."""
+        self._warn_of_strangers()
         self.seen += total
         samples = {
             i: {name: state[name].detach() for name in own_tensors(self._model)} for i, state in own.items()

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fekernels._runtime.parts import drop_copies, is_sharded
+from fekernels._runtime.parts import check_unsharded, drop_copies, is_sharded
+from fekernels._runtime.ranks import exchange
 from fekernels._runtime.torch_internals import uncompiled
 from fekernels.posterior.batches import check_batches, rows
 from fekernels.posterior.chains import Chains, LossFunction
+from fekernels.posterior.model_calls import bare
 
 __all__ = ["ControlVariate", "full_gradient", "gradients"]
 
@@ -68,6 +72,11 @@ class ControlVariate:
         loss_fn: loss_fn(model, batch), the mean loss over the batch.
         loader: an iterable of batches that starts anew every time: the data whose full gradient is taken.
 
+    Of a model in DistributedDataParallel every rank gives its own batches and its own part of the data as ``loader``.
+    Gradients, the full one too, are then the mean over the ranks, as DDP's are, so that replicas stay equal: to make
+    the object, `recentre` and `backward` are collectives, and losses stay each rank's own. loss_fn is given the model
+    that was wrapped. One that ``fully_shard`` shards is refused.
+
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
@@ -84,10 +93,13 @@ class ControlVariate:
         if not callable(loss_fn):
             raise TypeError(f"ControlVariate: loss_fn must be callable; got {type(loss_fn).__name__}")
         check_batches("ControlVariate", loader)
-        self._model = model if isinstance(model, Chains) else uncompiled(model)
+        self._model = model if isinstance(model, Chains) else bare(model)
+        if isinstance(self._model, nn.Module):
+            check_unsharded("ControlVariate", self._model, parallel=True)
+        self._group = _group_of_replicas(model)
         self._loss_fn, self._loader = loss_fn, loader
         self._centre: nn.Module = (
-            model.model() if isinstance(model, Chains) else copy.deepcopy(uncompiled(model))
+            self._model.model() if isinstance(self._model, Chains) else copy.deepcopy(self._model)
         )
         self._points = 0
         self.recentre()
@@ -104,6 +116,20 @@ class ControlVariate:
                 own.copy_(now.mean(0) if isinstance(self._model, Chains) else now)
         drop_copies(self._of_centre())
         self._full, self._points = full_gradient("ControlVariate", self._centre, self._loss_fn, self._loader)
+        self._average(self._full)
+
+    def _average(self, tensors: list[Tensor]) -> None:
+        """Over the ranks of a model in DistributedDataParallel, in place: one all-reduce for each dtype."""
+        if self._group is None:
+            return
+        alike: dict[Any, list[Tensor]] = {}
+        for tensor in tensors:
+            alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        for together in alike.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in together]) / dist.get_world_size(self._group)
+            exchange("ControlVariate", dist.all_reduce, flat, group=self._group)
+            for tensor, part in zip(together, flat.split([t.numel() for t in together]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for p in self._model.parameters() if p.requires_grad]
@@ -125,9 +151,23 @@ class ControlVariate:
             found = gradients(loss.sum(), parameters)
             again()
             at_centre = gradients(self._loss_fn(self._centre, batch), self._of_centre())
-        for p, g, batch, full in zip(parameters, found, at_centre, self._full, strict=True):
-            p.grad = g.add_(full - batch)
+        if self._group is None:
+            for p, g, there, full in zip(parameters, found, at_centre, self._full, strict=True):
+                p.grad = g.add_(full - there)
+            return loss.detach()
+        differences = [g.sub_(there) for g, there in zip(found, at_centre, strict=True)]
+        self._average(differences)
+        for p, difference, full in zip(parameters, differences, self._full, strict=True):
+            p.grad = difference.add_(full)
         return loss.detach()
+
+
+def _group_of_replicas(model: nn.Module | Chains) -> Any:
+    """The process group of a DistributedDataParallel of several ranks, that may be compiled; else None."""
+    inner = uncompiled(model) if isinstance(model, nn.Module) else model
+    if not isinstance(inner, DistributedDataParallel) or dist.get_world_size(inner.process_group) == 1:
+        return None
+    return inner.process_group
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fekernels.diagnostics.chains import unjudged_statistics
 from fekernels.diagnostics.common_noise import Together, moving_together
-from fekernels.diagnostics.gradient_noise import gradient_noise_ratio, is_measurable
+from fekernels.diagnostics.gradient_noise import is_measurable, noise_ratio_here
 
 __all__ = ["ParameterDiagnostics", "SampleDiagnostics", "diagnose", "doubts", "smaller_size"]
 
@@ -179,7 +179,7 @@ def doubts(
             "chooses both"
         )
     if optimizer is not None and is_measurable(optimizer):
-        ratio = gradient_noise_ratio(optimizer).median
+        ratio = noise_ratio_here(optimizer).median
         if ratio > MOST_NOISE:
             found.append(
                 f"the gradients' noise is r = {ratio:.2f} of what the temperature asks for, more than {MOST_NOISE}: "

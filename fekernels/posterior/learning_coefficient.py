@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fekernels._checks import boolean, integer, number, one_of
+from fekernels._runtime.parts import check_unsharded
 from fekernels._runtime.ranks import draw_seed
 from fekernels._runtime.torch_internals import uncompiled
 from fekernels.posterior.batches import check_batches
@@ -139,6 +140,7 @@ def _checked(
     """n_beta, once everything is what it must be."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{OWNER}: model must be a torch.nn.Module; got {type(model).__name__}")
+    check_unsharded(OWNER, model)
     if not callable(loss_fn):
         raise TypeError(f"{OWNER}: loss_fn must be callable; got {type(loss_fn).__name__}")
     check_batches(OWNER, loader)

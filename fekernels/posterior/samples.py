@@ -70,7 +70,8 @@ class PosteriorSamples(WeightCollection):
             where one of them was given another.
 
     Warns:
-        UserWarning: torchrun started several processes without a process group, and they share a ``directory``.
+        UserWarning: at the first sample, torchrun started several processes, there is no process group by then, and
+            they share a ``directory``.
     """
 
     def outputs(self, *args: Any, progress: bool = False, **kwargs: Any) -> Iterator[Any]:

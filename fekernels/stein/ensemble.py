@@ -13,6 +13,7 @@ from fekernels import random
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._checks import integer, number
 from fekernels._runtime.agreement import Agreement
+from fekernels._runtime.parts import check_unsharded
 from fekernels._runtime.ranks import draw_seed, group_of
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick
 from fekernels.posterior.prediction import Activation, Average, Prediction
@@ -178,6 +179,7 @@ def _members(
         raise TypeError(f"{name}: size must be given with a single model; got None")
     count = integer(name, "size", size, 1, 1 << 31)
     if isinstance(model, nn.Module):
+        check_unsharded(name, model)
         for path, part in model.named_modules():
             if list(part.parameters(recurse=False)) and not hasattr(part, "reset_parameters"):
                 raise ValueError(

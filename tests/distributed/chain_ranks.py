@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 import fekernels as fe
+from fekernels.diagnostics.gradient_noise import noise_ratio_here
 
 CHAINS, STEPS = 4, 8
 
@@ -124,6 +126,46 @@ def one_noise() -> None:
         fe.diagnostics.split_rhat(draws[: rank < ranks - 1], process_group=dist.group.WORLD)
 
 
+def on_a_mesh_in_descending_order() -> None:
+    """A chain has the start and the noise of its number, wherever the mesh has its rank."""
+    ranks = dist.get_world_size()
+    mesh = DeviceMesh("cpu", list(range(ranks))[::-1])
+    own, whole = (
+        fe.Chains(network(), ranks + 1, jitter=0.3, vectorize=False, process_group=group)
+        for group in (mesh, None)
+    )
+    for chains in (own, whole):
+        optimizer = fe.SGLD(chains.parameters(), lr=0.05, temperature=0.1, seed=2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            chains.losses(loss_fn, batch()).sum().backward()
+            optimizer.step()
+    wanted = whole.states()[own.numbers.start : own.numbers.stop]
+    for got, want in zip(own.states(), wanted, strict=True):
+        assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
+def noise_ratio() -> None:
+    """Of the weights of all ranks, on every rank; and of those here, by who asks alone."""
+    group = dist.group.WORLD
+    own, whole = (
+        fe.Chains(network(), CHAINS, jitter=0.3, vectorize=False, process_group=g) for g in (group, None)
+    )
+    of_each = []
+    for chains in (own, whole):
+        optimizer = fe.LangevinAdam(chains.parameters(), lr=0.05, temperature=0.1, seed=2)
+        optimizer.zero_grad()
+        chains.losses(loss_fn, batch()).sum().backward()
+        optimizer.step()
+        of_each.append(optimizer)
+    levels = (0.0, 0.05, 0.5, 0.95, 1.0)
+    got, wanted = (fe.diagnostics.gradient_noise_ratio(optimizer) for optimizer in of_each)
+    assert got.ratios.sort().values.equal(wanted.ratios.sort().values)
+    assert got.quantiles(levels) == wanted.quantiles(levels)
+    if dist.get_rank() == 0:
+        assert len(noise_ratio_here(of_each[0]).ratios) == own.n * len(wanted.ratios) // CHAINS
+
+
 def without_chains() -> int:
     """A rank that has none collects like the others."""
     chains = fe.Chains(network(), 1, process_group=dist.group.WORLD)
@@ -145,6 +187,8 @@ def of_ranks() -> dict[str, Any]:
     unlike()
     own_rows()
     one_noise()
+    on_a_mesh_in_descending_order()
+    noise_ratio()
     assert without_chains() == (dist.get_rank() == 0)
     if dist.get_rank() == 0:
         own, told = torch.zeros(1, 5, 3), r"got \(chains, draws, weights\) \(1, 5, 3\), \(1, 4, 3\)"

@@ -229,10 +229,19 @@ def test_torchrun_without_a_group_is_told(monkeypatch, tmp_path):
     ):
         with pytest.raises(TypeError, match="model must be"):
             fe.sample_posterior(None, loss, batches(), data_size=POINTS, prior_precision=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a trainer initialises the group after these are made
+        samples, late = (fe.PosteriorSamples(network(), directory=tmp_path / name) for name in "ab")
+        fe.PosteriorSamples(network()).collect()
     with pytest.warns(
         UserWarning, match="PosteriorSamples: torchrun started 4 processes that know nothing of"
     ):
-        fe.PosteriorSamples(network(), directory=tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fe.PosteriorSamples(network())
+        samples.collect()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            samples.collect()
+            late.collect()
+    finally:
+        dist.destroy_process_group()
