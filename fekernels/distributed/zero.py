@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fekernels.optim._parameter_groups import ParameterGroups
 from fekernels.optim._seeds import COUNTS_ANEW
-from fekernels.optim._streams import stream_of_name
+from fekernels.optim._streams import Names
 
 __all__ = ["streams_of"]
 
@@ -73,11 +73,14 @@ def streams_of(optimizer_class: type[Kind], params: Iterable[Any]) -> type[Kind]
 
 def _streams(params: Iterable[Any]) -> dict[Tensor, int]:
     found: dict[Tensor, int] = {}
-    for entry in params:
-        for each in entry["params"] if isinstance(entry, dict) else (entry,):
+    entries = list(params)
+    groups = [list(entry["params"]) if isinstance(entry, dict) else [entry] for entry in entries]
+    given = [pair for group in groups for pair in group if isinstance(pair, tuple)]
+    streams = iter(Names(given).streams([name for name, _ in given]))
+    for group in groups:
+        for each in group:
             if isinstance(each, tuple):
-                name, param = each
-                found[param] = stream_of_name(name)
+                found[each[1]] = next(streams)
             elif isinstance(each, Tensor):
                 found[each] = len(found)
             else:

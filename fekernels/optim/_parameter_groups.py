@@ -31,7 +31,7 @@ from fekernels.optim._seeds import (
     may_make_noise,
     warn_of_shared_noise,
 )
-from fekernels.optim._streams import assign_streams, keep_names
+from fekernels.optim._streams import Names, assign_streams, keep_names
 from fekernels.optim._zero import join_zero, zero_around
 
 __all__ = ["LAST_SEED", "ParameterGroups"]
@@ -54,6 +54,7 @@ class ParameterGroups(Optimizer):
     _zero: Callable[[], Any] | None = None  # that one, whose groups are copied over these at every step
     _whole_streams: Mapping[Tensor, int] | None = None  # of all parameters, where these are a part of them
     _unfit_for_zero: str | None = COUNTS_ANEW
+    _names: Names  # as they were given
     _warned: set[str]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int | None, anchor: Any) -> None:
@@ -93,6 +94,10 @@ class ParameterGroups(Optimizer):
                 f"got {type(params).__name__}"
             )
         entries = list(params)
+        for entry in entries:
+            if isinstance(entry, dict) and "params" in entry:
+                entry["params"] = self._checked_entries(entry["params"])
+        self._names = Names(entries)
         if not entries:
             raise ValueError(
                 f"{self._name}: params must hold at least one parameter; got an empty parameter list"
@@ -118,12 +123,14 @@ class ParameterGroups(Optimizer):
             **super().__getstate__(),
             "_anchors": self._anchors,
             "_drawn_seed": self._drawn_seed,
+            "_names": self._names,
             "_of_zero": self._of_zero,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.setdefault("_anchors", Anchors())  # torch's load_state_dict comes by here too
         self.__dict__.setdefault("_drawn_seed", None)
+        self.__dict__.setdefault("_names", Names(()))
         self.__dict__.setdefault("_warned", set())
         super().__setstate__(state)
         self._offer_unscaling(self.defaults)
@@ -250,7 +257,7 @@ class ParameterGroups(Optimizer):
             check_dtype(self._name, f"params[{i}]", param)
 
     def _assign_streams(self, group: dict[str, Any]) -> None:
-        assign_streams(self._name, self.param_groups, group)
+        assign_streams(self._name, self.param_groups, group, self._names)
 
     def _add_streams(self, group: dict[str, Any]) -> None:
         """For parameters that were appended to a group's own list, which torch's optimizers step too."""
@@ -315,7 +322,7 @@ class ParameterGroups(Optimizer):
         ):
             for key, value in old.items():
                 group.setdefault(key, value)
-            keep_names(group, old)
+            keep_names(group, old, self._names)
             for param, index in zip(group["params"], saved_group["params"], strict=True):
                 state = self.state[param] if param in self.state else {}
                 if "step" in state:

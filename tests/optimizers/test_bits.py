@@ -1,6 +1,8 @@
 """Which noise a parameter gets, and what its bits may depend on; stochastic rounding to bfloat16."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -87,6 +89,119 @@ def test_named_parameters_carry_their_streams_with_them(place):
         results.append(params)
     for other in results[1:]:
         assert all(bits_equal(results[0][name], other[name]) for name in values)
+
+
+class Wrapped(torch.nn.Module):
+    """As torch wraps a whole model (DistributedDataParallel), or a layer (``part``: checkpoint_wrapper)."""
+
+    def __init__(self, module: torch.nn.Module, name: str = "module") -> None:
+        super().__init__()
+        self.add_module(name, module)
+
+
+def wrapped(how: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)]
+    if "checkpoint" in how:
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+        layers[1] = checkpoint_wrapper(layers[1])
+    if "FSDP1" in how:
+        layers[0] = Wrapped(layers[0], "_fsdp_wrapped_module")
+    if "layer compiled" in how:
+        layers[0] = torch.compile(layers[0], backend="eager")
+    model: torch.nn.Module = torch.nn.Sequential(*layers)
+    for wrapper in how.split(" of "):
+        if wrapper == "compiled":
+            model = torch.compile(model, backend="eager")
+        if wrapper == "DDP":
+            model = Wrapped(model)
+    return model
+
+
+@pytest.mark.parametrize("kind", [fe.LangevinAdam, fe.VariationalAdam], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "compiled",
+        "DDP",
+        "DDP of compiled",
+        "compiled of DDP",
+        "DDP of DDP",
+        "checkpoint",
+        "FSDP1 of layer compiled",
+    ],
+)
+def test_the_names_of_wrappers_change_no_noise(how, grouped, kind):
+    def optimizer_of(model):
+        pairs = list(model.named_parameters())
+        given = [{"params": iter(pairs[:2])}, {"params": iter(pairs[2:])}] if grouped else pairs
+        return kind(
+            given, lr=0.1, temperature=0.5, seed=3, **({"ess": 9.0} if kind is fe.VariationalAdam else {})
+        )
+
+    plain, other = optimizer_of(wrapped("")), optimizer_of(wrapped(how))
+    assert [g["streams"] for g in other.param_groups] == [g["streams"] for g in plain.param_groups]
+    names = [name for group in other.param_groups for name in group["param_names"]]
+    assert names == [name for name, _ in wrapped(how).named_parameters()]
+    model = wrapped(how)  # a part of it, as ZeRO hands it to each rank
+    part = fe.distributed.streams_of(kind, model.named_parameters())(
+        list(model.parameters())[1:], lr=0.1, **({"ess": 9.0} if kind is fe.VariationalAdam else {})
+    )
+    flat = [stream for group in plain.param_groups for stream in group["streams"]]
+    assert part.param_groups[0]["streams"] == flat[1:]
+    for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        group = {"params": [(name + "2", leaf(torch.zeros(2))) for name in names]}
+        copied.add_param_group(group)
+        added = {
+            "params": [
+                (name + "2", leaf(torch.zeros(2))) for g in plain.param_groups for name in g["param_names"]
+            ]
+        }
+        again = copy.deepcopy(plain)
+        again.add_param_group(added)
+        assert copied.param_groups[-1]["streams"] == again.param_groups[-1]["streams"]
+
+
+def test_module_is_a_name_like_others_where_not_all_begin_with_it():
+    a, b = leaf(torch.zeros(2)), leaf(torch.zeros(2))
+
+    def streams(*names):
+        optimizer = fe.LangevinAdam(list(zip(names, (a, b), strict=True)))
+        return optimizer.param_groups[0]["streams"]
+
+    def one(name):
+        return fe.LangevinAdam([(name, a)]).param_groups[0]["streams"]
+
+    assert streams("module.a", "b") != streams("a", "b")
+    assert streams("x.module.a", "b") != streams("x.a", "b")
+    assert one("module") != one("a")
+    # A wrapped and a plain model of the same names, as of a GAN: their noise stays apart.
+    assert len(set(streams("_orig_mod.a", "a"))) == 2
+    both = fe.LangevinAdam([{"params": [("_orig_mod.a", a)]}, {"params": [("a", b)]}])
+    assert both.param_groups[0]["streams"] != both.param_groups[1]["streams"]
+    assert len(set(streams("module.a", "a"))) == 2
+    later = fe.LangevinAdam([("module.a", a)])
+    later.add_param_group({"params": [("b.a", b)]})
+    assert later.param_groups[1]["streams"] == one("b.a")
+
+
+def test_checkpoints_with_the_streams_of_wrapped_names_go_on_with_them():
+    """Earlier releases hashed the names of wrappers too; a checkpoint's streams are what its noise is made from."""
+    from fekernels.optim._streams import stream_of_name
+
+    values = {"module.a": torch.ones(3), "module.b": torch.ones(3)}
+    old = fe.LangevinAdam([(name, leaf(value)) for name, value in values.items()], temperature=0.1, seed=3)
+    old.param_groups[0]["streams"] = hashed = [stream_of_name(name) for name in values]
+    saved = old.state_dict()
+    params = [(name, leaf(value)) for name, value in values.items()]
+    for given in (params, params[::-1]):
+        new = fe.LangevinAdam(given, temperature=0.1, seed=3)
+        assert new.param_groups[0]["streams"] != hashed
+        new.load_state_dict(copy.deepcopy(saved))
+        by_name = dict(zip([name for name, _ in given], new.param_groups[0]["streams"], strict=True))
+        assert by_name == dict(zip(values, hashed, strict=True))
 
 
 def test_names_that_hash_alike_raise(monkeypatch):
