@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fekernels.distributed._particles import ShardedParticles
 from fekernels.distributed._rows import Rows
@@ -32,6 +34,7 @@ class ShardedPopulation(Population):
             exchange,
         )
         self._now: ShardedParticles | None = None
+        self._by_element = self.rows.world == 1  # whether the optimizer has been seen to be
 
     def _particles(self, x: Tensor) -> ShardedParticles:
         """As they are in this step, in which they do not move: what was made of them once is kept."""
@@ -48,6 +51,42 @@ class ShardedPopulation(Population):
         if len(x):
             return super().evaluate(target, x, batch, step)
         return torch.empty_like(x), None if isinstance(target, ScoreFunction) else x.new_empty(0)
+
+    def move(self, optimizer: Optimizer, x: Tensor) -> None:
+        """The first step shows the states, and is taken back where they are not of single elements."""
+        if self._by_element:
+            optimizer.step()
+            return
+        before, state = x.clone(), copy.deepcopy(optimizer.state_dict())
+        optimizer.step()
+        try:
+            with self.together() as agreement:
+                self._check_states(self.function, optimizer, optimizer.state.values(), x.shape)
+                agreement.tell(len(x))
+        except Exception:
+            x.copy_(before)
+            optimizer.load_state_dict(state)
+            raise
+        self._by_element = True
+
+    def check_loaded(self, function: str, optimizer: Optimizer, state: Any, shape: Sequence[int]) -> None:
+        if self.rows.world > 1 and isinstance(state.get("state"), dict):
+            self._check_states(function, optimizer, state["state"].values(), shape)
+
+    @staticmethod
+    def _check_states(function: str, optimizer: Any, states: Iterable[Any], shape: Sequence[int]) -> None:
+        of_matrices = tuple(filter(None, [getattr(torch.optim, "Muon", None)]))
+        shown = "which takes matrices for one" if isinstance(optimizer, of_matrices) else ""
+        for each in filter(None, states):
+            for key, value in each.items():
+                if isinstance(value, Tensor) and value.numel() != 1 and value.shape != shape:
+                    shown = f"whose state {key} has shape {tuple(value.shape)}"
+        if shown:
+            raise ValueError(
+                f"{function}: optimizer must work element by element where particles are split over ranks, with states "
+                f"of the particles' shape {tuple(shape)} or of one number, as Adam's; got {type(optimizer).__name__}, "
+                f"{shown}"
+            )
 
     def median(self, x: Tensor, hint: Tensor | None) -> Tensor:
         return self._particles(x).bandwidth("liu_wang")[0]

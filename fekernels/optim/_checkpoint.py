@@ -17,6 +17,7 @@ __all__ = [
     "LAST_FLOAT32_STEP",
     "check_group",
     "check_groups",
+    "check_kind",
     "check_state",
     "loaded_draws",
     "loaded_step",
@@ -53,6 +54,18 @@ def check_groups(function: str, state_dict: Any) -> None:
             raise TypeError(
                 f"{function}: every group must be a dict with a list of params; got {_kind(group)}"
             )
+
+
+def check_kind(function: str, kind: str, groups: Sequence[dict[str, Any]]) -> None:
+    """ValueError for groups of another optimizer of this package than ``kind``; those of torch have no streams."""
+    for group in groups:
+        if "streams" in group and "lr" in group:
+            adam = "noise" in group or "betas" in group
+            found = "VariationalAdam" if "ess" in group else "LangevinAdam" if adam else "SGLD"
+            if found != kind:
+                raise ValueError(
+                    f"{function}: param_groups must be {kind}'s; got {found}'s, whose lr and states mean something else"
+                )
 
 
 def check_group(function: str, group: dict[str, Any], count: int) -> None:

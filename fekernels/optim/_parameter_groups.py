@@ -20,7 +20,7 @@ from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops._noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
-from fekernels.optim._checkpoint import check_group, check_groups, check_state, loaded_tensors
+from fekernels.optim._checkpoint import check_group, check_groups, check_kind, check_state, loaded_tensors
 from fekernels.optim._rounding import lost_steps
 from fekernels.optim._seeds import (
     COUNTS_ANEW,
@@ -45,6 +45,7 @@ class ParameterGroups(Optimizer):
 
     _switches: tuple[str, ...] = ("maximize",)  # the group values that are bools
     _numbers: tuple[str, ...] = ("weight_decay", "prior_precision")  # those that are finite and not negative
+    _kind: str  # whose groups a checkpoint has
     _purpose: int = LANGEVIN_NOISE  # of the noise
     _anchors: Anchors
     _drawn_seed: int | None  # until ranks have agreed on one
@@ -344,6 +345,7 @@ class ParameterGroups(Optimizer):
         counts = [[len(group["params"]) for group in each] for each in (groups, saved_groups)]
         if counts[0] != counts[1]:
             return  # torch says so
+        check_kind(function, self._kind, saved_groups)
         taken = set()
         number_of = 0
         for group, saved_group in zip(groups, saved_groups, strict=True):

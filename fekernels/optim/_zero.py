@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fekernels.optim._checkpoint import check_kind
 from fekernels.optim._seeds import decided_alone, have_decided, leave_undecided
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def join_zero(optimizer: ParameterGroups, zero: Any) -> weakref.ref[Any]:
         leave_undecided(saved["param_groups"], optimizer._drawn_seed)
 
     def load(zero: Any, saved: dict[str, Any]) -> None:
+        check_kind(f"{optimizer._name}.load_state_dict", optimizer._kind, saved["param_groups"])
         if have_decided(optimizer._drawn_seed, zero.param_groups, decided_alone(saved)):
             optimizer._drawn_seed = None
         for group, own in zip(saved["param_groups"], zero.param_groups, strict=False):

@@ -97,6 +97,7 @@ class LangevinAdam(TableOptimizer):
     Source: Kingma & Ba 2015 (Adam); Chen, Fox & Guestrin 2014 and Li et al. 2016 (preconditioned SGHMC).
     """
 
+    _kind = "LangevinAdam"
     _operation = OPERATION
     _states = ("step", "exp_avg", "exp_avg_sq")
     _optional_states = ("max_exp_avg_sq", "noise_unit", "anchor")

@@ -45,6 +45,7 @@ class SGLD(TableOptimizer):
     prior_precision = gamma / (n beta), anchor = "init".
     """
 
+    _kind = "SGLD"
     _operation = OPERATION
     _switches = ("maximize", "stochastic_rounding")
 

@@ -106,6 +106,7 @@ class VariationalAdam(WeightPosterior):
     Source: Shen et al. 2024, arXiv:2402.17641, algorithm 1; Blundell et al. 2015, arXiv:1505.05424.
     """
 
+    _kind = "VariationalAdam"
     _operation = variational_adam.OPERATION
     _optional_states = ()
     _numbers = ("weight_decay",)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.ranks import group_of
@@ -80,6 +81,10 @@ class Population:
     def forget(self) -> None:
         """A step is over: particles will have moved."""
 
+    def move(self, optimizer: Optimizer, x: Tensor) -> None:
+        """A step of the optimizer, of own particles alone."""
+        optimizer.step()
+
     def median(self, x: Tensor, hint: Tensor | None) -> Tensor:
         return median_bandwidth(x, hint=hint)
 
@@ -110,6 +115,9 @@ class Population:
     def part(self, rows: Tensor) -> Tensor:
         """Own rows of what has one for each particle."""
         return rows
+
+    def check_loaded(self, function: str, optimizer: Optimizer, state: Any, shape: Sequence[int]) -> None:
+        """ValueError for a state of all particles that cannot be taken apart."""
 
     def whole_state(self, state: Any, like: Tensor) -> Any:
         """An optimizer's `state_dict` with the states of all particles, where those are of the shape of own ones."""

@@ -54,6 +54,7 @@ def load_whole_state(sampler: SVGD, state: Any) -> None:
         signed_seed(name, seed)
         if not isinstance(state["optimizer"], dict):
             raise TypeError(f"{name}: optimizer must be a dict; got {type(state['optimizer']).__name__}")
+        everyone.check_loaded(name, sampler.optimizer, state["optimizer"], shape)
         target = state["target"]
         if isinstance(target, dict):
             target = {

@@ -105,11 +105,11 @@ class SVGD:
     so on. All ranks construct the sampler with the same settings and call `step`, `run` and `state_dict` together.
     Bandwidth, direction, noise and groups are those of one process to the bit on any number of ranks; log_prob is
     called with own particles, and not where there are none. So the steps are the same to the bit where the scores are
-    and where the optimizer works element by element, as Adam, SGD and fe.LangevinAdam do. What fails on one rank, such
-    as a NaN score, raises on all. noise="kernel" needs one process. Data are not split: every rank gives `step` the
-    same batch, which is compared. A log_prob that holds data itself must hold the same on every rank: with rows of its
-    own (of a DistributedSampler, say) a rank's particles go to another posterior than those of the others, and nothing
-    tells.
+    and where the optimizer works element by element, as Adam, SGD and fe.LangevinAdam do (one whose states show that it
+    does not, as Adafactor's, raises at the first step). What fails on one rank, such as a NaN score, raises on all.
+    noise="kernel" needs one process. Data are not split: every rank gives `step` the same batch, which is compared. A
+    log_prob that holds data itself must hold the same on every rank: with rows of its own (of a DistributedSampler,
+    say) a rank's particles go to another posterior than those of the others, and nothing tells.
 
     Attributes:
         particles: [n, d] where they are now, the tensor itself: it changes with each step.
@@ -308,7 +308,7 @@ class SVGD:
             self._all.forget()
         x.grad = phi.neg_()
         try:
-            self.optimizer.step()
+            self._all.move(self.optimizer, x)
         finally:
             x.grad = None  # as large as the particles, and of no further use
         if kick is not None:

@@ -159,6 +159,8 @@ def test_ranks_agree_on_a_seed_that_nobody_gave():
 ERRORS = {
     "nan": "ValueError: SVGD:.*scores must be finite; got nan for particle 69 at step 1",
     "raises": "(KeyError: 'no such thing'|RuntimeError: SVGD: rank 2 has raised KeyError: 'no such thing')",
+    "by matrices": r"ValueError: SVGD: optimizer must work element by element .*got Adafactor, whose state \w+ has",
+    "loads matrices": r"ValueError: SVGD.load_state_dict: optimizer must work element by element .*whose state \w+ has",
     "d": "ValueError: SVGD: d must be the same on every rank; got . on rank 0 and . on rank .",
     "dtype": "ValueError: SVGD: the particles' dtype must be the same on every rank; got torch.float(32|64) on rank .",
     "seed": "ValueError: SVGD: seed must be the same on every rank; got . on rank .",

@@ -158,14 +158,42 @@ def test_a_wide_step_stays_wide(place):
 
 
 def test_more_than_an_optimizer_needs_is_kept(place):
+    """Of an optimizer that is none of ours."""
     saved = trained(place).state_dict()
+    for key in ("streams", "noise"):
+        del saved["param_groups"][0][key]
     sgld = trained(place, fe.SGLD, temperature=0.0)
-    for key in ("betas", "eps", "amsgrad", "noise"):
+    for key in ("betas", "eps", "amsgrad"):
         assert key in saved["param_groups"][0]
     sgld.load_state_dict(saved)
     before = Frozen(sgld.param_groups[0]["params"])
     step(sgld, 1)
     assert not before.unchanged()
+
+
+KINDS = {
+    "LangevinAdam": lambda params: fe.LangevinAdam(params, seed=1),
+    "SGLD": lambda params: fe.SGLD(params, lr=0.1, seed=1),
+    "VariationalAdam": lambda params: fe.VariationalAdam(params, lr=0.1, ess=10, seed=1),
+}
+
+
+@pytest.mark.parametrize("saved", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_of_our_optimizers_is_named(kind, saved):
+    """Also before the first step, whose states would not tell."""
+    state = KINDS[saved]([torch.nn.Parameter(torch.ones(3))]).state_dict()
+    optimizer = KINDS[kind]([torch.nn.Parameter(torch.ones(3))])
+    if kind == saved:
+        optimizer.load_state_dict(state)
+        return
+    before = copy.deepcopy(optimizer.param_groups[0])
+    message = rf"{kind}.load_state_dict: param_groups must be {kind}'s; got {saved}'s"
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    assert (
+        optimizer.param_groups[0].keys() == before.keys() and optimizer.param_groups[0]["lr"] == before["lr"]
+    )
 
 
 def test_sgld_refuses_what_has_no_step(place):

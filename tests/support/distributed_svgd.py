@@ -161,6 +161,20 @@ def failing(rank: int) -> dict[str, str]:
         before = each.particles.clone()
         says(name, each.step)
         assert torch.equal(each.particles, before) and each.iteration == 0
+    whole = fe.SVGD(None, start(), scores=scores_of, optimizer=torch.optim.Adafactor)
+    whole.step()
+    for name, kind in (("by matrices", torch.optim.Adafactor), ("loads matrices", torch.optim.SGD)):
+        each = fe.SVGD(
+            None, own, scores=scores_of, process_group=group, optimizer=lambda p, kind=kind: kind(p, lr=0.1)
+        )
+        saved = whole.state_dict()
+        says(
+            name,
+            each.step
+            if name == "by matrices"
+            else lambda each=each, saved=saved: each.load_state_dict(saved),
+        )
+        assert torch.equal(each.particles, own) and each.iteration == 0 and not each.optimizer.state
     says("d", lambda: fe.SVGD(None, own[:, : 4 if one else 5], scores=scores_of, process_group=group))
     says("dtype", lambda: fe.SVGD(None, own.double() if one else own, scores=scores_of, process_group=group))
     says("seed", lambda: fe.SVGD(None, own, scores=scores_of, process_group=group, seed=int(one)))
