@@ -249,6 +249,7 @@ def draw(
     shared_noise: bool,
 ) -> Tensor:
     """z [K, B, Z]."""
+    samples = integer("relevance_of", "samples", samples, 1)
     key: dict[str, int] = {"seed": seed, "step": step, "stream": stream, "offset": offset, "samples": samples}
     if not boolean("relevance_of", "shared_noise", shared_noise):
         return reparameterize(mean, logvar, **key)
