@@ -1,5 +1,5 @@
 // Most free energies from Python to the kernel and back, and their place in autograd's graph, which hands on the gradients
-// that the kernel made with the values: the twin of compute_plain and _Terms in fekernels/ops/free_energy/autograd.py. What is
+// that the kernel made with the values: the twin of _plain_in_python and _Terms in fekernels/ops/free_energy/autograd.py. What is
 // rare it leaves to that file: other operands, gradients of gradients, second backward passes, batches of gradients.
 
 // Else autograd's headers read every operator that there is.

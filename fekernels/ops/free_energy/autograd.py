@@ -31,7 +31,7 @@ from fekernels.ops._memory import has_plain_memory
 from fekernels.ops.free_energy.broadcasting import Operands, whole
 from fekernels.ops.free_energy.memory_order import arranged, memory_order, restored
 
-__all__ = ["FreeEnergyTerms", "belongs_to_leaf", "compute", "compute_plain"]
+__all__ = ["FreeEnergyTerms", "belongs_to_leaf", "compute", "plain_kernel"]
 
 DATA = 4  # of a call, beside its differentiable operands: target, mask, weight, latent_mask
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that has operators of its own
@@ -242,7 +242,7 @@ def _again(
 
 @functools.cache
 def _native() -> Callable[..., tuple[Tensor, Tensor, Tensor] | None] | None:
-    """``compute_plain`` of csrc/torch/host, from the operands on; None where there is no such module."""
+    """``_plain_in_python`` by csrc/torch/host; None where there is no such module."""
     module = host()
     if module is None:
         return None
@@ -344,7 +344,24 @@ def compute(
     return FreeEnergyTerms(*_Terms.apply(call, known, None, *tensors))
 
 
-def compute_plain(
+def plain_kernel(prediction: Any) -> Callable[..., Any] | None:
+    """What most calls take, with operands as they came: checks and lists of tensors took longer than a small kernel.
+
+    A function of (prediction, target, mean, logvar, likelihood, reduction, beta, whether gradients are recorded,
+    inplace) that gives (free_energy, energy, kl), or None where anything is not as expected: ``gather`` and
+    ``compute`` take the call then, or say what is wrong. They take every call where there is no such function.
+    """
+    if torch.compiler.is_compiling() or transforms_active() or dispatch_modes():
+        return None
+    # Of another device the CPU's backend is not asked for, which may have none of the name that was chosen.
+    on_cpu = getattr(prediction, "is_cpu", False)
+    if not on_cpu or differentiates_forward() or backends.choose("cpu") != "cpp":
+        return None
+    native = None if compiles_backward() else _native()
+    return _plain_in_python if native is None else native
+
+
+def _plain_in_python(
     prediction: Any,
     target: Tensor,
     mean: Tensor,
@@ -352,27 +369,9 @@ def compute_plain(
     likelihood: int,
     reduction: int,
     beta: float,
+    recorded: bool,
     inplace: bool,
-) -> FreeEnergyTerms | None:
-    """The fast path, which most calls take: checks and lists of tensors took longer than a small problem's kernel.
-
-    None where anything is not as expected: ``gather`` and ``compute`` take the call, or say what is wrong.
-    """
-    if torch.compiler.is_compiling() or transforms_active() or dispatch_modes():
-        return None
-    # Of another device the CPU's backend is not asked for, which may have none of the name that was chosen.
-    if (
-        not getattr(prediction, "is_cpu", False)
-        or differentiates_forward()
-        or backends.choose("cpu") != "cpp"
-    ):
-        return None
-    native = None if compiles_backward() else _native()
-    if native is not None:
-        terms = native(
-            prediction, target, mean, logvar, likelihood, reduction, beta, torch.is_grad_enabled(), inplace
-        )
-        return None if terms is None else FreeEnergyTerms(*terms)
+) -> Any:
     operands = prediction, mean, logvar
     for tensor in (*operands, target):
         if (
@@ -387,9 +386,7 @@ def compute_plain(
             return None
     if target.requires_grad:
         return None
-    needs = 0
-    if torch.is_grad_enabled():
-        needs = prediction.requires_grad | mean.requires_grad << 1 | logvar.requires_grad << 2
+    needs = prediction.requires_grad | mean.requires_grad << 1 | logvar.requires_grad << 2 if recorded else 0
     inplace = inplace and needs & 1 == 1
     if inplace and belongs_to_leaf(prediction):
         return None
@@ -400,4 +397,4 @@ def compute_plain(
     if needs:
         call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
         results = _apply(call, (target, None, None, None), results, *operands)
-    return FreeEnergyTerms(*results)
+    return results

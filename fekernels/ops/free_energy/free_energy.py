@@ -18,7 +18,7 @@ from torch import Tensor
 from fekernels._catalogue.free_energy import CATEGORICAL, MEAN, NONE, REDUCTIONS, SUM
 from fekernels._checks import floating, same_device
 from fekernels._runtime.ranks import group_of, sum_over_ranks
-from fekernels.ops.free_energy.autograd import FreeEnergyTerms, belongs_to_leaf, compute, compute_plain
+from fekernels.ops.free_energy.autograd import FreeEnergyTerms, belongs_to_leaf, compute, plain_kernel
 from fekernels.ops.free_energy.broadcasting import Operands, gather
 from fekernels.ops.free_energy.domains import validate_parameters, validate_target
 from fekernels.ops.free_energy.options import check_batch_dims, check_options, check_reduction
@@ -122,8 +122,14 @@ def free_energy(
     special = special or (isinstance(beta, Tensor) and not beta.is_cpu)
     if not special and prior_mean is prior_logvar is mask is latent_mask is weight is None and 1 in codes:
         prediction = params[0] if type(params) is tuple and len(params) == 1 else params
-        terms = compute_plain(prediction, target, mean, logvar, codes[1], how, factor, inplace_backward)
-        if terms is not None:
+        kernel, found = plain_kernel(prediction), None
+        if kernel is not None:
+            recorded = torch.is_grad_enabled()
+            found = kernel(
+                prediction, target, mean, logvar, codes[1], how, factor, recorded, inplace_backward
+            )
+        if found is not None:
+            terms = FreeEnergyTerms(*found)
             if group is not None:
                 return _of_all_ranks(function, terms, asked, math.prod(mean.shape[:batch_dims]), beta, group)
             return terms if factor is beta else _with_beta(terms, beta)
