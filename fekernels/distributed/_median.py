@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fekernels._runtime import backends
 from fekernels._runtime.ranks import exchange
-from fekernels.distributed._rows import Rows
+from fekernels.distributed._rows_of_ranks import Rows
 
 __all__ = ["search"]
 

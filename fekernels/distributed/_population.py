@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fekernels.distributed._particles import ShardedParticles
-from fekernels.distributed._rows import Rows
+from fekernels.distributed._rows_of_ranks import Rows
+from fekernels.distributed._sharded_particles import ShardedParticles
 from fekernels.ops.stein.svgd_direction import check_settings
 from fekernels.stein._groups import group_medians, mean_bandwidth, part_direction
 from fekernels.stein._population import Population

@@ -11,8 +11,8 @@ from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import boolean, one_of
 from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.ranks import group_of, has_ranks
-from fekernels.distributed._particles import ShardedParticles
-from fekernels.distributed._rows import Rows
+from fekernels.distributed._rows_of_ranks import Rows
+from fekernels.distributed._sharded_particles import ShardedParticles
 from fekernels.ops.stein.bandwidths import bandwidths, is_median
 from fekernels.ops.stein.particles import check_scores, compute_dtype
 from fekernels.ops.stein.sq_dist_rank import median_sq_dist

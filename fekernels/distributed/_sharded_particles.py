@@ -33,7 +33,7 @@ from fekernels.distributed._records import (
     norms_of_products,
     sq_dists_of_products,
 )
-from fekernels.distributed._rows import Rows
+from fekernels.distributed._rows_of_ranks import Rows
 from fekernels.distributed._tournament import Tournament
 from fekernels.ops.stein.particles import compute_dtype, plain
 from fekernels.ops.stein.sq_dist_rank import median_sq_dist, select
