@@ -23,10 +23,8 @@ Transition = Callable[..., Tensor]  # (x, log_density, *, beta, seed, step) -> x
 START = (0, 0)  # (step, stream) of the draws of the base; moves have steps from 1 on
 STREAMS = 3  # of a trajectory: momenta, acceptance, lengths
 SHORTEST = 0.3  # of the lengths of trajectories
-LONGEST = (
-    math.pi
-)  # of a trajectory in units of the scales: over a Gaussian half a turn, the far side; a whole one ends
-# where it began
+# Of a trajectory in units of the scales: over a Gaussian half a turn, the far side; a whole one ends where it began.
+LONGEST = math.pi
 
 
 class Path:
@@ -194,9 +192,8 @@ class GeometricPath(Path):
         start = at = self._point(x)
         first = momentum = normal(x, seed, step, STREAMS * k)
         width = size * std
-        if (
-            self.leapfrog_steps > 1
-        ):  # lengths of their own, or all particles would return where they came from together
+        if self.leapfrog_steps > 1:
+            # Lengths of their own, or all particles would return where they came from together.
             length = uniform(x, seed, step, STREAMS * k + 2)[:, None]
             width = width * (SHORTEST + (1 - SHORTEST) * length)
         for _ in range(self.leapfrog_steps):

@@ -163,9 +163,8 @@ def _over_ranks(owner: str, draws: Tensor, wanted: int, group: Any) -> tuple[Ten
     received = torch.empty_like(parts)
     exchange(owner, dist.all_to_all_single, received, parts, group=group)
     mine = torch.cat([part[: shape[0]] for part, shape in zip(received, every, strict=True)])
-    found = draws.new_zeros(
-        (3, width + 1), dtype=torch.float64
-    )  # and which chains move together, by this share
+    # The last column: which chains move together, by this share.
+    found = draws.new_zeros((3, width + 1), dtype=torch.float64)
     share = min(max(weights - rank * width, 0), width)
     if share:
         found[:, :share] = statistics_of_chains(mine[:, :, :share], wanted)

@@ -11,9 +11,8 @@ from torch import Tensor
 __all__ = ["Together", "moving_together"]
 
 CHANCE = 1e-6  # of a warning, where chains are independent
-STRONG = (
-    0.75  # correlation: of minibatches that chains share, gradients must be three times as noisy as the draws
-)
+# Correlation: of minibatches that chains share, gradients must be three times as noisy as the draws.
+STRONG = 0.75
 LEAST = math.asin(STRONG) * 2 / math.pi  # the same of signs, for normal numbers
 LOOKED_AT = 1 << 18  # draws of weights
 WEIGHTS, DRAWS, PAIRS = 256, 4096, 8

@@ -16,9 +16,8 @@ Landscape = Callable[[Tensor], Tensor]  # points [n, d] to values [n]
 
 MOST = 1 << 20  # starts in all: a Hessian each, 200 MB for 5 parameters
 STEPS = 60  # of Newton's method; each doubles the digits once it is close
-FLAT = (
-    1e-6  # of the largest curvature among all points: an eigenvalue below has no sign that could be trusted
-)
+# Of the largest curvature among all points: an eigenvalue below has no sign that could be trusted.
+FLAT = 1e-6
 
 
 @dataclass(frozen=True)

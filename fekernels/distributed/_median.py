@@ -136,9 +136,8 @@ class _Scan:
             found = [self._native(self.whole, None, low, high, self.rows.share)]
         counts = torch.zeros(2 + BINS, dtype=torch.int64)
         counts[1:] = sum(part for part, _ in found)
-        counts[0] = sum(
-            int(part[1:].sum()) > len(keys) for part, keys in found
-        )  # how many passes had no room
+        # How many passes had no room.
+        counts[0] = sum(int(part[1:].sum()) > len(keys) for part, keys in found)
         inside = [keys[: int(part[1:].sum())] for part, keys in found]
         keys = inside[0] if len(inside) == 1 else torch.cat(inside)  # of gathered particles one, of megabytes
         self.rows.sum(counts)

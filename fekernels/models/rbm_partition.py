@@ -15,12 +15,10 @@ from fekernels.ops.free_energy.free_energy import energy
 
 __all__ = ["MOST_UNITS", "TemperedRBM", "draw_units", "enumerated_log_z", "exact_draws", "softplus_sum"]
 
-MOST_UNITS = (
-    25  # of the layer that is added up: 33 million states, some minutes with 784 units on the other side
-)
-BLOCK = (
-    1 << 21
-)  # float64 elements of states times units of the larger layer at a time: 16 MB, and what softplus makes
+# Of the layer that is added up: 33 million states, some minutes with 784 units on the other side.
+MOST_UNITS = 25
+# float64 elements of states times units of the larger layer at a time: 16 MB, and what softplus makes.
+BLOCK = 1 << 21
 
 
 def draw_units(p: Tensor, seed: int, step: int, stream: int) -> Tensor:

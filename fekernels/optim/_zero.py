@@ -53,10 +53,8 @@ def join_zero(optimizer: ParameterGroups, zero: Any) -> weakref.ref[Any]:
         if have_decided(optimizer._drawn_seed, zero.param_groups, decided_alone(saved)):
             optimizer._drawn_seed = None
         for group, own in zip(saved["param_groups"], zero.param_groups, strict=False):
-            if (
-                "seed" in group and group["seed"] is None
-            ):  # in place: what was given is read again after this hook
-                group["seed"] = own["seed"]
+            if "seed" in group and group["seed"] is None:
+                group["seed"] = own["seed"]  # in place: what was given is read again after this hook
 
     zero.register_state_dict_post_hook(save)
     zero.register_load_state_dict_pre_hook(load)

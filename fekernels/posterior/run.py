@@ -36,10 +36,8 @@ HOPELESS = 1.5  # R-hat of chains in different places, which a run four times as
 SPACING = 1.3  # autocorrelation times between samples
 RECORDS = 4  # positions remembered of a sample's steps
 LONGER = 4  # times as long a run may become
-ON, MARGIN = (
-    1.2,
-    1.1,
-)  # by which it goes on at least where R-hat alone asks for it, and beyond what is lacking
+# By which it goes on at least where R-hat alone asks for it, and beyond what is lacking.
+ON, MARGIN = 1.2, 1.1
 MOST_STEPS = 1 << 15  # of sampling, where nobody says how many
 TRAIN_STEPS, TRAIN_EPOCHS, TRAIN_LR = 500, 3, 0.02
 UNTRAINED = 3.0  # standard deviations of the posterior, from which on the model counts as not trained

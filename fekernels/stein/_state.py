@@ -22,9 +22,8 @@ STATE = ("particles", "optimizer", "iteration", "seed", "target")
 
 def whole_state(sampler: SVGD) -> dict[str, Any]:
     everyone, x = sampler._all, sampler._particles
-    undecided = (
-        sampler.seed == sampler._drawn_seed and has_ranks()
-    )  # each rank has drawn another, until its first noise
+    # Each rank has drawn another, until its first noise.
+    undecided = sampler.seed == sampler._drawn_seed and has_ranks()
     return {
         "particles": everyone.gather(x),
         "optimizer": copy.deepcopy(everyone.whole_state(sampler.optimizer.state_dict(), x)),

@@ -153,9 +153,8 @@ class _Sequential:
         self, unary: Tensor, pairwise: Tensor, messages: Tensor, graph: Incidence, max_product: bool
     ) -> None:
         self.unary, self.messages, self.max_product = unary, messages.flatten(0, 1).clone(), max_product
-        self.tables = torch.stack([pairwise, pairwise.mT], 1).flatten(
-            0, 1
-        )  # [2E, S of the target, S of the source]
+        # [2E, S of the target, S of the source]
+        self.tables = torch.stack([pairwise, pairwise.mT], 1).flatten(0, 1)
         self.sources = graph.edges.flip(1).flatten().tolist()
         self.targets = graph.edges.flatten().tolist()
         self.arriving = [rows.tolist() for rows in graph.order.split(graph.degrees.tolist())]

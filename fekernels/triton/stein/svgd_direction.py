@@ -23,9 +23,8 @@ from fekernels.triton.stein.strip_kernels import BACKWARD, DIRECTION
 from fekernels.triton.stein.strips import Strips, find_sharp, total
 
 TILES = 128  # up to which the halves of a block's particles and of the next ones fit in shared memory
-PROGRAMS = (
-    512  # about four per multiprocessor of the largest GPUs; with fewer blocks of rows sums go into parts
-)
+# About four per multiprocessor of the largest GPUs; with fewer blocks of rows sums go into parts.
+PROGRAMS = 512
 PADDING = 128  # rows, a multiple of every M and N
 
 # M, N by d: as many pairs per thread as the sums of all columns leave registers for.
