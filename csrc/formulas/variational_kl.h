@@ -38,9 +38,9 @@ template <bool kDeviations, class F>
 struct VariationalKl {
   F twice_kl, log_ratio;
 
-  static FE_HD VariationalKl of(F mean, F spread, const VariationalKlCoefficients& c) {
+  static FE_HD VariationalKl of(F mean, const VarianceRatio<kDeviations, F>& r, const VariationalKlCoefficients& c) {
     using L = Lane<F>;
-    const auto [ratio, excess] = VarianceRatio<kDeviations, F>::of(spread, c);
+    const F ratio = r.value, excess = r.excess;
     // Nearly always the posterior is narrower than the prior, of which the logarithm is half the work.
     const auto narrower = ratio <= 1.0f;
     F remainder = negative_log<F>(ratio, -excess).remainder;

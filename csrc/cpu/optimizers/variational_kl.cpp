@@ -16,45 +16,40 @@ constexpr int kAhead = 512;
 constexpr int kRowsPerLog = 4;
 constexpr float kLeastRatio = 0x1p-31f;
 
-// The sums of kRowsPerLog rows, or false where they have to be made one by one.
-template <bool kDeviations>
-bool narrow_rows(const float* mean, const float* spread, const VariationalKlCoefficients& c, FloatV (&kls)[kParts],
-                 FloatV (&ratios)[kParts]) {
-  FloatV quadratics[kParts], products[kParts];
-  SignedV inside = FloatV{} == 0.0f;
-  for (int part = 0; part < kParts; ++part) {
-    quadratics[part] = kls[part];
-    for (int row = 0; row < kRowsPerLog; ++row) {
-      const int at = row * kFold + part * kLanes;
-      __builtin_prefetch(mean + at + kAhead);
-      __builtin_prefetch(spread + at + kAhead);
-      const FloatV m = load(mean + at);
-      const auto [ratio, excess] = VarianceRatio<kDeviations, FloatV>::of(load(spread + at), c);
-      inside = inside & (ratio >= kLeastRatio) & (ratio <= 0.5f);
-      quadratics[part] = quadratics[part] + Lane<FloatV>::fma(m * c.prior_precision, m, excess);
-      products[part] = row ? products[part] * ratio : ratio;
-    }
-  }
-  if (!Lane<FloatV>::all(inside)) return false;
-  for (int part = 0; part < kParts; ++part) {
-    const FloatV negative_logs = negative_log<FloatV>(products[part], 1.0f - products[part]).value;
-    kls[part] = quadratics[part] + negative_logs;
-    ratios[part] = ratios[part] - negative_logs;
-  }
-  return true;
-}
-
 // The sums of a block in the order of row_sum.h.
 template <bool kDeviations>
 void block_sums(const float* mean, const float* spread, const VariationalKlCoefficients& c, double& kl, double& log_ratio) {
+  using Ratio = VarianceRatio<kDeviations, FloatV>;
   FloatV kls[kParts] = {}, ratios[kParts] = {};
   for (int column = 0; column < kColumns; column += kRowsPerLog * kFold) {
-    if (narrow_rows<kDeviations>(mean + column, spread + column, c, kls, ratios)) continue;
-    for (int at = column; at < column + kRowsPerLog * kFold; at += kLanes) {
-      const auto term = VariationalKl<kDeviations, FloatV>::of(load(mean + at), load(spread + at), c);
-      const int part = at % kFold / kLanes;
-      kls[part] = kls[part] + term.twice_kl;
-      ratios[part] = ratios[part] + term.log_ratio;
+    Ratio rows[kRowsPerLog * kParts];
+    SignedV narrow = FloatV{} == 0.0f;
+    for (int i = 0; i < kRowsPerLog * kParts; ++i) {
+      const int at = column + i * kLanes;
+      __builtin_prefetch(mean + at + kAhead);
+      __builtin_prefetch(spread + at + kAhead);
+      rows[i] = Ratio::of(load(spread + at), c);
+      narrow = narrow & (rows[i].value >= kLeastRatio) & (rows[i].value <= 0.5f);
+    }
+    if (Lane<FloatV>::all(narrow)) {
+      FloatV products[kParts];
+      for (int i = 0; i < kRowsPerLog * kParts; ++i) {
+        const int part = i % kParts;
+        const FloatV m = load(mean + column + i * kLanes);
+        kls[part] = kls[part] + Lane<FloatV>::fma(m * c.prior_precision, m, rows[i].excess);
+        products[part] = i < kParts ? rows[i].value : products[part] * rows[i].value;
+      }
+      for (int part = 0; part < kParts; ++part) {
+        const FloatV negative_logs = negative_log<FloatV>(products[part], 1.0f - products[part]).value;
+        kls[part] = kls[part] + negative_logs;
+        ratios[part] = ratios[part] - negative_logs;
+      }
+      continue;
+    }
+    for (int i = 0; i < kRowsPerLog * kParts; ++i) {
+      const auto term = VariationalKl<kDeviations, FloatV>::of(load(mean + column + i * kLanes), rows[i], c);
+      kls[i % kParts] = kls[i % kParts] + term.twice_kl;
+      ratios[i % kParts] = ratios[i % kParts] + term.log_ratio;
     }
   }
   kl = fold(kls);
@@ -71,7 +66,8 @@ void last_block_sums(const float* mean, const float* spread, int count, const Va
     const int real = count - at < kLanes ? count - at : kLanes;
     __builtin_memcpy(padded[0], mean + at, real * sizeof(float));
     __builtin_memcpy(padded[1], spread + at, real * sizeof(float));
-    auto term = VariationalKl<kDeviations, FloatV>::of(load(padded[0]), load(padded[1]), c);
+    const auto ratio = VarianceRatio<kDeviations, FloatV>::of(load(padded[1]), c);
+    auto term = VariationalKl<kDeviations, FloatV>::of(load(padded[0]), ratio, c);
     for (int i = real; i < kLanes; ++i) term.twice_kl[i] = term.log_ratio[i] = 0.0f;
     const int part = at % kFold / kLanes;
     kls[part] = kls[part] + term.twice_kl;
