@@ -13,6 +13,7 @@ LOG2 = tl.constexpr(0.693147182)
 HALF_LOG_2PI = tl.constexpr(0.918938533)
 LARGEST = tl.constexpr(3.4028234663852886e38)
 INF = tl.constexpr(float("inf"))
+TWO_TO_64 = tl.constexpr(18446744073709551616.0)
 
 
 @triton.jit
