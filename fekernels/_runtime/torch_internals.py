@@ -164,12 +164,12 @@ def gathering_groups(params: Iterable[Tensor]) -> list[Any] | None:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
         return []
-    mine, found = set(map(id, params)), {}
+    found = {}
     try:
         table = sys.modules["torch.distributed._composable_state"]._module_state_mapping
-        for module in list(table):
-            if not isinstance(module, fsdp.FSDPModule):
-                continue
+        sharded = [module for module in list(table) if isinstance(module, fsdp.FSDPModule)]
+        mine = set(map(id, params)) if sharded else set()
+        for module in sharded:
             state = module._get_fsdp_state()
             if hasattr(state, "_fsdp_param_groups"):  # torch 2.13 on
                 groups = state._fsdp_param_groups

@@ -234,6 +234,13 @@ class TableCache:
             table.point_to(pointers if len(self.tables) == 1 else [pointers[i] for i in part])
         return True
 
+    def count_write(self) -> None:
+        """Tell autograd, which checks that what it saved is as it was, of a kernel that wrote through pointers."""
+        if self.native is not None:
+            self.native.count_write()
+        else:
+            torch.autograd.graph.increment_version(self.live)
+
     def _plain(self, grads: list[Tensor], pointers: list[int]) -> bool:
         """``has_plain_memory`` of every gradient, as far as their types and addresses leave it open."""
         if pointers.count(0) != self.null_gradients:

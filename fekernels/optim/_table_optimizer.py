@@ -101,8 +101,7 @@ class TableOptimizer(ParameterGroups):
             self._keep(self._caches, index, cache)
             if cache.tables:
                 self._operation.step_tables(cache.tables, settings, backend)
-            # The kernel wrote through pointers: tell autograd, which checks that what it saved was not overwritten.
-            torch.autograd.graph.increment_version(cache.live)
+            cache.count_write()
             cache.copies.clear()
         return loss
 

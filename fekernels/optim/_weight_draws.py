@@ -27,7 +27,7 @@ from fekernels.ops.optimizers.variational_draw import VariationalDrawSettings
 from fekernels.optim._parameter_groups import LAST_SEED
 from fekernels.optim._shards import local_gradient, sharded_rows
 from fekernels.optim._state import zero_state
-from fekernels.optim._table_cache import TableCache
+from fekernels.optim._table_cache import KeptSettings, TableCache
 from fekernels.optim._table_optimizer import TableOptimizer
 
 __all__ = ["WeightDraws"]
@@ -52,7 +52,7 @@ class DrawTable(TableCache):
     def restore(self) -> None:
         """Every parameter becomes its mean again."""
         if self._restored_by_address():
-            torch.autograd.graph.increment_version(self.live)
+            self.count_write()
         elif self.sharded:
             copy_all(list(map(local_tensor, self.live)), list(map(local_tensor, self.means)))
         else:
@@ -96,6 +96,7 @@ class WeightDraws(TableOptimizer):
     _mc_samples: int
     _sync: bool
     _draw_caches: dict[tuple[int, bool], DrawTable]
+    _kept_draws: dict[int, KeptSettings]
     _restored: list[DrawTable]  # whose parameters the context that is open has drawn
     _inside: str  # of which context: "training", "evaluation", or none
     _since: SinceLastStep
@@ -106,7 +107,7 @@ class WeightDraws(TableOptimizer):
 
     def _reset_caches(self) -> None:
         super()._reset_caches()
-        self._draw_caches = {}
+        self._draw_caches, self._kept_draws = {}, {}
         self._inside, self._restored = "", []
         self._sums, self._since = {}, SinceLastStep()
 
@@ -212,10 +213,13 @@ class WeightDraws(TableOptimizer):
         """Every parameter that is not frozen becomes a draw, and its state's ``mean`` what it was."""
         if self._drawn_seed is not None:
             self._agree_on_seed()
-        work: list[tuple[DrawTable, VariationalDrawSettings, str]] = []
+        work: list[tuple[DrawTable, StepSettings, str]] = []
         snapshot = self._snapshot is not None and self._snapshot.holds(self.state)
         for index, group in enumerate(self.param_groups):
-            self._check_group(group)
+            kept = self._kept_draws.get(index)
+            if kept is None or not kept.hold(group):
+                kept = None
+                self._check_group(group)
             if not group["params"]:
                 continue
             if len(group["streams"]) != len(group["params"]):
@@ -233,8 +237,13 @@ class WeightDraws(TableOptimizer):
                 cache.means = [state["mean"] for state in states]
                 cache.sharded = any(map(is_sharded, cache.live))
             self._keep(self._draw_caches, (index, train), cache)
-            if cache.live:
-                work.append((cache, self._draw_settings(group, cache.live[0]), backend))
+            if not cache.live:
+                continue
+            if kept is None:
+                kept = KeptSettings(group, self.defaults, self._draw_settings(group, cache.live[0]))
+                if not self._sync:  # else the seed is the rank's, of a process group that may come and go
+                    self._kept_draws[index] = kept
+            work.append((cache, kept.settings, backend))
         self._restored = [cache for cache, _, _ in work]
         for cache, settings, backend in work:
             operation = variational_draw.OPERATION
@@ -242,8 +251,7 @@ class WeightDraws(TableOptimizer):
                 operation.step_rows(cache.rows, settings, backend)
             elif cache.tables:
                 operation.step_tables(cache.tables, settings, backend)
-            # The kernel wrote through pointers: tell autograd, which checks that what it saved was not overwritten.
-            torch.autograd.graph.increment_version(cache.live)
+            cache.count_write()
         self._written([param for cache in self._restored for param in cache.live])
 
     def _draw_rows(self, group: dict[str, Any], train: bool) -> list[Row]:
@@ -325,8 +333,10 @@ class WeightDraws(TableOptimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         present = [param.grad is not None for param in params]
         drawn = [grad is not None for grads in self._since.drawn for grad in grads]
-        frozen = (had and not param.requires_grad for had, param in zip(present, params, strict=True))
-        return present != drawn or any(frozen)
+        if present != drawn:
+            return True
+        learns = [param.requires_grad for param in params]
+        return not all(learns) and any(had and not own for had, own in zip(present, learns, strict=True))
 
     def _sum_rows(self, group: dict[str, Any], i: int, grad: Tensor) -> list[Row]:
         param, state = group["params"][i], self.state[group["params"][i]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from operator import is_
 from typing import Any, overload
 
 import torch
@@ -161,7 +162,9 @@ class VariationalAdam(WeightPosterior):
         betas = group["betas"]
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise TypeError(f"{name}: betas must be a pair of numbers; got {betas!r}")
-        group["betas"] = tuple(number(name, f"betas[{i}]", beta, below=1.0) for i, beta in enumerate(betas))
+        checked = tuple(number(name, f"betas[{i}]", beta, below=1.0) for i, beta in enumerate(betas))
+        if type(betas) is not tuple or not all(map(is_, checked, betas)):
+            group["betas"] = checked  # another object is another value to what was made of the group's
         one_of(name, "estimator", group["estimator"], ESTIMATORS)
         one_of(name, "scale", group["scale"], SCALES)
         for key in ("mc_samples", "sync"):

@@ -87,7 +87,9 @@ def test_estimators_do_not_take_each_others_states():
             reparam.load_state_dict(saved)
 
 
-@pytest.mark.parametrize("change", ["state", "parameter", "stream"])
+@pytest.mark.parametrize(
+    "change", ["state", "parameter", "stream", "ess", "weight_decay", "temperature", "seed"]
+)
 def test_what_somebody_puts_in_between_steps_is_used(change):
     changed, other = make(), make()
     for optimizer in (changed, other):
@@ -98,6 +100,8 @@ def test_what_somebody_puts_in_between_steps_is_used(change):
         changed.state[param]["hessian"] *= 4
     elif change == "parameter":
         param.data = param.data.flip(0)
+    elif change != "stream":
+        changed.param_groups[0][change] *= 4
     else:
         changed.param_groups[0]["streams"] = [9, 1, 2]
     for optimizer in (changed, other):

@@ -100,6 +100,12 @@ class GroupCheck {
     for (size_t i = 0; i < addresses_.size(); ++i) word[i * pitch] = static_cast<int64_t>(addresses_[i]);
   }
 
+  // Tells autograd, which checks that what it saved was not overwritten, of a kernel that has written to the parameters.
+  void count_write() const {
+    for (size_t i = 0; i < missing_.size(); ++i)
+      if (!missing_[i]) tensor_of(params_[i]).bump_version();
+  }
+
  private:
   bool same_params(PyObject* params) const {
     const size_t count = missing_.size();
@@ -214,9 +220,20 @@ PyObject* write(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+PyObject* count_write(PyObject* self, PyObject*) {
+  try {
+    check_of(self).count_write();
+  } catch (const std::exception& error) {  // of inference tensors, outside of inference mode
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"holds", holds, METH_O, nullptr},
     {"addresses", addresses, METH_NOARGS, nullptr},
+    {"count_write", count_write, METH_NOARGS, nullptr},
     {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(write)), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
