@@ -19,7 +19,7 @@ from torch import Tensor
 from fekernels._catalogue.random import USER
 from fekernels._checks import device as as_device
 from fekernels._checks import integer
-from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, PURPOSES, signed_seed
+from fekernels.ops.noise_key import COUNTERS, LAST_INDEX, PURPOSES, signed_seed
 from fekernels.ops.random import draw
 
 __all__ = ["bits", "normal", "uniform"]

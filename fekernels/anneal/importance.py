@@ -18,7 +18,7 @@ from fekernels._runtime.ranks import draw_seed
 from fekernels.anneal.estimate import AnnealedEstimate, of_work, warn_caller, warn_of_few
 from fekernels.anneal.paths import LONGEST, GeometricPath, Path, Transition
 from fekernels.anneal.schedules import make_betas
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 
 __all__ = ["along_path", "importance_sampling", "reverse_importance_sampling"]
 

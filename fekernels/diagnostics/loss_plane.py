@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fekernels import random
 from fekernels._checks import boolean, integer, number, one_of
 from fekernels._runtime.parts import drop_copies
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 
 __all__ = ["LossPlane", "loss_plane"]
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fekernels._checks import boolean, floating, integer, number
 from fekernels.diagnostics.critical_points import Landscape, evaluated
 from fekernels.diagnostics.trajectory import TrajectoryKL
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 from fekernels.optim import LangevinAdam
 from fekernels.stein import SVGD
 

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from fekernels.optim._parameter_groups import ParameterGroups
-from fekernels.optim._seeds import COUNTS_ANEW
-from fekernels.optim._streams import Names
+from fekernels.optim.noise_streams import Names
+from fekernels.optim.parameter_groups import ParameterGroups
+from fekernels.optim.shared_noise import COUNTS_ANEW
 
 __all__ = ["streams_of"]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced, own_parts, version
-from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, signed_seed
 from fekernels.ops.free_energy.reparameterize import rank_offset
+from fekernels.ops.noise_key import COUNTERS, LAST_INDEX, signed_seed
 
 __all__ = ["CountedNoise", "NoiseCounter", "nth_seed"]
 

@@ -17,7 +17,7 @@ from fekernels.models.noise import nth_seed
 from fekernels.models.rbm_doubts import doubt_base, doubt_log_z, log_odds
 from fekernels.models.rbm_energy import STREAMS, RBMEnergy
 from fekernels.models.rbm_partition import TemperedRBM, draw_units, enumerated_log_z, exact_draws
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 
 __all__ = ["BernoulliRBM"]
 

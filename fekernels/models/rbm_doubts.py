@@ -12,7 +12,7 @@ from torch import Tensor
 from fekernels.anneal import AnnealedEstimate, along_path
 from fekernels.models.noise import OTHER_SEED
 from fekernels.models.rbm_partition import TemperedRBM, draw_units, enumerated_log_z, exact_draws
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 
 if TYPE_CHECKING:
     from fekernels.models.rbm import BernoulliRBM

@@ -12,8 +12,8 @@ from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import boolean, dense, integer, number, one_of, same_device
 from fekernels._runtime.ranks import draw_seed
 from fekernels.models.rbm_partition import softplus_sum
-from fekernels.ops._noise_key import signed_seed
 from fekernels.ops.free_energy.domains import validate_data
+from fekernels.ops.noise_key import signed_seed
 
 __all__ = ["STREAMS", "RBMEnergy"]
 

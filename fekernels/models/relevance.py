@@ -30,7 +30,7 @@ from fekernels.models.relevance_score import (
 from fekernels.models.relevance_training import Temperature, train
 from fekernels.models.text_encoder import HashedTextEncoder, check_codes
 from fekernels.models.training import warn_of_own_training
-from fekernels.ops._noise_key import COUNTERS, signed_seed
+from fekernels.ops.noise_key import COUNTERS, signed_seed
 
 __all__ = ["RelevanceModel"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import integer
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 
 __all__ = ["HashedTextEncoder", "check_codes"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fekernels._runtime import backends
 from fekernels._runtime.torch_internals import CHUNKED_VMAP, transforms_active
 from fekernels.ops._library import LIBRARY, define_functional, define_in_place
-from fekernels.ops._noise_key import LAST_INDEX, check_key
+from fekernels.ops.noise_key import LAST_INDEX, check_key
 
 __all__ = ["DTYPES", "draw", "fill", "in_front", "instances", "refuse_chunks"]
 

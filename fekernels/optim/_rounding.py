@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fekernels.optim._seeds import is_hot
+from fekernels.optim.shared_noise import is_hot
 
 __all__ = ["lost_steps"]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from fekernels._runtime.parts import is_sharded, local_tensor
 from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels._runtime.torch_internals import dtensor_parts
-from fekernels.ops._memory import has_plain_memory
 from fekernels.ops.optimizers.parameter_rows import group_rows, readable
 from fekernels.ops.optimizers.step import StepSettings
+from fekernels.ops.plain_memory import has_plain_memory
 from fekernels.optim._shards import placed_alike
 
 __all__ = ["KeptSettings", "StateSnapshot", "TableCache"]

@@ -14,13 +14,13 @@ from fekernels._runtime import backends
 from fekernels._runtime.host import host
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.pointer_table import Row, check_dtype, step_numbers
-from fekernels.ops._noise_key import COUNTERS
+from fekernels.ops.noise_key import COUNTERS
 from fekernels.ops.optimizers.parameter_rows import check_row, check_unit
 from fekernels.ops.optimizers.step import StepOperation, StepSettings
 from fekernels.optim._checkpoint import LAST_FLOAT32_STEP
-from fekernels.optim._parameter_groups import LAST_SEED, ParameterGroups
 from fekernels.optim._shards import local_gradient, sharded_rows
 from fekernels.optim._table_cache import KeptSettings, StateSnapshot, TableCache
+from fekernels.optim.parameter_groups import LAST_SEED, ParameterGroups
 
 __all__ = ["Loss", "TableOptimizer", "traced_number"]
 

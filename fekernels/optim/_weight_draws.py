@@ -24,11 +24,11 @@ from fekernels.ops.optimizers.parameter_rows import check_row, group_rows, reada
 from fekernels.ops.optimizers.step import StepOperation, StepSettings
 from fekernels.ops.optimizers.variational_accumulate import VariationalAccumulateSettings
 from fekernels.ops.optimizers.variational_draw import VariationalDrawSettings
-from fekernels.optim._parameter_groups import LAST_SEED
 from fekernels.optim._shards import local_gradient, sharded_rows
 from fekernels.optim._state import zero_state
 from fekernels.optim._table_cache import KeptSettings, TableCache
 from fekernels.optim._table_optimizer import TableOptimizer
+from fekernels.optim.parameter_groups import LAST_SEED
 
 __all__ = ["WeightDraws"]
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fekernels.optim._checkpoint import check_kind
-from fekernels.optim._seeds import decided_alone, have_decided, leave_undecided
+from fekernels.optim.shared_noise import decided_alone, have_decided, leave_undecided
 
 if TYPE_CHECKING:
-    from fekernels.optim._parameter_groups import ParameterGroups
+    from fekernels.optim.parameter_groups import ParameterGroups
 
 __all__ = ["join_zero", "zero_around"]
 

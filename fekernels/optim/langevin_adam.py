@@ -17,10 +17,10 @@ from fekernels._runtime.torch_internals import never_traced
 from fekernels.ops.optimizers.langevin_adam import OPERATION
 from fekernels.optim._checkpoint import loaded_unit, momentum_unit
 from fekernels.optim._preconditioner import Uncorrected, check_scaled, memory_weight, scale
-from fekernels.optim._seeds import is_hot
 from fekernels.optim._state import zero_state
 from fekernels.optim._table_cache import TableCache
 from fekernels.optim._table_optimizer import TableOptimizer, traced_number
+from fekernels.optim.shared_noise import is_hot
 
 __all__ = ["LangevinAdam"]
 

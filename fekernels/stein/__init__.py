@@ -13,10 +13,10 @@ from fekernels.stein.bandwidth import median_bandwidth, pairwise_sq_dist_median
 from fekernels.stein.goodness_of_fit import GoodnessOfFit, goodness_of_fit
 
 if TYPE_CHECKING:
-    from fekernels.stein._result import SVGDResult
     from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
     from fekernels.stein.ensemble import SVGDEnsemble
     from fekernels.stein.svgd import SVGD
+    from fekernels.stein.svgd_run import SVGDResult
 
 __all__ = [
     "SVGD",
@@ -41,7 +41,7 @@ if not TYPE_CHECKING:  # or a name that does not exist would be Any
     __getattr__, __dir__ = _lazy.attach(
         __name__,
         {
-            "._result": ["SVGDResult"],
+            ".svgd_run": ["SVGDResult"],
             ".annealing": ["CyclicalAnnealing", "TanhAnnealing"],
             ".ensemble": ["SVGDEnsemble"],
             ".svgd": ["SVGD"],

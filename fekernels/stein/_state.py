@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fekernels._checks import integer
 from fekernels._runtime.ranks import has_ranks
-from fekernels.ops._noise_key import signed_seed
-from fekernels.stein._checks import checked_particles
+from fekernels.ops.noise_key import signed_seed
+from fekernels.stein.checks import checked_particles
 
 if TYPE_CHECKING:
     from fekernels.stein.svgd import SVGD

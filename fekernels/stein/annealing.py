@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fekernels._checks import integer
-from fekernels.stein._checks import positive
+from fekernels.stein.checks import positive
 
 __all__ = ["CyclicalAnnealing", "TanhAnnealing", "annealing"]
 

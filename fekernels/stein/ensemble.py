@@ -17,8 +17,8 @@ from fekernels._runtime.parts import check_unsharded
 from fekernels._runtime.ranks import draw_seed, group_of
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick
 from fekernels.posterior.prediction import Activation, Average, Prediction
-from fekernels.stein._target import State, Target
 from fekernels.stein.svgd import SVGD
+from fekernels.stein.target import State, Target
 
 __all__ = ["SVGDEnsemble"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fekernels import random
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import integer, number
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 from fekernels.ops.stein.bandwidths import is_median, positive_bandwidth
 from fekernels.ops.stein.kernel_stein_discrepancy import gather, off_diagonal_sums, stein_kernel
 

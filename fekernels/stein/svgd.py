@@ -14,9 +14,13 @@ from fekernels._checks import integer, number, one_of
 from fekernels._runtime.agreement import NOTHING, Agreement, BatchDigest
 from fekernels._runtime.parts import begin_at
 from fekernels._runtime.ranks import draw_seed, group_of, has_ranks, seed_of_rank_0
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 from fekernels.ops.stein.particles import which_kernel
-from fekernels.stein._checks import (
+from fekernels.stein._doubts import Flight, warn_of_coincidence, warn_of_equality
+from fekernels.stein._noise import make_noise
+from fekernels.stein._state import load_whole_state, whole_state
+from fekernels.stein.annealing import annealing
+from fekernels.stein.checks import (
     checked_bandwidth,
     checked_kernel_batch,
     checked_particles,
@@ -24,14 +28,10 @@ from fekernels.stein._checks import (
     positive,
     settings_of,
 )
-from fekernels.stein._doubts import Flight, warn_of_coincidence, warn_of_equality
-from fekernels.stein._groups import random_groups
-from fekernels.stein._noise import make_noise
-from fekernels.stein._population import EXCHANGES, population
-from fekernels.stein._result import SVGDResult, discrepancy_kernel, endless
-from fekernels.stein._state import load_whole_state, whole_state
-from fekernels.stein._target import LogDensity, ScoreFunction, Target, make_target
-from fekernels.stein.annealing import annealing
+from fekernels.stein.particle_groups import random_groups
+from fekernels.stein.population import EXCHANGES, population
+from fekernels.stein.svgd_run import SVGDResult, discrepancy_kernel, endless
+from fekernels.stein.target import LogDensity, ScoreFunction, Target, make_target
 
 if TYPE_CHECKING:
     from fekernels.stein.ensemble import SVGDEnsemble

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from fekernels.ops._memory import has_plain_memory, in_plain_memory, needed_bytes, overlaps_itself
+from fekernels.ops.plain_memory import has_plain_memory, in_plain_memory, needed_bytes, overlaps_itself
 
 
 class Labelled(torch.Tensor):

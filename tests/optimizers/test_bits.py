@@ -189,7 +189,7 @@ def test_module_is_a_name_like_others_where_not_all_begin_with_it():
 
 def test_checkpoints_with_the_streams_of_wrapped_names_go_on_with_them():
     """Earlier releases hashed the names of wrappers too; a checkpoint's streams are what its noise is made from."""
-    from fekernels.optim._streams import stream_of_name
+    from fekernels.optim.noise_streams import stream_of_name
 
     values = {"module.a": torch.ones(3), "module.b": torch.ones(3)}
     old = fe.LangevinAdam([(name, leaf(value)) for name, value in values.items()], temperature=0.1, seed=3)
@@ -205,7 +205,7 @@ def test_checkpoints_with_the_streams_of_wrapped_names_go_on_with_them():
 
 
 def test_names_that_hash_alike_raise(monkeypatch):
-    monkeypatch.setattr("fekernels.optim._streams.stream_of_name", len)
+    monkeypatch.setattr("fekernels.optim.noise_streams.stream_of_name", len)
     a, b, c = leaf(torch.zeros(2)), leaf(torch.zeros(2)), leaf(torch.zeros(2))
     with pytest.raises(
         ValueError, match="parameters 'aa' and 'bb' hash to the same noise stream; rename one"

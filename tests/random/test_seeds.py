@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fekernels as fe
-from fekernels.optim import _parameter_groups, _seeds
+from fekernels.optim import parameter_groups, shared_noise
 from fekernels.stein import svgd
 from tests.support.pairwise import pairwise
 from tests.support.tensors import bits_equal
@@ -28,7 +28,7 @@ def parameter(*shape):
 def ranks(monkeypatch):
     """As if this process were one of several, and rank 0 had drawn 77; counts the broadcasts."""
     calls = []
-    for module in (_parameter_groups, svgd):
+    for module in (parameter_groups, svgd):
         monkeypatch.setattr(module, "has_ranks", lambda: True)
         monkeypatch.setattr(module, "seed_of_rank_0", lambda seed: calls.append(seed) or 77)
     return calls
@@ -122,7 +122,7 @@ def test_an_ensembles_noise_is_rank_0s(ranks):
 def nobody(monkeypatch):
     """No optimizers of other tests that are still about."""
     gc.collect()
-    monkeypatch.setattr(_seeds, "_optimizers", type(_seeds._optimizers)())
+    monkeypatch.setattr(shared_noise, "_optimizers", type(shared_noise._optimizers)())
 
 
 def test_one_optimizer_a_parameter_with_one_seed_is_warned_of(nobody):

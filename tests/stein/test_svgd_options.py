@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fekernels as fe
-from fekernels.stein._groups import group_direction, random_groups
 from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
+from fekernels.stein.particle_groups import group_direction, random_groups
 from fekernels.stein.svgd import SVGD
 from tests.support.svgd import draws, normal, plain, same
 

@@ -27,9 +27,9 @@ from fekernels._runtime.torch_internals import (
     transforms_active,
     viewed_tensor,
 )
-from fekernels.ops._memory import has_plain_memory
 from fekernels.ops.free_energy.broadcasting import Operands, whole
 from fekernels.ops.free_energy.memory_order import arranged, memory_order, restored
+from fekernels.ops.plain_memory import has_plain_memory
 
 __all__ = ["FreeEnergyTerms", "belongs_to_leaf", "compute", "plain_kernel"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from fekernels._catalogue.free_energy import CATEGORICAL, CODES, REDUCTIONS
 from fekernels._runtime import backends
 from fekernels.ops._library import LIBRARY, define_functional
-from fekernels.ops._memory import in_plain_memory
 from fekernels.ops.free_energy.checks import check_gradients, check_operands, has_float64
+from fekernels.ops.plain_memory import in_plain_memory
 
 # A kernel's, as checks.py asks for them; latent_mask comes last, where it may be left out.
 OPERANDS = "Tensor[] params, Tensor? target, Tensor? mask, Tensor[] latent, Tensor? weight"

@@ -22,9 +22,9 @@ from fekernels._runtime.torch_internals import (
     transforms_active,
 )
 from fekernels.ops._library import LIBRARY, define_functional
-from fekernels.ops._memory import has_plain_memory, in_plain_memory
-from fekernels.ops._noise_key import COUNTERS, LAST_INDEX, check_key, signed_seed
 from fekernels.ops.free_energy.autograd import is_dispatched
+from fekernels.ops.noise_key import COUNTERS, LAST_INDEX, check_key, signed_seed
+from fekernels.ops.plain_memory import has_plain_memory, in_plain_memory
 from fekernels.ops.random import draw, fill, in_front, refuse_chunks
 
 __all__ = ["rank_offset", "reparameterize"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fekernels._checks import floating, integer, number
 from fekernels._runtime import backends
 from fekernels.ops._library import define_functional
-from fekernels.ops._memory import has_plain_memory, in_plain_memory
+from fekernels.ops.plain_memory import has_plain_memory, in_plain_memory
 from fekernels.reference.graph.belief_propagation import Incidence, local_beliefs, sweep
 
 __all__ = ["FixedPoint", "NotConverged", "Settings", "fixed_point"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fekernels._checks import number
 from fekernels._runtime.pointer_table import Row, check_like
 from fekernels._runtime.torch_internals import is_unwritten_zeros
-from fekernels.ops._memory import (
+from fekernels.ops.plain_memory import (
     SharedElements,
     has_plain_memory,
     in_plain_memory,

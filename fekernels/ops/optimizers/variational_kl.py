@@ -8,7 +8,7 @@ from torch import Tensor
 from fekernels._checks import floating, number, same_device
 from fekernels._runtime import backends
 from fekernels.ops._library import define_functional
-from fekernels.ops._memory import has_plain_memory
+from fekernels.ops.plain_memory import has_plain_memory
 
 __all__ = ["variational_kl"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from fekernels._catalogue.stein import IMQ, KERNELS, NAMES
 from fekernels._checks import floating, same_device
 from fekernels._runtime.torch_internals import differentiates_forward, transforms_active
-from fekernels.ops._memory import in_plain_memory
 from fekernels.ops.free_energy.autograd import is_dispatched
+from fekernels.ops.plain_memory import in_plain_memory
 
 __all__ = [
     "Kernel",

@@ -1,4 +1,4 @@
-"""The particles of a sampler on several ranks: what `fekernels.stein._population` says, by collectives."""
+"""The particles of a sampler on several ranks: what `fekernels.stein.population` says, by collectives."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from fekernels.distributed._rows_of_ranks import Rows
 from fekernels.distributed._sharded_particles import ShardedParticles
 from fekernels.ops.stein.svgd_direction import check_settings
-from fekernels.stein._groups import group_medians, mean_bandwidth, part_direction
-from fekernels.stein._population import Population
-from fekernels.stein._result import measure
-from fekernels.stein._target import ScoreFunction, Target
+from fekernels.stein.particle_groups import group_medians, mean_bandwidth, part_direction
+from fekernels.stein.population import Population
+from fekernels.stein.svgd_run import measure
+from fekernels.stein.target import ScoreFunction, Target
 
 __all__ = ["ShardedPopulation"]
 

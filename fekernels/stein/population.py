@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.ranks import group_of
 from fekernels.ops.stein.svgd_direction import svgd_direction
-from fekernels.stein._checks import first_non_finite
-from fekernels.stein._groups import group_bandwidth, group_direction
-from fekernels.stein._result import measure
-from fekernels.stein._target import Target
 from fekernels.stein.bandwidth import median_bandwidth
+from fekernels.stein.checks import first_non_finite
+from fekernels.stein.particle_groups import group_bandwidth, group_direction
+from fekernels.stein.svgd_run import measure
+from fekernels.stein.target import Target
 
 __all__ = ["EXCHANGES", "Population", "population"]
 
@@ -33,7 +33,7 @@ def population(
     group = group_of(function, process_group)
     if group is None:
         return Population(function, len(x))
-    from fekernels.distributed._population import ShardedPopulation
+    from fekernels.distributed.population import ShardedPopulation
 
     return ShardedPopulation(function, group, exchange, agreement.counts, x)
 

@@ -18,11 +18,13 @@ from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.pointer_table import check_dtype
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced
-from fekernels.ops._noise_key import signed_seed
+from fekernels.ops.noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._checkpoint import check_group, check_groups, check_kind, check_state, loaded_tensors
 from fekernels.optim._rounding import lost_steps
-from fekernels.optim._seeds import (
+from fekernels.optim._zero import join_zero, zero_around
+from fekernels.optim.noise_streams import Names, assign_streams, keep_names
+from fekernels.optim.shared_noise import (
     COUNTS_ANEW,
     check_parts,
     decided_alone,
@@ -31,8 +33,6 @@ from fekernels.optim._seeds import (
     may_make_noise,
     warn_of_shared_noise,
 )
-from fekernels.optim._streams import Names, assign_streams, keep_names
-from fekernels.optim._zero import join_zero, zero_around
 
 __all__ = ["LAST_SEED", "ParameterGroups"]
 
