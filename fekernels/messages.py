@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fekernels._checks import integer, number
+from fekernels._loader_batches import tensors
 from fekernels._runtime.torch_internals import in_backward, uncompiled
-from fekernels.posterior.batches import tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fekernels._checks import integer
+from fekernels._loader_batches import rows
+from fekernels.diagnostics.mean_check import few_rows, kind_of, measure
 
 __all__ = ["posterior_temperature"]
 
@@ -38,10 +40,6 @@ def posterior_temperature(
         TypeError: an argument of a wrong type. ValueError: data_size below 1 or below the batch's rows; a loss that is
             neither mean nor sum; one of which nothing can be told, such as a random one, or of a batch with one row.
     """
-    # Not before: the samplers' package imports this one.
-    from fekernels.posterior.batches import rows
-    from fekernels.posterior.mean_check import few_rows, kind_of, measure
-
     if not isinstance(model, nn.Module):
         raise TypeError(f"{NAME}: model must be a torch.nn.Module; got {type(model).__name__}")
     if not callable(loss_fn):

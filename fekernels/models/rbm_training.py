@@ -12,10 +12,10 @@ from torch import Tensor
 from fekernels import random
 from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import boolean, integer, number
+from fekernels._loader_batches import check_batches
 from fekernels.models.rbm_doubts import Kept, doubt_fit, log_odds
 from fekernels.models.training import FiniteLosses
 from fekernels.optim import LangevinAdam
-from fekernels.posterior.batches import check_batches
 
 if TYPE_CHECKING:
     from fekernels.models.rbm import BernoulliRBM

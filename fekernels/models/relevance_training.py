@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fekernels._checks import boolean, integer, number
+from fekernels._loader_batches import check_batches
 from fekernels.models.relevance_pairs import Negatives
 from fekernels.models.training import FiniteLosses, check_trainable
 from fekernels.optim import LangevinAdam, TemperatureScheduler
-from fekernels.posterior.batches import check_batches
 
 if TYPE_CHECKING:
     from fekernels.models.relevance import RelevanceModel

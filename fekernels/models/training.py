@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fekernels._checks import integer, number
+from fekernels._loader_batches import check_batches, tensors
 from fekernels._runtime.ranks import has_ranks
 from fekernels.models.inference import ACTIVE, VarianceOfMeans, evaluating
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms
-from fekernels.posterior.batches import check_batches, tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from fekernels._checks import boolean, integer, number
+from fekernels._loader_batches import check_batches
 from fekernels._runtime.agreement import agree
 from fekernels._runtime.parts import check_unsharded
 from fekernels._runtime.ranks import gathered_numbers, group_of, has_ranks, processes_without_group
-from fekernels.posterior.batches import check_batches
 from fekernels.posterior.pilot import Data
 
 __all__ = ["OWNER", "agree_on", "check", "data_of", "which_group"]

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fekernels import random
 from fekernels._checks import boolean, integer, number
+from fekernels._loader_batches import map_tensors, stacked, stacked_if_alike
 from fekernels._runtime.agreement import NOTHING, BatchDigest, agree, bits_of, tensors_digest
 from fekernels._runtime.parts import check_unsharded, local_tensor
 from fekernels._runtime.ranks import chunk_of_rank, group_of
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.posterior.batches import map_tensors, stacked, stacked_if_alike
 from fekernels.posterior.chain_gradients import StackedGradients
 from fekernels.posterior.model_calls import tied_names
 

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fekernels._loader_batches import check_batches, rows
 from fekernels._runtime.parts import check_unsharded, drop_copies, is_sharded
 from fekernels._runtime.ranks import exchange
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.posterior.batches import check_batches, rows
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.model_calls import bare
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fekernels._checks import boolean, integer, number, one_of
+from fekernels._loader_batches import check_batches
 from fekernels._runtime.parts import check_unsharded
 from fekernels._runtime.ranks import draw_seed
 from fekernels._runtime.torch_internals import uncompiled
-from fekernels.posterior.batches import check_batches
+from fekernels.diagnostics.mean_check import judge, measure
 from fekernels.posterior.chains import LossFunction
 from fekernels.posterior.learning_coefficient_estimate import LearningCoefficient, estimate_of
 from fekernels.posterior.localized import SAMPLERS, Localized, Masks
-from fekernels.posterior.mean_check import judge, measure
 from fekernels.posterior.pilot import Data
 from fekernels.posterior.progress import Bar
 

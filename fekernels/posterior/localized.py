@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fekernels._loader_batches import rows
 from fekernels.optim import SGLD, LangevinAdam
-from fekernels.posterior.batches import rows
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.pilot import Data, Energy, batch_noise, curvature, flat
 

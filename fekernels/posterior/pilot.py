@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fekernels._loader_batches import concatenated, endless, layout, parts_of_a_row, rows, split, tensors
 from fekernels._runtime.agreement import WORD, bits_of, word
-from fekernels.posterior.batches import concatenated, endless, layout, parts_of_a_row, rows, split, tensors
+from fekernels.diagnostics.mean_check import few_rows
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.control_variate import gradients
-from fekernels.posterior.mean_check import few_rows
 
 if TYPE_CHECKING:
     from fekernels.posterior.chain_ranks import ChainRanks

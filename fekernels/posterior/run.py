@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from fekernels._runtime.ranks import draw_seed, gathered_numbers
 from fekernels.diagnostics.chains import unjudged_statistics
 from fekernels.diagnostics.common_noise import moving_together
+from fekernels.diagnostics.mean_check import judge, measure, of_rank_0
 from fekernels.posterior.arguments import OWNER, agree_on, check, data_of, which_group
 from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import LossFunction
-from fekernels.posterior.mean_check import judge, measure, of_rank_0
 from fekernels.posterior.model_calls import bare
 from fekernels.posterior.plan import INFORMED, MOST_NOISE, WORST_NOISE, make_plan, offset
 from fekernels.posterior.progress import Bar

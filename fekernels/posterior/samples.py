@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fekernels._checks import device as as_device
 from fekernels._checks import integer
-from fekernels.posterior.batches import check_batches
+from fekernels._loader_batches import check_batches
 from fekernels.posterior.collection import WeightCollection
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick, split
 from fekernels.posterior.prediction import Activation, Average, Prediction

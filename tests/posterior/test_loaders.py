@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import fekernels as fe
+from fekernels._loader_batches import split
 from fekernels.posterior import run
-from fekernels.posterior.batches import split
 from fekernels.posterior.chains import Chains
 from fekernels.posterior.pilot import Data, Energy
 

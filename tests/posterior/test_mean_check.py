@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fekernels as fe
+from fekernels.diagnostics.mean_check import few_rows, judge, measure
 from fekernels.posterior import PosteriorRun
-from fekernels.posterior.mean_check import few_rows, judge, measure
 from fekernels.posterior.run import INFLATION, NEEDED, RHAT
 from tests.support.posteriors import Problem, linear_regression
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fekernels._loader_batches import map_tensors, tensors
 from fekernels._runtime.ranks import gathered_numbers
-from fekernels.posterior.batches import map_tensors, tensors
 
 __all__ = ["few_rows", "judge", "kind_of", "measure", "of_rank_0"]
 
