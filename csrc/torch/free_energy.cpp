@@ -169,12 +169,21 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
   return results;
 }
 
+// Of a handle of PyTorch's stable ABI, one more.
+AtenTensorHandle another(void* handle) {
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(static_cast<AtenTensorHandle>(handle), &made));
+  return made;
+}
+
 // What most calls are, in a third of the time that lists of tensors and their checks in Python take: one parameter, no
 // broadcasting, mask, weight or learned prior, and all of it float32 without gaps, of any shape [rows, ...] and any order of
 // the dimensions behind the first that an operand shares with its peer: a row is summed as it lies.
-// Returns nothing where that is not so. `inplace`: the prediction's gradient is written over it.
-std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tensor mean, Tensor logvar,
-                                          int64_t likelihood, int64_t reduction, double beta, int64_t needs, bool inplace) {
+// Makes nothing where that is not so. `inplace`: the prediction's gradient is written over it.
+void free_energy_plain(const fe::PlainFreeEnergy& call) {
+  const auto operand = [](void* handle) { return Tensor(static_cast<AtenTensorHandle>(handle)); };
+  const Tensor prediction = operand(call.prediction), target = operand(call.target), mean = operand(call.mean),
+               logvar = operand(call.logvar);
   const auto plain = [](const Tensor& tensor) {
     return tensor.scalar_type() == ScalarType::Float && tensor.dim() > 0 && fe::rows_without_gaps(tensor) &&
            (tensor.const_data_ptr() || tensor.numel() == 0);
@@ -184,43 +193,45 @@ std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tens
     const auto *first = static_cast<const float*>(a.const_data_ptr()), *other = static_cast<const float*>(b.const_data_ptr());
     return first < other + b.numel() && other < first + a.numel();
   };
-  if (!plain(prediction) || !plain(target) || !plain(mean) || !plain(logvar)) return {};
-  const int64_t rows = prediction.size(0);
-  const auto how = static_cast<fe::Reduction>(reduction);
+  if (!plain(prediction) || !plain(target) || !plain(mean) || !plain(logvar)) return;
+  const int64_t rows = prediction.size(0), likelihood = call.likelihood;
+  const auto how = static_cast<fe::Reduction>(call.reduction);
   const bool expected = likelihood != fe::kCategorical && fe::parameters_of(likelihood) == 1 && rows > 0 && mean.size(0) == rows &&
                         fe::same_layout(prediction, target) && fe::same_layout(mean, logvar);
-  if (!expected) return {};
-  if (inplace && (overlap(prediction, target) || overlap(prediction, mean) || overlap(prediction, logvar))) return {};
+  if (!expected) return;
+  if (call.inplace && (overlap(prediction, target) || overlap(prediction, mean) || overlap(prediction, logvar))) return;
 
   fe::Terms energy(likelihood, rows, prediction.numel() / rows), kl(fe::kStandardNormalKl, rows, mean.numel() / rows);
   energy.contiguous_input(0, prediction);
   energy.contiguous_input(fe::kTarget, target);
   kl.contiguous_input(0, mean);
   kl.contiguous_input(1, logvar);
-  if (needs & 1) {
-    energy.full_gradient(0, prediction, inplace ? std::optional(prediction) : std::nullopt);
+  if (call.needs & 1) {
+    energy.full_gradient(0, prediction, call.inplace ? std::optional(prediction) : std::nullopt);
     energy.scale_rows(fe::row_scales(rows, nullptr, nullptr, how));
   }
-  if (needs & 2) kl.full_gradient(0, mean);
-  if (needs & 4) kl.full_gradient(1, logvar);
-  if (needs & 6) kl.scale_rows(fe::row_scales(rows, nullptr, nullptr, how));
+  if (call.needs & 2) kl.full_gradient(0, mean);
+  if (call.needs & 4) kl.full_gradient(1, logvar);
+  if (call.needs & 6) kl.scale_rows(fe::row_scales(rows, nullptr, nullptr, how));
   run({&energy.call(), &kl.call()});
-  std::vector<Tensor> results = values(&energy, &kl, rows, nullptr, how, beta);
+  std::vector<Tensor> results = values(&energy, &kl, rows, nullptr, how, call.beta);
   energy.finish(results);
   kl.finish(results);
-  return results;
-}
-
-void free_energy_plain_by_address(const fe::PlainFreeEnergy& call) {
-  const auto tensor = [](void* handle) { return Tensor(static_cast<AtenTensorHandle>(handle)); };
-  const std::vector<Tensor> results =
-      free_energy_plain_cpu(tensor(call.prediction), tensor(call.target), tensor(call.mean), tensor(call.logvar),
-                            call.likelihood, call.reduction, call.beta, call.needs, call.inplace);
   for (const Tensor& result : results) call.take(call.context, result.get());
 }
 
+// The same through the dispatcher.
+std::vector<Tensor> free_energy_plain_cpu(Tensor prediction, Tensor target, Tensor mean, Tensor logvar,
+                                          int64_t likelihood, int64_t reduction, double beta, int64_t needs, bool inplace) {
+  std::vector<Tensor> results;
+  const auto append = [](void* to, void* handle) { static_cast<std::vector<Tensor>*>(to)->emplace_back(another(handle)); };
+  free_energy_plain({another(prediction.get()), another(target.get()), another(mean.get()), another(logvar.get()), likelihood,
+                     reduction, beta, needs, inplace, &results, append});
+  return results;
+}
+
 int64_t free_energy_plain_address() {
-  fe::PlainFreeEnergyKernel* kernel = &free_energy_plain_by_address;
+  fe::PlainFreeEnergyKernel* kernel = &free_energy_plain;
   return reinterpret_cast<int64_t>(kernel);
 }
 

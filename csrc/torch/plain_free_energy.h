@@ -6,7 +6,8 @@
 
 namespace fe {
 
-// Tensors are handles as in PyTorch's stable ABI: pointers to an at::Tensor. The operands' are taken over; each result's, of `free_energy.plain` and in its order, is `take`'s only while it runs. No result: another kernel's.
+// Tensors are handles as in PyTorch's stable ABI: pointers to an at::Tensor. The operands' are taken over; each result's, of
+// `free_energy.plain` and in its order, is `take`'s only while it runs. No result: another kernel's.
 struct PlainFreeEnergy {
   void *prediction, *target, *mean, *logvar;
   int64_t likelihood, reduction;

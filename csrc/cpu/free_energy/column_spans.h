@@ -225,13 +225,13 @@ void sparse_span(const ColumnSpan<kParams>& span, int block) {
   }
 }
 
-template <template <class> class Term, int kParams>
-void terms_of_span(const ColumnSpan<kParams>& span, int block = kColumns) {
-  if constexpr (Term<float>::kSparse) {
-    span.mask ? sparse_span<Term, true>(span, block) : sparse_span<Term, false>(span, block);
-  } else {
-    span.mask ? dense_span<Term, true>(span, block) : dense_span<Term, false>(span, block);
-  }
+template <int kParams>
+using SpanLoop = void(const ColumnSpan<kParams>& span, int block);
+
+template <template <class> class Term, bool kMasked, int kParams>
+constexpr SpanLoop<kParams>* span_loop() {
+  if constexpr (Term<float>::kSparse) return &sparse_span<Term, kMasked, kParams>;
+  else return &dense_span<Term, kMasked, kParams>;
 }
 
 }  // namespace fe::inline FE_ISA

@@ -13,6 +13,8 @@ static_assert(kSegment == kBlocks * kColumns);
 template <template <class> class Term>
 class Rows {
   static constexpr int kParams = Term<float>::kParams;
+  // By whether there is a mask.
+  static constexpr SpanLoop<kParams>* kLoops[2] = {span_loop<Term, false, kParams>(), span_loop<Term, true, kParams>()};
 
  public:
   explicit Rows(const TermCall& call) : call_(call), direct_(true) {
@@ -80,7 +82,7 @@ class Rows {
       for (int c = 0; c < columns; ++c)
         observed_[r * kFold + c] = kept && (!call_.mask || call_.mask[(row + r) * call_.mask_stride + c]);
     }
-    terms_of_span<Term>(span_, kFold);
+    kLoops[true](span_, kFold);
     for (int r = 0; r < count; ++r) {
       call_.sums[row + r] = totals_[kParams][r] + 0.0;
       const float scale = call_.row_scale ? call_.row_scale[row + r] : 1.0f;
@@ -103,7 +105,10 @@ class Rows {
     const int64_t until = direct_ ? begin + (end - begin) / kFold * kFold : begin;
     // Straight from memory, but for the columns behind the last whole vector; these share a block with whole ones.
     const int64_t whole = until == end ? end : begin + (until - begin) / kColumns * kColumns;
-    if (whole > begin) direct_span(row, begin, static_cast<int>(whole - begin));
+    if (whole > begin) {
+      point_span(row, begin, static_cast<int>(whole - begin));
+      kLoops[span_.mask != nullptr](span_, kColumns);
+    }
     for (int64_t column = whole; column < end; column += kColumns) {
       const int count = end - column < kColumns ? static_cast<int>(end - column) : kColumns;
       buffered_span(row, column, count, static_cast<int>((column - begin) / kColumns));
@@ -172,7 +177,8 @@ class Rows {
     return static_cast<float*>(call_.grads[i].data) + row / kRowBlock * call_.columns + column;
   }
 
-  void direct_span(int64_t row, int64_t column, int count) {
+  // For the columns [column, column + count), of values that lie in memory as the loop takes them.
+  void point_span(int64_t row, int64_t column, int count) {
     span_.count = count;
     for (int i = 0; i <= kParams; ++i) {
       span_.totals[i] = totals_[i];
@@ -185,7 +191,6 @@ class Rows {
       if (grad.kind == GradKind::kColumn) span_.out[i] = column_sums(i, row, column);
     }
     span_.mask = call_.mask ? call_.mask + row * call_.mask_stride + column : nullptr;
-    terms_of_span<Term>(span_);
   }
 
   // One block, the columns that are missing in its last vector counting as unobserved.
@@ -215,7 +220,7 @@ class Rows {
       __builtin_memset(observed_ + count, 0, filled - count);
       span_.mask = observed_;
     }
-    terms_of_span<Term>(span_);
+    kLoops[span_.mask != nullptr](span_, kColumns);
     for (int i = 0; i < kParams; ++i) {
       const TermGrad& grad = call_.grads[i];
       if (grad.kind == GradKind::kFull) {

@@ -36,50 +36,45 @@ struct TileEdges {
   bool diagonal;
 };
 
-// One row of `weigh`. kWhole: 64 columns and no diagonal, which is nearly every tile, so that nothing is to be cleared.
-template <bool kDifferences, bool kWhole, class Kernel>
-FE_HD void weigh_row(const Kernel& kernel, float scale, const TileEdges& edges, int i, Weights& weights, float* row_units,
-                     FloatV* down) {
-  const int padded = kWhole ? kTile : static_cast<int>(round_up(edges.columns, kUnit));
-  float *value = weights.value + i * kTile, *first = weights.first + i * kTile;
-  float* repelling = Kernel::kFirstIsValue ? value : first;
-  FloatV across[kUnit / kLanes] = {};
-  const auto sum = [&](int j, FloatV weight) {
-    if (kDifferences) return;
-    across[j % kUnit / kLanes] = across[j % kUnit / kLanes] + weight;
-    down[j / kLanes] = down[j / kLanes] + weight;
-  };
-#pragma GCC unroll 4
-  for (int j = 0; j < padded; j += kLanes) {
-    const FloatV t = sq_dist<kDifferences>(value + j, edges.row_norms[i], edges.column_norms + j);
-    const Radial<FloatV> k = kernel(t <= 0.0f ? FloatV{} : t * scale);
-    // Coincident points do not push each other: of first x_i - first x_j the rounding would be left, times 1 / h.
-    const FloatV push = Kernel::kFirstIsValue ? k.value : t <= 0.0f ? FloatV{} : k.first;
-    store(value + j, k.value);
-    if (!Kernel::kFirstIsValue) store(first + j, push);
-    if (kWhole) sum(j, push);
-  }
-  if (!kWhole) {
-    if (edges.diagonal) value[i] = repelling[i] = 0.0f;
-    for (int j = edges.columns; j < padded; ++j) value[j] = repelling[j] = 0.0f;
-    for (int j = 0; j < padded; j += kLanes) sum(j, load(repelling + j));
-  }
-  if (kDifferences) return;
-  for (int j = 0; j < kUnit; j += kLanes) add_to_unit(row_units + i * kUnit, j, across[j / kLanes]);
-}
-
-// From `products` in `value`: the weights, and (without differences) the sums of those that repel (`first`, or `value` where it serves for both)
-// over columns into row_units, 16 floats per row, and over rows into column_sums (null: not wanted).
+// From `products` in `value`: the weights, and (without differences) the sums of those that repel (`first`, or `value` where it
+// serves for both) over columns into row_units, 16 floats per row, and over rows into column_sums (null: not wanted).
 template <bool kDifferences, class Kernel>
 void weigh(const Kernel& kernel, float scale, const TileEdges& edges, Weights& weights, float* row_units,
            float* column_sums) {
   FloatV down[kTile / kLanes] = {};
-  if (edges.columns == kTile && !edges.diagonal)
-    for (int i = 0; i < edges.rows; ++i)
-      weigh_row<kDifferences, true>(kernel, scale, edges, i, weights, row_units, down);
-  else
-    for (int i = 0; i < edges.rows; ++i)
-      weigh_row<kDifferences, false>(kernel, scale, edges, i, weights, row_units, down);
+  const auto all_rows = [&]<bool kWhole>() __attribute__((always_inline)) {
+    const int padded = kWhole ? kTile : static_cast<int>(round_up(edges.columns, kUnit));
+    for (int i = 0; i < edges.rows; ++i) {
+      float *value = weights.value + i * kTile, *first = weights.first + i * kTile;
+      float* repelling = Kernel::kFirstIsValue ? value : first;
+      FloatV across[kUnit / kLanes] = {};
+      const auto sum = [&](int j, FloatV weight) {
+        if (kDifferences) return;
+        across[j % kUnit / kLanes] = across[j % kUnit / kLanes] + weight;
+        down[j / kLanes] = down[j / kLanes] + weight;
+      };
+#pragma GCC unroll 4
+      for (int j = 0; j < padded; j += kLanes) {
+        const FloatV t = sq_dist<kDifferences>(value + j, edges.row_norms[i], edges.column_norms + j);
+        const Radial<FloatV> k = kernel(t <= 0.0f ? FloatV{} : t * scale);
+        // Coincident points do not push each other: of first x_i - first x_j the rounding would be left, times 1 / h.
+        const FloatV push = Kernel::kFirstIsValue ? k.value : t <= 0.0f ? FloatV{} : k.first;
+        store(value + j, k.value);
+        if (!Kernel::kFirstIsValue) store(first + j, push);
+        if (kWhole) sum(j, push);
+      }
+      if (!kWhole) {
+        if (edges.diagonal) value[i] = repelling[i] = 0.0f;
+        for (int j = edges.columns; j < padded; ++j) value[j] = repelling[j] = 0.0f;
+        for (int j = 0; j < padded; j += kLanes) sum(j, load(repelling + j));
+      }
+      if (kDifferences) continue;
+      for (int j = 0; j < kUnit; j += kLanes) add_to_unit(row_units + i * kUnit, j, across[j / kLanes]);
+    }
+  };
+  // 64 columns and no diagonal are nearly every tile, and nothing is to be cleared.
+  if (edges.columns == kTile && !edges.diagonal) all_rows.template operator()<true>();
+  else all_rows.template operator()<false>();
   if (!column_sums) return;
   for (int j = 0; j < edges.columns; j += kLanes) store(column_sums + j, load(column_sums + j) + down[j / kLanes]);
 }
