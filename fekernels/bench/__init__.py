@@ -14,7 +14,7 @@ import torch
 
 from fekernels._runtime import extension
 from fekernels._runtime.command_line import parser as command_parser
-from fekernels.bench import memory, once, report, widths
+from fekernels.bench import first_use, memory, report, widths
 from fekernels.bench.registry import FAMILIES
 from fekernels.bench.report import table
 from fekernels.bench.runner import measure
@@ -42,8 +42,8 @@ def _optimizers(size: str, progress: bool) -> dict[str, Any]:
         "\nMedians of interleaved rounds. GB/s: the bytes that a step cannot avoid, over its time.\n"
         "Floor: the larger of moving those bytes and of the noise, roots and divisions alone, in the same rounds.\n"
     )
-    waits = once.measure(size)
-    print(once.table(waits))
+    waits = first_use.measure(size)
+    print(first_use.table(waits))
     return {"rows": rows, "once": waits}
 
 

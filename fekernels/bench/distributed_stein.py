@@ -13,7 +13,7 @@ from fekernels.bench import stein as alone
 from fekernels.bench.case import Case, Row, Shape
 from fekernels.bench.timing import Contestant
 from fekernels.distributed.particles import median_bandwidth, svgd_direction
-from fekernels.stein import bandwidth as medians
+from fekernels.stein import median as medians
 
 __all__ = ["CASES"]
 

@@ -17,8 +17,8 @@ import torch
 
 from fekernels.bench import free_energy, peers, stein
 from fekernels.bench.case import SIZES, Shape
-from fekernels.bench.once import run_python
-from fekernels.stein.bandwidth import median_bandwidth
+from fekernels.bench.first_use import run_python
+from fekernels.stein.median import median_bandwidth
 
 __all__ = ["CLEAR", "PASSES", "Pass", "growth", "in_process", "measure", "peak", "table"]
 

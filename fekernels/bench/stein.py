@@ -18,7 +18,7 @@ from fekernels.bench.peers import Direction
 from fekernels.bench.timing import Contestant
 from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy
 from fekernels.ops.stein.svgd_direction import svgd_direction
-from fekernels.stein.bandwidth import median_bandwidth
+from fekernels.stein.median import median_bandwidth
 
 __all__ = ["BACKWARD", "BARE", "CASES", "CDIST", "DISCREPANCY", "OURS", "PLAIN", "WRITTEN", "problem"]
 

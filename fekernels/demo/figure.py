@@ -10,7 +10,7 @@ import torch
 from fekernels import plots
 from fekernels.demo import report
 from fekernels.diagnostics import calibration
-from fekernels.diagnostics.chains import unjudged_statistics
+from fekernels.diagnostics.chain_statistics import unjudged_statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

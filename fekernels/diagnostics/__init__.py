@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fekernels import _lazy
-from fekernels.diagnostics.chains import (
+from fekernels.diagnostics.chain_statistics import (
     ChainStatistics,
     chain_statistics,
     effective_sample_size,
@@ -24,7 +24,7 @@ from fekernels.diagnostics.predictions import (
 from fekernels.diagnostics.trajectory import TrajectoryKL, configurational_temperature
 
 if TYPE_CHECKING:
-    from fekernels.diagnostics.ways import Trajectory, trajectories
+    from fekernels.diagnostics.landscape_trajectories import Trajectory, trajectories
 
 __all__ = [
     "Calibration",
@@ -52,4 +52,4 @@ __all__ = [
 
 if not TYPE_CHECKING:  # or a name that does not exist would be Any
     # What walks needs the optimizers and samplers, which need the rest of this package.
-    __getattr__, __dir__ = _lazy.attach(__name__, {".ways": ["Trajectory", "trajectories"]})
+    __getattr__, __dir__ = _lazy.attach(__name__, {".landscape_trajectories": ["Trajectory", "trajectories"]})

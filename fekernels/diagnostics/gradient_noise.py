@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from fekernels._checks import number
 from fekernels._runtime.parts import is_sharded, local_tensor
 from fekernels._runtime.ranks import exchange, gathered_numbers, numbers_device
-from fekernels.diagnostics.denominators import noise_and_denominator, number_of
+from fekernels.diagnostics.langevin_denominator import noise_and_denominator, number_of
 
 __all__ = ["GradientNoiseRatio", "gradient_noise_ratio", "is_measurable", "noise_ratio_here"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fekernels._checks import number
-from fekernels.diagnostics.denominators import noise_and_denominator, number_of
+from fekernels.diagnostics.langevin_denominator import noise_and_denominator, number_of
 
 __all__ = ["TrajectoryKL", "configurational_temperature"]
 

@@ -38,7 +38,7 @@ from fekernels.distributed._tournament import Tournament
 from fekernels.ops.stein.particles import compute_dtype, plain
 from fekernels.ops.stein.sq_dist_rank import median_sq_dist, select
 from fekernels.ops.stein.svgd_direction import Call, direction_of_rows
-from fekernels.stein.bandwidth import by_convention
+from fekernels.stein.median import by_convention
 
 __all__ = ["GATHERED_BYTES", "ShardedParticles"]
 

@@ -17,7 +17,7 @@ from fekernels.ops.stein.bandwidths import bandwidths, is_median
 from fekernels.ops.stein.particles import check_scores, compute_dtype
 from fekernels.ops.stein.sq_dist_rank import median_sq_dist
 from fekernels.ops.stein.svgd_direction import check_settings, direction_of_rows
-from fekernels.stein import bandwidth as medians
+from fekernels.stein import median as medians
 from fekernels.stein.checks import rows_of_particles
 from fekernels.stein.population import EXCHANGES
 

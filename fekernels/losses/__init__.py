@@ -1,7 +1,7 @@
 """The free energy of latent-variable models, its parts and its bounds."""
 
 from fekernels.losses import likelihoods
-from fekernels.losses.importance import importance_weighted_bound
+from fekernels.losses.importance_bounds import importance_weighted_bound
 from fekernels.losses.module import FreeEnergyLoss
 from fekernels.losses.monte_carlo import GaussianMixturePrior, VampPrior, monte_carlo_kl
 from fekernels.losses.natural import GaussianParameters, natural_gradient, natural_step

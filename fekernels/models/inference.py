@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fekernels.losses.importance import importance_weighted_bound
+from fekernels.losses.importance_bounds import importance_weighted_bound
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms
 
 __all__ = [

@@ -12,11 +12,11 @@ from fekernels._catalogue.free_energy import NONE, REDUCTIONS, SUM
 from fekernels._checks import integer, number, one_of
 from fekernels._runtime.ranks import group_of
 from fekernels.distributed.batches import share
-from fekernels.losses.importance import importance_weighted_bound
+from fekernels.losses.importance_bounds import importance_weighted_bound
 from fekernels.losses.monte_carlo import monte_carlo_kl
 from fekernels.models import inference, training
 from fekernels.models.inference import ACTIVE, Posterior, evaluating
-from fekernels.models.noise import CountedNoise
+from fekernels.models.noise_counter import CountedNoise
 from fekernels.ops.free_energy.broadcasting import check_mask
 from fekernels.ops.free_energy.domains import validate_data
 from fekernels.ops.free_energy.free_energy import FreeEnergyTerms, energy, free_energy

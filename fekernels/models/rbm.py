@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fekernels._checks import boolean, floating, integer, number, one_of
 from fekernels.anneal import AnnealedEstimate, along_path
-from fekernels.models.noise import nth_seed
+from fekernels.models.noise_counter import nth_seed
 from fekernels.models.rbm_doubts import doubt_base, doubt_log_z, log_odds
 from fekernels.models.rbm_energy import STREAMS, RBMEnergy
 from fekernels.models.rbm_partition import TemperedRBM, draw_units, enumerated_log_z, exact_draws

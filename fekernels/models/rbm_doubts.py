@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels.anneal import AnnealedEstimate, along_path
-from fekernels.models.noise import OTHER_SEED
+from fekernels.models.noise_counter import OTHER_SEED
 from fekernels.models.rbm_partition import TemperedRBM, draw_units, enumerated_log_z, exact_draws
 from fekernels.ops.noise_key import signed_seed
 

@@ -16,7 +16,7 @@ from fekernels.losses import likelihoods
 from fekernels.models import networks
 from fekernels.models.inference import evaluating
 from fekernels.models.latent import PRIOR, LatentModel
-from fekernels.models.noise import NoiseCounter
+from fekernels.models.noise_counter import NoiseCounter
 from fekernels.ops.free_energy.reparameterize import reparameterize
 
 __all__ = ["VAE"]

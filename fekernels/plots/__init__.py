@@ -5,7 +5,7 @@ from fekernels.plots.losses import free_energy_history, messages
 from fekernels.plots.panels import GREY, panels
 from fekernels.plots.predictions import entropies, reliability
 from fekernels.plots.roofline import roofline
-from fekernels.plots.runs import (
+from fekernels.plots.sampler_runs import (
     learning_coefficient,
     posterior,
     posterior_run,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fekernels.diagnostics.chains import unjudged_statistics
+from fekernels.diagnostics.chain_statistics import unjudged_statistics
 from fekernels.diagnostics.common_noise import Together, moving_together
 from fekernels.diagnostics.gradient_noise import is_measurable, noise_ratio_here
 

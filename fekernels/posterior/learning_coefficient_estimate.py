@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fekernels.diagnostics.chains import unjudged_statistics
+from fekernels.diagnostics.chain_statistics import unjudged_statistics
 from fekernels.posterior.localized import Localized
 from fekernels.posterior.pilot import flat
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fekernels.posterior.chain_sampler import BETA1, CONTROL_VARIATES, FULL, MINIBATCHES, ChainSampler, Plan
 from fekernels.posterior.pilot import batch_noise, flat, information
-from fekernels.posterior.walk import BETA1, CONTROL_VARIATES, FULL, MINIBATCHES, Plan, Walk
 
 __all__ = ["INFORMED", "MOST_NOISE", "WORST_NOISE", "make_plan", "offset"]
 
@@ -26,7 +26,7 @@ INFORMED = 0.1  # share of a weight's curvature that is the data's; below it noi
 DEAD = 1e-6  # of the largest denominator, for weights without gradients
 
 
-def offset(walk: Walk) -> Tensor:
+def offset(walk: ChainSampler) -> Tensor:
     """[n]: how far chains are from their mode, in standard deviations of the posterior (root mean square)."""
     losses, gradients = walk.energy.full_gradient()
     of_all = walk.ranks.gather(losses)
@@ -41,7 +41,7 @@ def offset(walk: Walk) -> Tensor:
 
 
 def make_plan(
-    walk: Walk, control_variates: str | bool, lr: float | None, freeze: bool
+    walk: ChainSampler, control_variates: str | bool, lr: float | None, freeze: bool
 ) -> tuple[Plan, list[Tensor]]:
     """The plan, and the Fisher information of a data point where it was measured: at hot places around the centres.
 
@@ -92,7 +92,7 @@ def make_plan(
     return min(found, key=lambda p: p.ratio), fisher
 
 
-def _denominators(walk: Walk, fisher: list[Tensor], lr: float | None, freeze: bool) -> list[Tensor]:
+def _denominators(walk: ChainSampler, fisher: list[Tensor], lr: float | None, freeze: bool) -> list[Tensor]:
     """The curvature, so that all weights relax alike; for a given lr, or where it is to adapt, what Adam has."""
     if lr is None and freeze:
         found = [f + walk.prior for f in fisher]
@@ -107,7 +107,7 @@ def _denominators(walk: Walk, fisher: list[Tensor], lr: float | None, freeze: bo
     return [f.clamp_min(DEAD * largest) for f in found]
 
 
-def _cost(walk: Walk, way: str) -> float:
+def _cost(walk: ChainSampler, way: str) -> float:
     """Of a step of one chain, in rows of data."""
     data, call = walk.data, CALL / walk.weights
     if way == FULL:
@@ -115,7 +115,7 @@ def _cost(walk: Walk, way: str) -> float:
     return (data.batch + call) * (2 if way == CONTROL_VARIATES else 1)
 
 
-def _largest(walk: Walk, denominators: list[Tensor], fisher: list[Tensor], lr: float | None) -> float:
+def _largest(walk: ChainSampler, denominators: list[Tensor], fisher: list[Tensor], lr: float | None) -> float:
     """The step size that motion and stability allow."""
     if lr is not None:
         return lr
@@ -127,7 +127,7 @@ def _largest(walk: Walk, denominators: list[Tensor], fisher: list[Tensor], lr: f
 
 
 def _plans(
-    walk: Walk, denominators: list[Tensor], fisher: list[Tensor], lr: float | None, freeze: bool
+    walk: ChainSampler, denominators: list[Tensor], fisher: list[Tensor], lr: float | None, freeze: bool
 ) -> list[Plan]:
     h = _largest(walk, denominators, fisher, lr)
     rest = 1 - walk.data.batch / walk.data.points  # a batch of all the data has no noise

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from fekernels._runtime.ranks import draw_seed, gathered_numbers
-from fekernels.diagnostics.chains import unjudged_statistics
+from fekernels.diagnostics.chain_statistics import unjudged_statistics
 from fekernels.diagnostics.common_noise import moving_together
 from fekernels.diagnostics.mean_check import judge, measure, of_rank_0
 from fekernels.posterior.arguments import OWNER, agree_on, check, data_of, which_group
 from fekernels.posterior.chain_ranks import ChainRanks
+from fekernels.posterior.chain_sampler import BETA1, ChainSampler, Plan
 from fekernels.posterior.chains import LossFunction
 from fekernels.posterior.model_calls import bare
 from fekernels.posterior.plan import INFORMED, MOST_NOISE, WORST_NOISE, make_plan, offset
 from fekernels.posterior.progress import Bar
 from fekernels.posterior.report import PosteriorReport
-from fekernels.posterior.rounding import lost_in_rounding
 from fekernels.posterior.samples import PosteriorSamples
+from fekernels.posterior.sixteen_bits import lost_in_rounding
 from fekernels.posterior.store import place_of
-from fekernels.posterior.walk import BETA1, Plan, Walk
 
 __all__ = ["PosteriorRun", "sample_posterior"]
 
@@ -167,7 +167,7 @@ def sample_posterior(
     if no_mean:
         notes.append(no_mean)
     with Bar(OWNER, walk_data, progress and ranks.rank == 0) as tick:
-        walk = Walk(own, loss_fn, walk_data, prior_precision, chains, seed, tick, ranks)
+        walk = ChainSampler(own, loss_fn, walk_data, prior_precision, chains, seed, tick, ranks)
         _start(walk, notes)
         walk.recentre()
         plan, fisher = make_plan(walk, control_variates, lr, freeze)
@@ -208,7 +208,7 @@ def sample_posterior(
     )
 
 
-def _start(walk: Walk, notes: list[str]) -> None:
+def _start(walk: ChainSampler, notes: list[str]) -> None:
     """Chain 0 where the model is, the others where they come to from random weights of the same size."""
     trained = float(offset(walk)[0]) <= UNTRAINED
     generator = torch.Generator().manual_seed(walk.seed & ((1 << 63) - 1))
@@ -235,7 +235,7 @@ def _start(walk: Walk, notes: list[str]) -> None:
 
 
 @torch.no_grad()
-def _gather_lost(walk: Walk, steps: int, notes: list[str]) -> None:
+def _gather_lost(walk: ChainSampler, steps: int, notes: list[str]) -> None:
     """Chains that came to no place of the posterior are put to the best one, and the report says so."""
     potential = walk.ranks.gather(walk.potential(walk.energy.full_gradient()[0]))
     # Ten standard deviations off in every weight: what the burn-in still brings back.
@@ -252,7 +252,7 @@ def _gather_lost(walk: Walk, steps: int, notes: list[str]) -> None:
 
 
 def _draw(
-    walk: Walk, samples: int, every: int, may_go_on: bool
+    walk: ChainSampler, samples: int, every: int, may_go_on: bool
 ) -> tuple[list[list[dict[str, Tensor]]], Tensor, Tensor, int]:
     """Samples, their losses [chains, samples], the course [chains, positions, weights], and the steps between samples.
 
@@ -285,7 +285,7 @@ def _draw(
 
 
 def _report(
-    walk: Walk,
+    walk: ChainSampler,
     plan: Plan,
     fisher: list[Tensor],
     course: Tensor,
@@ -346,7 +346,7 @@ def _report(
     )  # fmt: skip
 
 
-def _inflation(walk: Walk, plan: Plan, fisher: list[Tensor], course: Tensor) -> tuple[float, float]:
+def _inflation(walk: ChainSampler, plan: Plan, fisher: list[Tensor], course: Tensor) -> tuple[float, float]:
     """How many times too large the variance is: of weights, the median, and of predictions, the mean over the data.
 
     With gradients of covariance S = s H / k for every weight's s and k, the stationary covariance P is T H^-1 to first

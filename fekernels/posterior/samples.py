@@ -13,8 +13,8 @@ from fekernels._checks import device as as_device
 from fekernels._checks import integer
 from fekernels._loader_batches import check_batches
 from fekernels.posterior.collection import WeightCollection
+from fekernels.posterior.model_average import Activation, Average, Prediction
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick, split
-from fekernels.posterior.prediction import Activation, Average, Prediction
 from fekernels.posterior.progress import bar_over
 from fekernels.posterior.running_statistics import measure, tracking_norms
 from fekernels.posterior.weights import weights_of

@@ -9,8 +9,8 @@ from fekernels.ops.stein.kernel_matrix import kernel_matrix, thinning
 from fekernels.ops.stein.kernel_stein_discrepancy import kernel_stein_discrepancy
 from fekernels.ops.stein.svgd_direction import svgd_direction
 from fekernels.stein import kernels
-from fekernels.stein.bandwidth import median_bandwidth, pairwise_sq_dist_median
 from fekernels.stein.goodness_of_fit import GoodnessOfFit, goodness_of_fit
+from fekernels.stein.median import median_bandwidth, pairwise_sq_dist_median
 
 if TYPE_CHECKING:
     from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing

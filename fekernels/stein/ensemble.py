@@ -15,8 +15,8 @@ from fekernels._checks import integer, number
 from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.parts import check_unsharded
 from fekernels._runtime.ranks import draw_seed, group_of
+from fekernels.posterior.model_average import Activation, Average, Prediction
 from fekernels.posterior.model_calls import Pick, as_inputs, call, check_pick, pick
-from fekernels.posterior.prediction import Activation, Average, Prediction
 from fekernels.stein.svgd import SVGD
 from fekernels.stein.target import State, Target
 

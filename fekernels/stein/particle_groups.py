@@ -17,7 +17,7 @@ from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels._catalogue.stein import KERNELS
 from fekernels.ops.stein.particles import compute_dtype, which_kernel
 from fekernels.ops.stein.svgd_direction import svgd_direction
-from fekernels.stein.bandwidth import pairwise_sq_dist_median
+from fekernels.stein.median import pairwise_sq_dist_median
 
 __all__ = [
     "group_bandwidth",

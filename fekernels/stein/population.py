@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from fekernels._runtime.agreement import Agreement
 from fekernels._runtime.ranks import group_of
 from fekernels.ops.stein.svgd_direction import svgd_direction
-from fekernels.stein.bandwidth import median_bandwidth
 from fekernels.stein.checks import first_non_finite
+from fekernels.stein.median import median_bandwidth
 from fekernels.stein.particle_groups import group_bandwidth, group_direction
 from fekernels.stein.svgd_run import measure
 from fekernels.stein.target import Target

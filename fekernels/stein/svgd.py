@@ -17,7 +17,7 @@ from fekernels._runtime.ranks import draw_seed, group_of, has_ranks, seed_of_ran
 from fekernels.ops.noise_key import signed_seed
 from fekernels.ops.stein.particles import which_kernel
 from fekernels.stein._doubts import Flight, warn_of_coincidence, warn_of_equality
-from fekernels.stein._noise import make_noise
+from fekernels.stein._langevin_noise import make_noise
 from fekernels.stein._state import load_whole_state, whole_state
 from fekernels.stein.annealing import annealing
 from fekernels.stein.checks import (

@@ -4,6 +4,11 @@ docs/unified.md says what stands behind each, and what was mended.
 """
 
 from fekernels.optim import UnifiedOptimizer
+from fekernels.unified.demonstrations import (
+    benchmark_unified_view,
+    show_unified_perspective,
+    visualize_train_station,
+)
 from fekernels.unified.inference import (
     BayesianOptimizer,
     GradientDescentAsVI,
@@ -13,8 +18,7 @@ from fekernels.unified.inference import (
 from fekernels.unified.messages import GradientAsMessagePassing
 from fekernels.unified.minimizer import EfficientFreeEnergyMinimizer, FreeEnergyMinimizer
 from fekernels.unified.relevance import RelevanceAsUnifiedObjective
-from fekernels.unified.shows import benchmark_unified_view, show_unified_perspective, visualize_train_station
-from fekernels.unified.station import TheTrainStation
+from fekernels.unified.train_station import TheTrainStation
 
 __all__ = [
     "BayesianOptimizer",

@@ -13,7 +13,7 @@ from fekernels._checks import boolean, integer, number
 from fekernels.losses import reparameterize
 from fekernels.models import VAE, LatentModel
 from fekernels.models.networks import features
-from fekernels.models.noise import NoiseCounter
+from fekernels.models.noise_counter import NoiseCounter
 
 __all__ = ["EfficientFreeEnergyMinimizer", "FreeEnergyMinimizer"]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from fekernels._checks import integer
-from fekernels.models.noise import NoiseCounter
+from fekernels.models.noise_counter import NoiseCounter
 from fekernels.models.relevance_score import relevance_of
-from fekernels.unified.weights import visible_weights
+from fekernels.unified.visible_weights import visible_weights
 
 __all__ = ["RelevanceAsUnifiedObjective"]
 

@@ -16,7 +16,7 @@ from benchmarks import harness
 from fekernels import bench
 from fekernels._catalogue.free_energy import NAMES
 from fekernels._runtime import backends, extension, host, locations
-from fekernels.bench import case, floors, memory, once, optimizers, packages, registry, report, runner
+from fekernels.bench import case, first_use, floors, memory, optimizers, packages, registry, report, runner
 from fekernels.bench.case import Case, Cost, Group, Row
 from fekernels.bench.registry import CASES, FAMILIES
 from fekernels.bench.timing import Contestant, Timing, interleave
@@ -45,7 +45,7 @@ def test_every_row_of_the_registry_is_measured_and_told(
     """By the command, in its table, its JSON and README's Markdown of that; the figure is the free energy's."""
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(bench, "QUICK", "tiny")
-    monkeypatch.setattr(once, "import_seconds", lambda times: 0.01)
+    monkeypatch.setattr(first_use, "import_seconds", lambda times: 0.01)
     monkeypatch.setattr(memory, "in_process", lambda *_: 10**12)
     threads, isa = torch.get_num_threads(), backends.native_op("isa")()
     path, figure, again = (tmp_path / "new" / name for name in ("bench.json", "a.png", "b.png"))
@@ -304,7 +304,7 @@ def test_the_suite_times_the_registrys_rows(disabled: bool, monkeypatch: pytest.
 
 def test_import_is_timed_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    assert 0 < once.import_seconds(1) < 60
+    assert 0 < first_use.import_seconds(1) < 60
 
 
 def test_import_is_timed_with_modules_compiled_elsewhere_where_none_may_be_written(
@@ -316,9 +316,9 @@ def test_import_is_timed_with_modules_compiled_elsewhere_where_none_may_be_writt
         asked.append(variables)
         return str(float(len(asked)))
 
-    monkeypatch.setattr(once, "run_python", run)
+    monkeypatch.setattr(first_use, "run_python", run)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    assert once.import_seconds(3) == 3.0  # the first is not counted
+    assert first_use.import_seconds(3) == 3.0  # the first is not counted
     assert len({each["PYTHONPYCACHEPREFIX"] for each in asked}) == 1
     assert [each["PYTHONDONTWRITEBYTECODE"] for each in asked] == [""] * 4
 
@@ -330,19 +330,19 @@ def test_the_build_is_that_of_the_first_use() -> None:
         pytest.skip("the kernels were compiled ahead of time")
     if (reason := host.unavailable_reason()) is not None:
         pytest.skip(f"no compiled host module: {reason}")
-    assert 0 < float(once.run_python(["-c", once.BUILD_PROGRAM], 600)) < 60
+    assert 0 < float(first_use.run_python(["-c", first_use.BUILD_PROGRAM], 600)) < 60
 
 
 def test_a_process_that_fails_is_a_row_without_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(once, "IMPORT_PROGRAM", "raise RuntimeError('no such package')")
-    build, imported = once.measure("quick")
+    monkeypatch.setattr(first_use, "IMPORT_PROGRAM", "raise RuntimeError('no such package')")
+    build, imported = first_use.measure("quick")
     assert build["missing"] == "left out by --quick"
     assert imported == {
         "case": "import fekernels, after torch",
         "reach_s": 0.05,
         "missing": "RuntimeError: no such package",
     }
-    assert once.table([build, imported]).count("not measured: ") == 2
+    assert first_use.table([build, imported]).count("not measured: ") == 2
 
 
 def test_without_compiled_kernels_nothing_is_timed() -> None:

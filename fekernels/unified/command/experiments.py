@@ -16,7 +16,7 @@ import fekernels as fe
 from fekernels.models.latent import COMPARISON
 from fekernels.unified.command import pictures
 from fekernels.unified.command.ising import minus_log_z_of_bethe_lattice, minus_log_z_of_onsager
-from fekernels.unified.shows import landscape
+from fekernels.unified.demonstrations import landscape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

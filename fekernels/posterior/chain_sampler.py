@@ -15,7 +15,7 @@ from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.convergence import smaller_size
 from fekernels.posterior.pilot import Data, Energy, curvature, flat
 
-__all__ = ["BETA1", "CONTROL_VARIATES", "FULL", "MINIBATCHES", "Plan", "Walk"]
+__all__ = ["BETA1", "CONTROL_VARIATES", "FULL", "MINIBATCHES", "Plan", "ChainSampler"]
 
 FULL, MINIBATCHES, CONTROL_VARIATES = "full gradients", "minibatches", "control variates"
 BETA1 = 0.9
@@ -49,7 +49,7 @@ class Plan:
     frozen: bool
 
 
-class Walk:
+class ChainSampler:
     """n chains, the data they look at, and the steps they take.
 
     Stacked tensors are of this rank's chains; what decides anything is of all, by ``ranks``.
@@ -203,7 +203,7 @@ class Walk:
                 trace.append(self.of_tracked(self.parameters))
 
     def burn_in(self, steps: int | None) -> float:
-        """Walk until the walk is 20 autocorrelation times long. Returns that time, in steps."""
+        """Step until the trace is 20 autocorrelation times long. Returns that time, in steps."""
         trace: list[Tensor] = []
         if steps is not None:
             self.go(steps, "burn-in", trace)

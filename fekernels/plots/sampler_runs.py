@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fekernels.diagnostics.chains import unjudged_statistics
+from fekernels.diagnostics.chain_statistics import unjudged_statistics
 from fekernels.plots.panels import GREY, panels
 
 __all__ = ["learning_coefficient", "posterior", "posterior_run", "trace", "trajectory", "training"]

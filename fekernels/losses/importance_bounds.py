@@ -96,7 +96,7 @@ def importance_weighted_bound(
     if estimator == "dreg":
         _check_samples(function, log_w, z)
     if group is not None:
-        from fekernels.losses.importance_over_ranks import bound_over_ranks
+        from fekernels.losses.importance_bounds_over_ranks import bound_over_ranks
 
         bound, weights = bound_over_ranks(function, log_w, dim, order, group)
     elif order is not None:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from fekernels import views
-from fekernels.models.noise import NoiseCounter
-from fekernels.unified.weights import visible_weights
+from fekernels.models.noise_counter import NoiseCounter
+from fekernels.unified.visible_weights import visible_weights
 
 __all__ = ["TheTrainStation"]
 

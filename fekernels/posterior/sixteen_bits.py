@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fekernels.posterior.walk import BETA1, Plan, Walk
+from fekernels.posterior.chain_sampler import BETA1, ChainSampler, Plan
 
 __all__ = ["lost_in_rounding"]
 
@@ -15,7 +15,7 @@ SIXTEEN = (torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
-def lost_in_rounding(walk: Walk, plan: Plan, course: Tensor) -> str | None:
+def lost_in_rounding(walk: ChainSampler, plan: Plan, course: Tensor) -> str | None:
     """What is to be said of weights that lie further apart than the chains' steps; None of others.
 
     A step is sqrt(h T (1 - b) / ((1 + b) D)) long, of momentum b. As far apart, rounding at random adds some
