@@ -36,6 +36,7 @@ __all__ = [
     "gathering_groups",
     "has_forward_hooks",
     "in_backward",
+    "is_batched",
     "is_flat_shard",
     "is_legacy_batched",
     "is_of_transform",
@@ -73,6 +74,11 @@ is_unwritten_zeros: Callable[[Tensor], bool] = Tensor._is_zerotensor
 copy_all: Callable[[list[Tensor], list[Tensor]], None] = torch._foreach_copy_
 # Gamma(shape, 1) from a generator, which torch.distributions.Gamma does not take.
 standard_gamma: Callable[..., Tensor] = torch._standard_gamma
+
+
+def is_batched(gradient: Tensor) -> bool:
+    """Whether it stands for several: of ``torch.func.vmap``, or of ``torch.autograd.grad(is_grads_batched=True)``."""
+    return is_legacy_batched(gradient) or is_of_transform(gradient)
 
 
 def dispatch_modes() -> bool:

@@ -34,6 +34,18 @@ def test_gradients_of_each_term(likelihood, reduction, backend):
         assert close(got, wanted), which
 
 
+@pytest.mark.parametrize("masked", ["", "some"])
+def test_gradients_of_gradients_where_a_term_has_none(masked, backend):
+    call = inputs(3, backend, masked=masked)
+    call.params[0].requires_grad_(False)
+    found = terms(call, 3)
+    first = torch.autograd.grad(found.energy + 2 * found.kl, call.latent, create_graph=True)
+    assert close(first, torch.autograd.grad(2 * found.kl, call.latent, create_graph=True))
+    assert all(gradient.requires_grad for gradient in first)
+    alone = torch.autograd.grad(found.energy, call.latent, create_graph=True, allow_unused=True)
+    assert alone == (None, None)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_backward_runs_again(reduction, backend):
     call = inputs(NAMES.index("bernoulli1"), backend)

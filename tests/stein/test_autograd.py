@@ -5,7 +5,7 @@ import torch
 
 from fekernels import stein
 from fekernels._catalogue.stein import CODES
-from tests.support.stein import EMPTY, KERNELS, LAYOUTS, RADIAL, TEMPERATURE, Case, Problem
+from tests.support.stein import EMPTY, FINITE, KERNELS, LAYOUTS, RADIAL, TEMPERATURE, Case, Problem
 from tests.support.stein_exact import assert_close, exact_direction, gradient_scales
 
 NAMES = pytest.mark.parametrize("name", KERNELS)
@@ -193,6 +193,34 @@ def test_jacobian_by_func_is_that_by_autograd(backend):
     ours = torch.autograd.functional.jacobian(function, problem.x)
     assert torch.allclose(torch.func.jacrev(function)(problem.x), ours, atol=1e-5)
     assert torch.allclose(torch.func.jacfwd(function)(problem.x), ours, atol=1e-5)
+
+
+@NAMES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("d", [3, 12])
+def test_batches_of_gradients(d, dtype, name, backend):
+    """Those of is_grads_batched, jacobian(vectorize=True) and torch.vmap: of a loop over single ones."""
+    problem = Case(7, d, (2,)).make().to(backend.device)
+    leaves = Problem(*(t.to(dtype) for t in problem.leaves())).requiring()
+    raw = torch.ops.fekernels.svgd_direction(*leaves.leaves(), CODES[name], -0.5, 1.0, 0.7, 0)
+    values = [leaves.direction(name), raw]
+    if name in FINITE:
+        options = {"kernel": KERNELS[name], "bandwidth": leaves.h}
+        values += [stein.kernel_stein_discrepancy(leaves.x, leaves.s, statistic=u, **options) for u in "uv"]
+    for value in values:
+        upstream = torch.randn(3, *value.shape, dtype=value.dtype, device=value.device)
+
+        def single(each, value=value):
+            return gradients(value, leaves.leaves(), each, retain_graph=True)
+
+        expected = [torch.stack(found) for found in zip(*map(single, upstream), strict=True)]
+        legacy = gradients(value, leaves.leaves(), upstream, is_grads_batched=True, retain_graph=True)
+        assert not any(gradient.requires_grad for gradient in legacy)
+        twice = gradients(value, leaves.leaves(), upstream, is_grads_batched=True, create_graph=True)
+        for found in (legacy, torch.vmap(single)(upstream), twice):
+            for got, wanted in zip(found, expected, strict=True):
+                bound = 1e-5 if dtype == torch.float32 else 1e-12
+                assert (got - wanted).abs().max() <= bound * wanted.abs().max()
 
 
 # The operators.

@@ -23,17 +23,17 @@ from fekernels._runtime.torch_internals import (
     compiles_backward,
     differentiates_forward,
     dispatch_modes,
+    is_batched,
     is_of_transform,
     transforms_active,
     viewed_tensor,
 )
-from fekernels.ops.free_energy.broadcasting import Operands, whole
-from fekernels.ops.free_energy.memory_order import arranged, memory_order, restored
+from fekernels.ops.free_energy.broadcasting import Operands
+from fekernels.ops.free_energy.kernel_call import DATA, KernelCall, PlainKernelCall, by_autograd
 from fekernels.ops.plain_memory import has_plain_memory
 
 __all__ = ["FreeEnergyTerms", "belongs_to_leaf", "compute", "plain_kernel"]
 
-DATA = 4  # of a call, beside its differentiable operands: target, mask, weight, latent_mask
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that has operators of its own
 
 
@@ -50,87 +50,6 @@ class FreeEnergyTerms(NamedTuple):
         return -self.free_energy
 
 
-class _Call:
-    """What a kernel takes beside the differentiable operands (parameters of the likelihood, then latent)."""
-
-    __slots__ = ("backend", "beta", "inplace", "likelihood", "n_params", "needs", "reduction")
-
-    def __init__(
-        self,
-        backend: str,
-        likelihood: int,
-        n_params: int,
-        reduction: int,
-        beta: float,
-        needs: int,
-        inplace: bool,
-    ) -> None:
-        self.backend, self.likelihood, self.n_params = backend, likelihood, n_params
-        self.reduction, self.beta, self.needs, self.inplace = reduction, beta, needs, inplace
-
-    def run(
-        self,
-        operands: Sequence[Tensor],
-        data: Sequence[Tensor | None],
-        upstream: list[Tensor],
-        needs: int,
-        inplace: bool = False,
-    ) -> list[Tensor]:
-        """[free_energy, energy, kl, *gradients of those operands whose bit of ``needs`` is set]."""
-        target, mask, weight, latent_mask = data
-        kernel = backends.implementation("free_energy", self.backend)
-        return kernel(
-            list(operands[: self.n_params]), target, mask, list(operands[self.n_params :]), weight, upstream,
-            self.likelihood, self.reduction, self.beta, needs, inplace, latent_mask,
-        )  # fmt: skip
-
-    def values(
-        self, operands: Sequence[Tensor], data: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same in plain PyTorch, for gradients of gradients."""
-        from fekernels.reference.free_energy.free_energy import values
-
-        target, mask, weight, latent_mask = data
-        params, latent = list(operands[: self.n_params]), list(operands[self.n_params :])
-        return values(
-            params, target, mask, latent, weight, self.likelihood, self.reduction, self.beta, latent_mask
-        )  # fmt: skip
-
-
-class _PlainCall(_Call):
-    """One whose operands still have their own shapes, [B, ...]: without gaps, with nothing broadcast or left out."""
-
-    __slots__ = ()
-
-    def run(
-        self,
-        operands: Sequence[Tensor],
-        data: Sequence[Tensor | None],
-        upstream: list[Tensor],
-        needs: int,
-        inplace: bool = False,
-    ) -> list[Tensor]:
-        results = super().run(_as_rows(operands), _as_rows(data), upstream, needs, inplace)
-        wanted = [operand for i, operand in enumerate(operands) if needs >> i & 1]
-        for i, operand in enumerate(wanted, 3):
-            if operand.dim() != 2:
-                results[i] = restored(results[i], operand, memory_order(operand))
-        return results
-
-    def values(
-        self, operands: Sequence[Tensor], data: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return super().values(_as_rows(operands), _as_rows(data))
-
-
-def _as_rows(tensors: Sequence[Any]) -> list[Any]:
-    rows: list[Any] = []
-    for tensor in tensors:
-        order = None if tensor is None else memory_order(tensor)
-        rows.append(tensor if tensor is None else whole(tensor if order is None else arranged(tensor, order)))
-    return rows
-
-
 def _sum(first: Tensor | None, factor: float, second: Tensor | None) -> Tensor | None:
     """factor * first + second, where None is 0."""
     if first is None:
@@ -139,23 +58,31 @@ def _sum(first: Tensor | None, factor: float, second: Tensor | None) -> Tensor |
     return scaled if second is None else scaled + second
 
 
-def _scale(gradients: Sequence[Tensor | None], factor: Tensor | None, backend: str) -> None:
-    """In place, by a scalar tensor that is nearly always 1; a GPU's kernel reads it on the GPU."""
+def _scaled(
+    gradients: Sequence[Tensor | None], factor: Tensor | None, backend: str
+) -> Sequence[Tensor | None]:
+    """Times a scalar tensor, nearly always 1: in place, by a GPU's kernel where it lies on one; None is no factor.
+
+    A batch of factors (``is_grads_batched``) makes a batch of each gradient.
+    """
     wanted = [gradient for gradient in gradients if gradient is not None]
     if factor is None or not wanted:
-        return
+        return gradients
+    if is_batched(factor):
+        return [None if each is None else (each * factor).to(each.dtype) for each in gradients]
     if factor.is_cuda:
         backends.implementation("scale_", backend)(wanted, factor)
     elif (value := factor.item()) != 1.0:
         for gradient in wanted:
             gradient.mul_(value)
+    return gradients
 
 
 class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        call: _Call,
+        call: KernelCall,
         data: tuple[Tensor | None, ...],
         results: list[Tensor] | None,
         *operands: Tensor,
@@ -178,14 +105,14 @@ class _Terms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor | None) -> Any:
-        call: _Call = ctx.call
+        call: KernelCall = ctx.call
         gradients, ctx.gradients = ctx.gradients, None
         operands = len(ctx.needs_input_grad) - 3
         return None, None, None, *_gradients(call, gradients, lambda: ctx.saved_tensors, above, operands)
 
 
 def _gradients(
-    call: _Call,
+    call: KernelCall,
     early: Sequence[Tensor] | None,
     saved: Callable[[], Sequence[Any]],
     above: Sequence[Tensor | None],
@@ -198,26 +125,28 @@ def _gradients(
             " runs once and cannot be differentiated; use inplace_backward=False"
         )
     if torch.is_grad_enabled():
-        return _differentiable(call, saved(), above)
+        return by_autograd(call, saved(), above)
     g_free, g_energy, g_kl = above
     of_energy, of_kl = _sum(g_free, 1.0, g_energy), _sum(g_free, call.beta, g_kl)
     if early is None:
         tensors = saved()
         upstream = []
         if call.reduction == NONE:
-            rows = of_energy if of_energy is not None else of_kl
-            assert rows is not None
-            upstream = [torch.zeros_like(rows) if g is None else g.contiguous() for g in (of_energy, of_kl)]
+            rows = [g for g in (of_energy, of_kl) if g is not None]
+            if any(map(is_batched, rows)):  # no kernel takes them
+                return by_autograd(call, tensors, above)
+            upstream = [
+                torch.zeros_like(rows[0]) if g is None else g.contiguous() for g in (of_energy, of_kl)
+            ]
         early = call.run(tensors[:-DATA], tensors[-DATA:], upstream, call.needs)[3:]
     left = iter(early)
-    results = [next(left) if call.needs >> i & 1 else None for i in range(operands)]
+    results: Sequence[Tensor | None] = [next(left) if call.needs >> i & 1 else None for i in range(operands)]
+    if call.reduction != NONE and of_energy is of_kl:
+        results = _scaled(results, of_energy, call.backend)
     params, latent = results[: call.n_params], results[call.n_params :]
-    if call.reduction != NONE:
-        if of_energy is of_kl:
-            _scale(results, of_energy, call.backend)
-        else:
-            _scale(params, of_energy, call.backend)
-            _scale(latent, of_kl, call.backend)
+    if call.reduction != NONE and of_energy is not of_kl:
+        params = _scaled(params, of_energy, call.backend)
+        latent = _scaled(latent, of_kl, call.backend)
     if of_energy is None:
         params = [None] * len(params)
     if of_kl is None:
@@ -236,7 +165,7 @@ def _again(
     above: tuple[Tensor | None, ...],
 ) -> list[Tensor | None]:
     """What the native node leaves to Python; ``saved``: the operands and the target, where they are needed."""
-    call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
+    call = PlainKernelCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
     return _gradients(call, early or None, lambda: (*saved, None, None, None), above, 3)
 
 
@@ -256,23 +185,6 @@ def _native() -> Callable[..., tuple[Tensor, Tensor, Tensor] | None] | None:
 
 
 _apply = apply_directly(_Terms)
-
-
-def _differentiable(
-    call: _Call, saved: Sequence[Tensor], above: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients as functions of operands and of ``above``, by plain PyTorch: for create_graph=True."""
-    # Views, so that a path from one operand to another (mean to z to the prediction) is left to the outer graph.
-    operands, data = [operand.view_as(operand) for operand in saved[:-DATA]], saved[-DATA:]
-    values = call.values(operands, data)
-    wanted = [operand for i, operand in enumerate(operands) if call.needs >> i & 1]
-    given = [(value, g) for value, g in zip(values, above, strict=True) if g is not None]
-    gradients = iter(
-        torch.autograd.grad(
-            [value for value, _ in given], wanted, [g for _, g in given], create_graph=True, allow_unused=True
-        )
-    )
-    return [next(gradients) if call.needs >> i & 1 else None for i in range(len(operands))]
 
 
 def _traced(operands: Operands, likelihood: int, reduction: int, beta: float, needs: int) -> FreeEnergyTerms:
@@ -338,7 +250,7 @@ def compute(
     # read, the gradient gets its own memory.
     inplace = inplace and needs & 1 == 1 and params[0].is_contiguous()
     inplace = inplace and not _share_memory(params[0], (*tensors[1:], *known))
-    call = _Call(backend, likelihood, len(params), reduction, beta, needs, inplace)
+    call = KernelCall(backend, likelihood, len(params), reduction, beta, needs, inplace)
     if not needs:
         return FreeEnergyTerms(*call.run(tensors, known, [], 0))
     return FreeEnergyTerms(*_Terms.apply(call, known, None, *tensors))
@@ -395,6 +307,6 @@ def _plain_in_python(
     if not results:
         return None
     if needs:
-        call = _PlainCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
+        call = PlainKernelCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
         results = _apply(call, (target, None, None, None), results, *operands)
     return results

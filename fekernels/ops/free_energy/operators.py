@@ -5,15 +5,18 @@ Eager calls go around these, by ``autograd.py``: an operator with registered aut
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fekernels._catalogue.free_energy import CATEGORICAL, CODES, REDUCTIONS
+from fekernels._catalogue.free_energy import CATEGORICAL, CODES, NONE, REDUCTIONS
 from fekernels._runtime import backends
+from fekernels._runtime.torch_internals import is_batched
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops.free_energy.checks import check_gradients, check_operands, has_float64
+from fekernels.ops.free_energy.kernel_call import KernelCall, by_autograd
 from fekernels.ops.plain_memory import in_plain_memory
 
 # A kernel's, as checks.py asks for them; latent_mask comes last, where it may be left out.
@@ -119,7 +122,7 @@ def _check_backward(
     check_gradients(function, {"g_energy": g_energy, "g_kl": g_kl}, rows, (params or latent)[0])
 
 
-def _wanted(operands: list[Tensor], needs: int) -> list[Tensor]:
+def _wanted(operands: Sequence[Any], needs: int) -> list[Any]:
     return [tensor for i, tensor in enumerate(operands) if needs >> i & 1]
 
 
@@ -190,7 +193,11 @@ def _autograd(ctx: Any, g_energy: Tensor, g_kl: Tensor, _: Any) -> tuple[Any, ..
             "torch.ops.fekernels.free_energy: needs must have the bit of each operand that requires a gradient; that of"
             f" operand {ctx.left_out[0]} is 0"
         )
-    if reduction == "none":
+    if reduction == "none" and (is_batched(g_energy) or is_batched(g_kl)):
+        code = CODES[likelihood][n_params] if n_params else 0
+        call = KernelCall("reference", code, n_params, NONE, 1.0, needs, False)
+        computed = _wanted(by_autograd(call, ctx.saved_tensors, (None, g_energy, g_kl)), needs)
+    elif reduction == "none":
         *operands, target, mask, weight, latent_mask = ctx.saved_tensors
         computed = torch.ops.fekernels.free_energy_backward(
             g_energy, g_kl, operands[:n_params], target, mask, operands[n_params:], weight, likelihood, needs,

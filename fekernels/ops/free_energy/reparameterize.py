@@ -16,7 +16,7 @@ from fekernels._runtime.torch_internals import (
     apply_directly,
     differentiates_forward,
     dispatch_modes,
-    is_legacy_batched,
+    is_batched,
     is_of_transform,
     never_traced,
     transforms_active,
@@ -110,10 +110,6 @@ def _differentiable_backward(grad: Tensor, logvar: Tensor, key: Key) -> tuple[Te
     return grad.to(dtype).sum(0).to(grad.dtype), along_eps.to(logvar.dtype)
 
 
-def _is_batched(tensor: Tensor) -> bool:
-    return is_of_transform(tensor) or is_legacy_batched(tensor)
-
-
 def _check_operands(function: str, mean: Tensor, logvar: Tensor) -> None:
     floating(function, "mean", mean)
     floating(function, "logvar", logvar)
@@ -159,7 +155,7 @@ class _PlainReparameterize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (logvar,) = ctx.saved_tensors
         rows = grad if grad.dim() == 3 else grad.unsqueeze(0)
-        if torch.is_grad_enabled() or _is_batched(grad):
+        if torch.is_grad_enabled() or is_batched(grad):
             return *_differentiable_backward(rows, logvar, ctx.key), None, None
         if not (type(rows) is Tensor and rows.is_contiguous() and has_plain_memory(rows)):
             return *_backward(rows, logvar, *ctx.key), None, None
@@ -177,7 +173,7 @@ class _Reparameterize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (logvar,) = ctx.saved_tensors
         # Batched gradients too (is_grads_batched): they differ, the noise is the forward pass's.
-        if torch.is_grad_enabled() or _is_batched(grad):
+        if torch.is_grad_enabled() or is_batched(grad):
             return *_differentiable_backward(grad, logvar, ctx.key), None, None
         return *_backward(grad, logvar, *ctx.key), None, None
 
@@ -279,7 +275,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (logvar,) = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_batched(grad):
         gradients: Any = _differentiable_backward(grad, logvar, tuple(ctx.key))
     else:
         gradients = torch.ops.fekernels.reparameterize_backward(grad, logvar, *ctx.key)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fekernels._catalogue.stein import KERNELS, LINEAR
 from fekernels._checks import floating, one_of, same_device
 from fekernels._runtime import backends
+from fekernels._runtime.torch_internals import is_batched
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops.stein.bandwidths import bandwidths, is_median, no_bandwidth, positive_bandwidth
 from fekernels.ops.stein.particles import (
@@ -99,13 +100,15 @@ def _empty(particles: Tensor, weights: Tensor) -> Tensor:
 def _differentiable(
     grad: Tensor, operands: tuple[Tensor, ...], wanted: tuple[bool, ...], kernel: Kernel
 ) -> list[Tensor | None]:
-    """The gradients as functions of the operands and of ``grad``, by plain PyTorch: for create_graph=True."""
-    # Views, so that a path from one operand to another is left to the outer graph.
-    x, s, h, weights = (operand.view_as(operand) for operand in operands)
-    sums = reference.plain_discrepancy(x, s, h, weights, *kernel)
+    """The gradients by plain PyTorch: functions of operands and of ``grad`` for create_graph=True, and of batches."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that a path from one operand to another is left to the outer graph.
+        x, s, h, weights = (operand.view_as(operand) for operand in operands)
+        sums = reference.plain_discrepancy(x, s, h, weights, *kernel)
     chosen = [view for view, want in zip((x, s, h), wanted, strict=True) if want]
     gradients = iter(
-        torch.autograd.grad(sums, chosen, grad, create_graph=True, allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(sums, chosen, grad, create_graph=again, allow_unused=True, materialize_grads=True)
     )
     return [next(gradients) if want else None for want in wanted]
 
@@ -128,7 +131,7 @@ def _gradients(ctx: Any, grad: Tensor, backward: Any) -> list[Tensor | None]:
     wanted = tuple(ctx.needs_input_grad[:3])
     if ctx.needs_input_grad[3]:
         raise RuntimeError("kernel_stein_discrepancy: weights get no gradient; detach them")
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_batched(grad):
         return _differentiable(grad, ctx.saved_tensors, wanted, ctx.kernel)
     needs = sum(want << i for i, want in enumerate(wanted))
     gradients = backward(grad, *ctx.saved_tensors, *ctx.kernel, needs)
@@ -214,7 +217,7 @@ def kernel_stein_discrepancy(
 
     Returns:
         [...], float32, float64 for float64 operands. Differentiable in particles, scores and bandwidth, in
-        O(n d) memory; twice by plain PyTorch on n x n matrices.
+        O(n d) memory; twice, or for batches of gradients (is_grads_batched), by plain PyTorch on n x n matrices.
 
     Raises:
         TypeError: an argument of a wrong type or dtype.

@@ -15,6 +15,7 @@ from torch import Tensor
 from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import number, one_of
 from fekernels._runtime import backends
+from fekernels._runtime.torch_internals import is_batched
 from fekernels.ops._library import LIBRARY, define_functional
 from fekernels.ops.stein.bandwidths import bandwidths
 from fekernels.ops.stein.particles import (
@@ -121,14 +122,16 @@ def _backward(
 def _differentiable(
     grad: Tensor, operands: tuple[Tensor, ...], wanted: tuple[bool, ...], call: Call
 ) -> list[Tensor | None]:
-    """The gradients as functions of the operands and of ``grad``, by plain PyTorch: for create_graph=True."""
-    # Views, so that a path from one operand to another (a bandwidth made of particles) is left to the outer graph.
-    x, s, h = (operand.view_as(operand) for operand in operands)
+    """The gradients by plain PyTorch: functions of operands and of ``grad`` for create_graph=True, and of batches."""
+    again = torch.is_grad_enabled()
     kernel, beta, c, temperature, _ = call
-    phi = plain_direction(x, s, h, kernel, beta, c, temperature)
+    with torch.enable_grad():
+        # Views, so that a path from one operand to another (a bandwidth made of particles) is left to the outer graph.
+        x, s, h = (operand.view_as(operand) for operand in operands)
+        phi = plain_direction(x, s, h, kernel, beta, c, temperature)
     chosen = [view for view, want in zip((x, s, h), wanted, strict=True) if want]
     gradients = iter(
-        torch.autograd.grad(phi, chosen, grad, create_graph=True, allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(phi, chosen, grad, create_graph=again, allow_unused=True, materialize_grads=True)
     )
     return [next(gradients) if want else None for want in wanted]
 
@@ -143,7 +146,7 @@ class _Direction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         wanted = tuple(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grad):
             return *_differentiable(grad, ctx.saved_tensors, wanted, ctx.call), None
         needs = sum(want << i for i, want in enumerate(wanted))
         x, s, h = ctx.saved_tensors
@@ -188,7 +191,8 @@ def svgd_direction(
 
     Returns:
         phi [..., n, d], of the dtype of ``particles``. Differentiable in particles, scores and bandwidth in O(n d)
-        memory; a second time by plain PyTorch on n x n matrices, as under torch.func and in forward mode.
+        memory; a second time by plain PyTorch on n x n matrices, as for batches of gradients (is_grads_batched), under
+        torch.func and in forward mode.
 
     Raises:
         TypeError: an argument of a wrong type or dtype.
@@ -219,7 +223,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     wanted = tuple(ctx.needs_input_grad[:3])
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_batched(grad):
         gradients: Any = _differentiable(grad, ctx.saved_tensors, wanted, ctx.call)
     else:
         needs = sum(want << i for i, want in enumerate(wanted))
