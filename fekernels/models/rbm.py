@@ -121,7 +121,9 @@ class BernoulliRBM(RBMEnergy):
         name = "log_partition"
         if reverse != (samples is not None):
             came = "None" if samples is None else "samples with method='ais'"
-            raise ValueError(f"{name}: samples must be given for 'reverse_ais' and only there; got {came}")
+            raise ValueError(
+                f"{name}: samples must be given with method='reverse_ais' and no other; got {came}"
+            )
         if samples is not None:
             samples = self._visible(name, samples, "samples")
         base, origin = self.visible_bias.detach(), "the visible biases"

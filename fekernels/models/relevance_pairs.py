@@ -65,9 +65,9 @@ def _equal_rows_of(tensor: Tensor) -> Tensor | None:
     if not rows.numel():
         return rows.new_ones(len(rows), len(rows), dtype=torch.bool)
     # By a hash, without pairs of whole rows: a polynomial in an odd number, modulo 2^64.
-    wide = rows.long()
+    words = rows.long()
     factors = torch.full((rows.shape[1],), 0x5851F42D4C957F2D, device=rows.device).cumprod(0)
-    mixed = wide * 0x2545F4914F6CDD1D
+    mixed = words * 0x2545F4914F6CDD1D
     hashes = ((mixed ^ (mixed >> 29)) * factors).sum(1)
     same = hashes[:, None] == hashes
     # Which decides nothing alone: each row is compared with the first of its hash.

@@ -74,7 +74,7 @@ class FiniteLosses:
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"{self._function}: the loss is {value} {where}: of data that are not finite, of too large an lr, or "
-                "of a variance that has run to 0"
+                "of a variance that has fallen to 0"
             )
 
 

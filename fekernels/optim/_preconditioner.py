@@ -40,7 +40,7 @@ class Uncorrected:
             raise ValueError(
                 f"{name}: frozen must stay True from freeze_preconditioner() on, since when exp_avg_sq stands without "
                 "bias correction; got False (let go by freeze_preconditioner(False); of an optimizer that copies "
-                "groups of its own over this one's, set frozen there too)"
+                "groups of its own over this one's, set frozen in both)"
             )
 
 
@@ -59,12 +59,12 @@ def memory_weight(group: dict[str, Any], step: Tensor) -> Tensor:
 def scale(moment: Tensor, factor: Tensor) -> None:
     """Multiply in place what lives here of a second moment; what has 16 bits is rounded once, to nearest."""
     local = local_tensor(moment)
-    wide = torch.promote_types(local.dtype, torch.float32)
-    factor = factor.to(local.device, wide)
-    if wide == local.dtype:
+    compute_dtype = torch.promote_types(local.dtype, torch.float32)
+    factor = factor.to(local.device, compute_dtype)
+    if compute_dtype == local.dtype:
         local.mul_(factor)
     else:
-        local.copy_(local.to(wide).mul_(factor))
+        local.copy_(local.to(compute_dtype).mul_(factor))
 
 
 def check_scaled(function: str, name: str, moment: Tensor, factor: Tensor) -> None:

@@ -22,8 +22,8 @@ def deviation_of(raw: Tensor, scale: str) -> Tensor:
     By way of float64: PyTorch's float32 functions round otherwise at the ends of a tensor than inside, so that a shard
     would not have the bits of the whole.
     """
-    wide = raw.double()
-    std = wide.exp() if scale == "log" else wide.clamp(min=0) + (-wide.abs()).exp().log1p()
+    in_float64 = raw.double()
+    std = in_float64.exp() if scale == "log" else in_float64.clamp(min=0) + (-in_float64.abs()).exp().log1p()
     return std.to(raw.dtype)
 
 

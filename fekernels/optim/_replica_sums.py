@@ -34,7 +34,7 @@ class ReplicaSums(WeightDraws):
         most, fewest, found, *summed = max_over_ranks(function, told, None).tolist()
         if most != -fewest:
             raise RuntimeError(
-                f"{self._name}: with sync=True every rank must make as many draws a step; got {int(count)} training "
+                f"{self._name}: with sync=True every rank must make as many draws per step; got {int(count)} training "
                 f"contexts on this rank since the last step, and from {int(-fewest)} to {int(most)} on all"
             )
         return bool(found), list(map(bool, summed))

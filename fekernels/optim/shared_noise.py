@@ -85,8 +85,8 @@ def check_parts(name: str, group: dict[str, Any], unfit_for_zero: str | None) ->
     if any(map(is_flat_shard, group["params"])):
         raise ValueError(
             f"{name}: params must be plain tensors or DTensors where a step makes noise; got shards of "
-            "FullyShardedDataParallel, which do not tell their elements' places, so that those of different ranks "
-            "would get the same noise (wrap by torch.distributed.fsdp.fully_shard, or, for NO_SHARD, by "
+            "FullyShardedDataParallel, which do not give the indices of their elements, so that those of different "
+            "ranks would get the same noise (wrap by torch.distributed.fsdp.fully_shard, or, for NO_SHARD, by "
             "DistributedDataParallel)"
         )
 

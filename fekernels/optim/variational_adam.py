@@ -79,7 +79,7 @@ class VariationalAdam(WeightPosterior):
             the mean and std stands still.
         sync: replicas draw independently, and each step averages their gradients and products over the default
             process group. The gradients must be those of the replica alone: keep DistributedDataParallel from
-            averaging them (``no_sync``). All make as many draws a step, and skip one together where any rank's
+            averaging them (``no_sync``). All make as many draws per step, and skip one together where any rank's
             GradScaler found an overflow; scales may differ. Without it replicas draw the same, and averaged gradients
             are right.
         seed: 64 bits, the key of the noise. None draws one from torch's default generator now and keeps it; the ranks
@@ -304,7 +304,7 @@ class VariationalAdam(WeightPosterior):
                 self._tell_ranks()
             raise RuntimeError(
                 f"{self._name}: step must follow a backward inside `with optimizer.sampled_params(train=True)`; "
-                "there was none since the last step"
+                "got none since the last step"
             )
         for group in self.param_groups:
             for i, param in enumerate(group["params"]):

@@ -142,7 +142,7 @@ class WeightCollection:
             if count <= self._resumed_at:
                 warnings.warn(
                     f"PosteriorSamples.update: nothing is kept before step {self._resumed_at + 1}, as the {len(self)} "
-                    f"samples that were there already are of steps up to {self._resumed_at}; got step {count}. Right "
+                    f"samples already in the directory are of steps up to {self._resumed_at}; got step {count}. Right "
                     "where this goes on from an earlier checkpoint of the same run. A new run needs a new, empty "
                     "directory",
                     stacklevel=2,

@@ -185,8 +185,8 @@ class Localized:
             length = torch.zeros(self.n, dtype=torch.float64, device=rise.device)
             for g, d in zip(found, self._preconditioners(), strict=True):
                 scaled = g if d is None else g / d.sqrt()  # one pass over g without D: no square is kept
-                wide = torch.promote_types(g.dtype, torch.float32)
-                length += torch.linalg.vector_norm(scaled.flatten(1), dim=1, dtype=wide).square()
+                dtype = torch.promote_types(g.dtype, torch.float32)
+                length += torch.linalg.vector_norm(scaled.flatten(1), dim=1, dtype=dtype).square()
         self.tick(what)
         return rise, length
 
@@ -195,8 +195,8 @@ class Localized:
         """[n]: what the localization adds to the exponent where the chains are, localization / 2 |w - w0|^2."""
         squares = torch.zeros(self.n, dtype=torch.float64, device=self.parameters[0].device)
         for p, start in zip(self.parameters, self._start, strict=True):
-            wide = torch.promote_types(p.dtype, torch.float32)
-            squares += torch.linalg.vector_norm((p - start).flatten(1), dim=1, dtype=wide).square()
+            dtype = torch.promote_types(p.dtype, torch.float32)
+            squares += torch.linalg.vector_norm((p - start).flatten(1), dim=1, dtype=dtype).square()
         return squares * (self.prior / self.temperature / 2)
 
     def noise(self) -> list[Tensor]:

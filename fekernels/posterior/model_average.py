@@ -117,7 +117,7 @@ class Average:
         if count > 3 and dim == -1 and self._count == 0:
             warnings.warn(
                 f"{self._owner}: {what} of shape {tuple(value.shape)} is taken to have its classes in the "
-                f"last dimension; images and volumes have them in dim=1. dim={count - 1} says that the last is meant",
+                f"last dimension; images and volumes have them in dim=1. Give dim={count - 1} if the last is meant",
                 stacklevel=4,
             )
 
@@ -153,7 +153,7 @@ class Average:
 
     def prediction(self) -> Prediction:
         if self._mean is None or self._squares is None:
-            raise ValueError("Average.prediction: there must be at least one output; got none")
+            raise ValueError("Average.prediction: outputs must hold at least one; got none")
         variance = self._squares / self._count
         if self._entropy is None:
             return Prediction(self._mean, variance, self._count)

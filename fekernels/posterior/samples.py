@@ -99,7 +99,7 @@ class PosteriorSamples(WeightCollection):
 
         if len(self) < LEAST * max(self.chains, 1):
             raise ValueError(
-                f"PosteriorSamples.diagnostics: there must be {LEAST} draws of each of {self.chains} chains; "
+                f"PosteriorSamples.diagnostics: samples must hold {LEAST} draws of each of {self.chains} chains; "
                 f"got {len(self)} in all"
             )
         if self.chains > 1 and self.policy == "reservoir":
@@ -209,7 +209,7 @@ class PosteriorSamples(WeightCollection):
         """
         if not len(self):
             raise ValueError(
-                "PosteriorSamples.predict: there must be a sample; got none (update or collect first)"
+                "PosteriorSamples.predict: samples must hold at least one; got none (update or collect first)"
             )
         self._warn_of_doubt()
         owner = "PosteriorSamples.predict"

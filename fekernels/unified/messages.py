@@ -73,7 +73,7 @@ class GradientAsMessagePassing(nn.Module):
         if not self._outputs:
             raise RuntimeError(
                 "GradientAsMessagePassing.backward_as_messages: loss must be of a forward pass since the last call; "
-                "there was none"
+                "got none"
             )
         parameters = list(self.layers.parameters())  # weight and bias of each layer in turn
         found = torch.autograd.grad(loss, [*parameters, *self._outputs])

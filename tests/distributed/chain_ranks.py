@@ -175,8 +175,8 @@ def without_chains() -> int:
     if not chains.n:
         for call, told in (
             (samples.collect, "collect: chains must be at least 1 to keep a sample; got 0"),
-            (samples.diagnostics, "there must be 4 draws"),
-            (lambda: samples.predict(batch()[0]), "there must be a sample; got none"),
+            (samples.diagnostics, "samples must hold 4 draws"),
+            (lambda: samples.predict(batch()[0]), "samples must hold at least one; got none"),
         ):
             with pytest.raises(ValueError, match=told):
                 call()

@@ -114,8 +114,8 @@ def test_integer_targets(backend):
         assert torch.equal(
             fe.energy(rate, counts.to(dtype), "poisson"), fe.energy(rate, counts.float(), "poisson")
         )
-    wide = counts.double()
-    assert torch.equal(fe.energy(rate, wide, "poisson"), fe.energy(rate, counts, "poisson"))
+    in_float64 = counts.double()
+    assert torch.equal(fe.energy(rate, in_float64, "poisson"), fe.energy(rate, counts, "poisson"))
     pixels = torch.rand(4, 6, device=backend.device) < 0.5
     assert torch.equal(fe.energy(rate, pixels, "bernoulli"), fe.energy(rate, pixels.float(), "bernoulli"))
 

@@ -16,8 +16,8 @@ from tests.support.tensors import UNIT
 def test_gradients_of_each_term(likelihood, reduction, backend):
     """Of free energy, energy and KL, alone and together, under factors: as float64's, by plain PyTorch."""
     call = inputs(likelihood, backend, masked="some", padded="some", weight="dropped")
-    wide = call.map(lambda t: t.detach().double() if t.dtype.is_floating_point else t)
-    for operand in wide.operands:
+    in_float64 = call.map(lambda t: t.detach().double() if t.dtype.is_floating_point else t)
+    for operand in in_float64.operands:
         operand.requires_grad_()
     factors = 0.5 + torch.rand(3, dtype=torch.float64)  # of one sign: nothing cancels
     rows = torch.rand(6, dtype=torch.float64)
@@ -30,7 +30,9 @@ def test_gradients_of_each_term(likelihood, reduction, backend):
 
     for which in ((0,), (1,), (2,), (0, 1), (0, 1, 2)):
         got = gradients(values(call, rows, which), call, allow_unused=True, materialize_grads=True)
-        wanted = gradients(values(wide, rows, which), wide, allow_unused=True, materialize_grads=True)
+        wanted = gradients(
+            values(in_float64, rows, which), in_float64, allow_unused=True, materialize_grads=True
+        )
         assert close(got, wanted), which
 
 
@@ -79,11 +81,11 @@ def test_only_some_want_a_gradient(backend):
 @LIKELIHOOD
 def test_second_derivatives(likelihood, backend):
     call = inputs(likelihood, backend, shape=(2, 3, 2))
-    wide = call.map(lambda t: t.detach().double() if t.dtype.is_floating_point else t)
-    for operand in wide.operands:
+    in_float64 = call.map(lambda t: t.detach().double() if t.dtype.is_floating_point else t)
+    for operand in in_float64.operands:
         operand.requires_grad_()
     results = []
-    for each in (call, wide):
+    for each in (call, in_float64):
         first = gradients(terms(each, likelihood).free_energy, each, create_graph=True)
         results.append(
             gradients(sum((g * g).sum() for g in first), each, allow_unused=True, materialize_grads=True)

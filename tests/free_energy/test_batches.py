@@ -201,13 +201,13 @@ def test_every_mixture_of_dtypes(reduction, free_bits, backend):
         r, s, x, m, v, p = (t.to(dtype) for t, dtype in zip(base, dtypes, strict=True))
         weight, operands = w.to(of_data), [r, s, m, v, p]
         results = []
-        for wide in (False, True):
-            given = [t.double() if wide else t for t in operands]
+        for in_float64 in (False, True):
+            given = [t.double() if in_float64 else t for t in operands]
             for operand in given:
                 operand.requires_grad_()
             r1, s1, m1, v1, p1 = given
             terms = fe.free_energy(
-                (r1, s1), x.double() if wide else x, m1, v1, prior_mean=p1, beta=0.5, free_bits=free_bits,
+                (r1, s1), x.double() if in_float64 else x, m1, v1, prior_mean=p1, beta=0.5, free_bits=free_bits,
                 weight=weight, reduction=reduction,
             )  # fmt: skip
             results.append((terms, torch.autograd.grad(terms.free_energy.sum(), given)))

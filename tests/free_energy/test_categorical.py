@@ -28,10 +28,10 @@ def exact(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Energy and gradient of every position in float64, NaN where the target is no class."""
     classes = logits.shape[-1]
     known = (target >= 0) & (target < classes)
-    wide = logits.double()
+    in_float64 = logits.double()
     hit = torch.nn.functional.one_hot(torch.where(known, target, 0), classes)
-    energy = wide.logsumexp(-1) - (wide * hit).sum(-1)
-    gradient = wide.softmax(-1) - hit
+    energy = in_float64.logsumexp(-1) - (in_float64 * hit).sum(-1)
+    gradient = in_float64.softmax(-1) - hit
     return (
         torch.where(known, energy, torch.nan),
         torch.where(known.unsqueeze(-1), gradient, torch.nan),

@@ -97,15 +97,15 @@ def test_channels_last_images(shape, backend, poisoned):
 
     prediction, target = images().requires_grad_(), images()
     mean, logvar = (torch.randn(shape[0], 7, device=backend.device) for _ in range(2))
-    wide = prediction.detach().double().contiguous().requires_grad_()
+    in_float64 = prediction.detach().double().contiguous().requires_grad_()
     value = fe.free_energy(prediction, target, mean, logvar, likelihood="mse").free_energy
     wanted = fe.free_energy(
-        wide, target.double().contiguous(), mean.double(), logvar.double(), likelihood="mse"
+        in_float64, target.double().contiguous(), mean.double(), logvar.double(), likelihood="mse"
     ).free_energy
     assert close([value], [wanted])
     value.backward(retain_graph=True)
     wanted.backward()
-    assert close([prediction.grad], [wide.grad])
+    assert close([prediction.grad], [in_float64.grad])
     assert prediction.grad.is_contiguous(memory_format=torch.channels_last)
     first = prediction.grad.clone()
     prediction.grad = None
@@ -159,8 +159,8 @@ def test_layouts_that_differ(of, backend):
 def test_what_broadcasts_meets_its_own_elements(shape, order, backend):
     params, target, latent, _, _ = problem(2, backend.device)
     scale = torch.randn(shape, device=backend.device)
-    wide = [t.double() for t in (params[0], scale, target, *latent)]
-    wanted, slopes, _ = evaluate(2, wide[:2], wide[2], wide[3:])
+    in_float64 = [t.double() for t in (params[0], scale, target, *latent)]
+    wanted, slopes, _ = evaluate(2, in_float64[:2], in_float64[2], in_float64[3:])
     pair = (params[0], target) if order is None else (laid_out(params[0], order), laid_out(target, order))
     got, grads, _ = evaluate(2, [pair[0], scale], pair[1], latent)
     assert close(got, wanted) and close(grads, slopes)
@@ -242,12 +242,14 @@ def test_an_order_is_of_a_sample_alone():
 def test_gradients_that_are_sums_have_their_dtype(dtype, shape, backend):
     params, target, latent, _, _ = problem(2, backend.device)
     scale = torch.randn(shape, device=backend.device).to(dtype).requires_grad_()
-    wide = scale.detach().double().requires_grad_()
+    in_float64 = scale.detach().double().requires_grad_()
     fe.free_energy((params[0], scale), target, *latent).free_energy.backward()
-    fe.free_energy((params[0].double(), wide), target, *(t.double() for t in latent)).free_energy.backward()
+    fe.free_energy(
+        (params[0].double(), in_float64), target, *(t.double() for t in latent)
+    ).free_energy.backward()
     assert scale.grad.dtype == dtype
-    error = (scale.grad.double() - wide.grad).abs().max()
-    assert error <= (2e-6 + 2 * torch.finfo(dtype).eps) * wide.grad.abs().max()
+    error = (scale.grad.double() - in_float64.grad).abs().max()
+    assert error <= (2e-6 + 2 * torch.finfo(dtype).eps) * in_float64.grad.abs().max()
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2, 3])

@@ -109,10 +109,12 @@ def test_layouts_and_float64(backend):
     mean, logvar = (torch.randn(7, 5, device=backend.device).mT for _ in range(2))
     z = fe.reparameterize(mean, logvar, seed=1)
     assert torch.equal(z, fe.reparameterize(mean.contiguous(), logvar.contiguous(), seed=1))
-    wide = fe.reparameterize(mean.double(), logvar.double(), seed=1)
+    in_float64 = fe.reparameterize(mean.double(), logvar.double(), seed=1)
     eps = fe.random.normal(z.shape, seed=1, purpose=LATENT, device=backend.device)
-    assert wide.dtype == torch.float64
-    torch.testing.assert_close(wide, mean + torch.exp(logvar.double() / 2) * eps, rtol=1e-14, atol=1e-14)
+    assert in_float64.dtype == torch.float64
+    torch.testing.assert_close(
+        in_float64, mean + torch.exp(logvar.double() / 2) * eps, rtol=1e-14, atol=1e-14
+    )
     assert_sample(z, mean, logvar, eps)
     image = torch.randn(2, 3, 4, device=backend.device)
     assert fe.reparameterize(image, image, seed=1).shape == (2, 3, 4)

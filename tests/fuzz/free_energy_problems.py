@@ -72,8 +72,8 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """Of the results."""
-        wide = any(t.dtype == torch.float64 for t in self.leaves)
-        return torch.float64 if wide else torch.float32
+        in_float64 = any(t.dtype == torch.float64 for t in self.leaves)
+        return torch.float64 if in_float64 else torch.float32
 
     def keywords(self) -> dict[str, object]:
         names = ("prior_mean", "prior_logvar", "mask", "latent_mask", "weight")
@@ -197,9 +197,9 @@ def _judged(term: energies.Term, mask: Tensor | None, weight: Tensor | None) -> 
 
 def exact_energy(problem: Problem) -> Judged:
     full = problem.target.shape
-    wide = [problem.params[0].double(), *(p.double().expand(full) for p in problem.params[1:])]
+    in_float64 = [problem.params[0].double(), *(p.double().expand(full) for p in problem.params[1:])]
     target = problem.target if problem.likelihood == "categorical" else problem.target.double()
-    return _judged(energies.TERMS[problem.likelihood](target, *wide), problem.mask, problem.weight)
+    return _judged(energies.TERMS[problem.likelihood](target, *in_float64), problem.mask, problem.weight)
 
 
 def exact_kl(problem: Problem, weighted: bool = True) -> Judged:

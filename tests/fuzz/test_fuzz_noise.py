@@ -76,8 +76,8 @@ def test_reparameterize(batch, latent, samples, seed, step, stream, offset, back
             for k in range(samples or 1)
         ]
     noise = (torch.stack(eps) if samples else eps[0]).double()
-    wide = [t.detach().double().requires_grad_() for t in (mean, logvar)]
-    exact = wide[0] + (wide[1] / 2).exp() * noise
+    in_float64 = [t.detach().double().requires_grad_() for t in (mean, logvar)]
+    exact = in_float64[0] + (in_float64[1] / 2).exp() * noise
     upstream = torch.cos(torch.arange(exact.numel(), dtype=torch.float64)).view(exact.shape)
 
     def call():  # type: ignore[no-untyped-def]
@@ -89,9 +89,11 @@ def test_reparameterize(batch, latent, samples, seed, step, stream, offset, back
     z, gradients = on(backend, call)
     assert z.shape == exact.shape and z.dtype == dtype
     unit = max(torch.finfo(dtype).eps, 1e-6 if dtype != torch.float64 else 2e-7)  # the noise is float32
-    assert bool(((z.double() - exact).abs() <= unit * (wide[0].abs() + (exact - wide[0]).abs() + 1)).all())
-    wanted = torch.autograd.grad((exact * upstream.to(dtype).double()).sum(), wide)
-    scale = (noise.abs() + 1) * (wide[1] / 2).exp()
+    assert bool(
+        ((z.double() - exact).abs() <= unit * (in_float64[0].abs() + (exact - in_float64[0]).abs() + 1)).all()
+    )
+    wanted = torch.autograd.grad((exact * upstream.to(dtype).double()).sum(), in_float64)
+    scale = (noise.abs() + 1) * (in_float64[1] / 2).exp()
     bound = 4 * unit * (scale.sum(0) if samples else scale) + 4 * unit
     for got, want in zip(gradients, wanted, strict=True):
         assert bool(((got.double() - want).abs() <= bound * (samples or 1)).all())
@@ -112,14 +114,14 @@ def test_importance_weighted_bound(count, shape, estimator, alpha, spread, seed,
     )
     alpha = alpha if estimator == "renyi" else None
     got = fe.importance_weighted_bound(log_w, estimator=estimator, alpha=alpha)
-    wide = log_w.detach().double().requires_grad_()
+    in_float64 = log_w.detach().double().requires_grad_()
     t = 1 - (alpha or 0.0)
-    exact = wide.mean(0) if t == 0 else (torch.logsumexp(t * wide, 0) - math.log(count)) / t
+    exact = in_float64.mean(0) if t == 0 else (torch.logsumexp(t * in_float64, 0) - math.log(count)) / t
     bound = (
-        4 * torch.finfo(dtype).eps * (wide.detach().abs().amax(0) + 1 if count else 1)
+        4 * torch.finfo(dtype).eps * (in_float64.detach().abs().amax(0) + 1 if count else 1)
         + (dtype == torch.float64) * 1e-12
     )
     assert bool(((got - exact).abs() <= bound).all())
     (gradient,) = torch.autograd.grad(got.sum(), log_w)
-    (want,) = torch.autograd.grad(exact.sum(), wide)
+    (want,) = torch.autograd.grad(exact.sum(), in_float64)
     assert bool(((gradient.double() - want).abs() <= 1e-6 * (1 + spread)).all())

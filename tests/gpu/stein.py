@@ -298,9 +298,9 @@ def check_many(target: Target) -> Numbers:
     extra = torch.cuda.max_memory_allocated() - before
     assert extra < 40 * 4 * n * d, f"{extra / 1e6:.0f} MB beyond the operands"
     near = Nearness()
-    wide, scores = x[0].double(), s[0].double()
+    exact_x, scores = x[0].double(), s[0].double()
     for i in (0, 1, 499_999, 999_999):
-        difference = wide[i] - wide
+        difference = exact_x[i] - exact_x
         k = torch.exp(-difference.square().sum(1) / 0.5)
         k[i] = 0
         repulsion = TEMPERATURE * (2 / 0.5) * (k[:, None] * difference).sum(0)

@@ -34,8 +34,8 @@ def test_steps_are_the_formula(dtype, switches, place):
     for t in (1, 2):
         options = Options(**switches, t=t)
         row = make_row(Case((33, 7)), options, dtype, stream=0).clone(place.device)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        exact, eager = sgld_formula(row, options), sgld_formula(row, options, wide)
+        compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        exact, eager = sgld_formula(row, options), sgld_formula(row, options, compute_dtype)
         p = row.param.requires_grad_()
         optimizer = fe.SGLD(
             [p], options.lr, temperature=options.temperature, prior_precision=options.prior_precision,

@@ -45,7 +45,7 @@ BAD = {
     "negative step": (state(step=-1), ValueError, "step of parameter 1 must be .*>= 0.*; got -1"),
     "half a step": (state(step=torch.tensor(1.5)), ValueError, "must be a whole number in .*16777216.*; got 1.5"),
     "late step": (state(step=2**24 + 1), ValueError, "must be a whole number in .*16777216.*; got 16777217"),
-    "late wide step": (state(step=torch.tensor(2.0**33).double()), ValueError, "in .0, 4294967295.; got 8589934592"),
+    "late float64 step": (state(step=torch.tensor(2.0**33).double()), ValueError, "in .0, 4294967295.; got 8589934592"),
     "two steps": (state(step=torch.zeros(2)), ValueError, r"step of parameter 1 must be one number; got .* \(2,\)"),
     "no step in it": (state(step=torch.zeros(0)), ValueError, r"step of parameter 1 must be one number; got .* \(0,\)"),
     "meta step": (state(step=torch.zeros((), device="meta")), ValueError, "must be one number; got .* on meta"),

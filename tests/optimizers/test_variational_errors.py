@@ -23,7 +23,7 @@ def test_contexts_and_steps_in_each_other_are_refused():
             optimizer.load_state_dict(optimizer.state_dict())
         assert drawn.unchanged()
     assert frozen.unchanged()
-    with pytest.raises(RuntimeError, match="there was none since the last step"):
+    with pytest.raises(RuntimeError, match="got none since the last step"):
         optimizer.step()
     with pytest.raises(TypeError, match="train must be a bool; got int"), optimizer.sampled_params(train=1):
         pass

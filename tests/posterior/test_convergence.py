@@ -174,7 +174,7 @@ def test_a_cold_optimizer_says_nothing_and_no_other_is_taken() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="there must be 4 draws of each of 2 chains; got 6 in all"):
+    with pytest.raises(ValueError, match="samples must hold 4 draws of each of 2 chains; got 6 in all"):
         samples(independent(3, 2)).diagnostics()
     with pytest.raises(ValueError, match="policy must be 'fifo' to tell several chains apart"):
         samples(independent(8, 2), policy="reservoir", max_samples=16).diagnostics()

@@ -145,8 +145,8 @@ def test_a_mean_over_tokens_has_the_posterior_of_the_tokens(
     assert result.report.warnings == (
         "data_size is 8 for each point of the loader, as of sequences that hold so many tokens",
     )
-    wide = x.double().flatten(0, 1)
-    exact = torch.linalg.inv(wide.T @ wide + torch.eye(3, dtype=torch.float64)).diagonal()
+    rows = x.double().flatten(0, 1)
+    exact = torch.linalg.inv(rows.T @ rows + torch.eye(3, dtype=torch.float64)).diagonal()
     ratio = result.report.trace.double().flatten(0, 1).var(0) / exact
     assert 0.85 < float(ratio.min()) and float(ratio.max()) < 1.2, ratio
     assert abs(result.report.variance_inflation / float(ratio.median()) - 1) < 0.15

@@ -90,10 +90,10 @@ def test_noise_that_single_weights_hide_shows_in_predictions() -> None:
         list(zip(x.split(40), y.split(40), strict=True)), data_size=600, prior_precision=1.0, chains=64, samples=20,
         burn_in=400, thinning=100, lr=0.02, control_variates=False, seed=1, progress=False,
     )  # fmt: skip
-    report, wide = result.report, x.double()
-    exact = torch.linalg.inv(wide.T @ wide + torch.eye(4, dtype=torch.float64))
+    report, rows = result.report, x.double()
+    exact = torch.linalg.inv(rows.T @ rows + torch.eye(4, dtype=torch.float64))
     sampled = torch.cov(report.trace.double().flatten(0, 1).T)
-    true = float((wide @ sampled * wide).sum() / (wide @ exact * wide).sum())
+    true = float((rows @ sampled * rows).sum() / (rows @ exact * rows).sum())
     of_weights = float((sampled.diagonal() / exact.diagonal()).median())
     assert of_weights < 1.15 and abs(report.variance_inflation / of_weights - 1) < 0.1
     assert true > 1.2 and abs(report.predictive_inflation / true - 1) < 0.15

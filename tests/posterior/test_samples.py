@@ -281,7 +281,7 @@ def test_bad_arguments(settings, error, message):
 def test_bad_predictions():
     model = Constant(0.0)
     samples = PosteriorSamples(model)
-    with pytest.raises(ValueError, match="there must be a sample; got none"):
+    with pytest.raises(ValueError, match="samples must hold at least one; got none"):
         samples.predict(torch.zeros(1, 1))
     samples.collect()
     with pytest.raises(ValueError, match="activation must be 'softmax'.*got 'relu'"):

@@ -28,8 +28,8 @@ def regression(dtype: torch.dtype, n: int, **options: Any) -> tuple[Any, Tensor]
         report = fe.sample_posterior(
             model, loss_fn, batches, data_size=n, prior_precision=1.0, progress=False, seed=0, **options
         ).report
-    wide = torch.cat([x, torch.ones(n, 1)], 1).double()
-    exact = torch.linalg.inv(wide.T @ wide + torch.eye(4, dtype=torch.float64)).diagonal().sqrt()
+    rows = torch.cat([x, torch.ones(n, 1)], 1).double()
+    exact = torch.linalg.inv(rows.T @ rows + torch.eye(4, dtype=torch.float64)).diagonal().sqrt()
     return report, report.trace.double().flatten(0, 1).std(0) / exact
 
 

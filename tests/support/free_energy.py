@@ -116,10 +116,10 @@ class Call:
 
     def exact(self) -> list[Tensor]:
         """In float64, of the values that the operands really have."""
-        wide = self.double()
+        exact = self.double()
         # A row of weight 0 is out whatever comes from above.
-        wide = replace(wide, upstream=[u.nan_to_num(posinf=1.0) for u in wide.upstream], inplace=False)
-        return wide._arguments(reference.free_energy)
+        exact = replace(exact, upstream=[u.nan_to_num(posinf=1.0) for u in exact.upstream], inplace=False)
+        return exact._arguments(reference.free_energy)
 
     def scales(self) -> list[Tensor]:
         """What an error is measured against: the largest of each result, where what is a sum counts the sum of absolute

@@ -64,8 +64,8 @@ def expected(step: Step, backend: str) -> Row:
 def assert_is_the_formula(step: Step, before: Row, after: Row) -> None:
     """Within the bound of ``assert_close_to_formula``."""
     formula = FORMULAS[step.op]
-    wide = torch.float64 if step.dtypes.param == torch.float64 else torch.float32
-    exact, eager = formula(before, step.options), formula(before, step.options, wide)
+    compute_dtype = torch.float64 if step.dtypes.param == torch.float64 else torch.float32
+    exact, eager = formula(before, step.options), formula(before, step.options, compute_dtype)
     for name, value in exact.items():
         if step.options.frozen and name in ("exp_avg_sq", "max_exp_avg_sq"):
             assert bits_equal(getattr(after, name), getattr(before, name)), f"{step}: {name} has moved"
