@@ -21,8 +21,7 @@ from tests.fuzz import budget as fuzz_budget
 from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu.free_energy import FreeEnergyKernels
 from tests.support.free_energy_kernels import Kernels, implementation
-from tests.support.optimizer_kernels import StepKernel, backend_kernel
-from tests.support.places import (
+from tests.support.implementations import (
     CPU_PLACES,
     GPU_IMPLEMENTATIONS,
     GPU_PLACES,
@@ -32,6 +31,7 @@ from tests.support.places import (
     Place,
     instruction_set,
 )
+from tests.support.optimizer_kernels import StepKernel, backend_kernel
 from tests.support.random import NoiseKernel, backend_noise
 from tests.support.stein_kernels import stein_kernels  # noqa: F401 (a fixture)
 from tests.support.stub_build import built, cached, environment, sources  # noqa: F401 (fixtures)

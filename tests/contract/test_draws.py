@@ -5,7 +5,7 @@ import math
 import pytest
 
 import fekernels as fe
-from tests.support.places import threads
+from tests.support.implementations import threads
 from tests.support.random import DRAWS, KINDS, KNOWN, LARGEST, assert_drawn
 from tests.support.tensors import bits_equal
 

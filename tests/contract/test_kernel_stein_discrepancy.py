@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.places import ISAS, instruction_set, threads
+from tests.support.implementations import ISAS, instruction_set, threads
 from tests.support.stein import (
     BATCHES,
     DISCREPANCY_ROWS,

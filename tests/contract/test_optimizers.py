@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.support.implementations import CPU_IMPLEMENTATIONS, instruction_set, threads
 from tests.support.optimizer_kernels import assert_steps, expected
 from tests.support.optimizer_rows import OPERATIONS, Row, call, make_row, row_of
 from tests.support.optimizers import (
@@ -37,7 +38,6 @@ from tests.support.optimizers import (
     step_of,
 )
 from tests.support.pairwise import pairwise
-from tests.support.places import CPU_IMPLEMENTATIONS, instruction_set, threads
 from tests.support.tensors import bits_equal, guarded, lay_out
 
 ON_GPUS = [step for step in STEPS if step.on_gpus]

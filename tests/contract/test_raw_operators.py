@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fekernels as fe
-from tests.support.places import Place
+from tests.support.implementations import Place
 
 CPP = Place("cpp", "cpu")
 META = torch.device("meta")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.support.free_energy_kernels import Kernels, cpp
-from tests.support.places import GPU_IMPLEMENTATIONS
+from tests.support.implementations import GPU_IMPLEMENTATIONS
 from tests.support.reparameterize import CASES, SHAPES, Case
 from tests.support.tensors import bits_equal
 

@@ -5,7 +5,7 @@ import torch
 
 import fekernels as fe
 from fekernels.ops.optimizers.variational_kl import variational_kl
-from tests.support.places import CPU_PLACES, instruction_set, threads
+from tests.support.implementations import CPU_PLACES, instruction_set, threads
 
 OP = torch.ops.fekernels.variational_kl
 SIZES = (0, 1, 7, 63, 64, 65, 128, 129, 4095, 4096, 4097, 40001)

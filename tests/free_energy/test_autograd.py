@@ -6,7 +6,7 @@ import torch
 import fekernels as fe
 from fekernels._catalogue.free_energy import LIKELIHOODS
 from tests.support.free_energy import CATEGORICAL, NAMES
-from tests.support.places import Place
+from tests.support.implementations import Place
 from tests.support.public_free_energy import LIKELIHOOD, close, gradients, inputs, same, terms
 from tests.support.tensors import UNIT
 
@@ -146,7 +146,7 @@ def test_forward_mode(backend):
     "likelihood", [NAMES.index("student_t3"), CATEGORICAL], ids=["student_t", "categorical"]
 )
 def test_gradcheck(likelihood):
-    """The formulas' are in test_reference.py."""
+    """The formulas' are in test_reference_formulas.py."""
     call = inputs(likelihood, Place("reference", "cpu"), torch.float64, (2, 3, 2))
     count = len(call.params)
 

@@ -13,7 +13,7 @@ from fekernels.reference.free_energy import free_energy as reference
 from fekernels.reference.free_energy import likelihoods as formulas
 from tests.support import ROOT
 from tests.support.free_energy import GROUPS, KINDS, KL, LARGE, SMALL, cases
-from tests.support.places import Place
+from tests.support.implementations import Place
 
 CPP = pytest.mark.skipif(
     Place("cpp", "cpu").obstacle() is not None, reason=f"no C++ kernels: {Place('cpp', 'cpu').obstacle()}"

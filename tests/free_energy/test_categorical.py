@@ -13,7 +13,7 @@ import fekernels as fe
 from fekernels._catalogue.free_energy import CATEGORICAL
 from tests.support.free_energy import NONE, Call
 from tests.support.free_energy_kernels import Kernels
-from tests.support.places import Place
+from tests.support.implementations import Place
 from tests.support.tensors import bits_equal
 
 INT64 = torch.iinfo(torch.int64)

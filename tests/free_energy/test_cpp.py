@@ -11,7 +11,7 @@ from torch import Tensor
 import fekernels as fe
 from tests.support.free_energy import CATEGORICAL, NAMES, SUM, Call, Case, judge
 from tests.support.free_energy_kernels import Kernels, cpp
-from tests.support.places import ISAS, instruction_set, threads
+from tests.support.implementations import ISAS, instruction_set, threads
 from tests.support.tensors import bits_equal
 
 

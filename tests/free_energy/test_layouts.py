@@ -8,8 +8,8 @@ from fekernels._catalogue.free_energy import LIKELIHOODS
 from fekernels.ops.free_energy.broadcasting import gather
 from fekernels.ops.free_energy.memory_order import memory_order
 from tests.support.free_energy import NAMES, Case
+from tests.support.implementations import Place
 from tests.support.pairwise import pairwise
-from tests.support.places import Place
 from tests.support.public_free_energy import close
 
 CPP = Place("cpp", "cpu")

@@ -17,7 +17,7 @@ from torch import Tensor
 import fekernels as fe
 from fekernels._catalogue.free_energy import LIKELIHOODS, Target
 from tests.support import oracle
-from tests.support.places import ISAS, Place, instruction_set
+from tests.support.implementations import ISAS, Place, instruction_set
 from tests.support.tensors import bits_equal
 
 # The issue asks for 1e-6 of the sum of the terms' absolute values. oracle.py's scales are stricter: mostly the value

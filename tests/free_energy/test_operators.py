@@ -9,7 +9,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import fekernels as fe
 from fekernels._runtime import extension
-from tests.support.places import Place
+from tests.support.implementations import Place
 from tests.support.public_free_energy import close
 
 X, Z, ROW = torch.zeros(4, 6), torch.zeros(4, 2), torch.ones(4)

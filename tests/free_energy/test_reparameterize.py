@@ -8,8 +8,8 @@ import torch
 import torch._dynamo.testing
 
 import fekernels as fe
+from tests.support.implementations import ISAS, Place, instruction_set
 from tests.support.optimizers import SEED
-from tests.support.places import ISAS, Place, instruction_set
 from tests.support.tensors import UNIT
 
 CPP = Place("cpp", "cpu")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.fuzz import energies
-from tests.fuzz.drawn import LAYOUTS, laid_out
+from tests.fuzz.drawn_arguments import LAYOUTS, laid_out
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # What the parameters of each likelihood may be.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fekernels as fe
 from tests.fuzz.budget import examples
-from tests.fuzz.drawn import BACKENDS, on
+from tests.fuzz.drawn_arguments import BACKENDS, on
 from tests.fuzz.free_energy_problems import (
     COUNTS,
     KINDS,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import fekernels as fe
 from tests.fuzz.budget import examples
-from tests.fuzz.drawn import BACKENDS, LAYOUTS, laid_out, on
+from tests.fuzz.drawn_arguments import BACKENDS, LAYOUTS, laid_out, on
 
 WORD = 0xFFFFFFFF
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fekernels as fe
 from tests.fuzz.budget import examples
-from tests.fuzz.drawn import BACKENDS, LAYOUTS, laid_out, on
+from tests.fuzz.drawn_arguments import BACKENDS, LAYOUTS, laid_out, on
 from tests.support.formulas import noise_start
 
 # Eager float32 of the same formula errs by less than 4e-7 of the largest value a step; a wrong term by 1e-2 and more.

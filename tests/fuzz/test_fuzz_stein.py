@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fekernels as fe
 from tests.fuzz.budget import examples
-from tests.fuzz.drawn import BACKENDS, on
+from tests.fuzz.drawn_arguments import BACKENDS, on
 from tests.support.stein import KERNELS, ROWS, Case, Problem
 from tests.support.stein_exact import direction_scale, exact_direction, exact_discrepancy
 

@@ -7,7 +7,7 @@ from itertools import product
 
 import fekernels as fe
 from tests.gpu.checks import Check, Comparison, Numbers, Target
-from tests.support.places import Place
+from tests.support.implementations import Place
 from tests.support.random import COUNTS, KEYS, KINDS, OFFSETS, SHIFTS, backend_noise
 
 LONG = (4099, 100_003)  # several blocks of a GPU

@@ -12,7 +12,7 @@ from torch import Tensor
 import fekernels as fe
 from fekernels.graph import NotConverged, belief_propagation
 from tests.support.graph import INF, enumerated, grid, random_tree
-from tests.support.places import Place
+from tests.support.implementations import Place
 
 BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
 

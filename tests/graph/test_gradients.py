@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fekernels.graph import NotConverged, belief_propagation
 from tests.support.graph import INF, enumerated, grid, random_tree
-from tests.support.places import Place
+from tests.support.implementations import Place
 
 LOOPY = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 2]])
 

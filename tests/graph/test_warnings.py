@@ -12,7 +12,7 @@ from torch import Tensor
 import fekernels as fe
 from fekernels.graph import belief_propagation
 from tests.support.graph import grid, random_tree
-from tests.support.places import Place
+from tests.support.implementations import Place
 
 SPINS = torch.tensor([1.0, -1.0])
 TABLE = torch.outer(SPINS, SPINS)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import fekernels as fe
+from tests.support.implementations import at_places, instruction_set, threads
 from tests.support.optimizer_rows import make_row
 from tests.support.optimizers import NOISES, Case, Options
-from tests.support.places import at_places, instruction_set, threads
 from tests.support.tensors import DTYPES, UNIT, bits_equal, lay_out
 
 HOT = dict(lr=0.1, temperature=1.0, eps=0.1, seed=3)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import fekernels as fe
+from tests.support.implementations import at_places
 from tests.support.optimizers import NOISES, noise_unit
 from tests.support.parameters import HOT, step
-from tests.support.places import at_places
 from tests.support.tensors import DTYPES, Frozen, bits_equal
 
 SHAPES = ((33, 7), (130,), (0,))

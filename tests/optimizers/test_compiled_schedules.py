@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import fekernels as fe
+from tests.support.implementations import PLACES, Place
 from tests.support.pairwise import pairwise
 from tests.support.parameters import HOT, parameters, same, set_gradients, step
-from tests.support.places import PLACES, Place
 from tests.support.tensors import bits_equal
 
 lr_scheduler = torch.optim.lr_scheduler

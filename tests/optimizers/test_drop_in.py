@@ -8,10 +8,10 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fekernels as fe
+from tests.support.implementations import CPU_PLACES, PLACES, Place
 from tests.support.inductor import scalar_loops
 from tests.support.optimizers import NOISES
 from tests.support.parameters import HOT, everything, parameters, same, set_gradients, step
-from tests.support.places import CPU_PLACES, PLACES, Place
 from tests.support.tensors import Frozen, bits_equal
 
 # torch.compile.

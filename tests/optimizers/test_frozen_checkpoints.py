@@ -9,8 +9,8 @@ import torch
 
 import fekernels as fe
 from tests.optimizers.test_frozen_preconditioner import moments, stepped
+from tests.support.implementations import at_places
 from tests.support.parameters import HOT, parameters, same, step
-from tests.support.places import at_places
 from tests.support.tensors import Frozen
 
 

@@ -12,10 +12,10 @@ import torch
 
 import fekernels as fe
 from tests.support.cuda_on_cpu import SUCCESS
+from tests.support.implementations import at_places
 from tests.support.optimizer_rows import call, make_row, settings_of, tables_of
 from tests.support.optimizers import BF16, F32, F64, NOISE, Case, Options
 from tests.support.parameters import HOT, everything, parameters, same, set_gradients, step
-from tests.support.places import at_places
 from tests.support.tensors import Frozen, bits_equal, read_only, survives
 
 MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")

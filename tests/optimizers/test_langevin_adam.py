@@ -9,9 +9,9 @@ import torch
 
 import fekernels as fe
 from tests.support.formulas import assert_close_to_formula, langevin_adam_formula
+from tests.support.implementations import at_places
 from tests.support.optimizer_rows import Row, make_row
 from tests.support.optimizers import NOISES, Case, Options, noise_unit
-from tests.support.places import at_places
 from tests.support.tensors import DTYPES, UNIT, Frozen, bits_equal
 
 KEYWORDS = (

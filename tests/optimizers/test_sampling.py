@@ -12,8 +12,8 @@ import torch
 
 import fekernels as fe
 from tests.support.formulas import noise_start
+from tests.support.implementations import CPU_PLACES
 from tests.support.optimizers import NOISES
-from tests.support.places import CPU_PLACES
 
 N = 250_000
 FROZEN = 1e8  # as eps it dwarfs every sqrt(v), so that D = eps, and lr / eps is the step h of the formulas

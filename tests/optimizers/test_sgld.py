@@ -8,10 +8,10 @@ import torch
 
 import fekernels as fe
 from tests.support.formulas import assert_close_to_formula, sgld_formula
+from tests.support.implementations import threads
 from tests.support.optimizer_rows import make_row
 from tests.support.optimizers import Case, Options
 from tests.support.parameters import step
-from tests.support.places import threads
 from tests.support.tensors import DTYPES, UNIT, Frozen, bits_equal, lay_out
 
 

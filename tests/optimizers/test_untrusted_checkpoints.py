@@ -109,7 +109,7 @@ def test_what_no_step_could_use_is_refused(what):
 
 
 def fe_trained(**changes):
-    from tests.support.places import CPU_PLACES
+    from tests.support.implementations import CPU_PLACES
 
     return trained(CPU_PLACES[-1], **changes)
 

@@ -9,8 +9,8 @@ import torch
 
 import fekernels as fe
 from tests.optimizers.test_variational_adam import ESTIMATORS, all_of, loss_of, make, parameters, same, train
+from tests.support.implementations import CPU_PLACES
 from tests.support.optimizers import BF16, F32
-from tests.support.places import CPU_PLACES
 from tests.support.tensors import Frozen, bits_equal
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import fekernels as fe
 from fekernels._catalogue.random import LANGEVIN_NOISE
 from fekernels.posterior import LearningCoefficient
-from tests.support.crossings import (
+from tests.support.singular_losses import (
     ONE,
     Weights,
     crossing,

@@ -13,7 +13,16 @@ import fekernels as fe
 from fekernels.posterior import LearningCoefficient
 from fekernels.posterior.localized import Localized
 from fekernels.posterior.pilot import Data
-from tests.support.crossings import ONE, Weights, crossing, estimate, masked, network, regression, squared
+from tests.support.singular_losses import (
+    ONE,
+    Weights,
+    crossing,
+    estimate,
+    masked,
+    network,
+    regression,
+    squared,
+)
 
 
 def walk(model: nn.Module, loader: Any, masks: Any, loss_fn: Any = squared, **changes: Any) -> Localized:

@@ -10,7 +10,7 @@ import fekernels as fe
 from fekernels._runtime import backends
 from fekernels.ops.free_energy import autograd
 from tests.support import fork_server
-from tests.support.places import CPU_PLACES
+from tests.support.implementations import CPU_PLACES
 from tests.support.tensors import UNIT
 
 NAMES = ("reference", "cpp", "triton", "cuda")

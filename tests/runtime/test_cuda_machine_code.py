@@ -17,7 +17,7 @@ import pytest
 from fekernels._runtime import build
 from tests.support import cuda_on_cpu
 from tests.support.cuda_on_cpu import CSRC
-from tests.support.once import made_once
+from tests.support.made_once import made_once
 from tests.support.optimizers import GPU_DTYPES, VARIATIONAL_DTYPES
 
 pytestmark = pytest.mark.slow

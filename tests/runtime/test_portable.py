@@ -15,7 +15,7 @@ import pytest
 from fekernels._catalogue.stein import KERNELS
 from fekernels._runtime import build
 from tests.support import ROOT
-from tests.support.once import made_once
+from tests.support.made_once import made_once
 
 # What is printed: fmas, normals, four steps of three tensors, 13 terms of a free energy with gradients, two samples;
 # and, for every kernel and three shapes, a Stein direction with its gradients, two sums of a discrepancy, a median

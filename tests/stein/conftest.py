@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fekernels._runtime import backends
-from tests.support.places import Place
+from tests.support.implementations import Place
 
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 

@@ -13,7 +13,7 @@ from fekernels.reference.stein import kernel_stein_discrepancy as discrepancy_re
 from fekernels.reference.stein import kernels as formulas
 from fekernels.reference.stein import svgd_direction as direction_reference
 from tests.support import ROOT
-from tests.support.places import Place
+from tests.support.implementations import Place
 
 HEADER = (ROOT / "csrc/formulas/radial_kernels.h").read_text()
 RADIAL = [row for row in KERNELS if row.distance is not None]

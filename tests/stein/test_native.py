@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import fekernels as fe
+from tests.support.implementations import ISAS, instruction_set, threads
 from tests.support.pairwise import pairwise
-from tests.support.places import ISAS, instruction_set, threads
 from tests.support.stein import LARGE, NO_BANDWIDTH, ORDINARY, RADIAL, Case, Problem, Regime, Size
 from tests.support.stein_exact import assert_close, direction_scale, exact_direction
 

@@ -6,7 +6,7 @@ import torch
 from fekernels._runtime.backends import compiled
 from fekernels.distributed._records import WIDE, Layout, Records, norms_of_products, sq_dists_of_products
 from fekernels.distributed._tournament import Tournament
-from tests.support.places import ISAS, instruction_set, threads
+from tests.support.implementations import ISAS, instruction_set, threads
 from tests.support.stein import (
     HEAVY,
     NATIVE,

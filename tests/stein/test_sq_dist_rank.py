@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime import backends
-from tests.support.places import ISAS, Place, instruction_set, threads
+from tests.support.implementations import ISAS, Place, instruction_set, threads
 from tests.support.stein_ranks import KINDS, some_ranks
 from tests.support.stein_ranks import particles as of_kind
 from tests.support.tensors import bits_equal

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from tests.support.formulas import FORMULAS, assert_close_to_formula
+from tests.support.implementations import CPU_IMPLEMENTATIONS, Place
 from tests.support.optimizer_rows import Row, call, row_of
 from tests.support.optimizers import Options, Step
-from tests.support.places import CPU_IMPLEMENTATIONS, Place
 from tests.support.tensors import bits_equal, clone, whole
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import fekernels as fe
 from fekernels._catalogue.free_energy import LIKELIHOODS
 from tests.support.free_energy import NAMES, Call, Case
-from tests.support.places import Place
+from tests.support.implementations import Place
 
 LIKELIHOOD = pytest.mark.parametrize("likelihood", range(len(NAMES)), ids=NAMES)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import fekernels as fe
+from tests.support.implementations import Place
 from tests.support.pairwise import pairwise
-from tests.support.places import Place
 from tests.support.tensors import bits_equal, clone, guarded, whole
 
 KINDS = {"bits": torch.int32, "uniform": torch.float32, "normal": torch.float32}

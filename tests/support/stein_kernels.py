@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fekernels._runtime import backends
 from fekernels.reference.stein.kernels import centred, square_distances
-from tests.support.places import ISAS, ON_GPU, instruction_set
+from tests.support.implementations import ISAS, ON_GPU, instruction_set
 
 OPERATIONS = ("svgd_direction", "svgd_direction_backward", "kernel_stein_discrepancy", "sq_dist_rank")
 INTERPRETED = "interpreted"

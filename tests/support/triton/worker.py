@@ -22,6 +22,7 @@ import torch
 from fekernels._runtime.pointer_table import PointerTable
 from tests.support import optimizer_rows
 from tests.support.optimizers import Options
+from tests.support.triton.fast_interpreter import quicken
 from tests.support.triton.free_energy_worker import (  # noqa: F401
     free_energy,
     free_energy_and_arguments,
@@ -29,7 +30,6 @@ from tests.support.triton.free_energy_worker import (  # noqa: F401
     reparameterize_backward,
     scale_,
 )
-from tests.support.triton.quicker import quicken
 from tests.support.triton.stein_worker import (  # noqa: F401
     kernel_stein_discrepancy,
     patched,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fekernels as fe
-from tests.support.places import ISAS, Place, instruction_set
+from tests.support.implementations import ISAS, Place, instruction_set
 from tests.support.tensors import lay_out
 
 Result = TypeVar("Result")
