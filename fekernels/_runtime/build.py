@@ -33,10 +33,10 @@ SLOWEST = (
     "cpu/graph/belief_propagation.cpp",
     "cpu/stein/svgd_direction_backward.cpp",
     "cpu/stein/svgd_direction_wide.cpp",
-    "cuda/free_energy/gaussian.cu",
-    "cuda/free_energy/counts.cu",
+    "cuda/free_energy/memory_bound.cu",
+    "cuda/free_energy/count_likelihoods.cu",
     "cuda/optimizers/langevin_adam.cu",
-    "cuda/free_energy/other.cu",
+    "cuda/free_energy/compute_bound.cu",
 )
 SOURCE_SUFFIXES = (".h", ".def", ".cpp", ".cuh", ".cu")
 

@@ -271,12 +271,12 @@ __global__ void __launch_bounds__(kFoldThreads) fold_columns_kernel(const FoldCo
 }
 
 int launch_terms(int32_t term, const TermPass& pass, void* stream) {
-  TermFile file = TermFile::gaussian;
+  TermFile file = TermFile::memory_bound;
   Likelihoods::visit(term, [&]<template <class> class Term>() { file = file_of<Term>(); });
   switch (file) {
-    case TermFile::counts: return launch_counts_terms(term, pass, stream);
-    case TermFile::other: return launch_other_terms(term, pass, stream);
-    default: return launch_gaussian_terms(term, pass, stream);
+    case TermFile::count_likelihoods: return launch_count_likelihoods(term, pass, stream);
+    case TermFile::compute_bound: return launch_compute_bound(term, pass, stream);
+    default: return launch_memory_bound(term, pass, stream);
   }
 }
 

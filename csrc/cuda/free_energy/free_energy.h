@@ -62,19 +62,19 @@ struct CategoricalPass {
   bool vectors;  // four classes in one access
 };
 
-// The file that compiles a likelihood's kernels; "gaussian" has the terms too that are no likelihoods.
-enum class TermFile { gaussian, other, counts };
+// The file that compiles a likelihood's kernels; memory_bound has the terms too that are no likelihoods.
+enum class TermFile { memory_bound, compute_bound, count_likelihoods };
 
 template <template <class> class Term>
 constexpr TermFile file_of() {
-  if (Term<float>::kMemoryBound) return TermFile::gaussian;
-  return Term<float>::kSparse ? TermFile::counts : TermFile::other;
+  if (Term<float>::kMemoryBound) return TermFile::memory_bound;
+  return Term<float>::kSparse ? TermFile::count_likelihoods : TermFile::compute_bound;
 }
 
 // Each is in a file of its own, of that name. All but one return cudaErrorInvalidValue for a code that is not theirs.
-int launch_gaussian_terms(int32_t term, const TermPass& pass, void* stream);
-int launch_other_terms(int32_t term, const TermPass& pass, void* stream);
-int launch_counts_terms(int32_t term, const TermPass& pass, void* stream);
+int launch_memory_bound(int32_t term, const TermPass& pass, void* stream);
+int launch_compute_bound(int32_t term, const TermPass& pass, void* stream);
+int launch_count_likelihoods(int32_t term, const TermPass& pass, void* stream);
 int launch_categorical(const CategoricalPass& pass, void* stream);
 
 // A row whose weight is 0 counts nothing, whatever it holds.

@@ -28,7 +28,15 @@ CSRC = ROOT / "csrc"
 STEP_SOURCES = ("random", *(f"optimizers/{name}" for name in optimizers.OPERATIONS))
 FREE_ENERGY_SOURCES = tuple(
     f"free_energy/{name}"
-    for name in ("counts", "other", "gaussian", "categorical", "free_energy", "reparameterize", "scale")
+    for name in (
+        "count_likelihoods",
+        "compute_bound",
+        "memory_bound",
+        "categorical",
+        "free_energy",
+        "reparameterize",
+        "scale",
+    )
 )
 SOURCES = FREE_ENERGY_SOURCES + STEP_SOURCES  # the slowest first
 

@@ -3,7 +3,7 @@
 
 namespace fe::cuda {
 
-int launch_gaussian_terms(int32_t term, const TermPass& pass, void* stream) {
+int launch_memory_bound(int32_t term, const TermPass& pass, void* stream) {
   switch (term) {
     case kStandardNormalKl:
       return launch_plain_or_any<NormalKl, 4, 1>(pass, stream);  // without column gradients: no prior
@@ -12,7 +12,7 @@ int launch_gaussian_terms(int32_t term, const TermPass& pass, void* stream) {
     case kValue:
       return launch_any<Value>(pass, stream);
     default:
-      return launch_likelihood<TermFile::gaussian>(term, pass, stream);
+      return launch_likelihood<TermFile::memory_bound>(term, pass, stream);
   }
 }
 
