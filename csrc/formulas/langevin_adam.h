@@ -65,11 +65,13 @@ FE_HD double momentum_noise_start(double beta1, double beta1_power_t) {
   return 1.0 / sum;
 }
 
-// q = h (1 + beta1) / (1 - beta1): noise put into exp_avg at each step has the variance 2 T D / q in it. 0 where this step
-// puts none in.
+// q: noise put into exp_avg at each step has the variance 2 T D / q in it.
+FE_HD double momentum_noise_unit(double lr, double beta1) { return lr * (1.0 + beta1) / (1.0 - beta1); }
+
+// The same, 0 where this step puts none in.
 FE_HD double momentum_noise_unit(double lr, double temperature, double beta1, Noise noise) {
   const bool noisy = noise == Noise::kMomentum && temperature > 0.0 && lr > 0.0;
-  return noisy ? lr * (1.0 + beta1) / (1.0 - beta1) : 0.0;
+  return noisy ? momentum_noise_unit(lr, beta1) : 0.0;
 }
 
 // Gradients are divided by `grad_scale`, 1 without a GradScaler. `t` is the 1-based step, `previous_unit` the noise unit
@@ -99,7 +101,7 @@ FE_HD LangevinAdamCoefficients<S> langevin_adam_coefficients(const LangevinAdamS
     c.noise_scale = static_cast<S>(Lane<double>::sqrt(2.0 * settings.temperature * h));
   }
   // Noise of hot steps fades in cold ones, but until then it moves the parameter by what this lr and beta1 make of it.
-  const double unit = h * (1.0 + settings.beta1) / (1.0 - settings.beta1);
+  const double unit = momentum_noise_unit(h, settings.beta1);
   c.rescaled = settings.noise() == Noise::kMomentum && h > 0.0 && previous_unit > 0.0 && previous_unit != unit;
   c.momentum_scale = static_cast<S>(c.rescaled ? Lane<double>::sqrt(previous_unit / unit) : 1.0);
 

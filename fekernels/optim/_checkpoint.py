@@ -91,7 +91,10 @@ def momentum_unit(function: str, previous: Any, beta1: float) -> float:
     if len(values) != 2:
         raise ValueError(f"{function}: previous must be two numbers, lr and temperature; got {len(values)}")
     lr, temperature = (number(function, f"previous[{i}]", value) for i, value in enumerate(values))
-    return lr * (1 + beta1) / (1 - beta1) if temperature > 0 else 0.0
+    # Not before: only old checkpoints ask for it, and an import of the package does without the reference.
+    from fekernels.reference.optimizers.langevin_adam import momentum_noise_unit
+
+    return momentum_noise_unit(lr, beta1) if temperature > 0 else 0.0
 
 
 def check_state(function: str, where: str, param: Tensor, state: Any, required: Sequence[str]) -> None:
