@@ -182,7 +182,7 @@ def _warn_if_unstable(operands: _Operands, found: FixedPoint, converged: Tensor)
         return
     which = f" of {left.problems} problems, {left.first} the first," if operands.batch else ""
     warnings.warn(
-        f"{NAME}: the fixed point{which} is unstable, and messages stay at it only by the symmetry of its states: log"
+        f"{NAME}: the fixed point{which} is unstable, and only the symmetry of its states keeps messages at it: log"
         f" messages moved by up to {MOVE:g} do not return, and bethe_free_energy is"
         f" {float(found.free_energy[left.first]):.6g} at it and {left.free_energy:.6g} after"
         f" {2 * SWEEPS} damped sweeps from there. Break the symmetry: add a small field to unary (1e-4 at one state),"

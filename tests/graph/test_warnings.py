@@ -45,7 +45,7 @@ def test_a_symmetric_fixed_point_that_is_unstable_is_told(
     unary, table = unary.to(dtype), coupling * table.to(dtype)
     with pytest.warns(UserWarning, match=UNSTABLE.format("")) as told:
         found = belief_propagation(unary, edges, table, schedule=schedule)
-    assert found.converged and f"is {float(found.bethe_free_energy):.6g} here" in str(told[0].message)
+    assert found.converged and f"is {float(found.bethe_free_energy):.6g} at it" in str(told[0].message)
     # What the warning says to do is nearer the truth. The antiferromagnet's order has two signs.
     lean = torch.tensor([1e-4, 0.0], dtype=dtype, device=backend.device).expand(64, 2).clone()
     black = torch.arange(64, device=backend.device)
@@ -69,7 +69,7 @@ def test_problems_of_a_batch_are_told_apart() -> None:
     couplings = torch.tensor([0.1, 1.0, 0.2, 0.7])[:, None, None, None]
     with pytest.warns(UserWarning, match=UNSTABLE.format(" of 2 problems, 1 the first,")) as told:
         belief_propagation(torch.zeros(4, 64, 2), grid(8, 8), couplings * TABLE)
-    assert "is -92.9449 here, -112.1" in str(told[0].message)
+    assert "is -92.9449 at it and -112.1" in str(told[0].message)
 
 
 def ring_with_hub(length: int, leaves: int) -> Tensor:

@@ -323,7 +323,7 @@ V = torch.zeros(2, 4)
         (lambda r: r.log_partition("bethe"), ValueError, "method must be one of exact, ais, reverse_ais; got 'bethe'"),
         (lambda r: r.log_partition("exact", betas=3), TypeError, "betas belong to 'ais'"),
         (lambda r: r.log_partition("ais", foo=1), TypeError, "options of 'ais' must be of particles, .*; got foo"),
-        (lambda r: r.log_partition("reverse_ais"), ValueError, "samples must be given for 'reverse_ais'"),
+        (lambda r: r.log_partition("reverse_ais"), ValueError, "samples must be given with method='reverse_ais'"),
         (lambda r: r.log_partition("ais", samples=V), ValueError, "and no other; got samples"),
         (lambda r: r.log_partition("ais", betas=[0, 0.5]), ValueError, "betas must rise from 0 to 1; got 0 to 0.5"),
         (lambda r: r.log_partition("ais", base_rates=V[0] + 2), ValueError, r"must be in \[0, 1\]; got 2.0 to 2.0"),
