@@ -1,7 +1,7 @@
-"""The kernels of Stein's method: names, parameters, what layers have to know of them; position = code on every backend.
+"""The kernels and precisions of Stein's method, and what layers have to know of each; position = code everywhere.
 
-A row is the class that users make one of (``fe.kernels``). Checks, reference, Triton, systems, benchmarks and tests
-read these; the formulas are found by name. C++ has the same order at ``RadialKernels`` of
+A kernel's row is the class that users make one of (``fe.kernels``). Checks, reference, Triton, systems, benchmarks and
+tests read these; the formulas are found by name. C++ has the same order at ``RadialKernels`` of
 ``csrc/formulas/radial_kernels.h``, and a test holds one against the other.
 """
 
@@ -142,3 +142,27 @@ KERNELS: tuple[type[SteinKernel], ...] = (RBF, IMQ, Laplace, Matern32, Linear)
 NAMES = tuple(row.name for row in KERNELS)
 CODES = {name: code for code, name in enumerate(NAMES)}
 LINEAR = CODES["linear"]  # the one that is not radial, with formulas of its own
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How tensor cores multiply a direction's matrices: for Triton alone, as all others compute in float32 regardless.
+
+    Attributes:
+        name: the users'.
+        dot: its ``input_precision`` of ``tl.dot``.
+        halves: how many float16 a float32 counts as in a tile.
+    """
+
+    name: str
+    dot: str
+    halves: int
+
+
+PRECISIONS = (
+    Precision("fp32", dot="tf32x3", halves=2),
+    Precision("tf32", dot="tf32", halves=1),  # one product of mantissas of 11 bits
+    # Three products of 8 bits; in tiles those of float16 halves, which cost the same and have more digits.
+    Precision("bf16x3", dot="bf16x3", halves=2),
+)
+PRECISION_NAMES = tuple(row.name for row in PRECISIONS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fekernels._catalogue.stein import KERNELS
+from fekernels._catalogue.stein import KERNELS, PRECISION_NAMES
 from fekernels._checks import integer, number, one_of
 from fekernels._runtime.agreement import NOTHING, Agreement, BatchDigest
 from fekernels._runtime.parts import begin_at
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SVGD"]
 
-PRECISIONS = ("fp32", "tf32", "bf16x3")
 BATCH = "batch (of all the data: particles are split over ranks, data are not; minibatches by one seed)"
 # What ranks must have alike, by the constructor's names.
 AGREED = (
@@ -166,7 +165,7 @@ class SVGD:
             self._anneal = annealing(name, anneal, anneal_steps)
             kernel_batch = checked_kernel_batch(name, kernel_batch, self._row)
             self._noise = make_noise(name, noise, noise_rate, self._code, kernel_batch, group is None)
-            self._precision = one_of(name, "precision", precision, PRECISIONS)
+            self._precision = one_of(name, "precision", precision, PRECISION_NAMES)
             one_of(name, "exchange", exchange, EXCHANGES)
             if seed is not None:
                 signed_seed(name, seed)

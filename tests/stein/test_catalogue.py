@@ -1,5 +1,6 @@
 """C++, Triton, reference, public classes and the page list what the catalogue of Stein kernels does, in its order."""
 
+import ast
 import re
 from dataclasses import fields
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import fekernels as fe
-from fekernels._catalogue.stein import CODES, KERNELS, LINEAR, NAMES, Distance
+from fekernels._catalogue.stein import CODES, KERNELS, LINEAR, NAMES, PRECISION_NAMES, Distance
 from fekernels._runtime import extension
 from fekernels.reference.stein import kernel_stein_discrepancy as discrepancy_reference
 from fekernels.reference.stein import kernels as formulas
@@ -143,6 +144,22 @@ def test_the_page_has_a_row_for_each():
     text = (ROOT / "docs/svgd.md").read_text().split("## The direction")[1].split("**Cost.**")[0]
     rows = re.findall(r'^\| `"(\w+)"`[^|]*\|[^|]+\| (\w+) \|', text, re.M)
     assert rows == [(row.name, "finite" if row.discrepancy else "infinite") for row in KERNELS]
+
+
+def test_precisions_are_listed_in_one_place():
+    """A second list, or a number in place of a name, falls behind when there is another precision."""
+    for path in (ROOT / "fekernels").rglob("*.py"):
+        if path == ROOT / "fekernels/_catalogue/stein.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Tuple, ast.List, ast.Set, ast.Dict)):
+                listed = node.keys if isinstance(node, ast.Dict) else node.elts
+                names = {entry.value for entry in listed if isinstance(entry, ast.Constant)}
+                assert not names & set(PRECISION_NAMES), f"{path}, line {node.lineno}"
+            elif isinstance(node, ast.Compare) and ast.unparse(node.left) in ("precision", "self.precision"):
+                (operator, *_), (number, *_) = node.ops, node.comparators
+                by_number = isinstance(operator, (ast.Eq, ast.NotEq)) and isinstance(number, ast.Constant)
+                assert not by_number, f"{path}, line {node.lineno}"
 
 
 def test_systems_import_no_reference():

@@ -8,6 +8,7 @@ import torch
 
 import fekernels as fe
 from fekernels import stein
+from fekernels._catalogue.stein import PRECISION_NAMES
 from tests.support.stein import EMPTY, KERNELS, LAYOUTS, RADIAL, TEMPERATURE, Case, Problem
 from tests.support.stein_exact import assert_close, direction_scale, exact_direction, gaussian_scores
 from tests.support.tensors import bits_equal
@@ -192,7 +193,7 @@ def test_kernels_by_name_and_by_class():
 def test_precision_is_free_on_a_cpu():
     problem = Case(65, 20).make()
     exact = problem.direction("rbf")
-    for precision in ("tf32", "bf16x3"):
+    for precision in PRECISION_NAMES:
         assert bits_equal(problem.direction("rbf", precision=precision), exact)
 
 

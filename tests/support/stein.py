@@ -25,11 +25,8 @@ SMOOTH = tuple(name for name in RADIAL if ROWS[name].discrepancy)
 FINITE = tuple(name for name, row in ROWS.items() if row.discrepancy)
 ROOTS = tuple(name for name in RADIAL if ROWS[name].distance is Distance.ROOT)
 NATIVE = tuple(name for name, row in ROWS.items() if row.native)  # the others are the reference's everywhere
-PRECISIONS = {
-    "fp32": 1e-5,
-    "tf32": 4e-3,
-    "bf16x3": 2e-4,
-}  # on tensor cores: the error allowed, of the largest element
+# On tensor cores: the error allowed, of the largest element.
+PRECISIONS = {name: {"tf32": 4e-3, "bf16x3": 2e-4}.get(name, 1e-5) for name in catalogue.PRECISION_NAMES}
 
 
 @dataclass(frozen=True)

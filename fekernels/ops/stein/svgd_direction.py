@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fekernels._catalogue.stein import KERNELS
+from fekernels._catalogue.stein import KERNELS, PRECISION_NAMES
 from fekernels._checks import number, one_of
 from fekernels._runtime import backends
 from fekernels._runtime.torch_internals import is_batched
@@ -34,8 +34,6 @@ from fekernels.reference.stein.svgd_direction import plain_direction
 
 __all__ = ["Call", "check_settings", "direction_of_rows", "svgd_direction"]
 
-PRECISIONS = ("fp32", "tf32", "bf16x3")
-
 Call = tuple[int, float, float, float, int]  # kernel, beta, c, temperature, precision
 
 
@@ -53,8 +51,8 @@ def _check_call(
     check_kernel(function, kernel, beta, c)
     if not 0 <= temperature < math.inf:
         raise ValueError(f"{function}: temperature must be finite and >= 0; got {temperature}")
-    if not 0 <= precision < len(PRECISIONS):
-        named = ", ".join(f"{code} ({name})" for code, name in enumerate(PRECISIONS))
+    if not 0 <= precision < len(PRECISION_NAMES):
+        named = ", ".join(f"{code} ({name})" for code, name in enumerate(PRECISION_NAMES))
         raise ValueError(f"{function}: precision must be one of {named}; got {precision}")
 
 
@@ -159,7 +157,8 @@ def check_settings(function: str, kernel: object, temperature: object, precision
     """What a caller says beside particles, scores and bandwidth, as operators take it."""
     code, beta, c = which_kernel(function, kernel)
     factor = number(function, "temperature", temperature)
-    return code, beta, c, factor, PRECISIONS.index(one_of(function, "precision", precision, PRECISIONS))
+    chosen = one_of(function, "precision", precision, PRECISION_NAMES)
+    return code, beta, c, factor, PRECISION_NAMES.index(chosen)
 
 
 def svgd_direction(

@@ -9,13 +9,14 @@ import torch
 import triton
 from torch import Tensor
 
+from fekernels._catalogue.stein import PRECISION_NAMES
 from fekernels.reference.stein import kernel_stein_discrepancy as reference
 from fekernels.triton.launch import on_device_of
 from fekernels.triton.stein import kernels as stein
 from fekernels.triton.stein.strip_kernels import DISCREPANCY, quadratic_kernel
 from fekernels.triton.stein.strips import ROWS, Strips, padded, tile_width, total
 
-FLOAT32 = 0  # the precision: the sum over pairs is far smaller than its terms
+FLOAT32 = PRECISION_NAMES.index("fp32")  # the sum over pairs is far smaller than its terms
 
 
 def kernel_stein_discrepancy(

@@ -27,9 +27,6 @@ INFINITY = tl.constexpr(float("inf"))
 # explicitly: Triton 3.10 changes the default.
 OPTIONS = {"enable_fp_fusion": True}
 
-# 0: float32 accuracy, 1: one product of 11-bit mantissas, 2: three products of 8-bit ones.
-DOT_PRECISION = ("tf32x3", "tf32", "bf16x3")
-
 DIRECT = 8  # dimensions up to which differences take fewer instructions per pair than the tiles' exponents and halves
 
 MOST_PROBLEMS = 65_535  # of a launch: CUDA's limit of a grid's second and third dimension

@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from fekernels._catalogue.stein import PRECISIONS
 from fekernels.triton.stein import kernels as stein
 from fekernels.triton.stein import strip_kernels as kernels
 
@@ -126,7 +127,7 @@ class Strips:
     def of_rows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """The same, of the strips with any of these rows alone."""
         batch, n, d = self.particles.shape
-        precision = stein.DOT_PRECISION[self.precision]
+        precision = PRECISIONS[self.precision].dot
         for first in range(begin // self.strip * self.strip, end, self.strip):
             blocks = triton.cdiv(min(self.strip, n - first), ROWS)
             for number, (x, y) in enumerate(self.operands):
@@ -156,7 +157,7 @@ class Strips:
             self.weights[weights], values, self.apart, self.row_sums(weights) if base is None else None, base or 0.0,
             factor, out,
             first, n, d, self.pitch, values.shape[2], self.strip, ADD=add,
-            PRECISION=stein.DOT_PRECISION[self.precision], M=ROWS, N=32, D=width, num_warps=4, num_stages=2,
+            PRECISION=PRECISIONS[self.precision].dot, M=ROWS, N=32, D=width, num_warps=4, num_stages=2,
             **stein.OPTIONS,
         )  # fmt: skip
 

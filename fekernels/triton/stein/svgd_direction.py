@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fekernels._catalogue.stein import PRECISIONS
 from fekernels.reference.stein import svgd_direction as reference
 from fekernels.triton.launch import on_device_of
 from fekernels.triton.stein import direct, tiles
@@ -165,8 +166,7 @@ def by_tiles(
         stein.large_shared_memory(particles), width, (True, True) in launches
     )
     padded = triton.cdiv(n, PADDING) * PADDING
-    # bf16x3 has nothing over three products of float16 halves, which cost the same.
-    split = precision != 1
+    split = PRECISIONS[precision].halves == 2
     statistics = stein.column_statistics(particles, scores)
     halves = torch.empty(4 if split else 2, batch, padded, width, dtype=torch.float16, device=device)
     x_high, v_high, x_low, v_low = halves if split else (*halves, None, None)
