@@ -1,5 +1,7 @@
 """The kernelised Stein discrepancy: every implementation against float64, over the table; the bits that must agree."""
 
+from itertools import cycle
+
 import pytest
 import torch
 
@@ -54,7 +56,9 @@ def test_one_set_of_weights_for_all_problems_or_one_for_each(stein_kernels, row,
             assert_close(got.float(), *weighted_sums(problem, row.kernel, weights), f"{of} x {columns}")
 
 
-DTYPE_ROWS = [Row(Size(2, 20, d), ORDINARY, name) for d, name in zip((9, 3, 9), NATIVE_FINITE, strict=True)]
+DTYPE_ROWS = [
+    Row(Size(2, 20, d), ORDINARY, name) for d, name in zip(cycle((9, 3)), NATIVE_FINITE, strict=False)
+]
 
 
 @each(DTYPE_ROWS, DTYPE_ROWS[:1])

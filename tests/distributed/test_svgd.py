@@ -12,7 +12,7 @@ import fekernels as fe
 from fekernels.distributed._tournament import Tournament
 from tests.support import distributed_svgd as worker
 from tests.support.processes import run_processes
-from tests.support.stein import KERNELS, NO_BANDWIDTH, ORDINARY, Regime, Row, Size
+from tests.support.stein import KERNELS, NATIVE, NO_BANDWIDTH, ORDINARY, Regime, Row, Size
 from tests.support.tensors import bits_equal
 
 SHARP = Regime("sharp", h=1e-6)
@@ -22,7 +22,7 @@ SIZES = [(1, 3), (3, 2), (20, 6), (70, 3), (200, 5), (131, 37), (330, 64), (900,
 ROWS = [
     Row(Size(1, *size), regime, kernel)
     for i, size in enumerate(SIZES)
-    for j, kernel in enumerate(("rbf", "imq", "laplace", "matern32"))
+    for j, kernel in enumerate(NATIVE)
     for regime in [(ORDINARY, SHARP, NO_BANDWIDTH)[(i + j) % 3]]
 ] + [Row(Size(1, 60, 7), ORDINARY, "linear")]  # fmt: skip
 

@@ -15,6 +15,7 @@ from fekernels.reference.stein import kernels as formulas
 from fekernels.reference.stein import svgd_direction as direction_reference
 from tests.support import ROOT
 from tests.support.implementations import Place
+from tests.support.stein_exact import PROFILES, profile
 
 HEADER = (ROOT / "csrc/formulas/radial_kernels.h").read_text()
 RADIAL = [row for row in KERNELS if row.distance is not None]
@@ -116,6 +117,22 @@ def test_the_formulas_of_the_reference_are_derivatives(row):
     ends = torch.tensor([0.0, torch.inf], dtype=torch.float64)
     at_zero, far = torch.stack(formulas.radial(code, ends, BETA, C, 2)).unbind(1)
     assert at_zero[:2].tolist() == pytest.approx(row.at_zero(BETA, C), rel=1e-14) and not far.any()
+
+
+@pytest.mark.parametrize("row", RADIAL, ids=[row.name for row in RADIAL])
+def test_the_judges_profile_has_the_same_values_and_slope(row):
+    u = torch.tensor([0.0, 1e-7, 1e-3, 0.4, 2.0, 30.0], dtype=torch.float64)
+    values = profile(row.name, u)
+    torch.testing.assert_close(values, formulas.radial(CODES[row.name], u, BETA, C, 0)[0], rtol=1e-12, atol=0)
+    if row.discrepancy:  # else there is no slope at 0
+        slope = (values[0] - values[1]) / u[1]
+        assert slope.item() == pytest.approx(row.at_zero(BETA, C)[1] / 2, rel=1e-3)
+
+
+def test_a_kernel_without_a_profile_has_no_judge():
+    assert list(PROFILES) == [row.name for row in RADIAL]
+    with pytest.raises(KeyError, match="'unknown' has no profile in tests/support/stein_exact.py"):
+        profile("unknown", torch.zeros(()))
 
 
 def test_the_formulas_of_triton():

@@ -11,6 +11,8 @@ import fekernels as fe
 from fekernels.stein.annealing import CyclicalAnnealing, TanhAnnealing
 from fekernels.stein.particle_groups import group_direction, random_groups
 from fekernels.stein.svgd import SVGD
+from tests.support.stein import KERNELS, RADIAL
+from tests.support.stein_exact import profile
 from tests.support.svgd import draws, normal, plain, same
 
 
@@ -147,10 +149,10 @@ def test_independent_noise_is_langevin_dynamics_beside_svgd() -> None:
     torch.testing.assert_close(sampler.particles, expected)
 
 
-@pytest.mark.parametrize("kernel", ["rbf", "imq", "laplace", "matern32"])
-def test_kernel_noise_has_the_kernel_matrix_as_its_covariance(kernel: str) -> None:
+@pytest.mark.parametrize("name", RADIAL)
+def test_kernel_noise_has_the_kernel_matrix_as_its_covariance(name: str) -> None:
     """Over 20,000 dimensions, each a draw of its own; 5 standard errors."""
-    d, lr, rate, h = 20_000, 0.01, 0.05, 4.0e4
+    kernel, d, lr, rate, h = KERNELS[name], 20_000, 0.01, 0.05, 4.0e4
     x = draws(5, d)
     sampler = SVGD(
         None, x, scores=torch.zeros_like, kernel=kernel, bandwidth=h, temperature=1.0,
@@ -160,14 +162,7 @@ def test_kernel_noise_has_the_kernel_matrix_as_its_covariance(kernel: str) -> No
     drift = lr * fe.svgd_direction(x, torch.zeros_like(x), kernel=kernel, bandwidth=h)
     kick = (sampler.particles - x - drift).double()
     u = torch.cdist(x.double(), x.double()).square() / h
-    r = (3 * u).sqrt()
-    matrix = {
-        "rbf": (-u).exp(),
-        "imq": (1 + u).rsqrt(),
-        "laplace": (-u.sqrt()).exp(),
-        "matern32": (1 + r) * (-r).exp(),
-    }[kernel]
-    covariance = 2 * lr * (matrix / 5 + rate * torch.eye(5))
+    covariance = 2 * lr * (profile(name, u) / 5 + rate * torch.eye(5))
     error = (covariance.square() + covariance.diagonal().outer(covariance.diagonal())).div(d).sqrt()
     measured = kick @ kick.T / d
     assert ((measured - covariance).abs() < 5 * error).all()
