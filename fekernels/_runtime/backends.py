@@ -27,9 +27,7 @@ __all__ = [
     "use_backend",
 ]
 
-BACKENDS = ("reference", "cpp", "triton", "cuda")
-
-# The folder of its family and the file (in fekernels.ops, .reference and .triton) that each kernel lives in.
+# The folder of its family and the file (in fekernels.ops and in a backend's package) that each kernel lives in.
 KERNELS = {
     "philox_bits": "random",
     "philox_uniform": "random",
@@ -46,8 +44,54 @@ KERNELS = {
     "belief_propagation": "graph.belief_propagation",
 }
 
+# What no user calls, so that no table of backends shows it: of packages alone, of all backends, and of HOST and the
+# reference.
+INTERNAL = {
+    "svgd_direction_rows": "stein.svgd_direction",
+    "scale_": "free_energy.free_energy",
+    "chain_statistics": "diagnostics.chain_statistics",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run every op.
+
+    Attributes:
+        obstacle: of a device type and maybe a kernel: why it cannot run that there; None where it can.
+        package: where its functions are, in modules as KERNELS has them; None: operators of the compiled library, which
+            take contiguous memory.
+        by_rows: whether an optimizer's step takes its tensors as rows, not as a table of their addresses.
+    """
+
+    obstacle: Callable[[str, str | None], str | None]
+    package: str | None = None
+    by_rows: bool = False
+
+
+def _reference_obstacle(device_type: str, kernel: str | None) -> str | None:
+    return None
+
+
+def _cpp_obstacle(device_type: str, kernel: str | None) -> str | None:
+    if device_type != "cpu":
+        return "the C++ kernels run on CPU tensors"
+    return extension.unavailable_reason()
+
+
 # On a GPU, gathers and sums by variable of PyTorch's own are the kernel: the reference runs.
 REFERENCE_ON_GPU = ("belief_propagation",)
+
+
+def _triton_obstacle(device_type: str, kernel: str | None) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "triton needs a GPU tensor"
+    if kernel in REFERENCE_ON_GPU:
+        return f"{kernel} has no Triton kernel; the reference runs there"
+    return None
+
 
 # These have no CUDA C++ kernel: Triton's tensor-core products are what one would be written for, and a KL is no loop's.
 WITHOUT_CUDA = (
@@ -58,14 +102,32 @@ WITHOUT_CUDA = (
     "sq_dist_rank",
 )
 
-# What no user calls, so that no table of backends shows it.
-INTERNAL = {
-    "svgd_direction_rows": "stein.svgd_direction",  # of the reference and of Triton
-    "scale_": "free_energy.free_energy",
-    "chain_statistics": "diagnostics.chain_statistics",
-}
 
-BY_ROWS = "reference"  # of an optimizer's step; the other backends take pointer tables
+def _cuda_obstacle(device_type: str, kernel: str | None) -> str | None:
+    if device_type != "cuda":
+        return "the CUDA kernels run on GPU tensors"
+    if kernel in REFERENCE_ON_GPU:
+        return f"{kernel} has no CUDA C++ kernel; the reference runs there"
+    if kernel in WITHOUT_CUDA:
+        return f"{kernel} has no CUDA C++ kernel; triton has one"
+    reason = extension.unavailable_reason()
+    if reason is None and not extension.has_cuda_kernels():
+        reason = (
+            "the extension was built without CUDA kernels (FEKERNELS_BUILD=cuda builds them, and needs nvcc)"
+        )
+    return reason
+
+
+RECORDS = {
+    "reference": Backend(_reference_obstacle, package="fekernels.reference", by_rows=True),
+    "cpp": Backend(_cpp_obstacle),
+    "triton": Backend(_triton_obstacle, package="fekernels.triton"),
+    "cuda": Backend(_cuda_obstacle),
+}
+BACKENDS = tuple(RECORDS)
+# The one whose further operators, beside KERNELS, work on the CPU's memory: it is asked for where a caller has use for
+# them. And the one that steps what no table of addresses can hold.
+HOST, BY_ROWS = "cpp", "reference"
 
 # What "auto" takes, the first that can run. On a GPU, Triton before CUDA C++ because it needs no toolchain; no
 # measurement has put CUDA C++ ahead yet (`python -m benchmarks.gpu_check` times both).
@@ -79,7 +141,7 @@ class BackendUnavailable(RuntimeError, ValueError):
 def _checked(name: str, argument: str = "backend") -> str:
     if not isinstance(name, str):
         raise TypeError(f"{argument} must be a string; got {type(name).__name__}")
-    if name != "auto" and name not in BACKENDS:
+    if name != "auto" and name not in RECORDS:
         raise ValueError(f"{argument} must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
     return name
 
@@ -96,39 +158,14 @@ def requested() -> str:
     if _requested is not None:
         return _requested
     name = os.environ.get("FEKERNELS_BACKEND") or "auto"
-    if name != "auto" and name not in BACKENDS:
+    if name != "auto" and name not in RECORDS:
         raise ValueError(f"FEKERNELS_BACKEND must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
     return name
 
 
 def _obstacle(backend: str, device_type: str, kernel: str | None = None) -> str | None:
     """Why ``backend`` cannot run, or not this kernel, on tensors of ``device_type``; None when it can."""
-    if backend == "reference":
-        return None
-    if backend == "cpp":
-        if device_type != "cpu":
-            return "the C++ kernels run on CPU tensors"
-        return extension.unavailable_reason()
-    if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
-        if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return "triton needs a GPU tensor"
-        if kernel in REFERENCE_ON_GPU:
-            return f"{kernel} has no Triton kernel; the reference runs there"
-        return None
-    if device_type != "cuda":
-        return "the CUDA kernels run on GPU tensors"
-    if kernel in REFERENCE_ON_GPU:
-        return f"{kernel} has no CUDA C++ kernel; the reference runs there"
-    if kernel in WITHOUT_CUDA:
-        return f"{kernel} has no CUDA C++ kernel; triton has one"
-    reason = extension.unavailable_reason()
-    if reason is None and not extension.has_cuda_kernels():
-        reason = (
-            "the extension was built without CUDA kernels (FEKERNELS_BUILD=cuda builds them, and needs nvcc)"
-        )
-    return reason
+    return RECORDS[backend].obstacle(device_type, kernel)
 
 
 def _device_types() -> tuple[str, ...]:
@@ -147,10 +184,10 @@ def choose(device_type: str, backend: str | None = None, kernel: str | None = No
     name = _checked(backend) if backend is not None else requested()
     if name == "auto":
         for candidate in PREFERENCE.get(device_type, ()):
-            if _obstacle(candidate, device_type, kernel) is None:
+            if RECORDS[candidate].obstacle(device_type, kernel) is None:
                 return candidate
         return "reference"
-    obstacle = _obstacle(name, device_type, kernel)
+    obstacle = RECORDS[name].obstacle(device_type, kernel)
     if obstacle is not None:
         raise BackendUnavailable(f"backend {name!r} cannot run on {device_type} tensors: {obstacle}")
     return name
@@ -162,14 +199,20 @@ def implementation(kernel: str, backend: str, overload: str = "default") -> Call
     ``overload``: of a compiled operator, which some have for calls of a simple form.
     """
     file = KERNELS.get(kernel) or INTERNAL[kernel]
-    if backend in ("reference", "triton"):
-        return getattr(importlib.import_module(f"fekernels.{backend}.{file}"), kernel)
-    return _native(kernel, overload)
+    package = RECORDS[backend].package
+    if package is None:
+        return _native(kernel, overload)
+    return getattr(importlib.import_module(f"{package}.{file}"), kernel)
+
+
+def is_compiled(backend: str) -> bool:
+    """Whether its functions are operators of the compiled library, which take contiguous memory."""
+    return RECORDS[backend].package is None
 
 
 def takes_rows(backend: str) -> bool:
     """Whether an optimizer's step in ``backend`` takes its tensors as rows, not as a table of their addresses."""
-    return backend == BY_ROWS
+    return RECORDS[backend].by_rows
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fekernels._catalogue.stein import KERNELS
 from fekernels._runtime import backends
-from fekernels._runtime.backends import compiled
+from fekernels._runtime.backends import HOST, compiled
 from fekernels._runtime.ranks import exchange
 from fekernels.distributed._median import search
 from fekernels.distributed._records import (
@@ -95,7 +95,7 @@ class ShardedParticles:
         """Whether the C++ kernels compute it."""
         return (
             compute_dtype(self.own, *tensors) == torch.float32
-            and backends.choose(self.own.device.type, kernel=kernel) == "cpp"
+            and backends.choose(self.own.device.type, kernel=kernel) == HOST
         )
 
     def _layout(self, kernel: int, sharp: bool = False) -> Layout:

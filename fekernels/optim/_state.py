@@ -24,7 +24,7 @@ def zero_state(param: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor
         return of_local(zero_state(local_tensor(param), dtype, backend), param)
     plain = type(param) in (Tensor, torch.nn.Parameter) and param.device.type == "cpu"
     large = plain and param.numel() * dtype.itemsize >= LARGE
-    if not large or torch.compiler.is_compiling() or backends.choose("cpu", backend) != "cpp":
+    if not large or torch.compiler.is_compiling() or backends.choose("cpu", backend) != backends.HOST:
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     state = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
     backends.native_op("advise_huge_pages")(state)

@@ -155,7 +155,7 @@ class TableOptimizer(ParameterGroups):
         for group, backend, cache in work:
             if group["params"][0].device.type != "cpu":
                 continue
-            if backend == "cpp" and not cache.rows:
+            if backend == backends.HOST and not cache.rows:
                 for table in cache.tables:
                     backends.native_op("check_steps")(table.table)
             else:

@@ -12,15 +12,14 @@ from torch import Tensor
 from fekernels import graph  # noqa: F401 (defines the operator)
 from fekernels._runtime import backends
 from tests.support.graph import ROWS, Row, in_float64
-from tests.support.implementations import ISAS, ON_GPU, Place, instruction_set, threads
+from tests.support.implementations import CPU_IMPLEMENTATIONS, ISAS, ON_GPU, Place, instruction_set, threads
 from tests.support.tensors import bits_equal
 
 OP = torch.ops.fekernels.belief_propagation
 Kernel = Callable[..., tuple[Tensor, ...]]
 
 IMPLEMENTATIONS = [
-    "reference",
-    *(f"cpp-{isa}" for isa in ISAS),
+    *CPU_IMPLEMENTATIONS,
     *(place for place in ON_GPU if place.values[0].backend == "reference"),
 ]
 

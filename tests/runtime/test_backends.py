@@ -1,7 +1,12 @@
 """Which backend runs, who says so, and what fe.backends() tells."""
 
+import ast
+import dataclasses
+import functools
 import os
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -9,7 +14,7 @@ import torch
 import fekernels as fe
 from fekernels._runtime import backends
 from fekernels.ops.free_energy import autograd
-from tests.support import fork_server
+from tests.support import ROOT, fork_server
 from tests.support.implementations import CPU_PLACES
 from tests.support.tensors import UNIT
 
@@ -174,6 +179,84 @@ def test_the_table_says_where_the_named_backend_cannot_run(monkeypatch):
     """A table that raises would show nothing to whoever looks for the reason."""
     monkeypatch.setattr(backends, "_requested", "cuda")
     assert {row.in_use for row in fe.backends() if row.device == "cpu"} == {"none"}
+
+
+@pytest.fixture
+def invented(monkeypatch):
+    """A backend that is a record and modules of a package: {kernel: function} of both, the reference's, wrapped."""
+    functions = {}
+    for kernel, file in {**backends.KERNELS, "scale_": "free_energy.free_energy"}.items():
+        module = sys.modules.get(f"invented.{file}") or types.ModuleType(f"invented.{file}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        functions[kernel] = functools.partial(backends.implementation(kernel, "reference"))
+        setattr(module, kernel, functions[kernel])
+
+    def obstacle(device_type, kernel):
+        return None if device_type == "cpu" else "the invented kernels run on CPU tensors"
+
+    record = backends.Backend(obstacle, package="invented", by_rows=True)
+    monkeypatch.setitem(backends.RECORDS, "invented", record)
+    monkeypatch.setattr(backends, "BACKENDS", tuple(backends.RECORDS))
+    return functions
+
+
+def test_a_backend_is_its_record_and_its_package(monkeypatch, invented, calls):
+    for kernel, function in invented.items():
+        assert backends.implementation(kernel, "invented") is function
+    calls.clear()
+    with fe.use_backend("invented"):
+        run_all()
+        assert {row.in_use for row in fe.backends() if row.device == "cpu"} == {"invented"}
+    assert {backend for _, backend in calls} == {"invented"} and {kernel for kernel, _ in calls} == OPS
+    for name in ("cuda", "xpu"):
+        with pytest.raises(
+            fe.BackendUnavailable, match="'invented' .* the invented kernels run on CPU tensors"
+        ):
+            backends.choose(name, "invented")
+    with pytest.raises(
+        ValueError, match="must be one of auto, reference, cpp, triton, cuda, invented; got 'fast'"
+    ):
+        fe.use_backend("fast")
+    monkeypatch.setitem(backends.PREFERENCE, "cpu", ("invented", "reference"))
+    assert backends.choose("cpu") == "invented" and backends.choose("cuda", "reference") == "reference"
+
+
+@needs_cpp
+def test_a_step_gets_what_the_record_says(monkeypatch, invented):
+    """Tables of addresses, where it does not take rows; messages on a graph contiguous only for compiled operators."""
+    record = backends.RECORDS["invented"]
+    monkeypatch.setitem(backends.RECORDS, "invented", dataclasses.replace(record, by_rows=False))
+    stepped = []
+    native = backends.implementation("sgld_", "cpp")
+    module = sys.modules["invented.optimizers.sgld"]
+    monkeypatch.setattr(module, "sgld_", lambda *tables: stepped.append(tables) or native(*tables))
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    fe.SGLD([p], 0.5, temperature=0.0, backend="reference").step()
+    with fe.use_backend("invented"):
+        fe.SGLD([p], 0.5, temperature=0.0).step()
+    assert len(stepped) == 1 and p.tolist() == [0.0] * 3
+    seen = []
+    monkeypatch.setattr(
+        sys.modules["invented.graph.belief_propagation"],
+        "belief_propagation",
+        lambda *call: seen.append(call[0]) or invented["belief_propagation"](*call),
+    )
+    with fe.use_backend("invented"):
+        fe.graph.belief_propagation(torch.randn(3, 2).T, torch.tensor([[0, 1]]), torch.randn(3, 3))
+    assert not seen[0].is_contiguous()
+
+
+def test_layers_name_no_compiled_backend():
+    """What is true of one backend stands in its record: a name in a condition would leave the next one out."""
+    for path in (ROOT / "fekernels").rglob("*.py"):
+        if path == ROOT / "fekernels/_runtime/backends.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            operands += node.args if isinstance(node, ast.Call) else []
+            names = {each.value for each in operands if isinstance(each, ast.Constant)}
+            assert not names & {"cpp", "triton"}, f"{path}, line {node.lineno}"
 
 
 def test_other_devices_get_the_reference():

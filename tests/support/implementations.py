@@ -39,7 +39,11 @@ ON_GPU = [
 ]
 PLACES = [*(pytest.param(place, id=str(place)) for place in CPU_PLACES), *ON_GPU]
 # Every implementation of an operator, for the fixtures of the contract tests.
-CPU_IMPLEMENTATIONS = ("reference", *(f"cpp-{isa}" for isa in ISAS))
+CPU_IMPLEMENTATIONS = tuple(
+    name
+    for place in CPU_PLACES
+    for name in ([f"cpp-{isa}" for isa in ISAS] if place.backend == "cpp" else [str(place)])
+)
 GPU_IMPLEMENTATIONS = tuple(map(str, GPU_PLACES)) if torch.cuda.is_available() else ()
 IMPLEMENTATIONS = (*CPU_IMPLEMENTATIONS, "cuda_on_cpu", "triton_interpreted", *GPU_IMPLEMENTATIONS)
 

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from fekernels._runtime import backends
 from fekernels.reference.stein.kernels import centred, square_distances
-from tests.support.implementations import ISAS, ON_GPU, instruction_set
+from tests.support.implementations import CPU_IMPLEMENTATIONS, ON_GPU, instruction_set
 
 OPERATIONS = ("svgd_direction", "svgd_direction_backward", "kernel_stein_discrepancy", "sq_dist_rank")
 INTERPRETED = "interpreted"
 IMPLEMENTATIONS = [
-    "reference",
-    *(f"cpp-{isa}" for isa in ISAS),
+    *CPU_IMPLEMENTATIONS,
     INTERPRETED,
     # Without CUDA C++, which Stein's operations do not have.
     *(place for place in ON_GPU if place.values[0].backend != "cuda"),

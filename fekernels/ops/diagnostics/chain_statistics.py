@@ -27,8 +27,8 @@ def statistics_of_chains(draws: Tensor, wanted: int) -> Tensor:
     # There are as many different scores as half ranks: quantiles of a table instead of every draw's.
     half_ranks = torch.arange(2 * kept - 1, device=draws.device, dtype=torch.float64) / 2 + 1
     scores = torch.special.ndtri((half_ranks - 0.375) / (kept + 0.25))
-    native = draws.device.type == "cpu" and count <= LONGEST and backends.choose("cpu") == "cpp"
+    native = draws.device.type == "cpu" and count <= LONGEST and backends.choose("cpu") == backends.HOST
     if draws.dtype is not torch.float32:
         draws = draws.double() if draws.dtype is not torch.bfloat16 else draws.float()
-    kernel = backends.implementation("chain_statistics", "cpp" if native else "reference")
+    kernel = backends.implementation("chain_statistics", backends.HOST if native else "reference")
     return kernel(draws.contiguous(), scores, wanted)

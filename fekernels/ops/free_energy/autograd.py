@@ -165,7 +165,7 @@ def _again(
     above: tuple[Tensor | None, ...],
 ) -> list[Tensor | None]:
     """What the native node leaves to Python; ``saved``: the operands and the target, where they are needed."""
-    call = PlainKernelCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
+    call = PlainKernelCall(backends.HOST, likelihood, 1, reduction, beta, needs, inplace)
     return _gradients(call, early or None, lambda: (*saved, None, None, None), above, 3)
 
 
@@ -175,7 +175,7 @@ def _native() -> Callable[..., tuple[Tensor, Tensor, Tensor] | None] | None:
     module = host()
     if module is None:
         return None
-    address = backends.implementation("free_energy", "cpp", "plain_address")()
+    address = backends.implementation("free_energy", backends.HOST, "plain_address")()
     try:
         module.connect_free_energy(address, _again, Tensor, torch.nn.Parameter, torch.empty(0))
     except TypeError:  # tensors are laid out otherwise than it looks for them
@@ -267,7 +267,7 @@ def plain_kernel(prediction: Any) -> Callable[..., Any] | None:
         return None
     # Of another device the CPU's backend is not asked for, which may have none of the name that was chosen.
     on_cpu = getattr(prediction, "is_cpu", False)
-    if not on_cpu or differentiates_forward() or backends.choose("cpu") != "cpp":
+    if not on_cpu or differentiates_forward() or backends.choose("cpu") != backends.HOST:
         return None
     native = None if compiles_backward() else _native()
     return _plain_in_python if native is None else native
@@ -302,11 +302,11 @@ def _plain_in_python(
     inplace = inplace and needs & 1 == 1
     if inplace and belongs_to_leaf(prediction):
         return None
-    kernel = backends.implementation("free_energy", "cpp", "plain")
+    kernel = backends.implementation("free_energy", backends.HOST, "plain")
     results = kernel(prediction, target, mean, logvar, likelihood, reduction, beta, needs, inplace)
     if not results:
         return None
     if needs:
-        call = PlainKernelCall("cpp", likelihood, 1, reduction, beta, needs, inplace)
+        call = PlainKernelCall(backends.HOST, likelihood, 1, reduction, beta, needs, inplace)
         results = _apply(call, (target, None, None, None), results, *operands)
     return results

@@ -137,7 +137,7 @@ def _is_plain(mean: Any, logvar: Any) -> bool:
             return False
     if transforms_active() or differentiates_forward() or dispatch_modes():
         return False
-    return mean.shape == logvar.shape and backends.choose("cpu") == "cpp"
+    return mean.shape == logvar.shape and backends.choose("cpu") == backends.HOST
 
 
 class _PlainReparameterize(torch.autograd.Function):
@@ -147,7 +147,7 @@ class _PlainReparameterize(torch.autograd.Function):
     def forward(ctx: Any, mean: Tensor, logvar: Tensor, key: Key, samples: int | None) -> Tensor:
         ctx.key = key
         ctx.save_for_backward(logvar)
-        kernel = backends.implementation("reparameterize", "cpp")
+        kernel = backends.implementation("reparameterize", backends.HOST)
         z: Tensor = kernel(mean, logvar, *key, 1 if samples is None else samples)
         return z.view(mean.shape) if samples is None else z
 
@@ -159,7 +159,11 @@ class _PlainReparameterize(torch.autograd.Function):
             return *_differentiable_backward(rows, logvar, ctx.key), None, None
         if not (type(rows) is Tensor and rows.is_contiguous() and has_plain_memory(rows)):
             return *_backward(rows, logvar, *ctx.key), None, None
-        return *backends.implementation("reparameterize_backward", "cpp")(rows, logvar, *ctx.key), None, None
+        return (
+            *backends.implementation("reparameterize_backward", backends.HOST)(rows, logvar, *ctx.key),
+            None,
+            None,
+        )
 
 
 class _Reparameterize(torch.autograd.Function):

@@ -106,7 +106,7 @@ def _run(
     )
     backend = backends.choose(unary.device.type, kernel="belief_propagation") if native else "reference"
     kernel = backends.implementation("belief_propagation", backend)
-    if backend == "cpp":
+    if backends.is_compiled(backend):
         # One table for all edges stays one, which the caches then hold.
         shared = has_plain_memory(pairwise) and pairwise.shape[1] > 0 and pairwise.stride(1) == 0
         tables = (

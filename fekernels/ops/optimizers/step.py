@@ -198,7 +198,7 @@ class StepOperation:
         if plain and others:
             step_numbers([row.step for row in rows])  # nothing must move if one of them has come to its end
         if others:
-            backends.implementation(self.name, backends.BY_ROWS)(others, settings)
+            backends.implementation(self.name, backend if by_rows else backends.BY_ROWS)(others, settings)
         if plain:
             self.step_tables([PointerTable(part) for part in group_rows(plain)], settings, backend)
 
