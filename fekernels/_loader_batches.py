@@ -26,7 +26,7 @@ __all__ = [
 
 
 def map_tensors(function: Callable[..., Any], batch: Any, *others: Any) -> Any:
-    """``function`` of every tensor of nested tuples, lists and mappings, and of those at its place in ``others``."""
+    """``function`` of every tensor of nested tuples, lists and mappings, and of those at its path in ``others``."""
     if isinstance(batch, Tensor):
         return function(batch, *others)
     if isinstance(batch, (list, tuple)):
@@ -53,7 +53,7 @@ def tensors(batch: Any) -> list[Tensor]:
 
 
 def _leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """What a batch holds, tensors or not, each with its place."""
+    """What a batch holds, tensors or not, each with its path."""
     if isinstance(batch, (Mapping, list, tuple)):
         named = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
         for key, value in named:

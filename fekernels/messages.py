@@ -60,7 +60,7 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
     A layer is every submodule but containers (Sequential, ModuleList, ModuleDict); a module without submodules is one
     itself. A layer whose output gets no gradient (under ``torch.no_grad``, or not of the loss) has no message. The next
     forward pass after a backward pass, and a second backward pass over the same graph, begin anew. Several forward
-    passes before a backward pass are calls of the same layers, as are those of a module that stands in several places.
+    passes before a backward pass are calls of the same layers, as are those of a module with several names.
 
     Layers that work in place keep their inputs' messages apart from their outputs'. Under DistributedDataParallel the
     messages are those of this rank's batch, while ``.grad`` is averaged. Compiled code does not run hooks.

@@ -68,7 +68,7 @@ class RelevanceModel(nn.Module):
         model.fit(batches, epochs=10)                           # of (queries, contexts) that belong together
         model.calibrate(held_out_queries, held_out_contexts)
         index = model.encode_contexts(documents)
-        places, relevance = index.top(["how do I open a file"], 10)
+        indices, relevance = index.top(["how do I open a file"], 10)
 
     The loss is the free energy of the answers to "is this context relevant to this query", the variational information
     bottleneck of Alemi et al. 2017 (arXiv:1612.00410), and score is minus that of the answer yes: at T = 1 a lower
@@ -240,7 +240,7 @@ class RelevanceModel(nn.Module):
     def loss(self, query: Any, context: Any, *, relevant: Tensor | None = None, offset: int = 0) -> Tensor:
         """The training loss: the free energy of the answers for every pair of Q queries and C contexts, per query.
 
-        A context is relevant to the query at its own place, and the others of the batch are its negatives: pass
+        A context is relevant to the query at its own index, and the others of the batch are its negatives: pass
         contexts behind the Q for harder ones. In training mode each call draws fresh noise (step ``steps``, which it
         counts on), in evaluation mode always the same.
 
@@ -327,7 +327,7 @@ class RelevanceModel(nn.Module):
         Args:
             query: Q of them, none of the training's.
             context: C of them.
-            relevant: bool [Q, C]; None: each query's own place, and needs C >= Q.
+            relevant: bool [Q, C]; None: each query's own index, and needs C >= Q.
 
         Returns:
             What it has set ``calibration`` to, in evaluation (no dropout). Keeps K numbers a pair, K = 32 where the
@@ -381,7 +381,7 @@ def _check_rows(method: str, queries: Encoded, contexts: Encoded) -> None:
 
 
 def _answers(method: str, relevant: Any, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Which context is relevant to which query, by itself or, None, each query's own place."""
+    """Which context is relevant to which query, by itself or, None, each query's own index."""
     if relevant is None:
         if shape[1] < shape[0]:
             raise ValueError(

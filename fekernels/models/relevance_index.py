@@ -124,7 +124,7 @@ class ContextIndex:
         return Relevance(**found, sharpness=model.calibration.sharpness)
 
     def top(self, query: Any, k: int) -> tuple[Tensor, Relevance]:
-        """The k contexts of highest score: their places [Q, k], best first, and their relevance, of the same shape.
+        """The k contexts of highest score: their indices [Q, k], best first, and their relevance, of the same shape.
 
         Equal scores come in the contexts' order.
         """

@@ -97,7 +97,7 @@ class Negatives:
         self._without: Tensor | int = 0
 
     def relevant(self, queries: Any, contexts: Any) -> Tensor | None:
-        """``relevant_pairs`` where it is more than each query's own place."""
+        """``relevant_pairs`` where it is more than each query's own index."""
         self._batches += 1
         found = relevant_pairs(queries, contexts) if self._compares else None
         if found is not None and found.numel() and self._shapes_fit is None:

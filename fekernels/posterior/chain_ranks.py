@@ -98,7 +98,7 @@ class ChainRanks:
     def as_part(self, own: Tensor) -> Tensor:
         """[own, ...] as the DTensor [chains, ...] that it is a part of, in the same memory: what an optimizer steps.
 
-        An element's noise comes from its place among all chains.
+        An element's noise comes from its index among all chains.
         """
         if self.group is None:
             return own

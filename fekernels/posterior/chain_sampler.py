@@ -120,7 +120,7 @@ class ChainSampler:
         return found
 
     def recentre(self) -> None:
-        """Make each chain's place its centre; a pass over the data."""
+        """Make each chain's position its centre; a pass over the data."""
         centres = self._own_chains()
         with torch.no_grad():
             for own, now in zip(centres.parameters(), self.parameters, strict=True):
@@ -148,7 +148,7 @@ class ChainSampler:
         return float(self.ranks.gather(own).max())
 
     def adam(self, **options: Any) -> LangevinAdam:
-        """The optimizer of these chains, whose noise is that of their places among all."""
+        """The optimizer of these chains, whose noise is that of their indices among all."""
         return LangevinAdam(self._stepped, stochastic_rounding=True, **options)
 
     def follow(self, plan: Plan) -> None:
@@ -196,7 +196,7 @@ class ChainSampler:
         self.tick(what)
 
     def go(self, steps: int, what: str, trace: list[Tensor] | None = None, stride: int = 1) -> None:
-        """Take steps, and remember every ``stride``-th place of the tracked weights in ``trace``."""
+        """Take steps, and remember every ``stride``-th position of the tracked weights in ``trace``."""
         for k in range(steps):
             self.step(self.optimizer, self.gradients(), what)
             if trace is not None and (k + 1) % stride == 0:

@@ -73,7 +73,7 @@ class Chains:
             chains.losses(loss_fn, batch).sum().backward()   # the sum: each chain gets its own loss's gradient
             optimizer.step()
 
-    The noise of an element comes from its place in the stacked tensor: every chain has noise of its own, and the first
+    The noise of an element comes from its index in the stacked tensor: every chain has noise of its own, and the first
     k chains go the same way whatever n is. The model is called once for all chains (`torch.vmap`); random layers draw
     for each chain apart.
 
@@ -176,7 +176,7 @@ class Chains:
         from torch.distributed.tensor import DTensor, Shard
 
         mesh = process_group
-        # Numbers, starts and diagnostics go by the rank in the group, a DTensor's noise by the place in the mesh.
+        # Numbers, starts and diagnostics go by the rank in the group, a DTensor's noise by the coordinate in the mesh.
         if not isinstance(mesh, DeviceMesh) or mesh.mesh.tolist() != dist.get_process_group_ranks(group):
             mesh = DeviceMesh.from_group(group, p.device.type)
         shape = torch.Size((self.total, *p.shape))

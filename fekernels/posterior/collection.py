@@ -209,7 +209,7 @@ class WeightCollection:
         return {"calls": self.calls, "seen": self.seen, "chains": self.chains}
 
     def collect_shards(self, own: Mapping[int, Mapping[str, Tensor]], total: int) -> None:
-        """Keep `total` states, this rank's by their places among all; alone, all of them. A collective."""
+        """Keep `total` states, this rank's by their indices among all; alone, all of them. A collective."""
         self._warn_of_strangers()
         self.seen += total
         samples = {

@@ -140,7 +140,7 @@ class ControlVariate:
     def backward(self, batch: Any) -> Tensor:
         """Write ``.grad`` of every parameter, and return the loss of the batch ([n] for chains), detached.
 
-        Random layers draw the same at both places, else their noise would be in the difference.
+        Random layers draw the same at both positions, else their noise would be in the difference.
         """
         parameters = self._parameters()
         with torch.enable_grad(), _replayed(parameters[0].device) as again:

@@ -164,8 +164,8 @@ class Localized:
     def step(self, what: str) -> tuple[Tensor, Tensor]:
         """[n] each: how far losses are above the start's, and what the batches' gradients are long, g^2 / D summed.
 
-        Both are of the places before the step. The rise is that of the batch that the step takes, over its own loss at
-        the start: the difference is known far better than either, which are as noisy as single points.
+        Both are of the positions before the step. The rise is that of the batch that the step takes, over its own loss
+        at the start: the difference is known far better than either, which are as noisy as single points.
         """
         if self.data.batches == 1:  # not copied for every chain
             losses, found = self.energy.gradient(self.data.next(1)[0][0])
@@ -200,7 +200,7 @@ class Localized:
         return squares * (self.prior / self.temperature / 2)
 
     def noise(self) -> list[Tensor]:
-        """The variance of the gradient that a step takes, at the chains' places, [n, *shape] each."""
+        """The variance of the gradient that a step takes, at the chains' positions, [n, *shape] each."""
         if self.data.batches == 1:
             return [torch.zeros_like(p) for p in self.parameters]
         return batch_noise(self.energy, NOISE_BATCHES)
@@ -240,7 +240,7 @@ class Localized:
         )
 
     def _allowed(self) -> float:
-        """By what is measured at the chains' places."""
+        """By what is measured at the chains' positions."""
         denominators = self.denominators()
         stiffest = float(curvature(self.energy, denominators, self.temperature).max())
         stiffest += self.prior / min(float(d.min()) for d in denominators)

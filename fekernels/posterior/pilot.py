@@ -1,6 +1,7 @@
 """What a posterior run measures before it samples: curvature, Fisher information, and the noise of its gradients.
 
-Everything is for each chain at its own place: a list of stacked tensors [n, *shape], as `Chains.parameters` gives them.
+Everything is for each chain at its own position: a list of stacked tensors [n, *shape], as `Chains.parameters` gives
+them.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ def information(energy: Energy) -> list[Tensor]:
 def curvature(
     energy: Energy, denominators: list[Tensor], temperature: float, ranks: ChainRanks | None = None
 ) -> Tensor:
-    """[n]: the largest eigenvalue of D^-1/2 H D^-1/2 at each chain's place, by differences of gradients.
+    """[n]: the largest eigenvalue of D^-1/2 H D^-1/2 at each chain's position, by differences of gradients.
 
     The differences are one standard deviation of the posterior apart, so that what counts is the curvature over the
     distances that a chain moves.

@@ -43,7 +43,7 @@ def offset(walk: ChainSampler) -> Tensor:
 def make_plan(
     walk: ChainSampler, control_variates: str | bool, lr: float | None, freeze: bool
 ) -> tuple[Plan, list[Tensor]]:
-    """The plan, and the Fisher information of a data point where it was measured: at hot places around the centres.
+    """The plan, and the Fisher information of a data point where it was measured: at hot positions around the centres.
 
     At the centres itself the curvature of a network is that of its optimum, and differences of gradients are 0.
     """
@@ -68,7 +68,7 @@ def make_plan(
         denominators = _denominators(walk, fisher, lr, freeze)
         plans = _plans(walk, denominators, fisher, lr, freeze)
         used = [p for p in plans if p.way == pilot.way]
-        # At places that are too hot, differences are noisier than they are where the chains will be.
+        # At positions that are too hot, differences are noisier than they are where the chains will be.
         if used and used[0].way == CONTROL_VARIATES and used[0].lr < h / 2:
             h = used[0].lr
             continue

@@ -32,7 +32,7 @@ __all__ = ["PosteriorRun", "sample_posterior"]
 NEEDED = 100  # effective draws of each chain, and
 RHAT = 1.02  # the largest R-hat, of what is believed (Vehtari et al. 2021: 1.01, of four chains of 1,000)
 INFLATION = 1.15  # of the variance
-HOPELESS = 1.5  # R-hat of chains in different places, which a run four times as long will not mend
+HOPELESS = 1.5  # R-hat of chains in different regions, which a run four times as long will not mend
 SPACING = 1.3  # autocorrelation times between samples
 RECORDS = 4  # positions remembered of a sample's steps
 LONGER = 4  # times as long a run may become
@@ -236,7 +236,7 @@ def _start(walk: ChainSampler, notes: list[str]) -> None:
 
 @torch.no_grad()
 def _gather_lost(walk: ChainSampler, steps: int, notes: list[str]) -> None:
-    """Chains that came to no place of the posterior are put to the best one, and the report says so."""
+    """Chains that came to no region of the posterior are put to the best one, and the report says so."""
     potential = walk.ranks.gather(walk.potential(walk.energy.full_gradient()[0]))
     # Ten standard deviations off in every weight: what the burn-in still brings back.
     lost = ~(potential - potential.nan_to_num(math.inf).min() <= 10.0 + 10.0 * walk.weights)

@@ -234,7 +234,7 @@ class DiskStore:
             self._write_index(self._files, self._serial, self.shapes, counts)
 
     def add_shards(self, own: dict[int, Sample], total: int, counts: Counts) -> None:
-        """Samples by their places among ``total`` new ones: all of them."""
+        """Samples by their indices among ``total`` new ones: all of them."""
         self._change([own[index] for index in range(total)], self._files, counts)
 
     def replace(self, samples: list[Sample], counts: Counts) -> None:

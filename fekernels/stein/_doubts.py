@@ -31,9 +31,9 @@ class Flight:
 
     At the target Stein's identity says E[s . (x - E x)] = -T d. Of a log-concave density this mean is never above 0,
     wherever the particles are: it is half the mean over pairs of (s_i - s_j) . (x_i - x_j). Of minus such a density it
-    is never below. Densities that are not log-concave have places where it is above 0. Heavy tails are one, where it is
-    small, so it has to be above +T d; between two modes is another, where the force falls on the way. So three looks in
-    a row, the steps doubled from one to the next, have to find it there while particles go ever further, by a force
+    is never below. Densities that are not log-concave have regions where it is above 0. Heavy tails are one, where it
+    is small, so it has to be above +T d; between two modes is another, where the force falls on the way. So three looks
+    in a row, the steps doubled from one to the next, have to find it there while particles go ever further, by a force
     that does not fall. That a mean loss was given for a sum nothing can tell: exp of it is a density too.
     """
 
