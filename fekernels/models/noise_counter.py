@@ -176,7 +176,7 @@ class CountedNoise(nn.Module):
         A seed or a step that is given is taken (the other is the model's seed, or 0). Without either, in training:
         fresh for every batch and after every step of the weights, but the same for the same batch under the same
         weights, so that several views of it agree, whatever batches come in between. The same batch is the same tensor,
-        unwritten since: a slice ``x[:5]`` is a new one (``models.noise.NoiseCounter``). In evaluation always the same,
+        unwritten since: a slice ``x[:5]`` is a new one (``NoiseCounter``). In evaluation always the same,
         so that the free energy of a test set is a number. ``offset`` is the global index of the batch's first row.
         "rank", or a ``process_group``, counts the rows over the ranks, of batches of any sizes: the ranks tell each
         other theirs, so every rank must call, and the noise is the whole batch's on one process. None, without

@@ -12,7 +12,7 @@ __all__ = ["visible_weights"]
 def visible_weights(*models: Any) -> nn.Module:
     """A module over the models, or the modules and parameters among the attributes of those that are none.
 
-    Noise is fresh after every step of the weights (``models.noise.NoiseCounter``): they have to be seen for that.
+    Noise is fresh after every step of the weights (``NoiseCounter`` of models): they have to be seen for that.
     """
     parts = [
         part for model in models for part in ([model] if isinstance(model, nn.Module) else _attributes(model))
