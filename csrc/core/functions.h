@@ -68,14 +68,14 @@ FE_HD F power_of_two(typename Lane<F>::Signed n) {  // -126 <= n <= 127; 0 at n 
 // e^x as a product, for factors: a e^x is right where e^x alone would leave the range, and 0 where a is 0. |x| is held
 // below 176, where e^|x| = 1e76.
 template <class F>
-struct Exponential {
+struct ExponentialFactors {
   F exp_r, low, high;
   FE_HD F times(F a) const { return a * exp_r * low * high; }
   FE_HD F value() const { return exp_r * low * high; }
 };
 
 template <class F>
-FE_HD Exponential<F> exponential(F x) {
+FE_HD ExponentialFactors<F> exponential(F x) {
   using L = Lane<F>;
   const F above = x < -176.0f ? L::splat(-176.0f) : x;
   const ExpParts<F> parts = exp_parts<F>(above > 176.0f ? L::splat(176.0f) : above);
@@ -145,12 +145,12 @@ FE_HD F log1p_unit(F t) {
 
 // sigmoid and softplus from one exponential.
 template <class F>
-struct Logistic {
+struct SigmoidSoftplus {
   F sigmoid, complement, softplus;  // 1 / (1 + e^-l), 1 / (1 + e^l), log(1 + e^l)
 };
 
 template <class F>
-FE_HD Logistic<F> logistic(F l) {
+FE_HD SigmoidSoftplus<F> logistic(F l) {
   using L = Lane<F>;
   const F t = exp_negative<F>(-absolute<F>(l));
   const F large = L::divide(L::splat(1.0f), t + 1.0f);

@@ -51,9 +51,9 @@ struct FreeEnergyOperand {
 };
 
 // The contract of torch.ops.fekernels_native.free_energy. `categorical` has one parameter, [rows, columns, classes], and
-// it, its target and its mask are contiguous.
+// it, its target and its mask are contiguous. formulas/likelihoods.h asserts that there is room for any likelihood's parameters.
 struct FreeEnergyCall {
-  FreeEnergyOperand params[3], latent[4];
+  FreeEnergyOperand params[kMaxParams], latent[kMaxParams];
   FreeEnergyOperand target;  // [rows, columns]; int64 when categorical
   const uint8_t* mask;       // [rows, columns], nonzero: observed; may be null
   const uint8_t* latent_mask;  // [rows, latents], likewise

@@ -208,7 +208,7 @@ struct ZeroInflatedNegativeBinomial : LikelihoodTraits {  // mu, th, pi (gate lo
     g[2] = change * (plain_likely ? small_z : inverse_z);
   }
   static FE_HD void counts(const F* p, F x, F& e, F* g) {
-    const Logistic<F> gate = logistic<F>(p[2]);
+    const SigmoidSoftplus<F> gate = logistic<F>(p[2]);
     F plain;
     NegativeBinomial<F>::counts(p, x, plain, g);
     e = gate.softplus + plain;

@@ -32,7 +32,7 @@ struct NormalPriorKl {  // m, v, p, w
     const F any_low = (p[1] - (d - back)) - (p[3] + back);
     const F low = absolute<F>(d) < kInf ? any_low : L::splat(0.0f);
     const HalfExpm1<F> ratio = half_expm1<F>(d);
-    const Exponential<F> root = exponential<F>(p[3] * -0.5f);
+    const ExponentialFactors<F> root = exponential<F>(p[3] * -0.5f);
     const F scaled = root.times(p[0] - p[2]);
     const F half_scaled = scaled * 0.5f;
     const F bounded = ratio.value > 3e38f ? L::splat(3e38f) : ratio.value;  // 0 * infinity is NaN

@@ -47,7 +47,7 @@ struct GaussianLearned : LikelihoodTraits {  // r, s
   static constexpr bool kMemoryBound = true;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
     using L = Lane<F>;
-    const Exponential<F> root = exponential<F>(p[1] * -0.5f);
+    const ExponentialFactors<F> root = exponential<F>(p[1] * -0.5f);
     const F scaled = root.times(p[0] - x);
     const F half_scaled = scaled * 0.5f, half = L::splat(0.5f);
     e = L::fma(half_scaled, scaled, L::fma(beside<F>(p[1], scaled), half, L::splat(kHalfLog2Pi)));
@@ -107,7 +107,7 @@ template <class F>
 struct Laplace : LikelihoodTraits {  // r, s (log scale)
   static constexpr int kParams = 2;
   static FE_HD void terms(const F* p, F x, F& e, F* g) {
-    const Exponential<F> rate = exponential<F>(-p[1]);
+    const ExponentialFactors<F> rate = exponential<F>(-p[1]);
     const F difference = p[0] - x;
     const F distance = rate.times(absolute<F>(difference));
     const F slope = rate.value();
@@ -136,7 +136,7 @@ struct StudentT : LikelihoodTraits {  // r, s, nu
     const F inverse_lifted = inverse > kLargest ? L::splat(kLargest) : inverse;
     const F inverse_any = inverse_lifted * lift;
     const F inverse_nu = inverse_any > kLargest ? L::splat(kLargest) : inverse_any;
-    const Exponential<F> root = exponential<F>(p[1] * -0.5f);
+    const ExponentialFactors<F> root = exponential<F>(p[1] * -0.5f);
     const F difference = p[0] - x;
     const F scaled = root.times(difference);
     // z = u / nu, q = 1 / (1 + z), y = z q and log1p(z) = -log q. Where z is huge, q = nu / u to 2^-80, and log1p(z) + s is
@@ -250,12 +250,20 @@ struct LikelihoodList {
     ((++at, std::is_same_v<Terms<float>, Term<float>>) || ...);
     return at;
   }
+  static constexpr int most_params() {
+    int most = 0;
+    ((most = Terms<float>::kParams > most ? Terms<float>::kParams : most), ...);
+    return most;
+  }
 };
 
 // In the order of their codes, which is that of fekernels/_catalogue/free_energy.py: every pass and every check takes them from
 // here.
 using Likelihoods = LikelihoodList<Mse, Gaussian, GaussianLearned, Bernoulli, ContinuousBernoulli, Categorical, Laplace, StudentT,
                                    Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial, Gamma>;
+
+// A call's operands are written by their index, without a check.
+static_assert(Likelihoods::most_params() <= kMaxParams, "kMaxParams of free_energy_codes.h is too small for a likelihood");
 
 inline constexpr int64_t kCategorical = Likelihoods::code_of<Categorical>();
 

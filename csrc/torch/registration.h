@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/pointer_table.h"
+#include "formulas/free_energy_codes.h"
 
 namespace fe {
 
@@ -68,7 +69,7 @@ inline void check_free_energy(const std::vector<torch::stable::Tensor>& params, 
   STD_TORCH_CHECK(latent.empty() || latent.size() == 2 || latent.size() == 4, "latent must hold 0, 2 or 4 tensors; got ",
                   latent.size());
   STD_TORCH_CHECK(upstream.empty() || upstream.size() == 2, "upstream must hold 0 or 2 tensors; got ", upstream.size());
-  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction must be 0, 1 or 2; got ", reduction);
+  STD_TORCH_CHECK(reduction >= 0 && reduction < kReductions, "reduction must be in [0, ", kReductions, "); got ", reduction);
   STD_TORCH_CHECK(!inplace || (!params.empty() && params[0].is_contiguous()), "inplace needs a contiguous prediction");
 }
 

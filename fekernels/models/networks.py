@@ -70,9 +70,9 @@ class Output(nn.Module):
     """From real numbers, as a decoder gives them, to the parameters of the likelihood, each in its domain.
 
     Those that must be positive by softplus. The parameters behind the first (a log-variance, a log-scale, degrees of
-    freedom, an inverse dispersion, a gate) come from ``dispersion``: "decoder", a number for every element of every
-    sample, which the decoder gives; "feature", one learned for every element; "shared", one learned for all; "fixed",
-    none, where the likelihood can do without (a Gaussian of variance 1).
+    freedom, an inverse dispersion, a shape, a gate) come from ``dispersion``: "decoder", a number for every element of
+    every sample, which the decoder gives; "feature", one learned for every element; "shared", one learned for all;
+    "fixed", none, where the likelihood can do without (a Gaussian of variance 1).
 
     Raises:
         TypeError, ValueError: an unknown likelihood or dispersion, or a dispersion that it has no parameter for.

@@ -74,20 +74,38 @@ def test_inplace_backward_leaves_leaves_alone(view, backend):
     assert torch.equal(leaf, before)
 
 
-@pytest.mark.parametrize("shared", ["mean", "target", "scale", "weight"])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        "target", "scale", "mean", "logvar", "prior_mean", "prior_logvar", "weight", "mask", "latent_mask",
+    ],
+)  # fmt: skip
 def test_inplace_backward_overwrites_no_other_operand(shared, backend):
     """What the kernel has still to read is not where it writes."""
-    leaf = torch.randn(70, 6, device=backend.device, requires_grad=True)
-    zeros = torch.zeros(70, 6, device=backend.device)
+    generator = torch.Generator().manual_seed(0)
+    leaf = torch.randn(70, 6, generator=generator)
+    if "mask" in shared:  # of the bytes 0 and 1, so that they are a mask too
+        leaf = torch.randint(0, 2, (70, 24), generator=generator, dtype=torch.uint8).view(torch.float32)
+    leaf = leaf.to(backend.device).requires_grad_()
+    ones = torch.ones(70, 6, device=backend.device)
     results = []
     for inplace in (False, True):
         p = leaf * 1.0
-        options = {"likelihood": "gaussian" if shared == "scale" else "mse", "inplace_backward": inplace}
-        if shared == "weight":
-            options["weight"] = p.detach().view(-1)[:70]
-        params = (p, p[:1]) if shared == "scale" else p
-        target = p.detach()[:1].expand(70, 6) if shared == "target" else zeros
-        found = fe.free_energy(params, target, p if shared == "mean" else zeros, zeros, **options)
+        values = p.detach()
+        views = {
+            "target": values[:1].expand(70, 6),
+            "scale": p[:1],
+            "weight": values.view(-1)[:70],
+            "mask": values.view(torch.bool)[:, 8:14],
+            "latent_mask": values.view(torch.bool)[:, 8:14],
+        }
+        options = {shared: views.get(shared, p)}
+        scale = options.pop("scale", None)
+        operands = [options.pop(name, ones) for name in ("target", "mean", "logvar")]
+        found = fe.free_energy(
+            p if scale is None else (p, scale), *operands, inplace_backward=inplace, **options,
+            likelihood="mse" if scale is None else "gaussian",
+        )  # fmt: skip
         results.append([*found, *torch.autograd.grad(found.free_energy, leaf)])
     for separate, in_place in zip(*results, strict=True):
         assert torch.equal(separate, in_place)

@@ -99,6 +99,8 @@ def drawn(name: str, n: int = 600) -> list[np.ndarray]:
         mu = magnitude(-6, 6)
         x = either(0.6, mu * np.exp(normal(n) * magnitude(-4, 1)), magnitude(-6, 6))
         return [np.clip(x, 1e-12, 1e12), mu, either(0.3, magnitude(-1, 1), magnitude(-6, 8))]
+    if name not in KLS:
+        raise KeyError(f"{name}: drawn() has no ranges of its target and parameters")
     v = either(0.4, normal(n) * magnitude(-7, 0), either(0.5, uniform(-5, 5, n), uniform(-100, 80, n)))
     m = either(0.7, normal(n) * magnitude(-4, 2), np.zeros(n))
     if name == "normal_kl":

@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import LIKELIHOODS, NAMES, Target, longest
 from tests.fuzz import energies
 from tests.fuzz.drawn_arguments import LAYOUTS, laid_out
 
@@ -26,14 +27,14 @@ KINDS = {
     "zero_inflated_negative_binomial": ("positive", "positive", "logit"),
     "gamma": ("positive", "positive"),
 }
-VARIANTS = (*((name, len(kinds)) for name, kinds in KINDS.items()), ("gaussian", 1))
+VARIANTS = tuple((row.name, len(row.parameters)) for row in LIKELIHOODS)
 SPREADS = {
     "real": (0.1, 1.0, 30.0),
     "logit": (0.01, 1.0, 20.0),
     "logvar": (0.01, 0.5, 2.0),
     "positive": (0.5, 2.0),
 }
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
+COUNTS = tuple(name for name in NAMES if longest(name).target is Target.COUNTS)
 # Of the scales of energies.py. free_energy/test_numerics.py allows an element 1e-6; factors and sums get as much.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-9}
 
@@ -121,20 +122,20 @@ def problems(draw: st.DrawFn) -> Problem:
     full = (batch, *by.shape((1, 2, 3, 7, 17, 33, 0), 0))
     latent = (batch, *by.shape((1, 2, 5, 16, 0), 1))
     dtype, latent_dtype = by.one_of(*DTYPES), by.one_of(*DTYPES)
-    kinds = KINDS[likelihood][:count]
-    first = (*full, by.one_of(1, 2, 5, 11)) if likelihood == "categorical" else full
+    kinds, kind_of_target = KINDS[likelihood][:count], longest(likelihood).target
+    first = (*full, by.one_of(1, 2, 5, 11)) if kind_of_target is Target.CLASSES else full
     params = [by.values(kinds[0], first, dtype)]
     params += [by.values(kind, by.broadcasting(full), dtype) for kind in kinds[1:]]
-    if likelihood == "categorical":
+    if kind_of_target is Target.CLASSES:
         target = torch.randint(0, first[-1], full, generator=by.generator)
-    elif likelihood in COUNTS:
+    elif kind_of_target is Target.COUNTS:
         rate = torch.exp(by.normal(full) * by.one_of(0.5, 2.0))
         target = torch.poisson(rate, generator=by.generator).to(by.one_of(torch.int64, torch.float32))
-    elif "bernoulli" in likelihood:
+    elif kind_of_target is Target.UNIT:
         target = torch.rand(full, generator=by.generator, dtype=torch.float64).to(dtype)
         target = target.round() if draw(st.booleans()) else target
     else:
-        target = by.values("positive" if likelihood == "gamma" else "real", full, dtype)
+        target = by.values("positive" if kind_of_target is Target.POSITIVE else "real", full, dtype)
     return Problem(
         likelihood,
         params,

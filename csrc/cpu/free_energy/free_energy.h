@@ -8,7 +8,6 @@
 
 namespace fe {
 
-inline constexpr int kMaxParams = 4;      // the KL to a learned prior has four
 inline constexpr int kTarget = kMaxParams;
 inline constexpr int64_t kSegment = 4096;  // columns whose sum is one double, however many threads there are
 inline constexpr int64_t kRowBlock = 64;   // rows whose column gradients add up in one buffer

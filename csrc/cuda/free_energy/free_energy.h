@@ -11,7 +11,6 @@ namespace fe::cuda {
 inline constexpr int kColumns = 128;  // of a block
 inline constexpr int kBlocks = 32;    // of a segment
 inline constexpr int kRowBlock = 64;  // rows whose column gradients add up in float
-inline constexpr int kMaxParams = 4;  // the KL to a learned prior has four
 inline constexpr int kTarget = kMaxParams;
 inline constexpr int kTermThreads = 128;
 inline constexpr int kGroups = kTermThreads / 4;

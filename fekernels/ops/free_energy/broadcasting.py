@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fekernels._catalogue.free_energy import longest
 from fekernels._checks import FLOATS, INTEGERS, dense, floating, same_device
 from fekernels.ops.free_energy.memory_order import in_memory_order
 
@@ -74,19 +75,19 @@ def rows(
 
 
 def prepare_target(
-    function: str, target: object, params: list[Tensor], categorical: bool, batch_dims: int
+    function: str, target: object, params: list[Tensor], classes: bool, batch_dims: int
 ) -> Tensor:
     target = dense(function, "target", target)
     same_device(function, "target", target, params[0].device)
     if target.requires_grad:
         raise ValueError(f"{function}: target must not require a gradient, since it gets none; detach it")
-    expected = params[0].shape[:-1] if categorical else params[0].shape
+    expected = params[0].shape[:-1] if classes else params[0].shape
     if target.shape != expected:
-        without = " without its last dimension (the classes)" if categorical else ""
+        without = " without its last dimension (the classes)" if classes else ""
         raise ValueError(
             f"{function}: target must have shape {tuple(expected)} like params{without}; got {tuple(target.shape)}"
         )
-    if categorical:
+    if classes:
         if target.dtype not in INTEGERS:
             raise TypeError(
                 f"{function}: target must hold class indices, an integer dtype; got {str(target.dtype)[6:]}"
@@ -110,6 +111,7 @@ def prepare_params(
     params: Tensor | Sequence[Tensor] | None,
     likelihood: str,
     numbers: list[int],
+    classes: bool,
     batch_dims: int,
 ) -> list[Tensor]:
     given = (
@@ -131,9 +133,8 @@ def prepare_params(
     for i, tensor in enumerate(given):
         floating(function, f"params[{i}]" if len(given) > 1 else "params", tensor)
         same_device(function, f"params[{i}]", tensor, given[0].device)
-    categorical = likelihood == "categorical"
-    if given[0].dim() < batch_dims + categorical:
-        shape = _shape_of_batch(batch_dims) + (", classes)" if categorical else ")")
+    if given[0].dim() < batch_dims + classes:
+        shape = _shape_of_batch(batch_dims) + (", classes)" if classes else ")")
         raise ValueError(f"{function}: params must have shape {shape}; got {tuple(given[0].shape)}")
     return given
 
@@ -223,19 +224,19 @@ def gather(
         TypeError: an argument of a wrong type or dtype.
         ValueError: one of a wrong shape or on another device; the message has its name, what was expected, what came.
     """
-    if likelihood != "categorical":
+    classes = bool(numbers) and longest(likelihood).classes
+    if not classes:
         params, target, (mask,) = in_memory_order(params, target, (mask,), batch_dims)
     of_mean = prior_mean, prior_logvar, latent_mask
     mean, logvar, (prior_mean, prior_logvar, latent_mask) = in_memory_order(mean, logvar, of_mean, batch_dims)
     kernel_params: list[Tensor] = []
     kernel_target = None
     if numbers:
-        categorical = likelihood == "categorical"
-        given = prepare_params(function, params, likelihood, numbers, batch_dims)
-        kernel_target = prepare_target(function, target, given, categorical, batch_dims)
+        given = prepare_params(function, params, likelihood, numbers, classes, batch_dims)
+        kernel_target = prepare_target(function, target, given, classes, batch_dims)
         shape = given[0].shape
         batch, device = shape[:batch_dims], given[0].device
-        if categorical:
+        if classes:
             flat = resolved(given[0]).reshape(math.prod(batch), math.prod(shape[batch_dims:-1]), shape[-1])
             kernel_params = [flat.contiguous()]
         else:
@@ -263,7 +264,7 @@ def gather(
     if mask is not None:
         assert target is not None
         mask = prepare_mask(function, "mask", mask, target, "target", "observed", batch_dims)
-        if likelihood == "categorical":
+        if classes:
             mask = mask.contiguous()
     if weight is not None:
         floating(function, "weight", weight)

@@ -86,8 +86,8 @@ def free_energy(
             sigmoid; autograd's version counter finds the others in backward. "mean" and "sum" only. Backward runs once.
             Nothing is written where no gradient is wanted. Ignored for one with gaps between samples, that shares its
             memory with another argument, or is in float16 or float64, and under torch.compile.
-        validate: check that the target's values are possible (counts whole and not negative, probabilities in
-            [0, 1], classes that exist) and the parameters in their domain (means, inverse dispersions and degrees of
+        validate: check that the target's values are possible (whole counts >= 0, values in [0, 1], positive numbers,
+            classes that exist) and the parameters in their domain (means, inverse dispersions, shapes and degrees of
             freedom not negative), where they count, at the price of reading them once more and, on a GPU, of a
             synchronisation. Without it, a parameter outside its domain makes energy and gradients NaN.
         ignore_index: "categorical" only: a target equal to it counts as unobserved, as one that ``mask`` leaves out.

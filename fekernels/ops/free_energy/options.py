@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fekernels._catalogue.free_energy import CODES, NONE, REDUCTIONS
+from fekernels._catalogue.free_energy import CODES, LIKELIHOODS, NONE, REDUCTIONS, longest
 from fekernels._checks import FLOATS, INTEGERS, boolean, dense, integer, number, one_of
 from fekernels._runtime.torch_internals import transforms_active
 from fekernels.ops.free_energy.autograd import is_dispatched
@@ -68,9 +68,10 @@ def check_options(
     if type(batch_dims) is not int or batch_dims != 1:
         batch_dims = check_batch_dims(function, batch_dims)
     if ignore_index is not None:
-        if likelihood != "categorical":
+        if not longest(likelihood).classes:
+            named = " or ".join(repr(row.name) for row in LIKELIHOODS if row.classes)
             raise ValueError(
-                f"{function}: ignore_index is a class of likelihood 'categorical'; got likelihood {likelihood!r}"
+                f"{function}: ignore_index is a class of likelihood {named}; got likelihood {likelihood!r}"
             )
         ignore_index = integer(function, "ignore_index", ignore_index)
     return Options(codes, beta, free_bits, how, inplace_backward, validate, batch_dims, ignore_index)

@@ -6,6 +6,7 @@ What the kernels write to, their scratch memory included, is poisoned before and
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +14,11 @@ from torch import Tensor
 
 from fekernels._catalogue.free_energy import CATEGORICAL
 from fekernels._runtime.pointer_table import DTYPE_CODES
+from tests.support import ROOT
 from tests.support.free_energy_kernels import Kernels
+
+_CODES = (ROOT / "csrc/formulas/free_energy_codes.h").read_text()
+OPERANDS = int(re.findall(r"kMaxParams = (\d+);", _CODES)[0])  # what a call has room for
 
 GUARD = 64  # elements on either side; a multiple of 16 bytes
 
@@ -29,8 +34,8 @@ class Operand(ctypes.Structure):
 
 class FreeEnergyCall(ctypes.Structure):
     _fields_ = [
-        ("params", Operand * 3),
-        ("latent", Operand * 4),
+        ("params", Operand * OPERANDS),
+        ("latent", Operand * OPERANDS),
         ("target", Operand),
         ("mask", ctypes.c_void_p),
         ("latent_mask", ctypes.c_void_p),

@@ -6,7 +6,8 @@
 static_assert(sizeof(fe::cuda::StepCall) == 112 && sizeof(fe::cuda::LangevinAdamCall) == 184 &&
                   sizeof(fe::cuda::SgldCall) == 152,
               "tests/support/cuda_on_cpu/__init__.py mirrors these");
-static_assert(sizeof(fe::cuda::FreeEnergyCall) == 528 && sizeof(fe::cuda::ReparameterizeCall) == 104 &&
+static_assert(sizeof(fe::cuda::FreeEnergyCall) == 192 + 2 * fe::kMaxParams * sizeof(fe::cuda::FreeEnergyOperand) &&
+                  sizeof(fe::cuda::ReparameterizeCall) == 104 &&
                   sizeof(fe::cuda::ScaleCall) == 208,
               "tests/support/cuda_on_cpu/free_energy.py mirrors these");
 
