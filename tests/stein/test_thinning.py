@@ -66,6 +66,31 @@ def test_its_gradients(backend):
             )
 
 
+@pytest.mark.parametrize("d", [3, 12, 20])
+@pytest.mark.parametrize("name", FINITE)
+def test_its_gradients_by_transforms(name, d, backend):
+    """torch.func, forward mode and batches of gradients, which torch.cdist has wrong or no derivatives for."""
+    x, s = (torch.randn(2, 5, d, dtype=torch.float64, device=backend.device) for _ in range(2))
+
+    def function(x, s):
+        return stein.kernel_matrix(x, s, kernel=KERNELS[name], bandwidth=2.0 * d)
+
+    wanted = torch.autograd.functional.jacobian(function, (x, s))
+    matrix = function(x.requires_grad_(), s.requires_grad_())
+    units = torch.eye(matrix.numel(), dtype=x.dtype, device=x.device).view(-1, *matrix.shape)
+    by_rows = torch.vmap(lambda g: torch.autograd.grad(matrix, (x, s), g, retain_graph=True))(units)
+    x, s = x.detach(), s.detach()
+    every = [
+        torch.autograd.functional.jacobian(function, (x, s), vectorize=True),
+        [gradient.view(*matrix.shape, *x.shape) for gradient in by_rows],
+        torch.func.jacrev(function, (0, 1))(x, s),
+        torch.func.jacfwd(function, (0, 1))(x, s),
+    ]
+    for found in every:
+        for got, want in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
 def test_empty_matrices(backend):
     for n, m in ((0, 3), (3, 0), (0, 0)):
         x, y = (torch.ones(2, k, 4, device=backend.device) for k in (n, m))

@@ -11,7 +11,14 @@ from fekernels._catalogue.stein import KERNELS
 from fekernels._checks import floating, integer, same_device
 from fekernels.ops.stein.bandwidths import bandwidths, is_median, positive_bandwidth
 from fekernels.ops.stein.kernel_stein_discrepancy import gather, stein_kernel
-from fekernels.ops.stein.particles import Kernel, check_particles, check_scores, compute_dtype, flatten
+from fekernels.ops.stein.particles import (
+    Kernel,
+    check_particles,
+    check_scores,
+    compute_dtype,
+    flatten,
+    transformed,
+)
 from fekernels.reference.stein import kernel_matrix as reference
 
 __all__ = ["kernel_matrix", "thinning"]
@@ -48,7 +55,7 @@ def kernel_matrix(
         bandwidth: h, as in ``kernel_stein_discrepancy``: > 0. "median" is that of the particles, whatever the others.
 
     Returns:
-        [..., n, m], float32, float64 for float64 operands. Differentiable.
+        [..., n, m], float32, float64 for float64 operands. Differentiable, under torch.func and in forward mode too.
 
     Raises:
         TypeError: an argument of a wrong type or dtype.
@@ -68,7 +75,8 @@ def kernel_matrix(
     batch, dtype = particles.shape[:-2], compute_dtype(x, s, y, r)
     if not x.shape[0] * x.shape[1]:
         return h.new_zeros((*batch, x.shape[1], y.shape[1]), dtype=dtype)
-    return reference.kernel_matrix(x, s, y, r, h, *found).to(dtype).reshape(*batch, x.shape[1], y.shape[1])
+    matrix = reference.kernel_matrix(x, s, y, r, h, *found, transformed())
+    return matrix.to(dtype).reshape(*batch, x.shape[1], y.shape[1])
 
 
 def _others(function: str, particles: Tensor, others: object, other_scores: object) -> tuple[Tensor, Tensor]:

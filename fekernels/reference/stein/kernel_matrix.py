@@ -21,15 +21,20 @@ def _shift(x: Tensor, kernel: int) -> Tensor | float:
 
 
 def kernel_matrix(
-    x: Tensor, s: Tensor, y: Tensor, r: Tensor, bandwidth: Tensor, kernel: int, beta: float, c: float
-) -> Tensor:
-    """kp [B, n, m], float64, of particles x and y with scores s and r, by blocks of rows."""
+    x: Tensor, s: Tensor, y: Tensor, r: Tensor, bandwidth: Tensor, kernel: int, beta: float, c: float,
+    transformed: bool = False,
+) -> Tensor:  # fmt: skip
+    """kp [B, n, m], float64, of particles x and y with scores s and r, by blocks of rows.
+
+    transformed: as of ``square_distances``.
+    """
     x, s, y, r = (tensor.double() for tensor in (x, s, y, r))
     shift, h = _shift(y, kernel), bandwidth.double().view(-1, 1, 1)
     x, y = x - shift, y - shift
     rows = max(1, PAIRS // max(1, x.shape[0] * y.shape[1]))
     parts = zip(x.split(rows, 1), s.split(rows, 1), strict=True)
-    return torch.cat([stein_block(xi, si, y, r, h, kernel, beta, c) for xi, si in parts], 1)
+    blocks = [stein_block(xi, si, y, r, h, kernel, beta, c, transformed=transformed) for xi, si in parts]
+    return torch.cat(blocks, 1)
 
 
 def thinning(

@@ -35,11 +35,12 @@ __all__ = [
 
 def stein_block(
     xi: Tensor, si: Tensor, x: Tensor, s: Tensor, h: Tensor, kernel: int, beta: float, c: float,
-    squares: Tensor | None = None, products: Tensor | None = None,
+    squares: Tensor | None = None, products: Tensor | None = None, transformed: bool = False,
 ) -> Tensor:  # fmt: skip
     """kp [B, r, n] of rows [B, r, d] and columns [B, n, d], all float64, centred alike; h [B, 1, 1].
 
     squares, products: x.x and x.s of the columns, [B, n], for whoever calls this for few rows at a time.
+    transformed: as of ``square_distances``.
     """
     d = x.shape[2]
     inner = si @ s.mT
@@ -47,7 +48,7 @@ def stein_block(
         products = (s * x).sum(2) if products is None else products
         return (xi @ x.mT + 1) * inner + (si * xi).sum(2).unsqueeze(2) + products.unsqueeze(1) + d
     across = difference_products(xi, si, x, s, products)
-    u, divisor = over_bandwidth(square_distances(xi, x, squares), h)
+    u, divisor = over_bandwidth(square_distances(xi, x, squares, transformed), h)
     k, p1, p2 = radial(kernel, u, beta, c, 2)
     return k * inner + (p1 * (across + d) - _times(u, p2)) / divisor
 

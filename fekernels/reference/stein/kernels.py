@@ -8,6 +8,7 @@ dimensions it is a sum of differences, which float64 particles have need of.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,13 +113,38 @@ def difference_products(
     return total.expand(*xi.shape[:-1], x.shape[-2])
 
 
-def square_distances(rows: Tensor, x: Tensor, own: Tensor | None = None) -> Tensor:
+def _direct_distances(rows: Tensor, x: Tensor) -> Tensor:
+    return torch.cdist(rows, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+class _SquareDistances(torch.autograd.Function):
+    """|x_i - y_j|^2 from differences, by ``torch.cdist``, whose own derivatives are wrong under vmap (torch 2.13)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, x)
+        return _direct_distances(rows, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        rows, x = ctx.saved_tensors
+        return 2 * repulsion(grad, rows, x), 2 * repulsion(grad.mT, x, rows)
+
+
+def square_distances(rows: Tensor, x: Tensor, own: Tensor | None = None, transformed: bool = False) -> Tensor:
     """t [B, r, n] from centred float64 rows [B, r, d] and x [B, n, d]; 0 exactly where two particles coincide.
 
-    own: x.x [B, n], where known.
+    own: x.x [B, n], where known. transformed: under torch.func or in forward mode, which take plain operations alone.
     """
+    if x.shape[-1] <= DIRECT and transformed:
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        for one, other in zip(rows.unbind(-1), x.unbind(-1), strict=True):
+            total = total + (one.unsqueeze(-1) - other.unsqueeze(-2)).square()
+        return total.expand(*rows.shape[:-1], x.shape[-2])
     if x.shape[-1] <= DIRECT:
-        return torch.cdist(rows, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+        wanted = torch.is_grad_enabled() and (rows.requires_grad or x.requires_grad)
+        distances: Tensor = _SquareDistances.apply(rows, x) if wanted else _direct_distances(rows, x)
+        return distances
     own = x.square().sum(-1) if own is None else own
     squares = rows.square().sum(-1).unsqueeze(-1) + own.unsqueeze(-2)
     t = torch.baddbmm(squares, rows, x.mT, alpha=-2)
