@@ -1,4 +1,4 @@
-"""What ``sample_posterior`` is given: checked, and compared over the ranks that share its chains."""
+"""What ``sample_posterior`` is given: checked, compared over the ranks that share its chains, and with a run before."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import nn
 
 from fekernels._checks import boolean, integer, number
 from fekernels._loader_batches import check_batches
-from fekernels._runtime.agreement import agree
+from fekernels._runtime.agreement import Agreement, agree, tensors_digest
 from fekernels._runtime.parts import check_unsharded
 from fekernels._runtime.ranks import gathered_numbers, group_of, has_ranks, processes_without_group
 from fekernels.posterior.pilot import Data
+from fekernels.posterior.samples import PosteriorSamples
 
-__all__ = ["OWNER", "agree_on", "check", "data_of", "which_group"]
+__all__ = ["OWNER", "agree_on", "check", "check_directory", "data_of", "run_of", "which_group"]
 
 OWNER = "sample_posterior"
 
@@ -63,10 +64,10 @@ def _plain(value: Any) -> Any:
     return int(value) if int(value) == value else float(value)
 
 
-def data_of(loader: Any, data_size: int, seed: int, group: Any) -> Data:
+def data_of(loader: Any, data_size: int, seed: int, group: Any, prints: bool = False) -> Data:
     """ValueError on every rank where they were not given the same data."""
     if group is None:
-        return Data(OWNER, loader, int(data_size), seed)
+        return Data(OWNER, loader, int(data_size), seed, prints=prints)
     problem: Exception | None = None
     try:
         data = Data(OWNER, loader, int(data_size), seed, prints=True)
@@ -92,6 +93,35 @@ def data_of(loader: Any, data_size: int, seed: int, group: Any) -> Data:
         what = "what loader gives (all the data: chains are split over ranks, data are not)"
         agree(OWNER, {what: first}, group, digests=[what])
     return data
+
+
+def run_of(model: nn.Module, data: Data, **arguments: Any) -> dict[str, Any]:
+    """All that decides a run's samples, as JSON keeps it; but for the loss, of which nothing can be compared."""
+    tensors = [(f"{name} {p.requires_grad}", p) for name, p in model.named_parameters()]
+    first, second = data.fingerprints
+    return {
+        **{name: _plain(value) for name, value in arguments.items()},
+        "model": tensors_digest([*tensors, *model.named_buffers()]),
+        "the number of points of loader": data.points,
+        "the number of batches of loader": data.batches,
+        # Of data that are made anew in every pass, by random crops say, nothing comes again.
+        "what loader gives": f"{first:016x}" if first == second else None,
+    }
+
+
+def check_directory(samples: PosteriorSamples, directory: Any, run: dict[str, Any], group: Any) -> None:
+    """ValueError on every rank where there are samples of anything but this run, which makes those again."""
+    with Agreement(OWNER, group) as agreement:
+        if held := len(samples):
+            told = f"{OWNER}: directory must hold no samples but those of this very run"
+            told = f"{told}; got {directory} with {held} that"
+            if samples.run is None:
+                raise ValueError(f"{told} were collected otherwise")
+            for name in {**run, **samples.run}:
+                here, there = run.get(name), samples.run.get(name)
+                if here != there:
+                    raise ValueError(f"{told} have another {name}: {there!r} there, {here!r} here")
+        agreement.tell()
 
 
 def check(

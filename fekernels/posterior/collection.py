@@ -208,14 +208,25 @@ class WeightCollection:
     def _counts(self) -> dict[str, int]:
         return {"calls": self.calls, "seen": self.seen, "chains": self.chains}
 
-    def collect_shards(self, own: Mapping[int, Mapping[str, Tensor]], total: int) -> None:
-        """Keep `total` states, this rank's by their indices among all; alone, all of them. A collective."""
+    def collect_shards(
+        self, own: Mapping[int, Mapping[str, Tensor]], total: int, run: dict[str, Any] | None = None
+    ) -> None:
+        """Keep `total` states and no others, this rank's by their indices among all; alone, all of them. A collective.
+
+        Args:
+            run: what these are the samples of, which is kept with them until others are added.
+        """
         self._warn_of_strangers()
-        self.seen += total
+        self.calls, self.seen = 0, total
         samples = {
             i: {name: state[name].detach() for name in own_tensors(self._model)} for i, state in own.items()
         }
-        self._store.add_shards(samples, total, self._counts())
+        self._store.replace_by_shards(samples, total, self._counts(), run)
+
+    @property
+    def run(self) -> dict[str, Any] | None:
+        """What the samples here are of, as `collect_shards` was told it."""
+        return self._store.run
 
     def _check_fits(self, came: dict[str, list[int]], count: int, where: str) -> None:
         check_shapes(self._model, came, f"the samples in {where}")

@@ -15,7 +15,15 @@ from fekernels._runtime.ranks import draw_seed, gathered_numbers
 from fekernels.diagnostics.chain_statistics import unjudged_statistics
 from fekernels.diagnostics.common_noise import moving_together
 from fekernels.diagnostics.mean_check import judge, measure, of_rank_0
-from fekernels.posterior.arguments import OWNER, agree_on, check, data_of, which_group
+from fekernels.posterior.arguments import (
+    OWNER,
+    agree_on,
+    check,
+    check_directory,
+    data_of,
+    run_of,
+    which_group,
+)
 from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chain_sampler import BETA1, ChainSampler, Plan
 from fekernels.posterior.chains import LossFunction
@@ -112,7 +120,9 @@ def sample_posterior(
         seed: of starts and noise; None draws one from torch's default generator, rank 0's where there are ranks.
         progress: a tqdm bar, rank 0's where there are ranks.
         directory: None keeps the samples in memory, of every rank. A path keeps them there, as `PosteriorSamples` does:
-            each rank writes those of its chains, and all read all. It must hold no samples, and be one that all see.
+            each rank writes those of its chains, and all read all. It must be one that all see, and hold no samples but
+            those of the same run: started again with its seed, killed or finished, a run makes all its samples anew and
+            puts them in the place of those. All arguments, weights and data are compared with theirs, not ``loss_fn``.
         process_group: over whose ranks the chains are split: a ``torch.distributed.ProcessGroup`` or a DeviceMesh of
             one dimension. "auto": the default group, where one is initialised. None: all chains here, whatever other
             processes do. Every rank of the group must call, with the same arguments and *all* the data, which are
@@ -136,21 +146,23 @@ def sample_posterior(
         control_variates, freeze, seed, progress,
     )  # fmt: skip
     model = bare(model)
-    agree_on(
-        group, model, loader, data_size=data_size, prior_precision=prior_precision, chains=chains, samples=samples,
-        lr=lr, thinning=thinning, burn_in=burn_in, control_variates=control_variates, freeze=freeze, seed=seed,
-        directory=place_of(directory),
-    )  # fmt: skip
+    given = {
+        "data_size": data_size, "prior_precision": prior_precision, "chains": chains, "samples": samples, "lr": lr,
+        "thinning": thinning, "burn_in": burn_in, "control_variates": control_variates, "freeze": freeze,
+    }  # fmt: skip
+    agree_on(group, model, loader, **given, seed=seed, directory=place_of(directory))
     seed = draw_seed() if seed is None else int(seed)
     if group is not None:  # the order of the data too is of the seed
         seed = int(gathered_numbers(OWNER, [seed], group)[0][0])
-    walk_data = data_of(loader, data_size, seed, group)
+    walk_data = data_of(loader, data_size, seed, group, prints=directory is not None)
     ranks = ChainRanks(OWNER, chains, group)
     own = ranks.of_rank_0(model)
     no_mean = judge(OWNER, of_rank_0(OWNER, measure(own, loss_fn, walk_data.sample), group))
     collected = PosteriorSamples(model, chains=chains, directory=directory, process_group=group)
-    if len(collected):
-        raise ValueError(f"{OWNER}: directory must hold no samples; got {directory} with {len(collected)}")
+    this_run = None
+    if directory is not None:
+        this_run = run_of(own, walk_data, **given, seed=seed)
+        check_directory(collected, directory, this_run, group)
     notes: list[str] = []
     if ranks.idle:
         notes.append(
@@ -193,6 +205,7 @@ def sample_posterior(
                 for k, state in enumerate(states, ranks.mine.start)
             },
             chains * samples,
+            this_run,
         )
     walk_data.looked_at = ranks.total(walk_data.looked_at)
     settings = {

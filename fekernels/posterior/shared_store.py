@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fekernels._runtime.ranks import gathered_numbers
-from fekernels.posterior.store import Counts, DiskStore, Sample, shapes
+from fekernels.posterior.store import Counts, DiskStore, Run, Sample, shapes
 
 OWNER = "PosteriorSamples"
 WAIT = 60.0  # seconds for a file of a few megabytes to be written, and seen through a network's file system
@@ -105,13 +105,14 @@ class SharedDiskStore(DiskStore):
             super().replace(samples, counts)
         self._due += len(samples)
 
-    def add_shards(self, own: dict[int, Sample], total: int, counts: Counts) -> None:
+    def replace_by_shards(self, own: dict[int, Sample], total: int, counts: Counts, run: Run) -> None:
         """Every rank writes its files, and rank 0 the index once all have: a collective."""
         problem: Exception | None = None
         names: list[str] = []
         try:
             if self._leads:
-                self._tidy_up()
+                with self._alone():
+                    self._begin()
         except Exception as error:
             problem = error
         # No rank writes before what others left there is gone, none is read before all are whole.
@@ -127,7 +128,9 @@ class SharedDiskStore(DiskStore):
                 names = [f"sample-{self._serial + index:08d}.safetensors" for index in range(total)]
                 form = shapes(next(iter(own.values()))) if own else self.shapes
                 with self._alone():
-                    self._write_index([*self._files, *names], self._serial + total, form, counts)
+                    before = set(self._files)
+                    self._write_index(names, self._serial + total, form, counts, run)
+                    self._remove(before)
         except Exception as error:
             problem = error
         self._together(problem, "write the index of")

@@ -18,6 +18,9 @@ from fekernels.posterior.scratch_files import locked, remove_abandoned, scratch_
 Sample = dict[str, Tensor]
 Counts = dict[str, int]
 Stamp = tuple[int, int, int] | None
+Run = (
+    dict[str, Any] | None
+)  # what a run was given whose samples these are; None of samples that were collected
 
 FORMAT = 1
 INDEX = "index.json"
@@ -94,6 +97,7 @@ class MemoryStore:
         self._device = device
         self._samples: list[Sample] = []
         self.counts: Counts = {"calls": 0, "seen": 0}
+        self.run: Run = None
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -124,9 +128,8 @@ class MemoryStore:
         own = self._samples[index]
         self._samples[index] = {n: changes[n].to(v.device) if n in changes else v for n, v in own.items()}
 
-    def add_shards(self, own: dict[int, Sample], total: int, counts: Counts) -> None:
-        for index in range(total):
-            self.add(own[index], None, counts)
+    def replace_by_shards(self, own: dict[int, Sample], total: int, counts: Counts, run: Run) -> None:
+        self.replace([own[index] for index in range(total)], counts)
 
     def replace(self, samples: list[Sample], counts: Counts) -> None:
         self._samples = []
@@ -139,9 +142,10 @@ class DiskStore:
     """One safetensors file per sample; `index.json` says which files count, in order.
 
     A change writes the new file, then the index, then removes what the index no longer names. A crash between
-    two of these leaves a file that the index does not name; it is ignored, and removed by the next change. What a
-    killed process left half written is removed as soon as the directory is opened again. One object writes: where the
-    index is no longer what this one has read or written last, a change raises, and nothing is overwritten.
+    two of these leaves a file that the index does not name; it is ignored, and removed by the next change. Before the
+    first file there is an index that names none. What a killed process left half written is removed as soon as the
+    directory is opened again. One object writes: where the index is no longer what this one has read or written last,
+    a change raises, and nothing is overwritten.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -152,6 +156,7 @@ class DiskStore:
         self._tidy = False
         self.shapes: dict[str, list[int]] = {}
         self.counts: Counts = {"calls": 0, "seen": 0}
+        self.run: Run = None
         _safetensors()
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"PosteriorSamples: directory must be a directory; got the file {directory}")
@@ -204,6 +209,7 @@ class DiskStore:
             index = json.loads(path.read_text(encoding="utf-8"))
             version, self._files, self.shapes = index["format"], list(index["files"]), dict(index["shapes"])
             self._serial = int(index["serial"])
+            self.run = None if index.get("run") is None else dict(index["run"])
             self.counts = counts_of(index["counts"], len(self._files))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -233,9 +239,9 @@ class DiskStore:
         with self._alone():
             self._write_index(self._files, self._serial, self.shapes, counts)
 
-    def add_shards(self, own: dict[int, Sample], total: int, counts: Counts) -> None:
-        """Samples by their indices among ``total`` new ones: all of them."""
-        self._change([own[index] for index in range(total)], self._files, counts)
+    def replace_by_shards(self, own: dict[int, Sample], total: int, counts: Counts, run: Run) -> None:
+        """By samples by their indices among ``total`` new ones: all of them."""
+        self._change([own[index] for index in range(total)], [], counts, run)
 
     def replace(self, samples: list[Sample], counts: Counts) -> None:
         self._change(samples, [], counts)
@@ -246,37 +252,46 @@ class DiskStore:
             name, files = f"sample-{self._serial:08d}.safetensors", list(self._files)
             _save_sample(self._directory / name, {**self.read(index), **changes})
             files[index], before = name, files[index]
-            self._write_index(files, self._serial + 1, self.shapes, self.counts)
+            self._write_index(files, self._serial + 1, self.shapes, self.counts, self.run)
             self._remove({before})
 
-    def _change(self, new: list[Sample], kept: list[str], counts: Counts) -> None:
+    def _change(self, new: list[Sample], kept: list[str], counts: Counts, run: Run = None) -> None:
         with self._alone():
-            self._tidy_up()
+            self._begin()
             files, before = list(kept), self._files
             for offset, sample in enumerate(new):
                 files.append(self._write(offset, sample))
-            self._write_index(files, self._serial + len(new), shapes(new[0]) if new else {}, counts)
+            self._write_index(files, self._serial + len(new), shapes(new[0]) if new else {}, counts, run)
             self._remove(set(before) - set(files))
 
-    def _tidy_up(self) -> None:
+    def _begin(self) -> None:
+        """Before files are written: no strays, and an index, without which those of a killed process were taken for
+        samples that have lost theirs."""
         if not self._tidy:
             # Only a writer may tidy: a reader could delete the file that a running sampler is about to index.
             strays = {path.name for path in self._directory.glob("sample-*.safetensors")} - set(self._files)
             self._remove(strays)
             self._tidy = True
+        if self._known is None:
+            self._write_index([], self._serial, {}, self.counts)
 
     def _write(self, offset: int, sample: Sample) -> str:
         name = f"sample-{self._serial + offset:08d}.safetensors"
         _save_sample(self._directory / name, sample)
         return name
 
-    def _write_index(self, files: list[str], serial: int, form: dict[str, list[int]], counts: Counts) -> None:
+    def _write_index(
+        self, files: list[str], serial: int, form: dict[str, list[int]], counts: Counts, run: Run = None
+    ) -> None:
         index = {"format": FORMAT, "files": files, "serial": serial, "shapes": form, "counts": counts}
+        if run is not None:
+            index["run"] = run
         with scratch_directory(self._directory) as scratch:
             (scratch / INDEX).write_text(json.dumps(index), encoding="utf-8")
             _rename_into_place(scratch / INDEX, self._directory / INDEX)
         self._known = self._stamp()
         self._files, self._serial, self.shapes, self.counts = files, serial, form, counts
+        self.run = run
 
     def _remove(self, names: set[str]) -> None:
         for name in names:

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 import fekernels as fe
 from fekernels._runtime import ranks
-from fekernels.posterior import shared_store
+from fekernels.posterior import shared_store, store
 from tests.support import processes
 from tests.support.tensors import bits_equal
 
@@ -80,11 +80,11 @@ def told(call):
     return str(raised.value), time.monotonic() - begun, [str(w.message) for w in warned]
 
 
-def sample(loss_fn):
-    fe.sample_posterior(
+def sample(loss_fn, directory=None):
+    return fe.sample_posterior(
         network(), loss_fn, batches(), data_size=24, prior_precision=1.0, chains=CHAINS, samples=4, burn_in=20,
-        thinning=1, seed=1, progress=False,
-    )  # fmt: skip
+        thinning=1, seed=1, progress=False, directory=directory,
+    ).samples  # fmt: skip
 
 
 def on_a_rank(folder):
@@ -173,3 +173,35 @@ def test_who_never_comes_is_waited_for_as_long_as_the_group_says(name, outcomes)
 def test_samples_that_rank_0_did_not_keep_are_missed(outcomes):
     message, _, _ = outcomes[1].result["not collected"]
     assert message.startswith("PosteriorSamples: rank 0 must have written sample number 1 to ")
+
+
+def killed_among_its_samples(folder, rank):
+    """One rank has written two of its samples, the others as many as they come to."""
+    write, count = store._save_sample, 0
+
+    def killed(path, sample):
+        nonlocal count
+        if count == 2 and dist.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        write(path, sample)
+
+    store._save_sample = killed
+    sample(loss, folder)
+
+
+def sampled_again(folder):
+    return list(sample(loss, folder))
+
+
+def test_a_run_with_a_rank_killed_among_its_files_is_started_again_in_its_directory(tmp_path):
+    for rank in (0, 1):
+        outcomes = processes.run_outcomes(killed_among_its_samples, 2, str(tmp_path), rank)
+        assert outcomes[rank].exitcode == -signal.SIGKILL, outcomes[rank].failure
+    assert len(list(tmp_path.glob("sample-*"))) > 1
+    (whole,) = processes.run_processes(sampled_again, 1, None)
+    for result in processes.run_processes(sampled_again, 2, str(tmp_path)):
+        assert len(result) == len(whole) == 4 * CHAINS
+        for got, want in zip(result, whole, strict=True):
+            assert all(bits_equal(got[name], value) for name, value in want.items())
+    assert len(list(tmp_path.iterdir())) == 4 * CHAINS + 1

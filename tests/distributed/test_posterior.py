@@ -95,8 +95,12 @@ def on_a_rank(folder):
     results = {"chains": sampled(model, seed=None)}  # weights and seed are rank 0's
     chains = Path(folder, "chains")
     results["on disk"] = sampled(network(), directory=chains, seed=results["chains"]["settings"]["seed"])
-    with pytest.raises(ValueError, match="directory must hold no samples; got .* with 16"):
+    with pytest.raises(
+        ValueError, match="directory must hold no samples but .* got .* with 16 that have another seed"
+    ):
         sampled(network(), directory=chains)
+    results["again"] = sampled(network(), directory=chains, seed=results["chains"]["settings"]["seed"])
+    assert len(list(chains.iterdir())) == 1 + CHAINS * SAMPLES
     results["of chains"] = fe.PosteriorSamples(network(), directory=chains, process_group=world).chains
 
     data = torch.utils.data.TensorDataset(*(torch.cat(parts) for parts in zip(*batches(), strict=True)))
@@ -190,6 +194,7 @@ def test_chains_over_ranks_are_those_of_one_process(found, one):
     for its in found:
         same(its["chains"], one)
         same(its["on disk"], one)
+        same(its["again"], one)
         assert its["of chains"] == CHAINS
         assert its["chains"]["warnings"][0].startswith("1 of 3 ranks had nothing to do")
         assert its["chains"]["warnings"][1:] == one["warnings"]
