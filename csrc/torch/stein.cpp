@@ -3,13 +3,13 @@
 
 #include <memory>
 #include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "torch/large_tensors.h"
 #include "torch/registration.h"
+#include "torch/stein_codes.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -121,30 +121,9 @@ class SvgdCalls {
   const float* bandwidths_;
 };
 
-// Of those with a finite discrepancy, or of all.
-bool is_kernel(int64_t code, bool discrepancy) {
-  bool found = false;
-  fe::RadialKernels<float>::visit(code, [&]<class Kernel>() { found = Kernel::kHasDiscrepancy || !discrepancy; });
-  return found;
-}
-
-std::string kernel_names(bool discrepancy) {
-  std::string known;
-  for (int code = 0; code < fe::RadialKernels<float>::kCount; ++code)
-    fe::RadialKernels<float>::visit(code, [&]<class Kernel>() {
-      if (is_kernel(code, discrepancy))
-        known += (known.empty() ? "" : ", ") + std::to_string(code) + " (" + Kernel::kName + ")";
-    });
-  return known;
-}
-
-void check_kernel(int64_t code, bool discrepancy = false) {
-  STD_TORCH_CHECK(is_kernel(code, discrepancy), "kernel must be one of ", kernel_names(discrepancy), "; got ", code);
-}
-
 Tensor svgd_direction_cpu(Tensor particles, Tensor scores, Tensor bandwidth, int64_t kernel, double beta, double c,
                           double temperature, int64_t) {
-  check_kernel(kernel);
+  fe::check_kernel(kernel);
   const Shape shape = shape_of(particles, {&scores}, bandwidth);
   Tensor out = fe::empty_large(particles, particles.sizes());
   if (out.numel() == 0) return out;
@@ -163,7 +142,7 @@ Tensor svgd_direction_cpu(Tensor particles, Tensor scores, Tensor bandwidth, int
 std::vector<Tensor> svgd_direction_backward_cpu(Tensor grad, Tensor particles, Tensor scores, Tensor bandwidth,
                                                 int64_t kernel, double beta, double c, double temperature, int64_t,
                                                 int64_t needs) {
-  check_kernel(kernel);
+  fe::check_kernel(kernel);
   const Shape shape = shape_of(particles, {&scores, &grad}, bandwidth);
   const int64_t nothing = 0;
   const auto result = [&](int which, const Tensor& operand) {
@@ -197,7 +176,7 @@ std::vector<Tensor> svgd_direction_backward_cpu(Tensor grad, Tensor particles, T
 
 Tensor kernel_stein_discrepancy_cpu(Tensor particles, Tensor scores, Tensor bandwidth, Tensor weights, int64_t kernel,
                                     double beta, double c) {
-  check_kernel(kernel, true);
+  fe::check_kernel(kernel, true);
   const Shape shape = shape_of(particles, {&scores}, bandwidth);
   STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Float && weights.dim() == 3 && weights.is_contiguous() &&
                       (weights.size(0) == 1 || weights.size(0) == shape.batch) && weights.size(1) == shape.n,

@@ -6,6 +6,7 @@
 #include "cpu/dispatch.h"
 #include "torch/large_tensors.h"
 #include "torch/registration.h"
+#include "torch/stein_codes.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -26,17 +27,12 @@ void check_floats(const Tensor& tensor, const char* name, int64_t least) {
                   " must be contiguous float32 of at least ", least, " elements");
 }
 
-void check_shared_kernel(int64_t kernel) {
-  STD_TORCH_CHECK(kernel >= 0 && kernel < fe::RadialKernels<float>::kCount, "kernel must be in [0, ",
-                  fe::RadialKernels<float>::kCount, "); got ", kernel);
-}
-
 const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 float* floats(Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
 
 // What every share of one direction is told; `numbers`: beta, c, temperature.
 fe::SvgdCall call_of(int64_t n, int64_t d, int64_t kernel, const Tensor& bandwidth, const std::vector<double>& numbers) {
-  check_shared_kernel(kernel);
+  fe::check_kernel(kernel);
   STD_TORCH_CHECK(n >= 1 && d >= 1, "n and d must be positive; got ", n, " and ", d);
   STD_TORCH_CHECK(is_plain(bandwidth, ScalarType::Float) && bandwidth.numel() == 1, "bandwidth must be one float32 element");
   STD_TORCH_CHECK(numbers.size() == 3, "numbers must be beta, c and temperature");
@@ -87,7 +83,7 @@ void check_blocks(const fe::SvgdShare& share, const std::vector<int64_t>& blocks
 // algorithm, particles of a block, blocks of a group, floats of its two records, whether centred, columns of a segment, floats
 // of its products; `like` says the device.
 std::vector<int64_t> svgd_layout_cpu(Tensor, int64_t n, int64_t d, int64_t kernel, bool sharp) {
-  check_shared_kernel(kernel);
+  fe::check_kernel(kernel);
   STD_TORCH_CHECK(n >= 1 && d >= 1, "n and d must be positive; got ", n, " and ", d);
   fe::SvgdCall call{};
   call.n = n;
