@@ -29,6 +29,7 @@ class Row:
     shared: str = ""  # "problems": one pairwise for all of them; "edges": one table for all edges
     warm: bool = False
     sweeps: int = 4
+    by_residual: bool = False  # the messages one at a time
 
     def __str__(self) -> str:
         return self.name
@@ -65,7 +66,7 @@ class Row:
 
     @property
     def settings(self) -> tuple[bool, bool, float, float, int]:
-        return self.product == "max", False, self.damping, 0.0, self.sweeps
+        return self.product == "max", self.by_residual, self.damping, 0.0, self.sweeps
 
 
 def hash_of(name: str) -> int:
@@ -73,7 +74,8 @@ def hash_of(name: str) -> int:
 
 
 # All ways through the kernels: numbers of states with and without code of their own, tiles that are not full, several
-# chunks, variables without edges, both products, damping, potentials that underflow as products, hard constraints.
+# chunks, variables without edges, both products and orders, damping, potentials that underflow as products, hard
+# constraints.
 ROWS = (
     *(Row(f"{states} states", 19, 45, states) for states in (1, 2, 3, 4, 5, 9)),
     *(Row(f"{states} states, max", 19, 45, states, product="max") for states in (1, 2, 3, 4, 5)),
@@ -95,6 +97,12 @@ ROWS = (
     Row("no problem", 5, 4, 4, problems=0),
     Row("no sweep", 5, 4, 4, sweeps=0),
     Row("hub", 400, 399, 2, sweeps=3),
+    *(Row(f"{states} states, by residual", 19, 30, states, by_residual=True) for states in (4, 9)),
+    Row("by residual, max", 19, 30, 4, by_residual=True, product="max"),
+    Row("by residual, damped", 19, 30, 4, by_residual=True, damping=0.3),
+    Row("by residual, forbidden", 19, 30, 3, by_residual=True, damping=0.3, forbidden=0.2),
+    Row("by residual, batch, one table", 19, 30, 2, by_residual=True, problems=3, shared="edges"),
+    Row("by residual, no edge", 5, 0, 3, by_residual=True),
 )  # fmt: skip
 
 
