@@ -107,6 +107,7 @@ std::vector<Tensor> free_energy_cpu(std::vector<Tensor> params, std::optional<Te
   const Tensor& full = params.empty() ? latent[0] : *target;
   const int64_t rows = full.size(0), n_params = static_cast<int64_t>(params.size());
   const float* weights = floats(weight);
+  if (inplace && n_params) params[0].mutable_data_ptr();  // as below: not where a lazy clone of it lies
   const auto scales = [&](int which) {
     const float* from_above = upstream.empty() ? nullptr : static_cast<const float*>(upstream[which].const_data_ptr());
     return fe::row_scales(rows, weights, from_above, how);
@@ -193,6 +194,8 @@ void free_energy_plain(const fe::PlainFreeEnergy& call) {
     const auto *first = static_cast<const float*>(a.const_data_ptr()), *other = static_cast<const float*>(b.const_data_ptr());
     return first < other + b.numel() && other < first + a.numel();
   };
+  // Before its address is taken: memory that it shares with a lazy clone becomes its own, elsewhere.
+  if (call.inplace) prediction.mutable_data_ptr();
   if (!plain(prediction) || !plain(target) || !plain(mean) || !plain(logvar)) return;
   const int64_t rows = prediction.size(0), likelihood = call.likelihood;
   const auto how = static_cast<fe::Reduction>(call.reduction);

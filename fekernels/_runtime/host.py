@@ -25,7 +25,7 @@ from fekernels._runtime.build_cache import CachedLibrary
 __all__ = ["build_beside", "host", "unavailable_reason"]
 
 SLOW = (
-    "the optimizers check gradients in Python, 0.2 ms a step of 200 parameters, and the free energy its operands, 40 us"
+    "the optimizers check gradients in Python, 0.3 ms a step of 200 parameters, and the free energy its operands, 40 us"
     " a loss"
 )
 

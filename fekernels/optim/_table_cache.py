@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterable
 from itertools import chain
-from operator import is_
+from operator import attrgetter, eq, is_
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -26,15 +26,26 @@ __all__ = ["KeptSettings", "StateSnapshot", "TableCache"]
 ORDINARY = {Tensor, torch.nn.Parameter}
 UNCHANGING = {float, int, bool, str, type(None), torch.dtype}
 SCHEDULED = {"lr", "temperature"}
-# Shapes and dtypes that a step compares. Pointers, sizes and strides it compares of every tensor, so that no kernel
-# leaves its memory; these, which only a ``.data`` of the same address and size changes, by parts: all of them at
-# every step of a group this small, otherwise within a few steps.
-COMPARED = 64
+DTYPE = attrgetter("dtype")  # a third of the time that a comprehension takes, of hundreds of tensors a step
+# The states whose shapes, strides and dtypes Python's check compares at a step: so many, or this share of them. All
+# would double its time for 200 parameters and make it three times as long for 1,000. Only a change of a state where it
+# lies (``.data`` of the same address, ``resize_`` to less) is noticed later for it, at the eighth step at the latest;
+# until then the kernel takes the state for what it was, in memory that the table keeps. The native check compares all.
+COMPARED, SHARE = 64, 8
 
 
 def gaps(tensor: Tensor) -> tuple[int, ...] | None:
     """The strides of a tensor that is not contiguous; of one that is, those of dimensions of one element may be any."""
     return None if tensor.is_contiguous() else tensor.stride()
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, gaps(tensor), tensor.dtype
+
+
+def _have_sizes(tensors: list[Tensor], sizes: list[torch.Size]) -> bool:
+    """(Lists of thousands of new sizes would set off the garbage collector at every step.)"""
+    return len(tensors) == len(sizes) and all(map(eq, map(Tensor.size, tensors), sizes))
 
 
 class KeptSettings:
@@ -128,7 +139,7 @@ class TableCache:
         self.streams, self.anchor = list(group["streams"]), group["anchor"]
         self.dtypes = {param.dtype for param in params}
         self.noise_units = all(row.noise_unit is not None for row in rows)
-        self.params = list(params)
+        self.params, self.classes = list(params), list(map(type, params))
         grads = self.gradients(params)
         self.live = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
         self.lasting = len(rows) == len(self.live) and self._placed_alike(params)
@@ -146,19 +157,23 @@ class TableCache:
         self.sharded = any(map(is_sharded, self.live))
         self.all_sharded = self.sharded and all(map(is_sharded, self.live))
         self.states = states
+        self.counts = list(map(len, states))
+        self.keys = [key for state in states for key in state]
         self.values = [value for state in states for value in state.values()]
         self.tensors = [value for value in self.values if isinstance(value, Tensor) and not is_sharded(value)]
-        self.state_pointers = list(map(Tensor.data_ptr, self.tensors))
+        self.sharded_states = [value for value in self.values if is_sharded(value)]
+        tensors = self._state_tensors()
+        self.state_pointers = list(map(Tensor.data_ptr, tensors))
+        self.state_kinds = list(map(_kind, tensors))
+        self.next_compared = 0
         self.pointers = [row.param.data_ptr() for row in rows]
         self.null_gradients = [row.grad.data_ptr() for row in rows].count(0)  # of tensors without elements
         self.contiguous = all(t.is_contiguous() for row in rows for t in (row.param, row.grad))
-        self.sizes = [row.param.numel() for row in rows]
+        self.sizes = [row.param.size() for row in rows]
+        self.row_dtypes = [row.param.dtype for row in rows]
         self.strides = [gaps(row.param) for row in rows]
         self.grad_dtypes = [row.grad.dtype for row in rows]
         self.grad_strides = [gaps(row.grad) for row in rows]
-        self.kinds = [(row.param.shape, row.param.dtype) for row in rows]
-        self.state_kinds = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in self.tensors]
-        self.next_compared = 0
         parts = group_rows(rows) if rows else []
         position = {id(row): i for i, row in enumerate(rows)}
         # Which of the gradients are a table's rows.
@@ -167,7 +182,7 @@ class TableCache:
         if host is not None and len(parts) == 1 and self._ordinary():
             checked = [row.grad for row in rows] if self.takes_gradients else None
             self.native = host.GroupCheck(
-                self.params, self.live, checked, self.states, self.values, self.tensors
+                self.params, self.live, checked, self.states, self.keys, self.values, self.tensors
             )
 
     def gradients(self, params: list[Tensor]) -> list[Tensor | None]:
@@ -184,7 +199,7 @@ class TableCache:
 
     def _ordinary(self) -> bool:
         """Whether the native check sees all: no shards, whose memory is another tensor's, no class's own ``grad``."""
-        return not self.sharded and set(map(type, self.params)) <= {Tensor, torch.nn.Parameter}
+        return not self.sharded and not self.sharded_states and set(self.classes) <= ORDINARY
 
     def point_to_gradients(self, params: list[Tensor], states: dict[Tensor, Any], snapshot: bool) -> bool:
         """Write this step's gradients into the tables; False when anything else has changed since they were made.
@@ -198,6 +213,8 @@ class TableCache:
             self.tables[0].point_to_checked(self.native)
             return True
         if len(params) != len(self.params) or not all(map(is_, params, self.params)):
+            return False
+        if list(map(type, params)) != self.classes:  # whose ``grad`` may be another
             return False
         grads = self.gradients(params)
         if [grad is None for grad in grads] != self.missing:
@@ -218,12 +235,11 @@ class TableCache:
                 self._plain(live, pointers)
                 and list(map(Tensor.data_ptr, local)) == self.pointers
                 and self._laid_out(local, live)
-                and [grad.dtype for grad in live] == self.grad_dtypes
                 and (snapshot or all(map(is_, map(states.get, self.live), self.states)))
-                and sum(map(len, self.states)) == len(self.values)
+                and list(map(len, self.states)) == self.counts
+                and all(map(is_, chain.from_iterable(self.states), self.keys))
                 and all(map(is_, chain.from_iterable(map(dict.values, self.states)), self.values))
-                and list(map(Tensor.data_ptr, self.tensors)) == self.state_pointers
-                and self._of_their_kinds(local, live)
+                and self._states_as_they_were()
             )
         # A sparse gradient has no strides, one of a transform no memory, one that is no DTensor no placements.
         except (RuntimeError, AttributeError):
@@ -250,28 +266,26 @@ class TableCache:
         return all(map(has_plain_memory, grads))
 
     def _laid_out(self, params: list[Tensor], grads: list[Tensor]) -> bool:
+        if not (
+            _have_sizes(params, self.sizes)
+            and _have_sizes(grads, self.sizes)
+            and list(map(DTYPE, params)) == self.row_dtypes
+            and list(map(DTYPE, grads)) == self.grad_dtypes
+        ):
+            return False
         if self.contiguous:
-            return (
-                all(map(Tensor.is_contiguous, params))
-                and all(map(Tensor.is_contiguous, grads))
-                and list(map(Tensor.numel, params)) == self.sizes
-                and list(map(Tensor.numel, grads)) == self.sizes
-            )
-        return (
-            list(map(gaps, params)) == self.strides
-            and list(map(gaps, grads)) == self.grad_strides
-            and [(param.shape, param.dtype) for param in params] == self.kinds
-            and [grad.shape for grad in grads] == [shape for shape, _ in self.kinds]
-        )
+            return all(map(Tensor.is_contiguous, params)) and all(map(Tensor.is_contiguous, grads))
+        return list(map(gaps, params)) == self.strides and list(map(gaps, grads)) == self.grad_strides
 
-    def _of_their_kinds(self, params: list[Tensor], grads: list[Tensor]) -> bool:
-        """The shapes and dtypes that this step compares."""
+    def _state_tensors(self) -> list[Tensor]:
+        """Those with memory of their own: what lives here of a DTensor is another tensor."""
+        return self.tensors + dtensor_parts(self.sharded_states)[0] if self.sharded_states else self.tensors
+
+    def _states_as_they_were(self) -> bool:
+        tensors = self._state_tensors()
+        if list(map(Tensor.data_ptr, tensors)) != self.state_pointers:
+            return False
         begin = self.next_compared
-        self.next_compared = begin + COMPARED if begin + COMPARED < max(len(params), len(self.tensors)) else 0
-        here = slice(begin, begin + COMPARED)
-        kinds = self.kinds[here]
-        return (
-            [(param.shape, param.dtype) for param in params[here]] == kinds
-            and [grad.shape for grad in grads[here]] == [shape for shape, _ in kinds]
-            and [(t.shape, t.stride(), t.dtype) for t in self.tensors[here]] == self.state_kinds[here]
-        )
+        end = begin + max(COMPARED, -(-len(tensors) // SHARE))
+        self.next_compared = end if end < len(tensors) else 0
+        return list(map(_kind, tensors[begin:end])) == self.state_kinds[begin:end]

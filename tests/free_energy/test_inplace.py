@@ -132,3 +132,21 @@ def test_inplace_backward_overwrites_nobody_else(layout, backend):
         results.append(torch.autograd.grad(loss, source)[0])
         assert torch.equal(hidden, before)
     assert same(*[[result] for result in results])
+
+
+@pytest.mark.parametrize("likelihood", ["mse", "categorical"])
+def test_inplace_backward_leaves_a_lazy_clone_as_it_was(likelihood, backend):
+    leaf = torch.randn(6, 5, 4, device=backend.device, requires_grad=True)
+    target = torch.zeros(6, 5, dtype=torch.int64, device=backend.device)
+    target = target if likelihood == "categorical" else torch.zeros_like(leaf)
+    mean = torch.randn(6, 2, device=backend.device)
+    results = []
+    for inplace in (False, True):
+        prediction = leaf * 1
+        kept = torch._lazy_clone(prediction.detach())
+        loss = fe.free_energy(
+            prediction, target, mean, mean, likelihood=likelihood, inplace_backward=inplace
+        ).free_energy
+        results.append([loss.detach(), *torch.autograd.grad(loss, leaf)])
+        assert torch.equal(kept, leaf)
+    assert same(*results)

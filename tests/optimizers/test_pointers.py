@@ -136,6 +136,84 @@ def test_replaced_states_are_noticed(how, place):
     assert same(optimizer, expected)
 
 
+@pytest.mark.parametrize("of", ["param", "exp_avg", "exp_avg_sq", "step", "noise_unit"])
+def test_a_lazy_clone_stays_as_it_was(of, place):
+    """Of what a step writes: the first to write takes other memory, and it is no operator that torch sees."""
+    expected = reference_run(place)
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    kept = []
+    for i in range(4):
+        step(optimizer, i)
+        for p in optimizer.param_groups[0]["params"]:
+            tensor = p.detach() if of == "param" else optimizer.state[p][of]
+            kept.append((torch._lazy_clone(tensor), tensor.tolist()))  # which reads
+    assert same(optimizer, expected)
+    assert all(clone.tolist() == before for clone, before in kept)
+
+
+@pytest.mark.parametrize("of", ["param", "hessian", "mean"])
+def test_a_lazy_clone_stays_as_it_was_while_weights_are_drawn(of, place):
+    optimizers = [
+        fe.VariationalAdam(parameters(place), lr=0.1, ess=100.0, seed=0, backend=place.backend)
+        for _ in range(2)
+    ]
+    kept = []
+
+    def keep(optimizer):
+        for p in optimizer.param_groups[0]["params"] if optimizer is optimizers[1] else []:
+            tensor = p.detach() if of == "param" else optimizer.state[p][of]
+            kept.append((torch._lazy_clone(tensor), tensor.tolist()))
+
+    for optimizer in optimizers:
+        for i in range(3):
+            with optimizer.sampled_params(train=True):
+                keep(optimizer)
+                set_gradients(optimizer, i)
+            keep(optimizer)
+            optimizer.step()
+            keep(optimizer)
+    assert same(*optimizers)
+    assert all(clone.tolist() == before for clone, before in kept)
+
+
+def test_parameters_in_a_tuple(place):
+    expected = reference_run(place)
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    for i in range(4):
+        step(optimizer, i)
+        if i == 1:
+            optimizer.param_groups[0]["params"] = tuple(optimizer.param_groups[0]["params"])
+    assert same(optimizer, expected)
+
+
+def test_states_of_other_names_are_refused(place):
+    optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
+    step(optimizer, 0)
+    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+    state["v"] = state.pop("exp_avg_sq")
+    with pytest.raises(ValueError, match=r"state of params\[0\] must have exp_avg_sq; got .*, v"):
+        step(optimizer, 1)
+
+
+def test_states_of_each_others_names_are_taken_for_what_they_are_called(place):
+    optimizers = [fe.LangevinAdam(parameters(place), **HOT, backend=place.backend) for _ in range(2)]
+    for optimizer, by_values in zip(optimizers, (False, True), strict=True):
+        step(optimizer, 0)
+        state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+        old = {key: value.clone() for key, value in state.items()}
+        if by_values:
+            state["exp_avg"].copy_(old["exp_avg_sq"])
+            state["exp_avg_sq"].copy_(old["exp_avg"].abs())
+        else:
+            state["exp_avg"].abs_()
+            old = dict(state)
+            state.clear()
+            names = {"exp_avg": "exp_avg_sq", "exp_avg_sq": "exp_avg"}
+            state.update({names.get(key, key): value for key, value in old.items()})
+        step(optimizer, 1)
+    assert bits_equal(*(optimizer.param_groups[0]["params"][0] for optimizer in optimizers))
+
+
 def test_cleared_states_start_again(place):
     optimizer = fe.LangevinAdam(parameters(place), **HOT, backend=place.backend)
     step(optimizer, 0)
