@@ -155,10 +155,11 @@ class CyclicalTemperature(TemperatureScheduler):
         floors = [self._floor(base) for base in self.base_lrs]
         return [floor + (base - floor) * share for floor, base in zip(floors, self.base_lrs, strict=True)]
 
-    def _go_to(self, following: int) -> None:
-        super()._go_to(following)
+    def _go_to(self, following: int, first: int = 0) -> None:
+        super()._go_to(following, first)
         if self.anneal_lr:
-            for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            rates = zip(self.optimizer.param_groups, self.get_lr(), strict=True)
+            for group, lr in list(rates)[first:]:
                 assign(group, "lr", lr)
             self._last_lr = self.get_last_lr()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -50,6 +51,21 @@ def assign(group: dict[str, Any], key: str, value: Value) -> None:
 # What an LRScheduler keeps and no temperature depends on: states saved by earlier releases lack some of it.
 BOOKKEEPING = {"_step_count", "_last_lr", "base_lrs"}
 
+# Those of each optimizer, in the order in which they were made: a group that joins asks them for its temperature.
+_schedules: weakref.WeakKeyDictionary[Optimizer, list[weakref.ref[TemperatureScheduler]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def join_schedules(optimizer: Optimizer) -> None:
+    """Write into groups that are new what the schedules that have begun give the others."""
+    made = [schedule() for schedule in _schedules.get(optimizer, ())]
+    begun = [schedule for schedule in made if schedule is not None and schedule.last_epoch >= 0]
+    for schedule in begun:
+        schedule.check_groups()
+    for schedule in begun:  # of a SequentialLR those that are over, and then the one whose turn it is
+        schedule.join()
+
 
 class TemperatureScheduler(LRScheduler):
     """Base of the schedules: a `torch.optim.lr_scheduler.LRScheduler` that moves `temperature` and leaves `lr` alone.
@@ -72,7 +88,7 @@ class TemperatureScheduler(LRScheduler):
             hundred steps without noise avoid that.
 
     A group that joins later by `add_param_group` joins the schedule, with the temperature it was added with
-    as its initial one.
+    as its initial one: of `LangevinAdam` and `SGLD` at once, of other optimizers at the next `step()`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came; nothing is changed then.
@@ -120,6 +136,15 @@ class TemperatureScheduler(LRScheduler):
         self._last_temperature: list[Value] = []
         self._last_lr: list[Value] = []
         self._initial_step()
+        self._register()
+
+    def _register(self) -> None:
+        living = [schedule for schedule in _schedules.get(self.optimizer, ()) if schedule() is not None]
+        _schedules[self.optimizer] = [*living, weakref.ref(self)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()
 
     def _checked(self, name: str, value: Any, method: str = "") -> Any:
         return self._checks[name](type(self).__name__ + method, name, value)
@@ -162,15 +187,23 @@ class TemperatureScheduler(LRScheduler):
         self._go_to(self.last_epoch + 1 if epoch is None else integer(type(self).__name__, "epoch", epoch, 0))
         self._step_count += 1
 
-    def _go_to(self, following: int) -> None:
-        self._check_groups()
+    def _update_lr(self, epoch: int | None = None) -> None:
+        """What SequentialLR calls at a milestone, in place of a step."""
+        self._go_to(self.last_epoch + 1 if epoch is None else epoch)
+
+    def join(self) -> None:
+        """Write the present temperature into the groups that have come since the last step."""
+        self._go_to(self.last_epoch, first=len(self.base_temperatures))
+
+    def _go_to(self, following: int, first: int = 0) -> None:
+        """Write what step `following` has into the groups from number `first` on."""
+        self.check_groups()
         for group in self.optimizer.param_groups[len(self.base_temperatures) :]:
-            self.base_temperatures.append(copied(group.get("initial_temperature", group["temperature"])))
+            self.base_temperatures.append(self._base_of(group))
         values = self.get_temperature(following)
         self.last_epoch = following
-        for group, value, base in zip(
-            self.optimizer.param_groups, values, self.base_temperatures, strict=True
-        ):
+        written = zip(self.optimizer.param_groups, values, self.base_temperatures, strict=True)
+        for group, value, base in list(written)[first:]:
             group.setdefault("initial_temperature", copied(base))
             assign(group, "temperature", value)
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:
@@ -178,7 +211,15 @@ class TemperatureScheduler(LRScheduler):
         self._last_temperature = [copied(group["temperature"]) for group in self.optimizer.param_groups]
         self._last_lr = self.get_last_lr()
 
-    def _check_groups(self) -> None:
+    def _base_of(self, group: dict[str, Any]) -> Value:
+        """The initial temperature of a group that is new here."""
+        given = group.get("initial_temperature", group["temperature"])
+        for other, base in zip(self.optimizer.param_groups, self.base_temperatures, strict=False):
+            if isinstance(given, Tensor) and other["temperature"] is given:  # what that one is at now
+                return copied(base)
+        return copied(given)
+
+    def check_groups(self) -> None:
         """Raise where the optimizer's groups do not suit this schedule (any longer)."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,7 +238,8 @@ class TemperatureScheduler(LRScheduler):
         state, before = self._checked_state(state_dict), dict(self.__dict__)
         self.__dict__.update({k: list(v) if isinstance(v, list) else v for k, v in state.items()})
         try:
-            self._go_to(max(self.last_epoch, 0))
+            if self.last_epoch >= 0:  # else it is a later part of a SequentialLR, and another's turn
+                self._go_to(self.last_epoch)
         except Exception:  # of a schedule that cannot say its temperature at that step
             self.__dict__.update(before)
             raise

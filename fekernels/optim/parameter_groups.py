@@ -22,6 +22,7 @@ from fekernels.ops.noise_key import signed_seed
 from fekernels.optim._anchors import Anchors, check_anchors, checked_anchor
 from fekernels.optim._checkpoint import check_group, check_groups, check_kind, check_state, loaded_tensors
 from fekernels.optim._rounding import lost_steps
+from fekernels.optim._temperature_base import join_schedules
 from fekernels.optim._zero import join_zero, zero_around
 from fekernels.optim.noise_streams import Names, assign_streams, keep_names
 from fekernels.optim.shared_noise import (
@@ -224,6 +225,7 @@ class ParameterGroups(Optimizer):
             if isinstance(given, list):
                 check_anchors(self._name, given, group["params"])
             self._warn_of_lost_steps(group, {param.dtype for param in group["params"]})
+            join_schedules(self)
         except Exception:
             self.param_groups.pop()
             raise

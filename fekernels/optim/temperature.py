@@ -142,7 +142,7 @@ class LambdaTemperature(TemperatureScheduler):
             factor = factor.item()
         return initial * number("LambdaTemperature", f"factor of step {step}", factor)
 
-    def _check_groups(self) -> None:
+    def check_groups(self) -> None:
         functions, groups = len(self.temperature_lambdas), len(self.optimizer.param_groups)
         if not self._one_for_all and functions != groups:
             raise ValueError(
