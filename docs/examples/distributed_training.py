@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,11 @@ def data() -> tuple[Tensor, Tensor]:
     x, y = (torch.tensor(values) for values in load_digits(return_X_y=True))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     return (x[order] / 16).float().to(DEVICE), y[order].to(DEVICE)
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint that is whole: ``.metadata`` is written once all ranks have written their parts."""
+    return max((path.parent for path in folder.glob("step-*/.metadata")), default=None)
 
 
 class Training:
@@ -74,10 +80,12 @@ class Training:
         weights, of_optimizer = get_state_dict(self.net, self.optimizer)
         return {"model": weights, "optimizer": of_optimizer, "schedule": self.schedule.state_dict()}
 
-    def save(self, folder: str) -> None:
-        dcp.save(self.state(), checkpoint_id=folder, process_group=self.group, no_dist=self.group is None)
+    def save(self, folder: Path) -> None:
+        """In a folder of its own: into an older one, a rank that ends on the way leaves parts of two steps."""
+        own = folder / f"step-{self.schedule.last_epoch:08d}"
+        dcp.save(self.state(), checkpoint_id=own, process_group=self.group, no_dist=self.group is None)
 
-    def load(self, folder: str) -> None:
+    def load(self, folder: Path | None) -> None:
         state = self.state()
         dcp.load(state, checkpoint_id=folder, process_group=self.group, no_dist=self.group is None)
         set_state_dict(
@@ -108,16 +116,17 @@ def main() -> int:
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
 
     x, y = data()
-    box = [tempfile.mkdtemp() if rank == 0 else None]
+    box = [tempfile.mkdtemp() if rank == 0 else ""]
     if world > 1:
         dist.broadcast_object_list(box)
+    folder = Path(box[0])
     # A mesh is made by all ranks together, also where it is of some of them.
     sizes = sorted({world, max(1, world // 2), 1}, reverse=True)
     meshes = {size: DeviceMesh(DEVICE.type, list(range(size))) if world > 1 else None for size in sizes}
 
     whole = Training(meshes[world], 1, steps)
     whole.train(x, y, 0, steps)
-    whole.save(box[0])
+    whole.save(folder)
     whole.train(x, y, steps, steps)
     weights, correct = whole.weights(), (whole.net(x[TRAINED:]).argmax(1) == y[TRAINED:]).float().mean()
     noise = whole.noise()
@@ -130,7 +139,7 @@ def main() -> int:
     for size in sizes:
         if rank < size:
             resumed = Training(meshes[size] if size > 1 else None, 2, steps)  # all of it is to be loaded
-            resumed.load(box[0])
+            resumed.load(newest(folder))
             resumed.train(x, y, steps, steps)
             apart = (resumed.weights() - weights).abs().max()
             bits = int((resumed.noise().view(torch.int32) != noise.view(torch.int32)).sum())
@@ -138,7 +147,7 @@ def main() -> int:
                 print(f"| {size} of {world} | {bits} of {noise.numel()} weights | {apart:.1e} |")
                 differing += bits
     if rank == 0:
-        shutil.rmtree(box[0])
+        shutil.rmtree(folder)
     if world > 1:
         dist.barrier()  # rank 0 goes on alone at the end, and the others must not leave it the groups that they share
         dist.destroy_process_group()

@@ -19,10 +19,12 @@ __all__ = [
     "gathered_numbers",
     "group_of",
     "has_ranks",
+    "is_first",
     "max_over_ranks",
     "numbers_device",
     "processes_without_group",
     "offset_of_rank",
+    "restarted",
     "seed_of_rank_0",
     "sum_over_ranks",
 ]
@@ -41,12 +43,22 @@ def has_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_first(group: Any) -> bool:
+    """Whether this process is the one of ``group`` that speaks for all, as it is without a group."""
+    return group is None or dist.get_rank(group) == 0
+
+
 def processes_without_group() -> int:
     """How many processes torchrun started, where they are several and none has initialised a group; else 0."""
     if not dist.is_available() or dist.is_initialized() or not dist.is_torchelastic_launched():
         return 0
     count = int(os.environ.get("WORLD_SIZE", "1"))
     return count if count > 1 else 0
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes again after one has failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def group_of(function: str, process_group: Any) -> Any:
@@ -109,7 +121,8 @@ def exchange(function: str, collective: Callable[..., Any], *args: Any, **option
             f"{function}: the exchange with the other ranks failed ({told}). A rank has ended, hangs, or does not make "
             "this call, which every rank of the group must. How long it is waited for is timeout= of "
             "torch.distributed.init_process_group. Start all ranks again from the last checkpoint, as "
-            "torchrun --max-restarts does"
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --max-restarts does; without the variable new ranks of "
+            "torch 2.13 mostly look for the old ones and fail"
         ) from error
 
 

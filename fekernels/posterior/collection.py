@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ from torch.optim import Optimizer
 from fekernels._checks import device as as_device
 from fekernels._checks import integer, one_of
 from fekernels._runtime.agreement import agree
-from fekernels._runtime.ranks import group_of, processes_without_group
+from fekernels._runtime.ranks import group_of, has_ranks, is_first, processes_without_group, restarted
 from fekernels.posterior.model_calls import bare, tied_names
 from fekernels.posterior.running_statistics import tracking_norms
 from fekernels.posterior.store import (
+    MADE_EARLY,
     DiskStore,
     MemoryStore,
     as_path,
@@ -28,7 +29,7 @@ from fekernels.posterior.store import (
     shapes,
     write_file,
 )
-from fekernels.posterior.weights import check_shapes, own_tensors, unsharded
+from fekernels.posterior.weights import check_shapes, is_split, own_tensors, unsharded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,6 +86,8 @@ class WeightCollection:
         agree("PosteriorSamples", settings, group)
         # Whom to warn that they are several: a trainer may initialise the group after this object is made.
         self._writes_alone = directory if group is None else None
+        self._has_group, self._is_first = group is not None, is_first(group)
+        self._came_early, self._looked = not has_ranks(), False
         self._store: MemoryStore | DiskStore = opened(directory, at, group)
         self.calls: int = self._store.counts["calls"]
         self.seen: int = self._store.counts["seen"]
@@ -132,22 +135,23 @@ class WeightCollection:
                 and after a restart from an older checkpoint, where steps up to the last one counted are not
                 collected twice.
 
+        Raises:
+            ValueError: the model is sharded over ranks and this object has no process_group.
+
         Warns:
-            UserWarning: once, where the first ``step`` is not past those of the samples that ``directory`` held: those
-                of another run, which would stay the only ones for as many steps. Without ``step`` nothing tells a new
-                run from one that goes on, and its samples are added to what is there.
+            UserWarning: once, by the first rank, where the first ``step`` is not past those of the samples that
+                ``directory`` held: those of another run would stay the only ones for as many steps. Not where torchrun
+                has restarted the processes. Without ``step`` nothing tells a new run from one that goes on, and its
+                samples are added to what is there.
         """
         count = self.calls + 1 if step is None else integer("PosteriorSamples", "step", step, 0)
+        if not self._looked:  # not at a first sample that may come after thousands of steps
+            self._looked = True
+            self._check_gathering(self._model.named_parameters())
         if self._resumed_at is not None and step is not None:
-            if count <= self._resumed_at:
-                warnings.warn(
-                    f"PosteriorSamples.update: nothing is kept before step {self._resumed_at + 1}, as the {len(self)} "
-                    f"samples already in the directory are of steps up to {self._resumed_at}; got step {count}. Right "
-                    "where this goes on from an earlier checkpoint of the same run. A new run needs a new, empty "
-                    "directory",
-                    stacklevel=2,
-                )
-            self._resumed_at = None
+            last, self._resumed_at = self._resumed_at, None
+            if count <= last and self._is_first and not restarted():
+                warnings.warn(self._told_of_resumption(count, last), stacklevel=2)
         if count <= self.calls:
             return False
         due = self._due(count) > self._due(self.calls)
@@ -155,6 +159,32 @@ class WeightCollection:
         if due:
             self.collect()
         return due
+
+    def _told_of_resumption(self, count: int, last: int) -> str:
+        kept = f"the {len(self)} samples already in the directory are of steps up to {last}"
+        if count > 1:  # as after a checkpoint, which is what most that come here do
+            return (
+                f"PosteriorSamples.update: goes on at step {count}; {kept}, which are not kept twice. (A new run needs "
+                "a new, empty directory.)"
+            )
+        return (
+            f"PosteriorSamples.update: nothing is kept before step {last + 1}, as {kept}; got step {count}. Right "
+            "where this is the same run from its start. A new run needs a new, empty directory"
+        )
+
+    def _check_gathering(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """That all ranks come here where all must: of one that comes alone nobody else would ever know."""
+        if self._has_group:
+            return
+        name = next((name for name, tensor in tensors if is_split(tensor)), None)
+        if name is None:
+            return
+        raise ValueError(
+            "PosteriorSamples: process_group must be given for a model that is sharded over ranks, whose weights are "
+            f"gathered; got None and {name!r} in shards. On every rank, once there is a process group, make "
+            "PosteriorSamples(..., process_group=torch.distributed.group.WORLD), and let every rank call update and "
+            f"collect, not rank 0 alone{MADE_EARLY if self._came_early else ''}"
+        )
 
     def _due(self, calls: int) -> int:
         return max(calls - self.burn_in, 0) // self.thinning
@@ -165,6 +195,11 @@ class WeightCollection:
         Args:
             state: weights to keep instead of the model's, as its `state_dict` has them: of `Chains.states`, say.
                 Those of a model that FSDP2 shards are gathered: a collective then, of every rank.
+
+        Raises:
+            ValueError: state lacks a tensor or has another shape; the model is sharded over ranks and this object has
+                no process_group; a rank without chains.
+            RuntimeError: another process or object has written to ``directory``.
         """
         self._warn_of_strangers()
         if self.chains == 0:
@@ -180,6 +215,7 @@ class WeightCollection:
             check_shapes(self._model, shapes(sample), "state")
         if form := self._store.shapes:
             check_shapes(self._model, form, "the samples so far")
+        self._check_gathering(sample.items())
         sample = {name: unsharded(value) for name, value in sample.items()}
         self.seen += 1
         drop: int | None = None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fekernels._runtime.ranks import has_ranks
 from fekernels.posterior.scratch_files import locked, remove_abandoned, scratch_directory
 
 Sample = dict[str, Tensor]
@@ -28,6 +29,9 @@ INDEX = "index.json"
 # writer touches its file all the time, so what has stood still for an hour has none.
 EARLIER_TEMPORARIES = (".tmp??????", ".sample-*.safetensors.tmp", f".{INDEX}.tmp")
 STILL_SECONDS = 3600
+MADE_EARLY = (
+    ". This one was made before there was a process group, when torch.distributed.group.WORLD is None"
+)
 
 
 def shapes(sample: Sample) -> dict[str, list[int]]:
@@ -154,6 +158,7 @@ class DiskStore:
         self._serial = 0
         self._known: Stamp = None
         self._tidy = False
+        self._made_early = not has_ranks()
         self.shapes: dict[str, list[int]] = {}
         self.counts: Counts = {"calls": 0, "seen": 0}
         self.run: Run = None
@@ -199,6 +204,7 @@ class DiskStore:
                     f"PosteriorSamples: directory {self._directory} must have one writer; another process or object "
                     "has written to it since this one opened it. Under torch.distributed give every rank "
                     "process_group=torch.distributed.group.WORLD, of which one writes, or a directory of its own"
+                    + (MADE_EARLY if self._made_early and has_ranks() else "")
                 )
             yield
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fekernels.posterior.store import Sample, shapes
 
-__all__ = ["check_shapes", "own_tensors", "unsharded", "weights_of"]
+__all__ = ["check_shapes", "is_split", "own_tensors", "unsharded", "weights_of"]
 
 
 def own_tensors(model: nn.Module) -> Sample:
@@ -47,6 +47,14 @@ def weights_of(model: nn.Module, sample: Sample) -> Sample:
 def _is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor, of which FSDP2 and tensor parallel keep a part on each rank."""
     return hasattr(tensor, "full_tensor")
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether ranks hold different parts of it, so that to make its whole is a collective."""
+    if not _is_sharded(tensor):
+        return False
+    sizes, placements = tensor.device_mesh.shape, tensor.placements  # type: ignore[attr-defined]
+    return any(size > 1 and not at.is_replicate() for size, at in zip(sizes, placements, strict=True))
 
 
 def unsharded(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
 
 import fekernels as fe
 from fekernels._runtime import ranks
@@ -103,10 +104,23 @@ def on_a_rank(folder):
     results = {"killed": told(lambda: sample(killed_on_the_way))}
 
     dist.destroy_process_group()
+    model = network()
+    early = fe.PosteriorSamples(model, directory=Path(folder, "early"), process_group=dist.group.WORLD)
     dist.init_process_group("gloo", init_method=f"file://{folder}/again", rank=rank, world_size=WORLD - 1)
     world = dist.group.WORLD
     walk = Walk(world).load(f"{folder}/checkpoint").go(SAVED, LAST)
     results["resumed"] = walk.chains.states()
+
+    if rank == 0:
+        early.collect()
+    dist.barrier()
+    if rank:
+        results["a second writer"] = told(early.collect)
+    fully_shard(model)
+    with pytest.raises(ValueError) as raised:  # at once, on every rank
+        early.update()
+    results["sharded"] = str(raised.value)
+    dist.barrier()
 
     shared_store.WAIT = ranks.PATIENCE = 0.5
     samples = fe.PosteriorSamples(network(), directory=Path(folder, "samples"), process_group=world)
@@ -145,6 +159,7 @@ def test_the_others_are_told_at_once_by_whom_and_what_to_do(outcomes):
         message, seconds, _ = outcome.result["killed"]
         assert message.startswith("sample_posterior: the exchange with the other ranks failed (")
         assert "Start all ranks again from the last checkpoint" in message
+        assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --max-restarts" in message
         assert seconds < 300  # of a group whose own limit is 400
 
 
@@ -168,6 +183,14 @@ def test_who_never_comes_is_waited_for_as_long_as_the_group_says(name, outcomes)
             for w in warned
             if w.startswith("reparameterize: has waited 0.5 s for other ranks, which must all")
         ]
+
+
+def test_samples_that_were_opened_before_there_was_a_group_say_so(outcomes):
+    early = "was made before there was a process group, when torch.distributed.group.WORLD is None"
+    message, _, _ = outcomes[1].result["a second writer"]
+    assert "must have one writer" in message and message.endswith(early)
+    for outcome in outcomes[:-1]:
+        assert "not rank 0 alone. " in outcome.result["sharded"] and outcome.result["sharded"].endswith(early)
 
 
 def test_samples_that_rank_0_did_not_keep_are_missed(outcomes):

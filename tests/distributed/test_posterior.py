@@ -156,6 +156,12 @@ def on_a_rank(folder):
     results["kept"] = len(fe.PosteriorSamples(network(), directory=apart, process_group=world))
 
     sharded = fully_shard(network())
+    alone = fe.PosteriorSamples(sharded, burn_in=100)
+    told = "process_group must be given for a model that is sharded over ranks, .* got None and '0.weight' in shards"
+    for call in (alone.update, alone.collect) if rank == 0 else ():  # who would wait for the others
+        with pytest.raises(ValueError, match=told) as raised:
+            call()
+        assert "made before" not in str(raised.value)
     of_fsdp = fe.PosteriorSamples(sharded, directory=Path(folder, "fsdp"), process_group=world)
     of_fsdp.collect()
     with pytest.raises(

@@ -270,3 +270,26 @@ def test_a_second_run_into_a_directory_is_told_that_nothing_is_kept(tmp_path):
         samples, kept = run(range(1, 17))
     assert len(caught) == 1 and caught[0].filename == __file__
     assert kept == [False] * 15 + [True] and len(samples) == 6
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_is_told_calmly_and_after_torchrun_nothing(
+    tmp_path, monkeypatch
+):
+    def run(steps):
+        samples = PosteriorSamples(Constant(0.0), thinning=2, directory=tmp_path)
+        return [samples.update(step=step) for step in steps]
+
+    run(range(1, 9))
+    calmly = (
+        "goes on at step 5; the 4 samples .* up to 8, which are not kept twice. .A new run needs a new, empty"
+    )
+    with pytest.warns(UserWarning, match=calmly) as caught:
+        assert run(range(5, 11)) == [False] * 5 + [True]
+    assert len(caught) == 1 and caught[0].filename == __file__
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(range(1, 13)) == [False] * 11 + [True]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with pytest.warns(UserWarning, match="nothing is kept before step 13"):
+        run((1,))
