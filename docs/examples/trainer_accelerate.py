@@ -2,9 +2,9 @@
 
 A network on scikit-learn's digits is trained by Adam, then sampled at T = 1/N, its samples collected on the way. The
 run is done twice: as a whole, and stopped within an epoch and resumed by a new Accelerator with a new model and a new
-optimizer, which ends at the same bits. Then ``fe.VariationalAdam`` learns a Gaussian over the weights in the same loop.
-Three places differ from a script for Adam; they are marked. It runs on several processes too, where all need to know
-one folder:
+optimizer, which ends at the same bits. Each step accumulates the gradients of two batches. Then ``fe.VariationalAdam``
+learns a Gaussian over the weights in the same loop. Three places differ from a script for Adam; they are marked. It
+runs on several processes too, where all need to know one folder:
 
     torchrun --nproc-per-node 2 docs/examples/trainer_accelerate.py --folder runs
 
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import fekernels as fe
 
-N, BATCH = 1400, 100
+N, BATCH, PARTS = 1400, 100, 2  # a step's rows come in parts, whose gradients are accumulated
 
 
 def network() -> torch.nn.Module:
@@ -38,48 +38,53 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
 
 
-def accelerator() -> Accelerator:
+def accelerator(parts: int = 1) -> Accelerator:
     # split_batches: every number of processes sees the same batches, and steps a schedule once a step. Without it
     # Accelerate steps schedules as often as there are processes.
     # use_seedable_sampler: an order that only the seed and the epoch decide is resumed.
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=0)
-    return Accelerator(cpu=True, dataloader_config=loading)
+    return Accelerator(cpu=True, dataloader_config=loading, gradient_accumulation_steps=parts)
 
 
-def batches(here: Accelerator, loader: DataLoader, first: int, last: int) -> Iterator[tuple[int, list]]:
-    """The batches of steps first + 1 to last, in the order that a run from the start has."""
-    step = first
-    with tqdm(total=last, initial=first, desc="steps", disable=not here.is_main_process) as bar:
-        while step < last:
-            epoch, done = divmod(step, len(loader))
+def batches(here: Accelerator, loader: DataLoader, first: int, last: int) -> Iterator[list]:
+    """Batches number first + 1 to last, in the order that a run from the start has."""
+    count = first
+    with tqdm(total=last, initial=first, desc="batches", disable=not here.is_main_process) as bar:
+        while count < last:
+            epoch, done = divmod(count, len(loader))
             loader.set_epoch(epoch)
             for batch in here.skip_first_batches(loader, done) if done else loader:
-                if step == last:
+                if count == last:
                     return
-                step += 1
-                yield step, batch
+                count += 1
+                yield batch
                 bar.update()
 
 
 def run(rows: TensorDataset, steps: int, folder: Path, stop: int | None = None, resume: bool = False):  # noqa: ANN201
-    here, model = accelerator(), network()
+    here, model = accelerator(PARTS), network()
     # 1. The optimizer: of a mean loss over N rows, T = 1/N is the posterior.
     optimizer = fe.LangevinAdam(model.parameters(), lr=2e-3, temperature=1 / N, prior_precision=1 / N, seed=0)
     # 2. Its temperature: Adam first.
     temperature = fe.optim.ConstantTemperature(optimizer, burn_in=steps // 4)
     samples = fe.PosteriorSamples(model, burn_in=steps // 3, thinning=7, directory=folder / "samples")
-    loader = DataLoader(rows, BATCH, shuffle=True)
+    loader = DataLoader(rows, BATCH // PARTS, shuffle=True)
     model, optimizer, loader, temperature = here.prepare(model, optimizer, loader, temperature)
+    done = 0  # steps of the optimizer; Accelerate does not count them
     if resume:
         here.load_state(str(folder / "state"))
-    for step, (x, y) in batches(here, loader, steps // 2 if resume else 0, stop or steps):
-        here.backward(F.cross_entropy(model(x), y))
-        optimizer.step()
-        temperature.step()
-        optimizer.zero_grad()
-        if here.is_main_process:  # 3. The samples. Replicas are equal to the bit: one of them collects.
-            samples.update(step=step)
-    if stop:
+        done = steps // 2
+    for x, y in batches(here, loader, PARTS * done, PARTS * (stop or steps)):
+        with here.accumulate(model):
+            here.backward(F.cross_entropy(model(x), y))
+            optimizer.step()
+            temperature.step()
+            optimizer.zero_grad()
+        if here.sync_gradients:  # 3. The samples, of steps and not of batches.
+            done += 1
+            if here.is_main_process:  # replicas are equal to the bit: one of them collects
+                samples.update(step=done)
+    if stop:  # gradients are in no state: save where a step has just been made
         here.save_state(str(folder / "state"))
     return here, here.unwrap_model(model), samples
 
@@ -92,7 +97,7 @@ def learn_gaussian(rows: TensorDataset, steps: int) -> tuple[torch.nn.Module, fe
         optimizer,
     )  # what prepare returns has step and zero_grad alone
     wrapped, optimizer, loader = here.prepare(model, optimizer, DataLoader(rows, BATCH, shuffle=True))
-    for _, (x, y) in batches(here, loader, 0, steps):
+    for x, y in batches(here, loader, 0, steps):
         with plain.sampled_params(train=True):  # all of the step's gradient is made inside
             here.backward(F.cross_entropy(wrapped(x), y))
         optimizer.step()

@@ -147,7 +147,11 @@ def test_trainers_on_one_process_and_on_two(
             runpy.run_path(str(script), run_name="__main__")
         alone[script.stem] = capsys.readouterr().out
         assert len(re.findall("equal to the bit: True", alone[script.stem])) == 2
-    together = ranks(tmp_path, str(tmp_path), *map(str, TRAINERS))
+    sharded = ROOT / "tests" / "distributed" / "model_parallel_ranks.py"
+    together = ranks(tmp_path, str(tmp_path), *map(str, TRAINERS), str(sharded))
+    for rank in (0, 1):
+        assert f"sharded, 6 samples on rank {rank}: True" in together
+    assert "refused: PosteriorSamples: process_group must be given for a model that is sharded" in together
     for rank in (0, 1):
         assert together.count(f"rank {rank} of 2: the resumed run's weights are equal to the bit: True") == 3
     assert len(losses(together)) == 8

@@ -1,9 +1,12 @@
 """Inside Accelerate and Hugging Face's Trainer: accumulation, schedules, and runs that are stopped and resumed."""
 
+import runpy
+
 import pytest
 import torch
 
 import fekernels as fe
+from tests.support import ROOT
 from tests.support.tensors import bits_equal
 
 MAKERS = {
@@ -122,6 +125,29 @@ def test_accelerate_trains_as_with_adam(accelerator):
         ends.append(weights(run[0]))
     for p, q in zip(*ends, strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+def test_the_example_counts_steps_and_not_accumulated_batches(accelerator, tmp_path):
+    """Lightning and Trainer count by themselves. Of batches, a sample would be kept several times."""
+    pytest.importorskip("sklearn", reason="needs the package scikit-learn, which is not installed")
+    accelerator()
+    example = runpy.run_path(str(ROOT / "docs" / "examples" / "trainer_accelerate.py"))
+    generator, steps = torch.Generator().manual_seed(0), 12
+    rows = torch.utils.data.TensorDataset(
+        torch.randn(400, 64, generator=generator), torch.randint(10, (400,), generator=generator)
+    )
+    # Stopped in the second of three epochs, each of four steps of two batches.
+    whole, stopped, resumed = (
+        example["run"](rows, steps, tmp_path / folder, **given)
+        for folder, given in (("whole", {}), ("halves", {"stop": 6}), ("halves", {"resume": True}))
+    )
+    for (here, _, samples), last in ((whole, steps), (stopped, steps // 2), (resumed, steps)):
+        assert here.gradient_accumulation_steps == example["PARTS"] == 2
+        states = here._optimizers[0].optimizer.state.values()
+        assert {int(state["step"]) for state in states} == {samples.calls} == {last}
+    assert same(whole[1].parameters(), resumed[1].parameters())
+    assert len(whole[2]) == len(resumed[2]) == (steps - steps // 3) // 7
+    assert all(same(a.values(), b.values()) for a, b in zip(whole[2], resumed[2], strict=True))
 
 
 def variational(params):
