@@ -56,7 +56,6 @@ def tensors_of(folder: Path, attempt: int) -> Iterator[torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--folder", type=Path)
     folder, attempt = parser.parse_args().folder, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     dist.init_process_group("gloo")
