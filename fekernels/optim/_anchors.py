@@ -49,7 +49,8 @@ class Anchors:
 
     A parameter that is its own anchor may become rank 0's between construction and the first step, by what wraps the
     model: DDP, and trainers that wrap after they have taken the optimizer. Where there are ranks it is taken again at
-    its first step. Nothing is sent for it, so that ranks with models of their own do not wait for each other.
+    its first step, also one that took another's place before that, as of a model that is sharded. Nothing is sent for
+    it, so that ranks with models of their own do not wait for each other.
     """
 
     def __init__(self) -> None:
@@ -74,19 +75,25 @@ class Anchors:
     def _may_be_rank_0s(self, param: Tensor) -> bool:
         return param in self._starts and has_ranks()
 
-    def of(self, function: str, where: str, param: Tensor, state: dict[str, Any]) -> Tensor:
+    def of(self, function: str, where: str, kind: str, param: Tensor, state: dict[str, Any]) -> Tensor:
         """The anchor in a parameter's state, put back where it is missing, remembered where somebody set it.
+
+        Args:
+            kind: of its group, "init" or "given".
 
         Raises:
             ValueError: a parameter that has none, as one that was put into a group for another.
         """
         anchor = state.get("anchor")
         if anchor is None:
+            if kind == "init" and param not in self._kept and has_ranks() and not float(state.get("step", 0)):
+                self.keep_start(param)
             anchor = self._kept.get(param)
             if anchor is None:
                 raise ValueError(
                     f"{function}: {where} must have an anchor like the others of its group; got none (of a parameter "
-                    "that replaced another, set optimizer.state[parameter]['anchor'] to a tensor of its shape)"
+                    "that replaced another, as sharding a model does, make the optimizer after that, or set "
+                    "optimizer.state[parameter]['anchor'] to a tensor of its shape)"
                 )
             if self._may_be_rank_0s(param):
                 anchor = self.keep(param, param)
@@ -116,6 +123,11 @@ class Anchors:
         params = [(group["anchor"], param) for group in groups for param in group["params"]]
         for index, (kind, param) in enumerate(params):
             state = saved.get(index, {})
-            if kind is not None and param in self._kept and "anchor" not in state:
-                anchor = param.detach().clone() if self._may_be_rank_0s(param) else self._kept[param]
-                saved[index] = {**state, "anchor": anchor}
+            if kind is None or "anchor" in state:
+                continue
+            if self._may_be_rank_0s(param) or (
+                kind == "init" and param not in self._kept and has_ranks() and not state
+            ):
+                saved[index] = {**state, "anchor": param.detach().clone()}
+            elif param in self._kept:
+                saved[index] = {**state, "anchor": self._kept[param]}

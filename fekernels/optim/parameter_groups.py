@@ -278,9 +278,10 @@ class ParameterGroups(Optimizer):
         group["streams"] = [*group["streams"], *range(first, first + new)]
 
     def _anchor_of(self, group: dict[str, Any], i: int, state: dict[str, Any]) -> Tensor | None:
-        if group["anchor"] is None:
+        kind, param = group["anchor"], group["params"][i]
+        if kind is None:
             return None
-        return local_tensor(self._anchors.of(self._name, f"params[{i}]", group["params"][i], state))
+        return local_tensor(self._anchors.of(self._name, f"params[{i}]", kind, param, state))
 
     # Checkpoints.
 

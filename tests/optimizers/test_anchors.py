@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fekernels as fe
+from fekernels.optim import _anchors
 from fekernels.optim._anchors import Anchors
 from tests.support.tensors import Frozen, bits_equal
 
@@ -94,6 +95,27 @@ def test_a_parameter_in_anothers_place_has_none_and_says_so(make, place):
     optimizer.state.clear()
     assert at_rest(optimizer)
     assert list(optimizer._anchors._kept) == [kept, new]  # the one that left is not held on to
+
+
+def test_with_ranks_a_parameter_in_anothers_place_before_its_first_step_is_its_own_anchor(
+    make, place, monkeypatch
+):
+    """As when a trainer shards the model after the optimizer was made."""
+    monkeypatch.setattr(_anchors, "has_ranks", lambda: True)
+    old, new = five(place), five(place)
+    with torch.no_grad():
+        new.fill_(6.0)
+    optimizer = make([old], anchor="init")
+    optimizer.param_groups[0]["params"][0] = new
+    assert (optimizer.state_dict()["state"][0]["anchor"] == 6).all()
+    with torch.no_grad():
+        new.fill_(5.0)  # rank 0's
+    assert at_rest(optimizer)
+    assert (optimizer.state[new]["anchor"] == 5).all()
+    listed = make([old], anchor=[torch.full_like(old, 5.0)])
+    listed.param_groups[0]["params"][0] = new
+    with pytest.raises(ValueError, match="as sharding a model does, make the optimizer after that"):
+        at_rest(listed)
 
 
 def test_an_anchor_set_by_hand_is_the_anchor(make, place):
