@@ -20,10 +20,13 @@ __all__ = [
     "CHUNK",
     "COLUMNS",
     "GRAD",
+    "LAST_FLOAT32_STEP",
+    "LAST_STEP",
     "PointerTable",
     "Row",
     "check_dtype",
     "check_like",
+    "count_problem",
     "step_numbers",
     "supported_dtypes",
 ]
@@ -31,6 +34,10 @@ __all__ = [
 COLUMNS = 16  # words of a row: struct TableRow in csrc/core/pointer_table.h
 GRAD = 1  # the column of the gradient's address
 CHUNK = 4096  # elements of a GPU block, kChunk in csrc/core/pointer_table.h
+
+# The ends of step counters, kFloat32Steps and kFloat64Steps in csrc/torch/optimizers.cpp. A float32 ends at 2^24: from
+# it on adding 1 changes nothing, and the noise would repeat. A float64 ends where the noise's counter of steps does.
+LAST_FLOAT32_STEP, LAST_STEP = 1 << 24, (1 << 32) - 1
 
 DTYPE_CODES: dict[torch.dtype, int] = {getattr(torch, name): code for code, name in enumerate(DTYPES)}
 
@@ -63,12 +70,20 @@ def check_like(
     check_dtype(function, name, tensor, dtype_error)
 
 
+def count_problem(step: Tensor) -> str | None:
+    """What is wrong with a counter that can count no further step."""
+    t, single = float(step), step.dtype == torch.float32
+    if 0 <= t < (LAST_FLOAT32_STEP if single else LAST_STEP):
+        return None
+    return f"must be below 2^{24 if single else 32}, where its counter ends; got {t:.17g}"
+
+
 def step_numbers(steps: Sequence[Tensor]) -> list[int]:
     """t of the step to come of each parameter; nothing has changed where one cannot be counted."""
     for step in steps:
-        t, bits = float(step), 24 if step.dtype == torch.float32 else 32
-        if not 0 <= t < 2**bits - (bits == 32):
-            raise RuntimeError(f"step must be below 2^{bits}, where its counter ends; got {t:.17g}")
+        problem = count_problem(step)
+        if problem is not None:
+            raise RuntimeError(f"step {problem}")
     return [int(step) + 1 for step in steps]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fekernels._runtime.torch_internals import is_unwritten_zeros
+
 __all__ = ["SharedElements", "has_plain_memory", "in_plain_memory", "needed_bytes", "overlaps_itself"]
 
 
@@ -67,9 +69,25 @@ def in_plain_memory(tensor: Tensor) -> Tensor:
     """``tensor`` itself where it has plain memory, else its values, copied by operators: contiguous, no subclass.
 
     Raises:
+        ValueError: a tensor whose storage was freed, which PyTorch's operators would read all the same.
         RuntimeError, AssertionError: PyTorch's own, where there are no values to copy (a fake tensor, a sparse one).
     """
     if has_plain_memory(tensor):
         return tensor
+    if _is_freed(tensor):
+        raise ValueError(
+            f"a tensor of shape {tuple(tensor.shape)} must hold values; its storage has "
+            f"{tensor.untyped_storage().nbytes()} of the {needed_bytes(tensor)} bytes needed"
+        )
     tensor = tensor.detach()
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Of a tensor without plain memory, whether it had some."""
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or tensor.is_meta:
+        return False
+    try:
+        return tensor.data_ptr() == 0 and tensor.numel() > 0 and not is_unwritten_zeros(tensor)
+    except RuntimeError:  # no memory at all, or not of this transform's
+        return False

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from fekernels._checks import integer, number, one_of
 from fekernels._runtime.parts import is_sharded
-from fekernels._runtime.pointer_table import check_like
+from fekernels._runtime.pointer_table import LAST_FLOAT32_STEP, LAST_STEP, check_like
 
 __all__ = [
-    "LAST_FLOAT32_STEP",
     "check_group",
     "check_groups",
     "check_kind",
@@ -26,8 +25,6 @@ __all__ = [
     "momentum_unit",
 ]
 
-# A float32 step counter ends at 2^24: from it on adding 1 changes nothing, and the noise would repeat.
-LAST_FLOAT32_STEP = 1 << 24
 LIKE_THE_PARAMETER = (
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "anchor",
     "mean", "hessian", "deviation", "scale", "scale_exp_avg", "scale_exp_avg_sq",
@@ -147,7 +144,7 @@ def loaded_step(function: str, where: str, step: Any) -> Tensor:
     """The number of steps taken, a float32 on the CPU whatever it came as; float64 stays that."""
     double = isinstance(step, Tensor) and step.dtype == torch.float64
     t = number(function, f"step of {where}", _one_number(function, f"step of {where}", step), infinite=True)
-    last = (1 << 32) - 1 if double else LAST_FLOAT32_STEP
+    last = LAST_STEP if double else LAST_FLOAT32_STEP
     if t > last or t != math.floor(t):
         raise ValueError(f"{function}: step of {where} must be a whole number in [0, {last}]; got {t:.17g}")
     return torch.tensor(t, dtype=torch.float64 if double else torch.float32)

@@ -1,4 +1,4 @@
-"""The step of LangevinAdam and SGLD: rows of tensors, cached pointer tables, and one kernel call per group."""
+"""The step of the optimizers: rows of tensors, cached pointer tables, and one kernel call per group."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from fekernels._checks import integer
 from fekernels._runtime import backends
 from fekernels._runtime.host import host
 from fekernels._runtime.parts import local_tensor
-from fekernels._runtime.pointer_table import Row, check_dtype, step_numbers
+from fekernels._runtime.pointer_table import LAST_FLOAT32_STEP, Row, check_dtype, count_problem, step_numbers
 from fekernels.ops.noise_key import COUNTERS
 from fekernels.ops.optimizers.parameter_rows import check_row, check_unit
 from fekernels.ops.optimizers.step import StepOperation, StepSettings
-from fekernels.optim._checkpoint import LAST_FLOAT32_STEP
 from fekernels.optim._shards import local_gradient, sharded_rows
 from fekernels.optim._table_cache import KeptSettings, StateSnapshot, TableCache
 from fekernels.optim.parameter_groups import LAST_SEED, ParameterGroups
@@ -81,6 +80,7 @@ class TableOptimizer(ParameterGroups):
         Raises:
             TypeError: a complex gradient.
             ValueError: a sparse gradient, or a group value out of its range. Nothing has changed then.
+            RuntimeError: a parameter that has counted its steps to the end.
         """
         loss = None
         if closure is not None:
@@ -91,19 +91,32 @@ class TableOptimizer(ParameterGroups):
                 self._step_lists(group)
             return loss
         for index, group, backend, cache, settings in self._ready():
-            if cache.rows:
-                self._caches.pop(index, None)
-                if self._operation.seen():
-                    self._step_lists(group)
-                else:
-                    self._operation.step_rows(cache.rows, settings, backend)
-                continue
-            self._keep(self._caches, index, cache)
-            if cache.tables:
-                self._operation.step_tables(cache.tables, settings, backend)
+            try:
+                if cache.rows:
+                    self._caches.pop(index, None)
+                    if self._operation.seen():
+                        self._step_lists(group)
+                    else:
+                        self._operation.step_rows(cache.rows, settings, backend)
+                    continue
+                self._keep(self._caches, index, cache)
+                if cache.tables:
+                    self._operation.step_tables(cache.tables, settings, backend)
+            except RuntimeError:
+                self._name_last_step(group, cache)
+                raise
             cache.count_write()
             cache.copies.clear()
         return loss
+
+    def _name_last_step(self, group: dict[str, Any], cache: TableCache) -> None:
+        """A kernel that refuses a step too many knows neither optimizer nor parameter."""
+        live = set(map(id, cache.live))
+        for i, param in enumerate(group["params"]):
+            step = self.state[param].get("step") if id(param) in live and param.device.type == "cpu" else None
+            problem = None if step is None else count_problem(step)
+            if problem is not None:
+                raise RuntimeError(f"{self._name}: step of params[{i}] {problem}") from None
 
     @staticmethod
     def _keep(caches: dict[Any, Any], key: Any, cache: TableCache) -> None:
@@ -155,11 +168,15 @@ class TableOptimizer(ParameterGroups):
         for group, backend, cache in work:
             if group["params"][0].device.type != "cpu":
                 continue
-            if backend == backends.HOST and not cache.rows:
-                for table in cache.tables:
-                    backends.native_op("check_steps")(table.table)
-            else:
-                step_numbers([self.state[param]["step"] for param in cache.live])
+            try:
+                if backend == backends.HOST and not cache.rows:
+                    for table in cache.tables:
+                        backends.native_op("check_steps")(table.table)
+                else:
+                    step_numbers([self.state[param]["step"] for param in cache.live])
+            except RuntimeError:
+                self._name_last_step(group, cache)
+                raise
 
     def _has_states(self, group: dict[str, Any], cache: TableCache) -> bool:
         """Whether the rows of ``cache`` are those of these group values, and point at all states that a step takes."""

@@ -1,4 +1,4 @@
-"""Parameter groups of LangevinAdam and SGLD: their values, seeds and streams, anchors, and checkpoints."""
+"""Parameter groups of the optimizers: their values, seeds and streams, anchors, and checkpoints."""
 
 from __future__ import annotations
 

@@ -198,13 +198,19 @@ def test_bad_calls_raise_and_change_nothing(op, what):
 
 @pytest.mark.parametrize("op", OPERATIONS)
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_a_step_at_its_end_raises_and_changes_nothing(op, backend):
+@pytest.mark.parametrize("bits", [24, 32])
+def test_a_step_at_its_end_raises_and_changes_nothing(op, backend, bits):
+    """A float32 counter's last is 2^24, where adding 1 changes nothing; a float64's is the noise's last, 2^32 - 1."""
     rows = [make_row(Case((5,)), Options()) for _ in range(2)]
-    rows[1].step.fill_(2.0**24)
+    last = 2**24 if bits == 24 else 2**32 - 1
+    rows[1].step = torch.tensor(float(last), dtype=torch.float32 if bits == 24 else torch.float64)
     frozen = Frozen([getattr(row, name) for row in rows for name in Row.WRITTEN])
-    with pytest.raises(RuntimeError, match=r"step must be below 2\^24"):
+    with pytest.raises(RuntimeError, match=rf"step must be below 2\^{bits}"):
         call(op, rows, Options(), backend)
     assert frozen.unchanged()
+    rows[1].step -= 1
+    call(op, rows, Options(), backend)
+    assert not frozen.unchanged()
 
 
 @pytest.mark.parametrize("op", OPERATIONS)

@@ -176,3 +176,11 @@ def test_valid_targets_pass_validation():
     hidden = torch.tensor([[0.0, -1.0, 3.0]])
     mask = torch.tensor([[True, False, True]])
     assert fe.free_energy(x, hidden, z, z, likelihood="poisson", mask=mask, validate=True).energy.isfinite()
+
+
+@pytest.mark.parametrize("freed", range(4))
+def test_operands_whose_storage_was_freed_are_refused(freed):
+    operands = [torch.randn(6, 4), torch.randn(6, 4), torch.randn(6, 2), torch.randn(6, 2)]
+    operands[freed].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"must hold values; its storage has 0 of the \d+ bytes needed"):
+        fe.free_energy(*operands, likelihood="mse")

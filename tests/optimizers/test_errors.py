@@ -325,3 +325,22 @@ def test_an_error_leaves_an_optimizer_that_works():
         o.step()
     for a, b in zip(optimizer.param_groups, untouched.param_groups, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(a["params"], b["params"], strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_a_step_too_many_names_optimizer_and_parameter(backend, groups):
+    params = [torch.zeros(3, requires_grad=True) for _ in range(4)]
+    given = [{"params": params[:2]}, {"params": params[2:]}] if groups == 2 else params[2:]
+    optimizer = fe.LangevinAdam(given, seed=0, backend=backend)
+    for p in params:
+        p.grad = torch.ones(3)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    optimizer.state[params[3]]["step"].fill_(2.0**24)
+    expected = (
+        r"^LangevinAdam: step of params\[1\] must be below 2\^24, where its counter ends; got 16777216$"
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))

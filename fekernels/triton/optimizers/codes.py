@@ -10,6 +10,7 @@ import zlib
 import triton.language as tl
 
 from fekernels._catalogue import optimizers, random
+from fekernels._runtime import pointer_table
 
 # Dtypes.
 FLOAT32 = tl.constexpr(optimizers.DTYPES.index("float32"))
@@ -27,9 +28,9 @@ PITCH = tl.constexpr(11)
 DTYPES = tl.constexpr(12)
 LAYOUT = tl.constexpr(13)
 NOISE_UNIT = tl.constexpr(15)
-COLUMNS = tl.constexpr(16)
+COLUMNS = tl.constexpr(pointer_table.COLUMNS)
 
-CHUNK = tl.constexpr(4096)  # elements of one program
+CHUNK = tl.constexpr(pointer_table.CHUNK)  # elements of one program
 ROWS_AT_ONCE = tl.constexpr(256)  # whose steps the last program advances together
 
 # Where the noise goes.
