@@ -11,7 +11,7 @@
 
 namespace fe::cuda {
 
-// What the two optimizers' steps have in common. Pointers are the device's; those marked so may be null.
+// What the operations' steps have in common. Pointers are the device's; those marked so may be null.
 struct StepCall {
   const TableRow* rows;
   const int64_t* layouts;  // may be null when every row's layout is 0
