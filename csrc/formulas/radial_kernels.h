@@ -138,4 +138,10 @@ inline constexpr float kLeastBandwidth = 1.17549435e-38f;  // one below has no i
 // 1 / h, and 0 where h counts as 0: points that coincide do not repel, and all others have no weight.
 FE_HD float inverse_bandwidth(float h) { return h < kLeastBandwidth ? 0.0f : 1.0f / h; }
 
+// What makes a squared distance above 0 the kernel's argument: infinite where h counts as 0.
+template <class Kernel>
+FE_HD float scale_of(float h) {
+  return Kernel::kScale / (h < kLeastBandwidth ? 0.0f : h);
+}
+
 }  // namespace fe::inline FE_ISA

@@ -24,6 +24,7 @@ from tests.support.stein import (
     Case,
     Problem,
     Row,
+    Size,
     constants,
 )
 from tests.support.stein_exact import (
@@ -83,6 +84,23 @@ def test_gradients(stein_kernels, row, poisoned):
         assert_close(got, wanted, scale, f"{row} {what}")
     if row.regime == NO_BANDWIDTH:
         assert not found[2].any()
+
+
+TINY = [Row(size, ORDINARY, name) for size in (Size(1, 33, 3), Size(1, 20, 20)) for name in NATIVE]
+
+
+@each(TINY, [TINY[0], TINY[-1]])
+def test_a_bandwidth_without_an_inverse_is_none(stein_kernels, row):
+    """One below the smallest normal number: particles of such distances, which would see each other, do not."""
+    ordinary = row.case.make()
+    problem = Problem(2e-19 * ordinary.x, ordinary.s, torch.full_like(ordinary.h, 5e-39))
+    upstream = torch.randn_like(problem.x)
+    none = problem.with_h(0.0)
+    assert bits_equal(*(direction(stein_kernels, each, row.kernel) for each in (problem, none)))
+    for got, wanted in zip(
+        *(backward(stein_kernels, upstream, each, row.kernel) for each in (problem, none)), strict=True
+    ):
+        assert bits_equal(got, wanted)
 
 
 NEEDS = [Row(size, ORDINARY, name) for size, name in zip(cycle(DTYPE_SIZES[:4]), NATIVE, strict=False)]

@@ -23,7 +23,7 @@ class Discrepancy {
   explicit Discrepancy(const DiscrepancyCall& call)
       : call_(call), x_(call.n, call.d, call.workspace),
         s_(call.n, call.d, call.workspace + Points::floats(call.n, call.d)), kernel_(call.params),
-        width_(round_up(call.columns, kUnit)), inverse_(inverse_bandwidth(call.bandwidth)), to_scaled_(Kernel::kScale / call.bandwidth) {
+        width_(round_up(call.columns, kUnit)), inverse_(inverse_bandwidth(call.bandwidth)), to_scaled_(scale_of<Kernel>(call.bandwidth)) {
     const int64_t rows = x_.blocks() * kTile;
     sums_ = reinterpret_cast<double*>(call.workspace + 2 * Points::floats(call.n, call.d));
     dots_ = reinterpret_cast<float*>(sums_ + x_.blocks() * width_);

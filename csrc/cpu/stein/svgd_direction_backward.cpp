@@ -34,7 +34,7 @@ class Backward {
       : call_(call), n_(static_cast<float>(call.n)), x_(call.n, call.d, call.workspace),
         s_(call.n, call.d, call.workspace + Points::floats(call.n, call.d)),
         g_(call.n, call.d, call.workspace + 2 * Points::floats(call.n, call.d)), kernel_(call.params),
-        inverse_(inverse_bandwidth(call.bandwidth)), to_scaled_(Kernel::kScale / call.bandwidth) {
+        inverse_(inverse_bandwidth(call.bandwidth)), to_scaled_(scale_of<Kernel>(call.bandwidth)) {
     const int64_t rows = x_.blocks() * kTile;
     value_sums_ = call.workspace + 3 * Points::floats(call.n, call.d);
     first_sums_ = value_sums_ + rows * x_.stride;

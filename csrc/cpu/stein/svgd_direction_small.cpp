@@ -81,7 +81,7 @@ template <class Kernel>
 void direction(const SvgdCall& call) {
   const Kernel kernel(call.params);
   const int n = static_cast<int>(call.n), d = static_cast<int>(call.d);
-  const float to_scaled = Kernel::kScale / call.bandwidth, scale = repulsion_scale<Kernel>(call);
+  const float to_scaled = scale_of<Kernel>(call.bandwidth), scale = repulsion_scale<Kernel>(call);
   const float inverse_n = 1.0f / static_cast<float>(n);
   float converted_particles[kMostValues], converted_scores[kMostValues], result[kMostValues];
   const float* particles = floats(call.particles, call.particles_dtype, n * d, converted_particles);

@@ -71,7 +71,7 @@ class Wide {
         Weights& weights = weights_[shape_.tile(a, b)];
         __builtin_memcpy(weights.value, products_ + shape_.tile(a, b) * kTile * kTile, sizeof weights.value);
         const TileEdges edges{points.count(a), points.count(b), norms + a * kTile, norms + b * kTile, a == b};
-        weigh<Kernel::kNeedsDifferences>(kernel_, Kernel::kScale / call_.bandwidth, edges, weights,
+        weigh<Kernel::kNeedsDifferences>(kernel_, scale_of<Kernel>(call_.bandwidth), edges, weights,
                                          row_units + a * kTile * kUnit, a == b ? nullptr : column_sums + b * kTile);
       }
   }

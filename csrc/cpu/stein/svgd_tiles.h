@@ -36,7 +36,7 @@ class SvgdTiles {
 
   // Records of blocks one after the other. The call's particles and scores are read by `prepare` and `finish` alone.
   SvgdTiles(const SvgdCall& call, float* fixed, float* sums)
-      : call_(call), kernel_(call.params), to_scaled_(Kernel::kScale / call.bandwidth),
+      : call_(call), kernel_(call.params), to_scaled_(scale_of<Kernel>(call.bandwidth)),
         scale_(repulsion_scale<Kernel>(call)), fixed_(fixed), sums_(sums) {}
 
   // Block number `index` of all n particles, in record `slot`.

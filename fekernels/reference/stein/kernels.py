@@ -170,6 +170,11 @@ def row_blocks(n: int) -> Iterator[slice]:
         yield slice(begin, min(n, begin + step))
 
 
+def wide_bandwidth(bandwidth: Tensor) -> Tensor:
+    """float64, 0 where it counts as 0: below the smallest normal number of its own type, which has no inverse there."""
+    return torch.where(bandwidth < torch.finfo(bandwidth.dtype).tiny, 0.0, bandwidth.double())
+
+
 def over_bandwidth(t: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """u = t/h and what p1 is divided by, h [B, 1, 1]. At h = 0: u = 0 where t = 0, else inf; p1 / inf = 0."""
     return torch.where(t == 0, 0.0, t / h), torch.where(h == 0, torch.inf, h)

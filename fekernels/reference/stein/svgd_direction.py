@@ -24,6 +24,7 @@ from fekernels.reference.stein.kernels import (
     repulsion,
     row_blocks,
     square_distances,
+    wide_bandwidth,
 )
 
 __all__ = [
@@ -70,7 +71,11 @@ def svgd_direction_rows(
     diagonal, _ = KERNELS[kernel].at_zero(beta, c)
     phi = torch.empty_like(particles)
     for part in problems(batch, n):
-        x, s, h = centred(particles[part]), scores[part].double(), bandwidth[part].double().view(-1, 1, 1)
+        x, s, h = (
+            centred(particles[part]),
+            scores[part].double(),
+            wide_bandwidth(bandwidth[part]).view(-1, 1, 1),
+        )
         for rows in row_blocks(n):
             if rows.stop <= begin or rows.start >= end:
                 continue
@@ -114,7 +119,11 @@ def svgd_direction_backward(
     operands = (particles, scores, bandwidth)
     dx, ds, dh = (torch.zeros_like(o) if needs >> i & 1 else o.new_empty(0) for i, o in enumerate(operands))
     for part in problems(batch, n):
-        x, s, h = centred(particles[part]), scores[part].double(), bandwidth[part].double().view(-1, 1, 1)
+        x, s, h = (
+            centred(particles[part]),
+            scores[part].double(),
+            wide_bandwidth(bandwidth[part]).view(-1, 1, 1),
+        )
         g_all = grad[part].double()
         by_bandwidth = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
         for rows in row_blocks(n):
@@ -198,7 +207,7 @@ def plain_direction(
         return phi.to(particles.dtype)
     x = plain_centred(x)
     diagonal, _ = KERNELS[kernel].at_zero(beta, c)
-    k, g = plain_kernel(x, bandwidth.double(), kernel, beta, c, 1)
+    k, g = plain_kernel(x, wide_bandwidth(bandwidth), kernel, beta, c, 1)
     phi = diagonal * s + k @ s + temperature * plain_repulsion(g, x)
     return (phi / n).to(particles.dtype)
 
