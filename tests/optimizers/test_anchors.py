@@ -236,5 +236,5 @@ def test_the_anchor_follows_a_model_that_moves_before_its_first_step():
     kept.keep(here, here)
     kept._kept[there] = kept._kept.pop(here)
     state: dict = {}
-    assert kept.of("LangevinAdam", "params[0]", there, state).device.type == "meta"
+    assert kept.of("LangevinAdam", "params[0]", "init", there, state).device.type == "meta"
     assert state["anchor"] is kept._kept[there]
