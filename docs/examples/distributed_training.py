@@ -29,8 +29,7 @@ from torch.distributed.fsdp import fully_shard
 
 import fekernels as fe
 
-TRAINED = 1437
-BATCH = 240  # of all ranks
+TRAINED, BATCH = 1437, 240  # digits; those of one step, of all ranks
 GPU = torch.cuda.is_available()
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which it is for one process
 DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if GPU else torch.device("cpu")
@@ -43,11 +42,6 @@ def data() -> tuple[Tensor, Tensor]:
     return (x[order] / 16).float().to(DEVICE), y[order].to(DEVICE)
 
 
-def newest(folder: Path) -> Path | None:
-    """The last checkpoint that is whole: ``.metadata`` is written once all ranks have written their parts."""
-    return max((path.parent for path in folder.glob("step-*/.metadata")), default=None)
-
-
 class Training:
     """A network on the ranks of ``mesh``; on one process, without a mesh, the same lines without ``fully_shard``."""
 
@@ -56,8 +50,7 @@ class Training:
         self.net: nn.Module = nn.Sequential(nn.Linear(64, 50), nn.Tanh(), nn.Linear(50, 10)).to(DEVICE)
         if mesh is not None:
             fully_shard(self.net, mesh=mesh)
-        self.ranks = 1 if mesh is None else mesh.size()
-        self.rank = 0 if mesh is None else mesh.get_local_rank()
+        self.ranks, self.rank = (1, 0) if mesh is None else (mesh.size(), mesh.get_local_rank())
         self.group = None if mesh is None else mesh.get_group()
         self.optimizer = fe.LangevinAdam(
             self.net.parameters(), lr=2e-3, temperature=1 / TRAINED, prior_precision=1 / TRAINED, eps=1e-4,
@@ -71,8 +64,7 @@ class Training:
             mine = rows.tensor_split(self.ranks)[self.rank]
             self.optimizer.zero_grad()
             # FSDP averages over ranks: shares of different lengths count by their rows.
-            loss = F.cross_entropy(self.net(x[mine]), y[mine], reduction="sum") * (self.ranks / BATCH)
-            loss.backward()
+            (F.cross_entropy(self.net(x[mine]), y[mine], reduction="sum") * (self.ranks / BATCH)).backward()
             self.optimizer.step()
             self.schedule.step()
 
@@ -85,9 +77,10 @@ class Training:
         own = folder / f"step-{self.schedule.last_epoch:08d}"
         dcp.save(self.state(), checkpoint_id=own, process_group=self.group, no_dist=self.group is None)
 
-    def load(self, folder: Path | None) -> None:
-        state = self.state()
-        dcp.load(state, checkpoint_id=folder, process_group=self.group, no_dist=self.group is None)
+    def load(self, folder: Path) -> None:
+        """The last that is whole: ``.metadata`` is written once all ranks have written their parts."""
+        state, newest = self.state(), max(path.parent for path in folder.glob("step-*/.metadata"))
+        dcp.load(state, checkpoint_id=newest, process_group=self.group, no_dist=self.group is None)
         set_state_dict(
             self.net, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
@@ -131,15 +124,14 @@ def main() -> int:
     weights, correct = whole.weights(), (whole.net(x[TRAINED:]).argmax(1) == y[TRAINED:]).float().mean()
     noise = whole.noise()
     if rank == 0:
-        read = f"{correct:.1%} of {len(x) - TRAINED} other digits are read right"
-        print(f"{world} ranks, {2 * steps} steps: {read}\n")
+        print(f"{world} ranks, {2 * steps} steps: {correct:.1%} of {len(x) - TRAINED} other digits right\n")
         print("| went on, from the middle | noise of another bit | largest difference of a weight |")
         print("|---|---|---|")
     differing = 0
     for size in sizes:
         if rank < size:
             resumed = Training(meshes[size] if size > 1 else None, 2, steps)  # all of it is to be loaded
-            resumed.load(newest(folder))
+            resumed.load(folder)
             resumed.train(x, y, steps, steps)
             apart = (resumed.weights() - weights).abs().max()
             bits = int((resumed.noise().view(torch.int32) != noise.view(torch.int32)).sum())

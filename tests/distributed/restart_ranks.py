@@ -36,8 +36,8 @@ def tensors_of(folder: Path, attempt: int) -> Iterator[torch.Tensor]:
     samples = fe.PosteriorSamples(
         training.net, burn_in=2, thinning=3, directory=folder / "samples", process_group=dist.group.WORLD
     )
-    if (checkpoint := EXAMPLE["newest"](folder)) is not None:
-        training.load(checkpoint)
+    if any(folder.glob("step-*/.metadata")):
+        training.load(folder)
     begin = training.schedule.last_epoch
     if dist.get_rank() == 0:
         told = f"attempt {attempt}, {folder.name}: from step {begin}, {samples.calls} counted"
