@@ -15,39 +15,12 @@
 
 namespace fe {
 
-// A Stein direction that several processes share.
-struct SvgdShareKernels {
-  SvgdLayoutOf* layout;
-  SvgdAddColumns* add_columns;
-  SvgdPrepare* prepare;
-  SvgdMeet* meet;
-  SvgdTotals* totals;
-  SvgdComplete* complete;
-  SvgdWideProducts* wide_products;
-  SvgdWideShare* wide_share;
-};
-
 struct CpuKernels {
   const char* isa;
-  FillPhilox* fill_philox;
 #define FE_OPTIMIZER(Name, name) Name##Kernel* name;
 #include "formulas/optimizers.def"
-  VariationalKlKernel* variational_kl;
-  TermKernelOf* free_energy;
-  CategoricalKernel* categorical;
-  ReparameterizeKernel* reparameterize;
-  ReparameterizeKernel* reparameterize_backward;
-  SvgdKernel *svgd_direction, *svgd_direction_backward;
-  SvgdWorkspace *svgd_direction_workspace, *svgd_direction_backward_workspace;
-  SvgdShareKernels svgd_share;
-  DiscrepancyKernel* kernel_stein_discrepancy;
-  DiscrepancyWorkspace* kernel_stein_discrepancy_workspace;
-  RankKernel* sq_dist_rank;
-  SqDistKernel* sq_dist;
-  ScanKernel* sq_dist_scan;
-  TilesKernel* sq_dist_tiles;
-  ChainKernel* chain_statistics;
-  BeliefKernel* belief_propagation;
+#define FE_KERNEL(Type, name) Type* name;
+#include "cpu/kernels.def"
 };
 
 // The kernels in use. Throws std::invalid_argument when FEKERNELS_ISA names a set that is unknown, was not compiled or

@@ -25,7 +25,7 @@ void run(const std::vector<const fe::TermCall*>& calls) {
   std::vector<fe::TermKernel*> kernels;
   for (const fe::TermCall* call : calls) {
     total += call->rows * call->columns;
-    kernels.push_back(fe::cpu_kernels().free_energy(call->term));
+    kernels.push_back(fe::cpu_kernels().free_energy_kernel(call->term));
     STD_TORCH_CHECK(kernels.back(), "likelihood ", call->term, " has no elementwise kernel");
   }
   torch::stable::parallel_for(0, total, fe::kParallelElements, [&](int64_t begin, int64_t end) {
@@ -52,7 +52,7 @@ std::vector<float> categorical_energies(const Tensor& logits, const Tensor& targ
                                  weight,
                                  row_scale,
                                  energies.data()};
-  fe::CategoricalKernel* kernel = fe::cpu_kernels().categorical;
+  fe::CategoricalKernel* kernel = fe::cpu_kernels().categorical_positions;
   const int64_t grain = std::max<int64_t>(1, fe::kParallelElements / std::max<int64_t>(1, classes));
   torch::stable::parallel_for(0, rows * positions, grain,
                               [&](int64_t begin, int64_t end) { kernel(call, begin, end); });

@@ -58,7 +58,7 @@ void set_rows(fe::SvgdCall& call, const Tensor& particles, const Tensor& scores)
 }
 
 fe::SvgdShare share_of(const fe::SvgdCall& call, bool sharp, Tensor& fixed, Tensor& sums) {
-  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_share.layout(call, sharp);
+  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_layout(call, sharp);
   STD_TORCH_CHECK(layout.algorithm == fe::SvgdLayout::kTiles, "so few particles are no problem of tiles");
   check_floats(fixed, "fixed", 0);
   check_floats(sums, "sums", 0);
@@ -68,7 +68,7 @@ fe::SvgdShare share_of(const fe::SvgdCall& call, bool sharp, Tensor& fixed, Tens
 // Records and blocks must exist.
 void check_blocks(const fe::SvgdShare& share, const std::vector<int64_t>& blocks, const Tensor& fixed, const Tensor& sums,
                   int64_t rows) {
-  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_share.layout(share.call, share.sharp);
+  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_layout(share.call, share.sharp);
   const int64_t all = (share.call.n + layout.block - 1) / layout.block;
   STD_TORCH_CHECK(blocks.size() % 3 == 0, "blocks must be threes of record, number and first row");
   for (size_t at = 0; at < blocks.size(); at += 3) {
@@ -89,7 +89,7 @@ std::vector<int64_t> svgd_layout_cpu(Tensor, int64_t n, int64_t d, int64_t kerne
   call.n = n;
   call.d = d;
   call.kernel = static_cast<int>(kernel);
-  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_share.layout(call, sharp);
+  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_layout(call, sharp);
   return {layout.algorithm, layout.block, layout.group, layout.fixed, layout.sums, layout.centred, layout.segment,
           layout.products};
 }
@@ -101,7 +101,7 @@ void svgd_add_columns_cpu(Tensor sums, Tensor rows) {
   call.d = sums.numel();
   call.particles = rows.const_data_ptr();
   call.particles_dtype = fe::dtype_of(rows);
-  fe::cpu_kernels().svgd_share.add_columns(call, rows.size(0), static_cast<double*>(sums.data_ptr()));
+  fe::cpu_kernels().svgd_add_columns(call, rows.size(0), static_cast<double*>(sums.data_ptr()));
 }
 
 Tensor svgd_prepare_cpu(Tensor particles, Tensor scores, Tensor means, Tensor bandwidth, Tensor fixed, Tensor sums,
@@ -114,7 +114,7 @@ Tensor svgd_prepare_cpu(Tensor particles, Tensor scores, Tensor means, Tensor ba
   const int64_t rows = particles.size(0);
   check_blocks(share, blocks, fixed, sums, rows);
   Tensor norms = torch::stable::empty({&rows, size_t{1}}, ScalarType::Float);
-  fe::cpu_kernels().svgd_share.prepare(share, blocks.data(), static_cast<int64_t>(blocks.size()) / 3, floats(means),
+  fe::cpu_kernels().svgd_prepare(share, blocks.data(), static_cast<int64_t>(blocks.size()) / 3, floats(means),
                                        floats(norms));
   return norms;
 }
@@ -122,7 +122,7 @@ Tensor svgd_prepare_cpu(Tensor particles, Tensor scores, Tensor means, Tensor ba
 void svgd_meet_cpu(Tensor bandwidth, Tensor fixed, Tensor sums, std::vector<int64_t> pairings, int64_t n, int64_t d,
                    int64_t kernel, std::vector<double> numbers, bool sharp) {
   const fe::SvgdShare share = share_of(call_of(n, d, kernel, bandwidth, numbers), sharp, fixed, sums);
-  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_share.layout(share.call, sharp);
+  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_layout(share.call, sharp);
   const int64_t blocks = (n + layout.block - 1) / layout.block, groups = (blocks + layout.group - 1) / layout.group;
   STD_TORCH_CHECK(pairings.size() % 4 == 0, "pairings must be fours of two groups and their records");
   for (size_t at = 0; at < pairings.size(); at += 4)
@@ -134,7 +134,7 @@ void svgd_meet_cpu(Tensor bandwidth, Tensor fixed, Tensor sums, std::vector<int6
                           end * layout.fixed <= fixed.numel() && end * layout.sums <= sums.numel(),
                       "no such group or record: ", group, ", ", record);
     }
-  fe::cpu_kernels().svgd_share.meet(share, pairings.data(), static_cast<int64_t>(pairings.size()) / 4);
+  fe::cpu_kernels().svgd_meet(share, pairings.data(), static_cast<int64_t>(pairings.size()) / 4);
 }
 
 Tensor svgd_totals_cpu(Tensor bandwidth, Tensor fixed, Tensor sums, std::vector<int64_t> blocks, int64_t rows, int64_t n,
@@ -143,7 +143,7 @@ Tensor svgd_totals_cpu(Tensor bandwidth, Tensor fixed, Tensor sums, std::vector<
   check_blocks(share, blocks, fixed, sums, rows);
   const int64_t size[2] = {rows, d};
   Tensor totals = torch::stable::empty({size, size_t{2}}, ScalarType::Float);
-  fe::cpu_kernels().svgd_share.totals(share, blocks.data(), static_cast<int64_t>(blocks.size()) / 3, floats(totals));
+  fe::cpu_kernels().svgd_totals(share, blocks.data(), static_cast<int64_t>(blocks.size()) / 3, floats(totals));
   return totals;
 }
 
@@ -155,7 +155,7 @@ Tensor svgd_complete_cpu(Tensor totals, Tensor particles, Tensor scores, Tensor 
   check_floats(totals, "totals", particles.numel());
   Tensor out = fe::empty_large(particles, particles.sizes());
   call.direction = out.data_ptr();
-  fe::cpu_kernels().svgd_share.complete(call, particles.size(0), floats(totals));
+  fe::cpu_kernels().svgd_complete(call, particles.size(0), floats(totals));
   return out;
 }
 
@@ -166,7 +166,7 @@ Tensor svgd_wide_products_cpu(Tensor columns, int64_t d, bool differences) {
   fe::SvgdCall call{};
   call.n = columns.size(0);
   call.d = d;
-  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_share.layout(call, false);
+  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_layout(call, false);
   STD_TORCH_CHECK(layout.algorithm == fe::SvgdLayout::kWide, "so few columns are no wide problem");
   call.d = columns.size(1);
   call.particles = columns.const_data_ptr();
@@ -174,7 +174,7 @@ Tensor svgd_wide_products_cpu(Tensor columns, int64_t d, bool differences) {
   call.parallel_for = fe::parallel_for;
   const int64_t size[2] = {(call.d + layout.segment - 1) / layout.segment, layout.products};
   Tensor segments = torch::stable::empty({size, size_t{2}}, ScalarType::Float);
-  if (call.d > 0) fe::cpu_kernels().svgd_share.wide_products(call, d, differences, floats(segments));
+  if (call.d > 0) fe::cpu_kernels().svgd_wide_products(call, d, differences, floats(segments));
   return segments;
 }
 
@@ -182,14 +182,14 @@ Tensor svgd_wide_share_cpu(Tensor particles, Tensor scores, Tensor products, Ten
                            std::vector<double> numbers, bool sharp) {
   STD_TORCH_CHECK(particles.dim() == 2 && particles.size(1) <= d, "particles must have shape [n, at most d]");
   fe::SvgdCall call = call_of(particles.size(0), d, kernel, bandwidth, numbers);
-  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_share.layout(call, false);
+  const fe::SvgdLayout layout = fe::cpu_kernels().svgd_layout(call, false);
   STD_TORCH_CHECK(layout.algorithm == fe::SvgdLayout::kWide, "so few columns are no wide problem");
   check_floats(products, "products", layout.products);
   call.d = particles.size(1);
   set_rows(call, particles, scores);
   Tensor out = fe::empty_large(particles, particles.sizes());
   call.direction = out.data_ptr();
-  if (call.d > 0) fe::cpu_kernels().svgd_share.wide_share(call, d, sharp, floats(products));
+  if (call.d > 0) fe::cpu_kernels().svgd_wide_share(call, d, sharp, floats(products));
   return out;
 }
 
