@@ -24,12 +24,10 @@ TRAINERS = sorted(EXAMPLES.glob("trainer_*.py"))
 LIMIT = 400.0  # seconds, of what takes ten on an idle machine
 
 
-def torchrun(folder: Path, *command: str, world: int = 2) -> str:
+def torchrun(folder: Path, *command: str, world: int = 2, **variables: str) -> str:
     """What the ranks print; AssertionError with it where one fails or all take too long."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    # The last, as the page says, or ranks that are started again look for those that have ended.
-    of_all = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    environment = {**os.environ, **of_all}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     process = subprocess.Popen(
         [sys.executable, *launch, *command],
         cwd=folder,
@@ -107,7 +105,9 @@ def test_torchrun_starts_all_ranks_again_where_one_was_killed(tmp_path: Path) ->
     """From the last whole checkpoint, by the path of a run that nothing happened to."""
     pytest.importorskip("sklearn")
     script = str(ROOT / "tests" / "distributed" / "restart_ranks.py")
-    printed = torchrun(tmp_path, "--max-restarts", "1", script, "--folder", str(tmp_path))
+    # As the page says, or ranks that are started again look for those that have ended.
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    printed = torchrun(tmp_path, "--max-restarts", "1", script, "--folder", str(tmp_path), **own_store)
     assert re.findall(r"^attempt .*$", printed, re.MULTILINE) == [
         "attempt 0, killed: from step 0, 0 counted",
         "attempt 1, killed: from step 4, 8 counted",
