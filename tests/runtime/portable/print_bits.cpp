@@ -34,7 +34,7 @@ static void print_term(int term, int n_params) {
     call.grads[p] = {fe::GradKind::kFull, fe::kFloat32, grads[p].data(), n, false};
   }
   call.inputs[fe::kTarget] = {target.data(), n, true, fe::kFloat32};
-  fe::cpu_kernels().free_energy(call.term)(call, 0, call.tasks());
+  fe::cpu_kernels().free_energy_kernel(call.term)(call, 0, call.tasks());
   std::fwrite(&sum, 8, 1, stdout);
   for (int p = 0; p < n_params; ++p) std::fwrite(grads[p].data(), 4, n, stdout);
 }
