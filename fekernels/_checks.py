@@ -24,6 +24,7 @@ __all__ = [
     "integer",
     "number",
     "one_of",
+    "pair",
     "same_device",
 ]
 
@@ -79,6 +80,13 @@ def _range(least: float, above: float, below: float, infinite: bool) -> str:
         return f"in ({above:g}, {below:g})" if strict else f"in [{least:g}, {below:g})"
     bound = "" if max(least, above) == -math.inf else f"> {above:g}" if strict else f">= {least:g}"
     return " and ".join(filter(None, ["" if infinite else "finite", bound])) or "a number"
+
+
+def pair(function: str, name: str, value: Any) -> Sequence[Any]:
+    """A tuple or list of two, whose elements are not looked at. TypeError for anything else."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{function}: {name} must be a pair of numbers; got {value!r}")
+    return value
 
 
 def integer(function: str, name: str, value: Any, low: int | None = None, high: int | None = None) -> int:

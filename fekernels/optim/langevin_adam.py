@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._catalogue.optimizers import NOISES
-from fekernels._checks import boolean, number, one_of
+from fekernels._checks import boolean, number, one_of, pair
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.pointer_table import DTYPE_CODES, Row, supported_dtypes
 from fekernels._runtime.torch_internals import never_traced
@@ -244,9 +244,7 @@ class LangevinAdam(TableOptimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         self._check_number(group, "eps")
-        betas = group["betas"]
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise TypeError(f"{self._name}: betas must be a pair of numbers; got {betas!r}")
+        betas = pair(self._name, "betas", group["betas"])
         if type(betas[0]) is not float or type(betas[1]) is not float:
             group["betas"] = betas = tuple(self._checked_beta(group, i, beta) for i, beta in enumerate(betas))
         for i, beta in enumerate(betas):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from operator import is_
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from fekernels._checks import boolean, integer, number, one_of
+from fekernels._checks import boolean, integer, number, one_of, pair
 from fekernels._runtime import backends
 from fekernels._runtime.parts import local_tensor
 from fekernels._runtime.pointer_table import Row
@@ -159,11 +158,9 @@ class VariationalAdam(WeightPosterior):
         for key in ("ess", "hess_init"):
             group[key] = number(name, key, group[key], above=0.0)
         group["clip_radius"] = number(name, "clip_radius", group["clip_radius"], above=0.0, infinite=True)
-        betas = group["betas"]
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise TypeError(f"{name}: betas must be a pair of numbers; got {betas!r}")
+        betas = pair(name, "betas", group["betas"])
         checked = tuple(number(name, f"betas[{i}]", beta, below=1.0) for i, beta in enumerate(betas))
-        if type(betas) is not tuple or not all(map(is_, checked, betas)):
+        if type(betas) is not tuple or any(type(beta) is not float for beta in betas):
             group["betas"] = checked  # another object is another value to what was made of the group's
         one_of(name, "estimator", group["estimator"], ESTIMATORS)
         one_of(name, "scale", group["scale"], SCALES)
