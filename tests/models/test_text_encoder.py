@@ -12,7 +12,7 @@ from fekernels.models import HashedTextEncoder
 def test_hashed_texts() -> None:
     encoder = HashedTextEncoder(2048, prefix=0)
     one, same, humps, other = encoder(["open_file now", "Now: open FILE!", "openFile now", "lock the thread"])
-    assert torch.equal(one, same) or torch.allclose(one, same, atol=1e-6)
+    torch.testing.assert_close(one, same)
     torch.testing.assert_close(one, humps)
     assert abs(one @ other) < 0.1 and abs(one.norm() - 1) < 0.1
     assert bool((encoder(["", "..."]) == 0).all()) and encoder([]).shape == (0, 2048)
