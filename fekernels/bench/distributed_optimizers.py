@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from fekernels._runtime.parts import local_tensor
 from fekernels.bench import processes
 from fekernels.bench.case import Case, Cost, Row, Shape, product, short
-from fekernels.bench.optimizers import ADAM_COST, HOT_COST, parameters, values
+from fekernels.bench.optimizers import ADAM_COST, HOT_COST, share_moments, values
 from fekernels.bench.peers import ADAM, LR, TEMPERATURE, adam
 from fekernels.bench.timing import Contestant
 from fekernels.optim import LangevinAdam
@@ -44,13 +45,13 @@ def sharded(shape: Shape) -> torch.nn.ParameterList:
 
 def _step(shape: Shape) -> Sequence[Contestant]:
     """In each process, as many elements each: what the unsharded step does in one, alone or beside the other's."""
-    count, numel = shape
-    plain = parameters(values(count, numel, 0), values(count, numel, 1))
-    optimizer = LangevinAdam(plain, lr=LR, seed=1)
-    contestants = [
-        Contestant(AT_ONCE, optimizer.step),
-        Contestant(SHARDED, LangevinAdam(sharded(shape), lr=LR, seed=1).step),
-    ]
+    shards = sharded(shape)
+    plain = torch.nn.ParameterList(local_tensor(shard.detach()) for shard in shards)
+    for param, shard in zip(plain, shards, strict=True):
+        param.grad = local_tensor(shard.grad)
+    optimizer, distributed = (LangevinAdam(params, lr=LR, seed=1) for params in (plain, shards))
+    share_moments([distributed, optimizer])
+    contestants = [Contestant(AT_ONCE, optimizer.step), Contestant(SHARDED, distributed.step)]
     if torch.distributed.get_rank() == 0:
         contestants.append(Contestant(PLAIN, optimizer.step))
     return contestants
@@ -60,7 +61,7 @@ def _many(shape: Shape) -> Sequence[Contestant]:
     """Each contestant steps shards of its own."""
     hot = LangevinAdam(sharded(shape), lr=LR, temperature=TEMPERATURE, seed=1)
     return [
-        adam(list(sharded(shape)))[0],
+        Contestant(ADAM, adam(list(sharded(shape))).step),
         Contestant(SHARDED, LangevinAdam(sharded(shape), lr=LR, seed=1).step),
         Contestant(SHARDED_HOT, hot.step),
     ]

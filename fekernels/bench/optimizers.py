@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fekernels._runtime.backends import native_op
+from fekernels._runtime.parts import local_tensor
 from fekernels.bench import peers
 from fekernels.bench.case import Case, Cost, Group, Row, Shape, product, short
 from fekernels.bench.peers import ADAM, ADAM_FOREACH, ADAM_WITH_NOISE, LR, PLAIN_SGLD, PSGLD, TEMPERATURE
 from fekernels.bench.timing import Contestant
 from fekernels.optim import SGLD, LangevinAdam
 
-__all__ = ["ADAM_COST", "CASES", "parameters", "values"]
+__all__ = ["ADAM_COST", "CASES", "parameters", "share_moments", "values"]
 
 COLD, HOT = "T = 0", "T > 0"
 COLD_FROZEN, HOT_FROZEN = f"{COLD}, frozen", f"{HOT}, frozen"
@@ -78,6 +79,20 @@ def ours(
     return Contestant(name, optimizer.step, prepare, restore if isa else None)
 
 
+def share_moments(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Let optimizers of the same parameters, or of their shards, keep their moments in the memory of the first one's.
+
+    Tensors that no cache holds are up to half as fast again in some pages as in others, and where the pages lie is
+    another matter in every process: contestants with tensors of their own would be compared by that.
+    """
+    first, *others = optimizers
+    for optimizer in optimizers:
+        optimizer.step()
+    for other in others:
+        for state, kept in zip(other.state.values(), first.state.values(), strict=True):
+            state.update({key: local_tensor(kept[key]) for key in ("exp_avg", "exp_avg_sq")})
+
+
 def isa_missing(isa: str) -> str:
     """Why an instruction set cannot be chosen, or nothing."""
     before = native_op("isa")()
@@ -91,12 +106,15 @@ def isa_missing(isa: str) -> str:
 
 def _large(shape: Shape) -> Group:
     """Every noise, a second instruction set, and all peers, on one tensor that no cache holds."""
-    make = _problem(shape)
-    optimizer = LangevinAdam(make(), lr=LR, seed=1)
+    params = _problem(shape)()
+    fused, foreach = peers.adam(params), peers.adam(params, foreach=True)
+    optimizer = LangevinAdam(params, lr=LR, seed=1)
+    share_moments([fused, foreach, optimizer])
     contestants = [
-        *peers.adam(make()),
-        peers.adam_foreach(make()),
-        peers.psgld(make()),
+        Contestant(ADAM, fused.step),
+        peers.with_noise(fused, params),
+        Contestant(ADAM_FOREACH, foreach.step),
+        peers.psgld(params),
         ours(optimizer, COLD, 0.0),
         *(ours(optimizer, f"{HOT}, {noise}", TEMPERATURE, noise) for noise in NOISES),
     ]
@@ -111,9 +129,10 @@ def _large(shape: Shape) -> Group:
 
 
 def _cold_and_hot(shape: Shape) -> Group:
-    make = _problem(shape)
-    optimizer = LangevinAdam(make(), lr=LR, seed=1)
-    return Group([peers.adam(make())[0], ours(optimizer, COLD, 0.0), ours(optimizer, HOT, TEMPERATURE)])
+    params = _problem(shape)()
+    adam, optimizer = peers.adam(params), LangevinAdam(params, lr=LR, seed=1)
+    share_moments([adam, optimizer])
+    return Group([Contestant(ADAM, adam.step), ours(optimizer, COLD, 0.0), ours(optimizer, HOT, TEMPERATURE)])
 
 
 def _dead(shape: Shape) -> Group:
@@ -122,8 +141,8 @@ def _dead(shape: Shape) -> Group:
     start, grads = values(count, numel, 0), values(count, numel, 1)
     for grad in grads:
         grad[: numel // 2] = 0
-    adam = torch.optim.Adam(parameters(start, grads), lr=LR, fused=True)
-    own = LangevinAdam(parameters(start, grads), lr=LR, seed=1)
+    # Moments of their own: ours would make 0 of the peer's.
+    adam, own = peers.adam(parameters(start, grads)), LangevinAdam(parameters(start, grads), lr=LR, seed=1)
     for optimizer in (adam, own):
         optimizer.step()
         for state in optimizer.state.values():
@@ -145,9 +164,9 @@ def _frozen(shape: Shape) -> Group:
 
 
 def _sgld(shape: Shape) -> Group:
-    make = _problem(shape)
-    optimizer = SGLD(make(), lr=LR, temperature=TEMPERATURE, seed=1)
-    return Group([peers.plain_sgld(make()), Contestant("SGLD", optimizer.step)])
+    params = _problem(shape)()
+    optimizer = SGLD(params, lr=LR, temperature=TEMPERATURE, seed=1)
+    return Group([peers.plain_sgld(params), Contestant("SGLD", optimizer.step)])
 
 
 def _half(shape: Shape) -> Group:

@@ -26,9 +26,9 @@ __all__ = [
     "PSGLD",
     "TEMPERATURE",
     "adam",
-    "adam_foreach",
     "plain_sgld",
     "psgld",
+    "with_noise",
 ]
 
 # Optimizers: contestants over given parameters.
@@ -43,22 +43,21 @@ TEMPERATURE = 1e-4
 NOISE_SIZE = math.sqrt(2 * TEMPERATURE * LR)
 
 
-def adam(params: list[Parameter]) -> list[Contestant]:
-    """PyTorch's fused Adam, alone and with the noise that a user of it would add."""
-    optimizer = torch.optim.Adam(params, lr=LR, fused=True)
+def adam(params: list[Parameter], foreach: bool = False) -> torch.optim.Adam:
+    """PyTorch's Adam, fused; or as it runs on a CPU by default, one operator after another over lists of tensors."""
+    return torch.optim.Adam(params, lr=LR, fused=not foreach, foreach=foreach)
+
+
+def with_noise(optimizer: torch.optim.Adam, params: list[Parameter]) -> Contestant:
+    """The fused Adam with the noise that a user of it would add."""
 
     @torch.no_grad()
-    def with_noise() -> None:
+    def step() -> None:
         optimizer.step()
         for param in params:
             param.add_(torch.randn_like(param), alpha=NOISE_SIZE)
 
-    return [Contestant(ADAM, optimizer.step), Contestant(ADAM_WITH_NOISE, with_noise)]
-
-
-def adam_foreach(params: list[Parameter]) -> Contestant:
-    """PyTorch's Adam as it runs on a CPU by default: one operator after another over lists of tensors."""
-    return Contestant(ADAM_FOREACH, torch.optim.Adam(params, lr=LR, foreach=True).step)
+    return Contestant(ADAM_WITH_NOISE, step)
 
 
 def plain_sgld(params: list[Parameter]) -> Contestant:

@@ -51,7 +51,7 @@ def _draw_and_step(shape: Shape) -> Group:
     count, numel = shape
     make = partial(parameters, values(count, numel, 0), values(count, numel, 1))
     contestants = [
-        peers.adam(make())[0],
+        Contestant(ADAM, peers.adam(make()).step),
         Contestant(OURS, _turn(VariationalAdam(make(), LR, ESS, seed=1))),
     ]
     if importlib.util.find_spec("ivon") is None:

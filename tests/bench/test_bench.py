@@ -16,10 +16,21 @@ from benchmarks import harness
 from fekernels import bench
 from fekernels._catalogue.free_energy import NAMES
 from fekernels._runtime import backends, extension, host, locations
-from fekernels.bench import case, first_use, floors, memory, optimizers, packages, registry, report, runner
+from fekernels.bench import (
+    case,
+    first_use,
+    floors,
+    memory,
+    optimizers,
+    packages,
+    peers,
+    registry,
+    report,
+    runner,
+)
 from fekernels.bench.case import Case, Cost, Group, Row
 from fekernels.bench.registry import CASES, FAMILIES
-from fekernels.bench.timing import Contestant, Timing, interleave
+from fekernels.bench.timing import Timing, interleave
 from tests.support import ROOT, fork_server
 
 
@@ -143,20 +154,37 @@ def test_contestants_do_what_their_names_say() -> None:
         assert backends.native_op("isa")() == before
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("name", ["optimizers/large", "optimizers/many_of_10000"])
+def test_all_of_a_case_step_the_same_memory(name: str) -> None:
+    case = registry.find(name)
+    steps = [each.run for each in case.build(case.shape("tiny")).contestants]
+    owners = [getattr(step, "__self__", None) for step in steps]
+    found = [owner for owner in owners if isinstance(owner, torch.optim.Optimizer)]
+    assert {type(each).__name__ for each in found} == {"Adam", "LangevinAdam"}
+    for step in steps:  # nor does a step leave it
+        step()
+    places = [
+        [(p.data_ptr(), s["exp_avg"].data_ptr(), s["exp_avg_sq"].data_ptr()) for p, s in each.state.items()]
+        for each in found
+    ]
+    assert all(each == places[0] for each in places)
+
+
 @pytest.mark.parametrize(
     "make",
     [
-        lambda params: optimizers.peers.adam(params)[0],
-        lambda params: optimizers.peers.adam(params)[1],
-        optimizers.peers.adam_foreach,
-        optimizers.peers.plain_sgld,
-        optimizers.peers.psgld,
+        lambda params: peers.adam(params).step,
+        lambda params: peers.adam(params, foreach=True).step,
+        lambda params: peers.with_noise(peers.adam(params), params).run,
+        lambda params: peers.plain_sgld(params).run,
+        lambda params: peers.psgld(params).run,
     ],
 )
-def test_the_optimizers_peers_move_their_parameters(make: Callable[..., Contestant]) -> None:
+def test_the_optimizers_peers_move_their_parameters(make: Callable[..., Callable[[], object]]) -> None:
     start, grads = optimizers.values(2, 5, 0), optimizers.values(2, 5, 1)
     params = optimizers.parameters(start, grads)
-    make(params).run()
+    make(params)()
     for param, before in zip(params, start, strict=True):
         assert (param != before).all()
 
