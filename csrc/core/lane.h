@@ -51,6 +51,7 @@ struct Lane<float> {
 
   static FE_HD float splat(float x) { return x; }
   static FE_HD bool all(bool condition) { return condition; }
+  static FE_HD float where_any_bit(float x, uint32_t mask) { return (bits(x) & mask) == 0 ? 0.0f : x; }
 #if defined(__CUDA_ARCH__)
   static FE_HD float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
   static FE_HD float sqrt(float a) { return __fsqrt_rn(a); }

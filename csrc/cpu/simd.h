@@ -40,6 +40,14 @@ struct Lane<FloatV> {
     return every;
 #endif
   }
+  // x where it has any bit of `mask`, else 0.
+  static FE_HD FloatV where_any_bit(FloatV x, uint32_t mask) {
+#if defined(__AVX512F__)
+    return (FloatV)_mm512_maskz_mov_ps(_mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(mask)), (__m512)x);
+#else
+    return ((UnsignedV)x & mask) == 0 ? FloatV{} : x;
+#endif
+  }
   static FE_HD FloatV divide(FloatV a, FloatV b) { return a / b; }
   static FE_HD FloatV from_unsigned(UnsignedV a) { return __builtin_convertvector(a, FloatV); }
   static FE_HD FloatV from_signed(SignedV a) { return __builtin_convertvector(a, FloatV); }

@@ -28,7 +28,7 @@ template <int kAbove, class F, class S = typename Lane<F>::Scalar>
 FE_HD F flushed(F average) {
   static_assert((kAbove & (kAbove + 1)) == 0, "a mask of the exponent's low bits");
   if constexpr (sizeof(S) == sizeof(float)) {
-    return (Lane<F>::bits(average) & (0x7f800000u & ~(kAbove << 23))) == 0 ? F{} : average;
+    return Lane<F>::where_any_bit(average, 0x7f800000u & ~(kAbove << 23));
   } else {
     constexpr S smallest = 0x1p-1022 * static_cast<S>(1ull << kAbove);
     return average < smallest && average > -smallest ? F{} : average;

@@ -17,6 +17,15 @@ struct VariationalAdamCoefficients {
   S one_minus_beta1, one_minus_beta2, inverse_bias1, step_size, weight_decay, precision, clip_radius;
   S grad_scale;  // gradients, and their products, are divided by it: samples times GradScaler's
   bool curved, scaled, summed;
+
+  // As VariationalDrawCoefficients of formulas/variational_draw.h; `summed` has a formula of its own.
+  FE_HD bool plain() const { return curved && !scaled; }
+  FE_HD VariationalAdamCoefficients as_plain() const {
+    VariationalAdamCoefficients c = *this;
+    c.curved = true;
+    c.scaled = false;
+    return c;
+  }
 };
 
 }  // namespace fe

@@ -15,6 +15,10 @@ template <class S>
 struct VariationalDrawCoefficients {
   S variance, weight_decay;
   bool noisy, deviations;
+
+  // Whether a loop serves that has no branch, and the same coefficients with the flags that it takes for granted.
+  FE_HD bool plain() const { return noisy && !deviations; }
+  FE_HD VariationalDrawCoefficients as_plain() const { return {variance, weight_decay, true, false}; }
 };
 
 }  // namespace fe
