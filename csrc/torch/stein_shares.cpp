@@ -94,6 +94,9 @@ std::vector<int64_t> svgd_layout_cpu(Tensor, int64_t n, int64_t d, int64_t kerne
           layout.products};
 }
 
+// Memory of records: kept for the next call and on huge pages, as one process has its own.
+Tensor svgd_memory_cpu(Tensor like, int64_t floats) { return fe::empty_large(like, {&floats, size_t{1}}); }
+
 void svgd_add_columns_cpu(Tensor sums, Tensor rows) {
   STD_TORCH_CHECK(is_plain(sums, ScalarType::Double) && sums.dim() == 1, "sums must be contiguous float64 [d]");
   check_rows(rows, sums.numel());
@@ -223,6 +226,7 @@ std::vector<Tensor> sq_dist_scan_cpu(Tensor particles, std::optional<Tensor> oth
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
   m.def("svgd_layout(Tensor like, int n, int d, int kernel, bool sharp) -> int[]");
+  m.def("svgd_memory(Tensor like, int floats) -> Tensor");
   m.def("svgd_add_columns(Tensor(a!) sums, Tensor rows) -> ()");
   m.def(
       "svgd_prepare(Tensor particles, Tensor scores, Tensor means, Tensor bandwidth, Tensor(a!) fixed, Tensor(b!) sums, "
@@ -248,6 +252,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
   m.impl("svgd_layout", TORCH_BOX(&svgd_layout_cpu));
+  m.impl("svgd_memory", TORCH_BOX(&svgd_memory_cpu));
   m.impl("svgd_add_columns", TORCH_BOX(&svgd_add_columns_cpu));
   m.impl("svgd_prepare", TORCH_BOX(&svgd_prepare_cpu));
   m.impl("svgd_meet", TORCH_BOX(&svgd_meet_cpu));

@@ -38,8 +38,10 @@ class Records:
         self.n, self.layout, self.slots = n, layout, {group: slot for slot, group in enumerate(groups)}
         self.everything, count = most is None, len(self.slots) if most is None else most
         self.spare = list(range(len(self.slots), count))
-        self.fixed = torch.empty(count * layout.group * layout.fixed)
-        self.sums = torch.empty(count * layout.group * layout.sums)
+        memory, group = compiled("svgd_memory"), layout.group
+        self.fixed, self.sums = (
+            memory(torch.empty(0), count * group * floats) for floats in (layout.fixed, layout.sums)
+        )
         # What is handed on of a group: its sums, and all else where it does not lie everywhere.
         tensors = [self.sums] if self.everything else [self.sums, self.fixed]
         self._parts = list(zip(*(tensor.view(count, -1) for tensor in tensors), strict=True)) if count else []
