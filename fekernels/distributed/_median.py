@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -106,7 +107,8 @@ def _settle(scan: _Scan, rows: Rows, seen: _Pass, rank: int) -> tuple[int, _Pass
 
 
 def _next_bits(rows: Rows, keys: Tensor, low: int, high: int, below: int) -> _Pass:
-    keys = keys[(keys >= low) & (keys <= high)]
+    numbers = keys.numpy()  # whose comparisons take a fifth of torch's time
+    keys = torch.from_numpy(numbers[(numbers - low).view(np.uint32) <= high - low])
     counts = rows.sum(torch.bincount((keys - low) >> _shift(low, high), minlength=BINS))
     return _Pass(low, high, below, counts.cumsum(0), keys)
 
@@ -196,13 +198,14 @@ def _sample(rows: Rows, own: Tensor, whole: Tensor | None, pairs: int) -> Tensor
     counts = [share if size > 1 else 0 for size in sizes]
     generator = torch.Generator().manual_seed(rows.rank)
     parts = [own.new_empty(0, dtype=torch.float32)]
-    for begin in range(0, counts[rows.rank], 8192):
-        size = min(8192, counts[rows.rank] - begin)
+    for begin in range(0, counts[rows.rank], 1024):  # whose differences stay in the cache
+        size = min(1024, counts[rows.rank] - begin)
         i = torch.randint(len(held), (size,), generator=generator)
         j = (i + torch.randint(1, len(held), (size,), generator=generator)) % len(held)
-        parts.append((held[i].float() - held[j].float()).square().sum(1))
+        difference = held.index_select(0, i).float() - held.index_select(0, j).float()
+        parts.append(torch.linalg.vecdot(difference, difference))
     values = rows.gather(torch.cat(parts), counts)
-    return values[~values.isnan()].sort().values
+    return torch.from_numpy(np.sort(values[~values.isnan()].numpy()))
 
 
 def _bracket(sample: Tensor, rank: int, pairs: int) -> tuple[int, int]:
