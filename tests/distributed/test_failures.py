@@ -6,6 +6,7 @@ import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 import fekernels as fe
 from fekernels._runtime import ranks
+from fekernels.posterior import run as posterior_run
 from fekernels.posterior import shared_store, store
 from tests.support import processes
 from tests.support.tensors import bits_equal
@@ -82,10 +84,11 @@ def told(call):
 
 
 def sample(loss_fn, directory=None):
-    return fe.sample_posterior(
-        network(), loss_fn, batches(), data_size=24, prior_precision=1.0, chains=CHAINS, samples=4, burn_in=20,
-        thinning=1, seed=1, progress=False, directory=directory,
-    ).samples  # fmt: skip
+    with mock.patch.object(posterior_run, "TRAIN_STEPS", 20):
+        return fe.sample_posterior(
+            network(), loss_fn, batches(), data_size=24, prior_precision=1.0, chains=CHAINS, samples=4, burn_in=20,
+            thinning=1, seed=1, progress=False, directory=directory,
+        ).samples  # fmt: skip
 
 
 def on_a_rank(folder):

@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import fekernels as fe
 from fekernels.posterior import PosteriorRun
+from fekernels.posterior import run as posterior_run
 from tests.support import fork_server
 
 X = torch.randn(48, 4, generator=torch.Generator().manual_seed(0))
@@ -29,7 +31,12 @@ def run(directory: Path | None, **changes: Any) -> PosteriorRun:
         "model": network(), "loader": list(X.split(12)), "data_size": 48, "prior_precision": 1.0, "chains": 4,
         "samples": 4, "burn_in": 10, "thinning": 1, "seed": 1,
     }  # fmt: skip
-    return fe.sample_posterior(loss_fn=loss, directory=directory, progress=False, **{**options, **changes})
+    with mock.patch.object(
+        posterior_run, "TRAIN_STEPS", 20
+    ):  # most of the time of a run, whose files are looked at
+        return fe.sample_posterior(
+            loss_fn=loss, directory=directory, progress=False, **{**options, **changes}
+        )
 
 
 # Ends, as by the system's out-of-memory killer, when file number AT is about to be renamed into its place, or after.
