@@ -13,9 +13,11 @@ from fekernels import demo  # noqa: E402
 from fekernels.__main__ import main as command  # noqa: E402
 from fekernels.bench.timing import Timing  # noqa: E402
 from fekernels.demo import report  # noqa: E402
+from fekernels.posterior import run  # noqa: E402
 
 
-def test_quick_demo_prints_everything_and_draws(tmp_path, capsys):
+def test_quick_demo_prints_everything_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "TRAIN_STEPS", 20)  # of the chains' starts, of four runs
     path, scores = tmp_path / "figure.png", tmp_path / "scores.json"
     options = ["--quick", "--seeds", "2", "--out", str(path), "--json", str(scores)]
     assert command(["demo", *options]) == 0
