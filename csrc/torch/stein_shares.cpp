@@ -27,6 +27,12 @@ void check_floats(const Tensor& tensor, const char* name, int64_t least) {
                   " must be contiguous float32 of at least ", least, " elements");
 }
 
+void check_records(const Tensor& tensor, const char* name, int64_t floats) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 && tensor.size(1) == floats &&
+                      tensor.stride(1) == 1 && tensor.stride(0) >= floats,
+                  name, " must be float32 [records, ", floats, "], whose rows are contiguous");
+}
+
 const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 float* floats(Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
 
@@ -60,9 +66,9 @@ void set_rows(fe::SvgdCall& call, const Tensor& particles, const Tensor& scores)
 fe::SvgdShare share_of(const fe::SvgdCall& call, bool sharp, Tensor& fixed, Tensor& sums) {
   const fe::SvgdLayout layout = fe::cpu_kernels().svgd_layout(call, sharp);
   STD_TORCH_CHECK(layout.algorithm == fe::SvgdLayout::kTiles, "so few particles are no problem of tiles");
-  check_floats(fixed, "fixed", 0);
-  check_floats(sums, "sums", 0);
-  return {call, sharp, floats(fixed), floats(sums)};
+  check_records(fixed, "fixed", layout.fixed);
+  check_records(sums, "sums", layout.sums);
+  return {call, sharp, floats(fixed), floats(sums), fixed.stride(0), sums.stride(0)};
 }
 
 // Records and blocks must exist.
@@ -73,7 +79,7 @@ void check_blocks(const fe::SvgdShare& share, const std::vector<int64_t>& blocks
   STD_TORCH_CHECK(blocks.size() % 3 == 0, "blocks must be threes of record, number and first row");
   for (size_t at = 0; at < blocks.size(); at += 3) {
     const int64_t record = blocks[at], index = blocks[at + 1], first = blocks[at + 2];
-    STD_TORCH_CHECK(record >= 0 && (record + 1) * layout.fixed <= fixed.numel() && (record + 1) * layout.sums <= sums.numel() &&
+    STD_TORCH_CHECK(record >= 0 && record < fixed.size(0) && record < sums.size(0) &&
                         index >= 0 && index < all && first >= 0 &&
                         first + std::min(layout.block, share.call.n - index * layout.block) <= rows,
                     "no such record, block or row: ", record, ", ", index, ", ", first);
@@ -134,7 +140,7 @@ void svgd_meet_cpu(Tensor bandwidth, Tensor fixed, Tensor sums, std::vector<int6
       const int64_t first = group * layout.group, count = std::min(layout.group, blocks - first);
       const int64_t end = record * layout.group + count;
       STD_TORCH_CHECK(pairings[at] <= pairings[at + 1] && group >= 0 && group < groups && record >= 0 &&
-                          end * layout.fixed <= fixed.numel() && end * layout.sums <= sums.numel(),
+                          end <= fixed.size(0) && end <= sums.size(0),
                       "no such group or record: ", group, ", ", record);
     }
   fe::cpu_kernels().svgd_meet(share, pairings.data(), static_cast<int64_t>(pairings.size()) / 4);

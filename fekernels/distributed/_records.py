@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime.backends import compiled
-from fekernels.distributed._tournament import Round
+from fekernels.distributed._tournament import Move, Round
 
 __all__ = ["SMALL", "WIDE", "Layout", "Records", "layout", "norms_of_products", "sq_dists_of_products"]
 
@@ -38,13 +38,18 @@ class Records:
         self.n, self.layout, self.slots = n, layout, {group: slot for slot, group in enumerate(groups)}
         self.everything, count = most is None, len(self.slots) if most is None else most
         self.spare = list(range(len(self.slots), count))
-        memory, group = compiled("svgd_memory"), layout.group
-        self.fixed, self.sums = (
-            memory(torch.empty(0), count * group * floats) for floats in (layout.fixed, layout.sums)
-        )
-        # What is handed on of a group: its sums, and all else where it does not lie everywhere.
-        tensors = [self.sums] if self.everything else [self.sums, self.fixed]
-        self._parts = list(zip(*(tensor.view(count, -1) for tensor in tensors), strict=True)) if count else []
+        blocks, widths = count * layout.group, (layout.fixed, layout.sums)
+        memory = compiled("svgd_memory")(torch.empty(0), blocks * sum(widths))
+        if self.everything:
+            parts = memory.split([blocks * width for width in widths])
+            self.fixed, self.sums = (
+                part.view(blocks, width) for part, width in zip(parts, widths, strict=True)
+            )
+        else:  # side by side
+            self.fixed, self.sums = memory.view(blocks, sum(widths)).split(widths, 1)
+        # What is handed on of a group, one piece: its sums, or all of it where the rest does not lie everywhere.
+        handed_on = self.sums if self.everything else memory
+        self._handed_on = handed_on.view(count, handed_on.numel() // max(1, count))
 
     def _blocks(self, groups: Sequence[int]) -> tuple[list[int], int]:
         """(record, number, first row) of the blocks of some groups whose rows follow each other; and how many rows."""
@@ -75,8 +80,15 @@ class Records:
         """The record that a group which comes is to be written into: its own, or a spare one."""
         return self.slots[group] if self.everything else self.spare.pop()
 
-    def parts(self, slot: int) -> tuple[Tensor, ...]:
-        return self._parts[slot]
+    def pieces(self, moves: Sequence[Move], slots: Sequence[int]) -> list[tuple[int, Tensor]]:
+        """What moves take along, ranks beside: of groups side by side one piece, as far as they lie so everywhere."""
+        runs: list[tuple[int, int, int]] = []
+        for move, slot in zip(moves, slots, strict=True):
+            if self.everything and runs and (runs[-1][0], runs[-1][2]) == (move.rank, slot):
+                runs[-1] = (move.rank, runs[-1][1], slot + 1)
+            else:
+                runs.append((move.rank, slot, slot + 1))
+        return [(rank, self._handed_on[begin:end]) for rank, begin, end in runs]
 
     def replace(self, round: Round, slots: Sequence[int]) -> None:
         """After a round: what has left makes room, what has come lies in ``slots``."""

@@ -264,15 +264,15 @@ class ShardedParticles:
             # Asked for before it is sent, it is written where it belongs.
             slots = [records.receiving(move.group) for move in round.coming]
             works = [
-                exchange(function, dist.irecv, part, group=group, group_src=move.rank)
-                for move, slot in zip(round.coming, slots, strict=True)
-                for part in records.parts(slot)
+                exchange(function, dist.irecv, piece, group=group, group_src=source)
+                for source, piece in records.pieces(round.coming, slots)
             ]
             records.meet(round.first, bandwidth, settings)
             works += [
-                exchange(function, dist.isend, part, group=group, group_dst=move.rank)
-                for move in round.leaving
-                for part in records.parts(records.slots[move.group])
+                exchange(function, dist.isend, piece, group=group, group_dst=target)
+                for target, piece in records.pieces(
+                    round.leaving, [records.slots[move.group] for move in round.leaving]
+                )
             ]
             records.meet(round.others, bandwidth, settings)
             for work in works:

@@ -156,8 +156,8 @@ def test_what_does_not_fit_is_refused():
     prepare(*operands)
     for blocks, change in (
         ((4, 0, 0), {}), ((0, 4, 0), {}), ((0, 0, 150), {}), ((0, -1, 0), {}), ((0, 0), {}), ((0, 0, 0), {1: x[:9]}),
-        ((0, 0, 0), {2: means[:3]}), ((0, 0, 0), {4: records.fixed[:9]}), ((0, 0, 0), {0: x.double()}),
-        ((0, 0, 0), {3: torch.ones(2)}),
+        ((0, 0, 0), {2: means[:3]}), ((0, 0, 0), {4: records.fixed[:, :9]}), ((3, 0, 0), {4: records.fixed[:3]}),
+        ((0, 0, 0), {0: x.double()}), ((0, 0, 0), {3: torch.ones(2)}),
     ):  # fmt: skip
         with pytest.raises(RuntimeError):
             prepare(*(change.get(i, operand) for i, operand in enumerate(operands)), blocks=blocks)

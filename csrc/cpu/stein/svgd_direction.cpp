@@ -24,7 +24,7 @@ void by_tiles(const SvgdCall& call) {
   const int64_t n = call.n, d = call.d, blocks = (n + kTile - 1) / kTile;
   const ParallelFor parallel_for = call.parallel_for;
   float *means = call.workspace, *fixed = means + round_up(d, kUnit);
-  const Tiles tiles(call, fixed, fixed + blocks * Tiles::fixed_floats(d));
+  const Tiles tiles(call, fixed, Tiles::fixed_floats(d), fixed + blocks * Tiles::fixed_floats(d), Tiles::sum_floats(d));
   if (!Kernel::kNeedsDifferences)
     in_parallel(parallel_for, (d + kTile - 1) / kTile, kGrainFlops / (n * kTile) + 1, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kTile, last = end * kTile < d ? end * kTile : d;
@@ -98,7 +98,7 @@ void svgd_add_columns(const SvgdCall& rows, int64_t count, double* sums) {
 void svgd_prepare(const SvgdShare& share, const int64_t* blocks, int64_t count, const float* means, float* norms) {
   const SvgdCall& call = share.call;
   with_tiles(call, share.sharp, [&]<class Kernel>() {
-    const SvgdTiles<Kernel> tiles(call, share.fixed, share.sums);
+    const SvgdTiles<Kernel> tiles(share);
     in_parallel(call.parallel_for, count, block_grain(call.d), [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at) {
         const auto block = tiles.at(blocks[3 * at], blocks[3 * at + 1]);
@@ -114,7 +114,7 @@ void svgd_meet(const SvgdShare& share, const int64_t* pairings, int64_t count) {
   const SvgdCall& call = share.call;
   const int64_t blocks = (call.n + kTile - 1) / kTile, size = group_size(blocks, call.d);
   with_tiles(call, share.sharp, [&]<class Kernel>() {
-    const SvgdTiles<Kernel> tiles(call, share.fixed, share.sums);
+    const SvgdTiles<Kernel> tiles(share);
     in_parallel(call.parallel_for, count, pair_grain(call.d) / (size * size) + 1, [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at) {
         const int64_t *pairing = pairings + 4 * at, low = pairing[0] * size, high = pairing[1] * size;
@@ -131,7 +131,7 @@ void svgd_meet(const SvgdShare& share, const int64_t* pairings, int64_t count) {
 void svgd_totals(const SvgdShare& share, const int64_t* blocks, int64_t count, float* totals) {
   const SvgdCall& call = share.call;
   with_tiles(call, share.sharp, [&]<class Kernel>() {
-    const SvgdTiles<Kernel> tiles(call, share.fixed, share.sums);
+    const SvgdTiles<Kernel> tiles(share);
     in_parallel(call.parallel_for, count, block_grain(call.d), [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at)
         tiles.totals(tiles.at(blocks[3 * at], blocks[3 * at + 1]), [&](int i, const float* total) {

@@ -46,6 +46,7 @@ struct SvgdShare {
   SvgdCall call;
   bool sharp;  // differences in place of inner products, as `is_sharp` decides from all norms
   float *fixed, *sums;
+  int64_t fixed_stride, sums_stride;  // floats from the record of a block to the next one's
 };
 
 // Adds `count` rows of the call's particles to sums [d], one after the other.

@@ -34,15 +34,18 @@ class SvgdTiles {
     return (kJoined || direct(d) ? 1 : 2) * kTile * round_up(d, kUnit) + kTile * (kUnit + 1);
   }
 
-  // Records of blocks one after the other. The call's particles and scores are read by `prepare` and `finish` alone.
-  SvgdTiles(const SvgdCall& call, float* fixed, float* sums)
+  // Records of blocks so many floats apart. The call's particles and scores are read by `prepare` and `finish` alone.
+  SvgdTiles(const SvgdCall& call, float* fixed, int64_t fixed_stride, float* sums, int64_t sums_stride)
       : call_(call), kernel_(call.params), to_scaled_(scale_of<Kernel>(call.bandwidth)),
-        scale_(repulsion_scale<Kernel>(call)), fixed_(fixed), sums_(sums) {}
+        scale_(repulsion_scale<Kernel>(call)), fixed_(fixed), sums_(sums), fixed_stride_(fixed_stride),
+        sums_stride_(sums_stride) {}
+  explicit SvgdTiles(const SvgdShare& share)
+      : SvgdTiles(share.call, share.fixed, share.fixed_stride, share.sums, share.sums_stride) {}
 
   // Block number `index` of all n particles, in record `slot`.
   Block at(int64_t slot, int64_t index) const {
     const int64_t d = call_.d, left = call_.n - index * kTile, size = kTile * round_up(d, kUnit);
-    float *fixed = fixed_ + slot * fixed_floats(d), *sums = sums_ + slot * sum_floats(d), *panels = fixed + 2 * size;
+    float *fixed = fixed_ + slot * fixed_stride_, *sums = sums_ + slot * sums_stride_, *panels = fixed + 2 * size;
     float* column_sums = sums + size + kTile * kUnit;
     return {Points(left < kTile ? left : kTile, d, fixed, panels, panels + kTile * d), fixed + size, panels, sums, sums + size,
             column_sums, column_sums + kTile};
@@ -167,6 +170,7 @@ class SvgdTiles {
   Kernel kernel_;
   float to_scaled_, scale_;
   float *fixed_, *sums_;
+  int64_t fixed_stride_, sums_stride_;
 };
 
 }  // namespace fe::inline FE_ISA
