@@ -33,15 +33,23 @@ def test_rows_of_several_dtypes_are_refused(interpret):
 # Machine code.
 
 
-@pytest.mark.parametrize(
-    ("name", "capability"),
-    [
-        pytest.param(name, capability, id=f"{name}-sm_{capability}")
-        for name in triton_aot.SPECS
-        for capability in CAPABILITIES
-        if capability == 90 or name in ON_EVERY_ARCHITECTURE
-    ],
-)
+SPECIALISED = [
+    (name, capability)
+    for name in triton_aot.SPECS
+    for capability in CAPABILITIES
+    if capability == 90 or name in ON_EVERY_ARCHITECTURE
+]
+
+
+@pytest.fixture(scope="module")
+def all_compiled():
+    """The first whose instructions are counted has all disassembled."""
+    for name, capability in SPECIALISED:
+        triton_aot.compiled(name, capability)
+
+
+@pytest.mark.usefixtures("all_compiled")
+@pytest.mark.parametrize(("name", "capability"), SPECIALISED)
 def test_compiled_kernel_keeps_to_registers_and_whole_vectors(name, capability):
     spec, code = triton_aot.SPECS[name], triton_aot.compiled(name, capability)
     assert code.spills == 0 and code.local == 0

@@ -218,7 +218,23 @@ def assert_tidy(code) -> None:
 TENSOR = {80: 96, 90: 24, 100: 48}
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+VARIANTS = [(RBF, 128, True, "k"), (RBF, 64, False, "k"), (IMQ, 64, True, "kg"), (IMQ, 128, True, "g")]
+OTHERS = ("inner", "product", "quadratic", "pairs", "count", "direct3", "direct8")
+
+
+@pytest.fixture(scope="module")
+def all_compiled():
+    """The first whose instructions are counted has all disassembled."""
+    for capability in TENSOR:
+        aot.tile(RBF, 64, capability)
+    for kernel, width, split, sums in VARIANTS:
+        aot.tile(kernel, width, 90, split, sums)
+    for name in OTHERS:
+        aot.other(name, 90)
+
+
+@pytest.mark.usefixtures("all_compiled")
+@pytest.mark.parametrize("capability", TENSOR)
 def test_compiled_tiles_use_tensor_cores_and_whole_vectors(capability):
     code = aot.tile(RBF, 64, capability)
     assert_tidy(code)
@@ -228,12 +244,8 @@ def test_compiled_tiles_use_tensor_cores_and_whole_vectors(capability):
     assert code.shared <= (99 if capability == 80 else 227) * 1024
 
 
-@pytest.mark.parametrize(
-    ("kernel", "width", "split", "sums"),
-    [
-        (RBF, 128, True, "k"), (RBF, 64, False, "k"), (IMQ, 64, True, "kg"), (IMQ, 128, True, "g"),
-    ],
-)  # fmt: skip
+@pytest.mark.usefixtures("all_compiled")
+@pytest.mark.parametrize(("kernel", "width", "split", "sums"), VARIANTS)
 def test_compiled_variants_keep_to_registers(kernel, width, split, sums):
     code = aot.tile(kernel, width, 90, split, sums)
     assert_tidy(code)
@@ -242,7 +254,8 @@ def test_compiled_variants_keep_to_registers(kernel, width, split, sums):
         assert code.registers <= 128  # two programs a multiprocessor
 
 
-@pytest.mark.parametrize("name", ["inner", "product", "quadratic", "pairs", "count", "direct3", "direct8"])
+@pytest.mark.usefixtures("all_compiled")
+@pytest.mark.parametrize("name", OTHERS)
 def test_other_compiled_kernels_keep_to_registers(name):
     code = aot.other(name, 90)
     assert_tidy(code)
@@ -253,6 +266,7 @@ def test_other_compiled_kernels_keep_to_registers(name):
 
 
 def test_compiled_for_older_gpus():
-    for code in (aot.tile(IMQ, 64, 80), aot.tile(RBF, 128, 80), aot.other("inner", 80)):
+    codes = [aot.tile(IMQ, 64, 80), aot.tile(RBF, 128, 80), aot.other("inner", 80)]
+    for code in codes:
         assert_tidy(code)
         assert code.tensor > 0 and code.shared <= 99 * 1024

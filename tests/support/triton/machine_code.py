@@ -1,10 +1,14 @@
 """Compiles the Triton kernels for a GPU that need not be there, and reads the machine code."""
 
+import bisect
 import functools
+import itertools
 import os
 import re
+import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,25 +106,61 @@ _TYPES = {
 _OPTIONAL = ("lr_tensor", "temperature_tensor", "grad_scale", "found_inf")
 
 
-@dataclass(frozen=True)
 class Code:
     """Machine code in numbers. local: bytes of stack and local memory a thread; shared: bytes a program.
 
     loads_128, stores_128: 16 bytes of global memory each, to registers or to shared memory. tensor: instructions for
-    tensor cores (HMMA up to Ampere, HGMMA on Hopper, UTC*MMA on Blackwell).
+    tensor cores (HMMA up to Ampere, HGMMA on Hopper, UTC*MMA on Blackwell). What is counted in instructions is read
+    when it is asked for, with all other kernels of the architecture that are compiled by then.
     """
 
-    registers: int
-    local: int
-    shared: int
-    spills: int
-    loads_128: int
-    stores_128: int
-    ptx: str
-    llvm: str
-    fuses: bool
-    tensor: int
-    atomics: list[str]
+    def __init__(self, binary: Any) -> None:
+        self.ptx: str = binary.asm["ptx"]
+        self.llvm: str = binary.asm["llir"]
+        self.shared: int = binary.metadata.shared
+        self.fuses: bool = binary.metadata.enable_fp_fusion
+        self.architecture: int = binary.metadata.target.arch
+        self.cubin: bytes = binary.asm["cubin"]
+        usage = _run(self.cubin, "cuobjdump", "--dump-resource-usage")
+        numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        assert numbers is not None, usage
+        self.registers, stack, local = (int(n) for n in numbers.groups())
+        self.local = stack + local
+        self._sass: str | None = None
+        _UNREAD.append(self)
+
+    @property
+    def sass(self) -> str:
+        if self._sass is None:
+            alike = [code for code in _UNREAD if code.architecture == self.architecture]
+            _UNREAD[:] = [code for code in _UNREAD if code.architecture != self.architecture]
+            for code, sass in zip(alike, _disassemble(alike, self.architecture), strict=True):
+                code._sass = sass
+        assert self._sass is not None
+        return self._sass
+
+    @property
+    def spills(self) -> int:
+        return len(re.findall(r"\b(?:LDL|STL)\b", self.sass))
+
+    @property
+    def loads_128(self) -> int:
+        return len(re.findall(r"\b(?:LDG|LDGSTS)\.[\w.]*\b128\b", self.sass))
+
+    @property
+    def stores_128(self) -> int:
+        return len(re.findall(r"\bSTG\.[\w.]*\b128\b", self.sass))
+
+    @property
+    def tensor(self) -> int:
+        return len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", self.sass))
+
+    @property
+    def atomics(self) -> list[str]:
+        return re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\.[\w.]+", self.sass)
+
+
+_UNREAD: list[Code] = []
 
 
 @functools.cache
@@ -147,40 +187,45 @@ def machine_code(
     signature = {name: "constexpr" if name in constants else of for name, of in types.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {"num_warps": warps, "maxnreg": registers_at_most, **EXACT}
-    return read(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
+    return Code(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
 
 
-def read(binary: Any) -> Code:
-    """What a compiled kernel is made of."""
-    usage, sass = _disassemble(binary.asm["cubin"])
-    numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-    assert numbers is not None, usage
-    registers, stack, local = (int(n) for n in numbers.groups())
-    return Code(
-        registers=registers,
-        local=stack + local,
-        shared=binary.metadata.shared,
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        loads_128=len(re.findall(r"\b(?:LDG|LDGSTS)\.[\w.]*\b128\b", sass)),
-        stores_128=len(re.findall(r"\bSTG\.[\w.]*\b128\b", sass)),
-        ptx=binary.asm["ptx"],
-        llvm=binary.asm["llir"],
-        fuses=binary.metadata.enable_fp_fusion,
-        tensor=len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", sass)),
-        atomics=re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\.[\w.]+", sass),
-    )
-
-
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and SASS, by the tools of the Triton wheel."""
+def _run(content: bytes, tool: str, *options: str) -> str:
+    """What a tool of the Triton wheel says of a file."""
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     environment = {**os.environ, "PATH": f"{tools}:{os.environ.get('PATH', '')}"}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(content)
         file.flush()
+        command = [tools / tool, *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
 
-        def run(option: str) -> str:
-            command = [tools / "cuobjdump", option, file.name]
-            return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
 
-        return run("--dump-resource-usage"), run("-sass")
+def _instructions(cubin: bytes) -> bytes:
+    """The sections ``.text.*`` of an ELF file of 64 bits."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, of_names = struct.unpack_from("<HHH", cubin, 58)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    names = headers[of_names][4]
+    parts = [
+        cubin[offset : offset + length]
+        for name, _, _, _, offset, length in headers
+        if cubin.startswith(b".text.", names + name)
+    ]
+    assert parts
+    return b"".join(parts)
+
+
+def _disassemble(codes: Sequence[Code], architecture: int) -> list[str]:
+    """SASS of each, by one process, which takes 0.3 s to begin."""
+    binaries = [_instructions(code.cubin) for code in codes]
+    name = f"SM{architecture}{'a' if architecture >= 90 else ''}"
+    printed = _run(b"".join(binaries), "nvdisasm", "--binary", name)
+    ends = list(itertools.accumulate(map(len, binaries)))
+    lines: list[list[str]] = [[] for _ in codes]
+    for line in printed.splitlines():
+        if found := re.match(r"\s*/\*([0-9a-f]+)\*/", line):
+            lines[bisect.bisect_right(ends, int(found[1], 16))].append(line)
+    # Each instruction has 16 bytes, of which none may go unread.
+    assert [16 * len(each) for each in lines] == [len(binary) for binary in binaries]
+    return ["\n".join(each) for each in lines]

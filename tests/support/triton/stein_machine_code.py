@@ -11,7 +11,7 @@ from fekernels.triton.stein import direct, sq_dist_rank, svgd_direction, tiles
 from fekernels.triton.stein import kernels as stein
 from fekernels.triton.stein import strip_kernels as strips
 from fekernels.triton.stein.strips import PAIRS, ROWS
-from tests.support.triton.machine_code import Code, read
+from tests.support.triton.machine_code import Code
 
 COUNTS = (
     "n", "d", "m", "padded", "per_split", "pitch", "width", "strip", "part", "parts", "first_row", "tile_count",
@@ -45,7 +45,7 @@ def _build(
         fn=kernel, signature=types, constexprs=fixed, attrs={(i,): [["tt.divisibility", 16]] for i in aligned}
     )
     options = {"num_warps": warps, "num_stages": stages, **stein.OPTIONS}
-    return read(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
+    return Code(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
 
 
 def build(kernel: Any, capability: int, warps: int = 4, stages: int = 3, **constants: Any) -> Code:
