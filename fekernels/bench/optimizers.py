@@ -109,7 +109,7 @@ def _large(shape: Shape) -> Group:
     params = _problem(shape)()
     fused, foreach = peers.adam(params), peers.adam(params, foreach=True)
     optimizer = LangevinAdam(params, lr=LR, seed=1)
-    share_moments([fused, foreach, optimizer])
+    share_moments([optimizer, fused, foreach])
     contestants = [
         Contestant(ADAM, fused.step),
         peers.with_noise(fused, params),
@@ -131,7 +131,7 @@ def _large(shape: Shape) -> Group:
 def _cold_and_hot(shape: Shape) -> Group:
     params = _problem(shape)()
     adam, optimizer = peers.adam(params), LangevinAdam(params, lr=LR, seed=1)
-    share_moments([adam, optimizer])
+    share_moments([optimizer, adam])
     return Group([Contestant(ADAM, adam.step), ours(optimizer, COLD, 0.0), ours(optimizer, HOT, TEMPERATURE)])
 
 
