@@ -64,6 +64,14 @@ class TableOptimizer(ParameterGroups):
         """Whether numbers of a compiled step that kernels take as such are to be tensors of its graph."""
         return False
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As ``torch.optim.Optimizer.zero_grad``, in 1 us in place of 10: without a profiler's record of it."""
+        if not set_to_none or torch.compiler.is_compiling():
+            return super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
