@@ -9,6 +9,7 @@
 #include "torch/free_energy_call.h"
 #include "torch/large_tensors.h"
 #include "torch/plain_free_energy.h"
+#include "torch/plain_reparameterize.h"
 #include "formulas/likelihoods.h"
 #include "torch/registration.h"
 #include "torch/row_layout.h"
@@ -282,6 +283,22 @@ std::vector<Tensor> reparameterize_backward_cpu(Tensor grad, Tensor logvar, int6
   return {grad_mean, grad_logvar};
 }
 
+void reparameterize_plain(const fe::PlainReparameterize& call) {
+  const Tensor operand(static_cast<AtenTensorHandle>(call.operand)), logvar(static_cast<AtenTensorHandle>(call.logvar));
+  if (call.backward) {
+    for (const Tensor& gradient : reparameterize_backward_cpu(operand, logvar, call.seed, call.stream, call.step, call.offset))
+      call.take(call.context, gradient.get());
+  } else {
+    const Tensor z = reparameterize_cpu(operand, logvar, call.seed, call.stream, call.step, call.offset, call.samples);
+    call.take(call.context, z.get());
+  }
+}
+
+int64_t reparameterize_plain_address() {
+  fe::PlainReparameterizeKernel* kernel = &reparameterize_plain;
+  return reinterpret_cast<int64_t>(kernel);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
@@ -292,6 +309,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fekernels_native, m) {
       "free_energy.plain(Tensor prediction, Tensor target, Tensor mean, Tensor logvar, int likelihood, int reduction, "
       "float beta, int needs, bool inplace) -> Tensor[]");
   m.def("free_energy.plain_address() -> int");
+  m.def("reparameterize.plain_address() -> int");
   m.def(
       "reparameterize(Tensor mean, Tensor logvar, int seed, int stream, int step, int offset, int samples) -> Tensor");
   m.def(
@@ -310,6 +328,7 @@ STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(fekernels_native, CompositeExplicitAutograd, m) {
   m.impl("poison_empty", TORCH_BOX(&fe::poison_empty));
   m.impl("free_energy.plain_address", TORCH_BOX(&free_energy_plain_address));
+  m.impl("reparameterize.plain_address", TORCH_BOX(&reparameterize_plain_address));
 }
 
 // PyTorch's own handling of an operator without a gradient does nothing for these, which are called where autograd does

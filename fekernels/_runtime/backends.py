@@ -341,7 +341,7 @@ def backends() -> BackendTable:
             )
     missing = host.unavailable_reason()
     module = "compiled" if missing is None else f"none, Python instead ({missing})"
-    return BackendTable(rows, f"host module (gradient check, calls of the free energy): {module}")
+    return BackendTable(rows, f"host module (gradient check, calls of free energies and samples): {module}")
 
 
 def compiled(name: str) -> Callable[..., Any]:

@@ -46,8 +46,8 @@ CXX_FLAGS = (
     *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 )
-# -O3 makes the noise 3% faster in the cache, a draw of weights 7%, a Stein direction of two dimensions, effective sample
-# sizes and the KL of weights 20%; to the others it does nothing but take a third more time to compile.
+# -O3 makes the noise 3% faster in the cache, a draw of weights 7%, a Stein direction of two dimensions, effective
+# sample sizes and the KL of weights 20%; to the others it does nothing but take a third more time to compile.
 O3_SOURCES = (
     "cpu/diagnostics/chain_statistics.cpp",
     "cpu/optimizers/langevin_adam.cpp",

@@ -1,9 +1,11 @@
 """What is native of Python's side: ``csrc/torch/host``, a module of Python that may be missing.
 
-The optimizers' check between steps, and the free energy's way to its kernel and into autograd's graph. It is compiled
+The optimizers' check between steps; the way of a free energy and of a sample to its kernel and into autograd's graph;
+what a model asks of its data and weights at every step. It is compiled
 against one release of torch and one Python, while the kernels are compiled or, where a wheel had those, at the first
-use of either. Where it cannot be built, their twins in Python serve (``optim/_table_cache.py`` and
-``ops/free_energy/autograd.py``).
+use of either. Where it cannot be built, their twins in Python serve (``optim/_table_cache.py``,
+``ops/free_energy/autograd.py``, ``ops/free_energy/reparameterize.py``, ``ops/free_energy/domains.py`` and
+``models/noise_counter.py``).
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from fekernels._runtime import locations
 from fekernels._runtime.build import ExtensionUnavailable, Sources, host_file
 from fekernels._runtime.build_cache import CachedLibrary
 
-__all__ = ["build_beside", "host", "unavailable_reason"]
+__all__ = ["build_beside", "host", "model_checks", "unavailable_reason"]
 
 SLOW = (
-    "the optimizers check gradients in Python, 0.3 ms a step of 200 parameters, and the free energy its operands, 40 us"
-    " a loss"
+    "the optimizers check gradients in Python, 0.3 ms a step of 200 parameters, and free energies and samples their"
+    " operands, 40 us each"
 )
 
 _log = logging.getLogger("fekernels")
@@ -52,6 +54,20 @@ def build_beside() -> Iterator[None]:
 def host() -> ModuleType | None:
     """The module, found or built at the first call; None where it cannot be had, which is logged once."""
     return _loaded()[0]
+
+
+@functools.cache
+def model_checks() -> ModuleType | None:
+    """The module, for its ``all_within`` and ``weights_state``; None where it cannot be had."""
+    import torch
+
+    module = host()
+    if module is not None:
+        try:
+            module.connect_model_checks(torch.Tensor, torch.nn.Parameter, torch.empty(0))
+        except TypeError:  # tensors are laid out otherwise than it looks for them
+            return None
+    return module
 
 
 def unavailable_reason() -> str | None:

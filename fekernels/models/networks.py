@@ -103,6 +103,8 @@ class Output(nn.Module):
         self.parameter_rows = row.parameters[:1] if dispersion in (None, "fixed") else row.parameters
         learned = dispersion in ("feature", "shared")
         self.heads = 1 if learned else len(self.parameter_rows)
+        # One parameter, any real number: as most decoders give it, it is handed on.
+        self._may_pass = len(self.parameter_rows) == 1 and not (row.classes or row.parameters[0].not_negative)
         self.learned: nn.Parameter | None = None
         if learned:
             sizes = event if dispersion == "feature" else (1,) * len(event)
@@ -114,6 +116,8 @@ class Output(nn.Module):
 
     def forward(self, raw: Tensor | Sequence[Tensor], batch: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
         """``raw``: a tensor, or one for each parameter that the decoder gives, each of ``prod(batch)`` events."""
+        if self._may_pass and isinstance(raw, Tensor) and raw.shape == (*batch, *self.event):
+            return raw
         given = (raw,) if isinstance(raw, Tensor) else tuple(raw)
         if len(given) != self.heads:
             names = ", ".join(parameter.name for parameter in self.parameter_rows[: self.heads])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fekernels._runtime.host import model_checks
 from fekernels._runtime.ranks import draw_seed, has_ranks, seed_of_rank_0
 from fekernels._runtime.torch_internals import never_traced, own_parts, version
 from fekernels.ops.free_energy.reparameterize import rank_offset
@@ -67,13 +68,13 @@ class NoiseCounter(nn.Module):
 
     def read(self) -> tuple[int, int]:
         """(seed, steps so far). The buffer is read only after somebody else has written or replaced it."""
-        known = self._known
-        if known is None or known[0] is not self.state or known[1] != version(self.state):
-            seed, counts = self.state.tolist()
+        known, state = self._known, self.state
+        if known is None or known[0] is not state or known[1] != version(state):
+            seed, counts = state.tolist()
             self.known_seed = seed
             self._batches.clear()  # of another count
             calls, step = divmod(counts, COUNTERS)
-            self._known = known = (self.state, version(self.state), seed, step, calls, self.state[1])
+            self._known = known = (state, version(state), seed, step, calls, state[1])
         return known[2], known[3]
 
     def call(self) -> int:
@@ -88,9 +89,9 @@ class NoiseCounter(nn.Module):
 
     def _write(self, step: int, calls: int) -> None:
         assert self._known is not None
-        _, _, seed, _, _, view = self._known
+        state, _, seed, _, _, view = self._known
         view.fill_(calls * COUNTERS + step)
-        self._known = (self.state, version(self.state), seed, step, calls, view)
+        self._known = (state, version(state), seed, step, calls, view)
 
     def next(self, batch: Tensor, model: nn.Module) -> tuple[int, int]:
         """(seed, step) for ``batch`` under the weights of ``model``; step is 1 for the first."""
@@ -135,6 +136,10 @@ def _call_untraced(counter: NoiseCounter) -> int:
 
 
 def _state_of(model: nn.Module) -> tuple[float, ...]:
+    native = model_checks()
+    found: tuple[float, ...] | None = None if native is None else native.weights_state(model, own_parts)
+    if found is not None:
+        return found
     versions, last = _versions(model)
     if last is None or not last.is_cpu:
         return (versions,)

@@ -119,9 +119,10 @@ class VAE(LatentModel):
         if x.dim() < 1 or x.shape[1:] != self.event:
             expected = ", ".join(map(str, ("batch", *self.event)))
             raise ValueError(f"{function}: x must have shape ({expected}); got {tuple(x.shape)}")
-        if self.fc_mean is not None and self.fc_logvar is not None:
-            h = self.encoder(networks.features(self.likelihood, x, self.classes, self.fc_mean.weight.dtype))
-            return self.fc_mean(h), self.fc_logvar(h)
+        to_mean, to_logvar = self.fc_mean, self.fc_logvar
+        if to_mean is not None and to_logvar is not None:
+            h = self.encoder(networks.features(self.likelihood, x, self.classes, to_mean.weight.dtype))
+            return to_mean(h), to_logvar(h)
         found = self.encoder(x)
         mean, logvar = found.chunk(2, -1) if isinstance(found, Tensor) else found
         expected_shape = (len(x), self.latent_dim)
@@ -153,8 +154,9 @@ class VAE(LatentModel):
         # Of the default decoder's last layer, which is linear; a hook on it may have kept its output.
         if not self._plain_decoder or type(self).decode is not VAE.decode:
             return False
-        assert isinstance(self.decoder, nn.Sequential)
-        return not any(map(has_forward_hooks, (self.decoder[-1], self.decoder, self.output)))
+        decoder = self.decoder
+        assert isinstance(decoder, nn.Sequential)
+        return not any(map(has_forward_hooks, (decoder[-1], decoder, self.output)))
 
     __call__: Callable[
         ..., tuple[Tensor | tuple[Tensor, ...], Tensor, Tensor]

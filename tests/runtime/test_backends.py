@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fekernels as fe
-from fekernels._runtime import backends
-from fekernels.ops.free_energy import autograd
+from fekernels._runtime import backends, host
+from fekernels.ops.free_energy import autograd, reparameterize
 from tests.support import ROOT, fork_server
 from tests.support.implementations import CPU_PLACES
 from tests.support.tensors import UNIT
@@ -40,16 +40,26 @@ def calls(monkeypatch):
         return real(kernel, backend, *overload)
 
     monkeypatch.setattr(backends, "implementation", spy)
-    if CPU_PLACES[1].obstacle() is None and (native := autograd._native()) is not None:
+    if CPU_PLACES[1].obstacle() is None and host.host() is not None:
+        # Most free energies and samples reach the C++ kernels by the host module.
+        energy, sample = autograd._native(), reparameterize._native()
 
-        def spy_natively(*arguments):  # most free energies reach the C++ kernel by the host module
-            terms = native(*arguments)
+        def energy_natively(*arguments):
+            terms = energy(*arguments)
             if terms is not None:
                 seen.append(("free_energy", "cpp"))
             return terms
 
+        def sample_natively(*arguments):
+            z = sample(*arguments)
+            if z is not None:
+                seen.append(("reparameterize", "cpp"))
+                z.grad_fn.register_hook(lambda *_: seen.append(("reparameterize_backward", "cpp")))
+            return z
+
         seen.clear()
-        monkeypatch.setattr(autograd, "_native", lambda: spy_natively)
+        monkeypatch.setattr(autograd, "_native", lambda: energy_natively)
+        monkeypatch.setattr(reparameterize, "_native", lambda: sample_natively)
     return seen
 
 

@@ -2,97 +2,24 @@
 // that the kernel made with the values: the twin of _plain_in_python and _Terms in fekernels/ops/free_energy/autograd.py. What is
 // rare it leaves to that file: other operands, gradients of gradients, second backward passes, batches of gradients.
 
-// Else autograd's headers read every operator that there is.
-#define AT_PER_OPERATOR_HEADERS
-#include "torch/host/python_tensor.h"
+#include "torch/host/node.h"
 #include "torch/plain_free_energy.h"
 
 #include <mutex>
-#include <stdexcept>
-#include <string>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
-#include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
-#include <c10/core/DispatchKeySet.h>
-#if __has_include(<torch/csrc/autograd/node.h>)  // its own file since torch 2.13
-#include <torch/csrc/autograd/node.h>
-#else
-#include <torch/csrc/autograd/function.h>
-#endif
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/autograd/variable.h>
 
-// Of python_variable.h. Linked at load, so that a torch without it leaves Python's twin.
-PyObject* THPVariable_Wrap(const at::TensorBase& tensor);
-
-namespace {
-
-using torch::autograd::Edge;
-using torch::autograd::edge_list;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
+// Of its own names, as all of the module is one file for the compiler.
+namespace fe::host::free_energy_node {
 
 constexpr size_t kOperands = 3, kTerms = 3;  // prediction, mean, logvar; free energy, energy, KL
 
-// From `connect`: the kernel, _again of fekernels/ops/free_energy/autograd.py, and the classes whose operators are PyTorch's.
+// From `connect`: the kernel, and _again of fekernels/ops/free_energy/autograd.py.
 fe::PlainFreeEnergyKernel* kernel = nullptr;
-PyObject *again = nullptr, *tensor_class = nullptr, *parameter_class = nullptr;
-
-class Gil {
- public:
-  Gil() : state_(PyGILState_Ensure()) {}
-  ~Gil() { PyGILState_Release(state_); }
-
- private:
-  PyGILState_STATE state_;
-};
-
-// PyTorch makes a RuntimeError of it. An interrupt is raised again as soon as Python runs.
-[[noreturn]] void throw_python_error() {
-  PyObject *type, *value, *traceback;
-  PyErr_Fetch(&type, &value, &traceback);
-  PyErr_NormalizeException(&type, &value, &traceback);
-  const bool interrupted = PyErr_GivenExceptionMatches(type, PyExc_KeyboardInterrupt);
-  PyObject* text = value ? PyObject_Str(value) : nullptr;
-  const char* words = text ? PyUnicode_AsUTF8(text) : nullptr;
-  std::string message = words ? words : "free_energy: backward failed";
-  if (type && !PyErr_GivenExceptionMatches(type, PyExc_RuntimeError))
-    message = std::string(reinterpret_cast<PyTypeObject*>(type)->tp_name) + ": " + message;
-  for (PyObject* object : {type, value, traceback, text}) Py_XDECREF(object);
-  PyErr_Clear();
-  if (interrupted) PyErr_SetInterrupt();
-  throw std::runtime_error(message);
-}
-
-// A tuple, with None for an undefined tensor.
-PyObject* wrapped(const variable_list& tensors) {
-  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(tensors.size()));
-  for (size_t i = 0; tuple && i < tensors.size(); ++i) {
-    PyObject* object = tensors[i].defined() ? THPVariable_Wrap(tensors[i]) : Py_NewRef(Py_None);
-    if (!object) Py_CLEAR(tuple);
-    else PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), object);
-  }
-  return tuple;
-}
-
-at::Tensor tensor(c10::TensorImpl& impl) {
-  return at::Tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(&impl));
-}
-
-// Its values are float32 in this machine's memory: every other layout, subclass, lazy negation and transform has a key.
-// Those of autograd and autocast, which all have, come and go with modes.
-bool is_plain(const c10::TensorImpl& tensor) {
-  const c10::DispatchKeySet of_modes = c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset;
-  const c10::DispatchKeySet keys = tensor.key_set() - of_modes;
-  return keys == c10::DispatchKeySet(c10::DispatchKey::CPU) && tensor.dtype() == caffe2::TypeMeta::Make<float>();
-}
+PyObject* again = nullptr;
 
 // Nothing, or a number.
-bool is_plain(const at::Tensor& scalar) {
+bool is_factor(const at::Tensor& scalar) {
   return !scalar.defined() || (is_plain(*scalar.unsafeGetTensorImpl()) && scalar.numel() == 1 && scalar.const_data_ptr());
 }
 
@@ -139,7 +66,7 @@ struct FreeEnergyBackward final : Node {
       if (differentiable || ready.empty())
         for (const SavedVariable& variable : saved) operands.push_back(variable.unpack(getptr()));
     }
-    if (differentiable || ready.empty() || !is_plain(above[0]) || !is_plain(above[1]) || !is_plain(above[2]))
+    if (differentiable || ready.empty() || !is_factor(above[0]) || !is_factor(above[1]) || !is_factor(above[2]))
       return in_python(ready, operands, above);
     Factor of_energy, of_kl;
     of_energy.add(above[0], 1.0);
@@ -168,34 +95,9 @@ struct FreeEnergyBackward final : Node {
                                     beta, static_cast<long long>(needs), inplace ? Py_True : Py_False, lists[0], lists[1],
                                     lists[2]);
     for (PyObject* list : lists) Py_XDECREF(list);
-    variable_list results;
-    try {
-      for (size_t i = 0; found && i < kOperands; ++i) {
-        PyObject* gradient = PySequence_GetItem(found, static_cast<Py_ssize_t>(i));
-        if (!gradient) break;
-        results.push_back(gradient == Py_None ? at::Tensor() : tensor(fe::host::checked_tensor(gradient)));
-        Py_DECREF(gradient);
-      }
-    } catch (const fe::host::PythonError&) {
-    }
-    Py_XDECREF(found);
-    if (results.size() != kOperands) throw_python_error();
-    return results;
+    return gradients_of(found, kOperands, "free_energy");
   }
 };
-
-// Nodes were shared_ptr's before torch 2.13. Argument-dependent, so that the one of the two that a torch lacks is not looked
-// up; deleteNode takes a long graph apart without recursion.
-template <class T, class Pointer = decltype(Edge::function)>
-auto make_node() {
-  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>)
-    return std::shared_ptr<T>(new T, [](auto* node) { deleteNode(node); });
-  else return c10::make_intrusive<T>();
-}
-
-void append(void* tensors, void* handle) {
-  static_cast<variable_list*>(tensors)->push_back(*static_cast<const at::Tensor*>(handle));
-}
 
 // Whether it is, or is a view of, a tensor whose values an optimizer would step from.
 bool belongs_to_leaf(const at::Tensor& prediction) {
@@ -209,11 +111,8 @@ PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 9 || !kernel) return PyErr_Format(PyExc_TypeError, "free_energy takes 9 arguments, after connect; got %zd", count);
   at::Tensor operands[4];
   for (size_t i = 0; i < 4; ++i) {
-    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(arguments[i]));
-    if (type != tensor_class && type != parameter_class) Py_RETURN_NONE;
-    c10::TensorImpl& impl = fe::host::tensor_of(arguments[i]);
-    if (!is_plain(impl)) Py_RETURN_NONE;
-    operands[i] = tensor(impl);
+    operands[i] = plain_operand(arguments[i]);
+    if (!operands[i].defined()) Py_RETURN_NONE;
   }
   const int64_t likelihood = PyLong_AsLongLong(arguments[4]), reduction = PyLong_AsLongLong(arguments[5]);
   const double beta = PyFloat_AsDouble(arguments[6]);
@@ -229,16 +128,9 @@ PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (inplace && belongs_to_leaf(prediction)) Py_RETURN_NONE;
     {
       RECORD_FUNCTION("fekernels::free_energy", c10::ArrayRef<const c10::IValue>{});
-      const auto handle = [](const at::Tensor& operand) { return static_cast<void*>(new at::Tensor(operand)); };
-      PyThreadState* state = PyEval_SaveThread();
-      try {
-        kernel({handle(prediction), handle(target), handle(mean), handle(logvar), likelihood, reduction, beta, needs, inplace,
-                &results, &append});
-      } catch (...) {
-        PyEval_RestoreThread(state);
-        throw;
-      }
-      PyEval_RestoreThread(state);
+      const WithoutGil unlocked;
+      kernel({handle(prediction), handle(target), handle(mean), handle(logvar), likelihood, reduction, beta, needs, inplace,
+              &results, &append});
     }
     if (results.empty()) Py_RETURN_NONE;
     if (needs) {
@@ -268,6 +160,7 @@ PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   } catch (const c10::Error& error) {
     return PyErr_Format(PyExc_RuntimeError, "%s", error.what_without_backtrace());
   } catch (const std::exception& error) {
+    if (PyErr_Occurred()) return nullptr;  // a hook's own, by which checkpoints end a computation
     return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
   }
   return wrapped(results);
@@ -277,16 +170,10 @@ PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyObject* connect(PyObject*, PyObject* arguments) {
   PyObject *address, *function, *classes[2], *example;
   if (!PyArg_ParseTuple(arguments, "OOOOO", &address, &function, &classes[0], &classes[1], &example)) return nullptr;
-  try {
-    fe::host::checked_tensor(example);
-  } catch (const fe::host::PythonError&) {
-    return nullptr;
-  }
+  if (!connect_classes(classes[0], classes[1], example)) return nullptr;
   kernel = reinterpret_cast<fe::PlainFreeEnergyKernel*>(PyLong_AsVoidPtr(address));
   if (PyErr_Occurred()) return nullptr;
   Py_XSETREF(again, Py_NewRef(function));
-  Py_XSETREF(tensor_class, Py_NewRef(classes[0]));
-  Py_XSETREF(parameter_class, Py_NewRef(classes[1]));
   Py_RETURN_NONE;
 }
 
@@ -296,6 +183,6 @@ PyMethodDef functions[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-}  // namespace
+}  // namespace fe::host::free_energy_node
 
-int fe::host::add_free_energy(PyObject* module) { return PyModule_AddFunctions(module, functions); }
+int fe::host::add_free_energy(PyObject* module) { return PyModule_AddFunctions(module, free_energy_node::functions); }

@@ -7,7 +7,9 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "host", nullptr, -1, nullptr, n
 }  // namespace
 
 PyMODINIT_FUNC PyInit_host() {
+  using namespace fe::host;
   PyObject* module = PyModule_Create(&definition);
-  if (module && (fe::host::add_group_check(module) < 0 || fe::host::add_free_energy(module) < 0)) Py_CLEAR(module);
+  for (auto* add : {add_group_check, add_free_energy, add_reparameterize, add_model_checks})
+    if (module && add(module) < 0) Py_CLEAR(module);
   return module;
 }

@@ -61,5 +61,7 @@ inline c10::TensorImpl& checked_tensor(PyObject* object) {
 // What each file adds to the module; -1 where it failed, with an error of Python set.
 int add_group_check(PyObject* module);
 int add_free_energy(PyObject* module);
+int add_reparameterize(PyObject* module);
+int add_model_checks(PyObject* module);
 
 }  // namespace fe::host

@@ -32,7 +32,7 @@ from fekernels.ops.free_energy.broadcasting import Operands
 from fekernels.ops.free_energy.kernel_call import DATA, KernelCall, PlainKernelCall, by_autograd
 from fekernels.ops.plain_memory import has_plain_memory
 
-__all__ = ["FreeEnergyTerms", "belongs_to_leaf", "compute", "plain_kernel"]
+__all__ = ["FreeEnergyTerms", "belongs_to_leaf", "compute", "plain_kernel", "takes_kernels"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that has operators of its own
 
@@ -256,6 +256,15 @@ def compute(
     return FreeEnergyTerms(*_Terms.apply(call, known, None, *tensors))
 
 
+def takes_kernels(operand: Any) -> bool:
+    """Whether a call on plain tensors beside this one may go straight to the CPU's compiled kernels."""
+    if torch.compiler.is_compiling() or transforms_active() or dispatch_modes():
+        return False
+    # Of another device the CPU's backend is not asked for, which may have none of the name that was chosen.
+    on_cpu = getattr(operand, "is_cpu", False)
+    return on_cpu and not differentiates_forward() and backends.choose("cpu") == backends.HOST
+
+
 def plain_kernel(prediction: Any) -> Callable[..., Any] | None:
     """What most calls take, with operands as they came: checks and lists of tensors took longer than a small kernel.
 
@@ -263,11 +272,7 @@ def plain_kernel(prediction: Any) -> Callable[..., Any] | None:
     inplace) that gives (free_energy, energy, kl), or None where anything is not as expected: ``gather`` and
     ``compute`` take the call then, or say what is wrong. They take every call where there is no such function.
     """
-    if torch.compiler.is_compiling() or transforms_active() or dispatch_modes():
-        return None
-    # Of another device the CPU's backend is not asked for, which may have none of the name that was chosen.
-    on_cpu = getattr(prediction, "is_cpu", False)
-    if not on_cpu or differentiates_forward() or backends.choose("cpu") != backends.HOST:
+    if not takes_kernels(prediction):
         return None
     native = None if compiles_backward() else _native()
     return _plain_in_python if native is None else native

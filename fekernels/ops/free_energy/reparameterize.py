@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,18 +13,19 @@ from torch import Tensor
 from fekernels._catalogue.random import LATENT_SAMPLE
 from fekernels._checks import floating, integer, same_device
 from fekernels._runtime import backends
+from fekernels._runtime.host import host
 from fekernels._runtime.ranks import group_of, has_ranks, offset_of_rank
 from fekernels._runtime.torch_internals import (
     apply_directly,
+    compiles_backward,
     differentiates_forward,
-    dispatch_modes,
     is_batched,
     is_of_transform,
     never_traced,
     transforms_active,
 )
 from fekernels.ops._library import LIBRARY, define_functional
-from fekernels.ops.free_energy.autograd import is_dispatched
+from fekernels.ops.free_energy.autograd import is_dispatched, takes_kernels
 from fekernels.ops.noise_key import COUNTERS, LAST_INDEX, check_key, signed_seed
 from fekernels.ops.plain_memory import has_plain_memory, in_plain_memory
 from fekernels.ops.random import draw, fill, in_front, refuse_chunks
@@ -135,9 +138,7 @@ def _is_plain(mean: Any, logvar: Any) -> bool:
             or is_of_transform(tensor)  # one that outlived its transform
         ):
             return False
-    if transforms_active() or differentiates_forward() or dispatch_modes():
-        return False
-    return mean.shape == logvar.shape and backends.choose("cpu") == backends.HOST
+    return mean.shape == logvar.shape and takes_kernels(mean)
 
 
 class _PlainReparameterize(torch.autograd.Function):
@@ -153,17 +154,34 @@ class _PlainReparameterize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (logvar,) = ctx.saved_tensors
-        rows = grad if grad.dim() == 3 else grad.unsqueeze(0)
-        if torch.is_grad_enabled() or is_batched(grad):
-            return *_differentiable_backward(rows, logvar, ctx.key), None, None
-        if not (type(rows) is Tensor and rows.is_contiguous() and has_plain_memory(rows)):
-            return *_backward(rows, logvar, *ctx.key), None, None
-        return (
-            *backends.implementation("reparameterize_backward", backends.HOST)(rows, logvar, *ctx.key),
-            None,
-            None,
-        )
+        return *_again((grad, *ctx.saved_tensors), ctx.key), None, None
+
+
+def _again(pair: tuple[Tensor, Tensor], key: Key) -> Any:
+    """The gradients of mean and logvar, from that of the sample, with or without a dimension of samples, and logvar."""
+    grad, logvar = pair
+    rows = grad if grad.dim() == 3 else grad.unsqueeze(0)
+    if torch.is_grad_enabled() or is_batched(grad):
+        return _differentiable_backward(rows, logvar, key)
+    if not (type(rows) is Tensor and rows.is_contiguous() and has_plain_memory(rows)):
+        return _backward(rows, logvar, *key)
+    return backends.implementation("reparameterize_backward", backends.HOST)(rows, logvar, *key)
+
+
+@functools.cache
+def _native() -> Callable[..., Tensor | None] | None:
+    """``_PlainReparameterize`` with its checks by csrc/torch/host; None where there is no such module."""
+    module = host()
+    if module is None:
+        return None
+    address = backends.implementation("reparameterize", backends.HOST, "plain_address")()
+    ends = COUNTERS, LAST_INDEX, SAMPLES
+    try:
+        module.connect_reparameterize(address, _again, Tensor, torch.nn.Parameter, torch.empty(0), *ends)
+    except TypeError:  # tensors are laid out otherwise than it looks for them
+        return None
+    function: Callable[..., Tensor | None] = module.reparameterize
+    return function
 
 
 class _Reparameterize(torch.autograd.Function):
@@ -226,6 +244,11 @@ def reparameterize(
     Source: Kingma & Welling 2014, arXiv:1312.6114, section 2.4.
     """
     function = "reparameterize"
+    if process_group is None and takes_kernels(mean) and not compiles_backward():
+        native = _native()
+        z = None if native is None else native(mean, logvar, seed, stream, step, offset, samples)
+        if z is not None:
+            return z
     plain = not torch.compiler.is_compiling() and _is_plain(mean, logvar)
     if not plain:
         _check_operands(function, mean, logvar)
