@@ -180,7 +180,7 @@ def rows(family: str) -> Callable[..., None]:
 
     No aim is asserted, as a busy machine would miss it: the tables are to be read.
     """
-    cases = [(case, row) for case in FAMILIES[family] for row in case.rows]
+    cases = [(case, row) for case in FAMILIES[family].cases for row in case.rows]
 
     @pytest.mark.filterwarnings("ignore:.*temperature > 0 with prior_precision = 0")
     @pytest.mark.parametrize(

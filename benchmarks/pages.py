@@ -11,40 +11,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fekernels.bench import report
+from fekernels.bench import free_energy, optimizers, peers, report, stein, vae
+from fekernels.bench.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 README, BENCHMARKS, IMAGES = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/images"
 
 
 class Line(NamedTuple):
-    """A row of README: which it is in the JSON, and how README calls both sides."""
+    """A row of README: which it is in the registry, by its case and contestants, and how README calls both sides."""
 
-    family: str
     case: str
+    contestant: str
     peer: str
     ours: str
     theirs: str
 
 
 # Those that show what the package is for, then those that it loses.
-ADAM, CACHE = "Adam(fused=True)", "640k float32 in cache"
+ADAM, MOMENTUM = peers.ADAM, f"{optimizers.HOT}, momentum"
 LINES = (
-    Line("rows", "25.6M float32, T = 0", ADAM, "`LangevinAdam`, T = 0, 25.6M weights", f"`{ADAM}`"),
-    Line("rows", "25.6M float32, T > 0, momentum", f"{ADAM} + randn_like + add_",
+    Line("optimizers/large", optimizers.COLD, ADAM, "`LangevinAdam`, T = 0, 25.6M weights", f"`{ADAM}`"),
+    Line("optimizers/large", MOMENTUM, peers.ADAM_WITH_NOISE,
          "`LangevinAdam`, T > 0, 25.6M weights", "the same and noise by `randn_like`"),
-    Line("rows", "200 tensors of 1,000, T = 0", ADAM, "`LangevinAdam`, T = 0, 200 tensors of 1,000", f"`{ADAM}`"),
-    Line("rows", f"{CACHE}, half dead, T = 0", ADAM, "`LangevinAdam`, T = 0, half of all units dead", f"`{ADAM}`"),
-    Line("free_energy", "bernoulli 8192 x 4096", "torch.compile", "`free_energy` and gradients, 8192 x 4096",
-         "`torch.compile` of the plain lines"),
-    Line("svgd", "direction, n = 10,000, d = 64", "plain torch, in place",
+    Line("optimizers/many_of_1000", optimizers.COLD, ADAM, "`LangevinAdam`, T = 0, 200 tensors of 1,000", f"`{ADAM}`"),
+    Line("optimizers/dead_units", optimizers.COLD, ADAM, "`LangevinAdam`, T = 0, half of all units dead", f"`{ADAM}`"),
+    Line("free_energy/large_bernoulli", free_energy.OURS, free_energy.COMPILED,
+         "`free_energy` and gradients, 8192 x 4096", "`torch.compile` of the plain lines"),
+    Line("stein/middle", stein.OURS, stein.PLAIN,
          "`svgd_direction`, 10,000 particles, d = 64", "matrix products, in place"),
-    Line("rows", f"{CACHE}, T > 0", ADAM, "`LangevinAdam`, T > 0, 640k weights in cache",
+    Line("optimizers/in_cache", optimizers.HOT, ADAM, "`LangevinAdam`, T > 0, 640k weights in cache",
          f"`{ADAM}`, which makes no noise"),
-    Line("vae", "VAE training step, 128 x 784, latent 20", f"torch.compile, {ADAM}",
+    Line("vae/training", vae.OURS, vae.COMPILED.removesuffix(", Adam") + vae.FUSED,
          "`models.VAE`, a step on 128 digits", f"`torch.compile` of it, `{ADAM}`"),
 )  # fmt: skip
-NOISE = Line("rows", "25.6M float32, T > 0, momentum", ADAM, "A step of 25.6M weights at T > 0",
+NOISE = Line("optimizers/large", MOMENTUM, ADAM, "A step of 25.6M weights at T > 0",
              f"`{ADAM}`, which makes no noise")  # fmt: skip
 
 THEMES = {
@@ -54,32 +55,26 @@ THEMES = {
 
 
 # The parts of docs/benchmarks.md, in its order.
-TITLES = {
-    "optimizers": "Optimizers",
-    "free_energy": "Free energy",
-    "stein": "Stein direction",
-    "random": "Noise",
-    "posterior": "Posterior runs",
-    "vae": "VAE and its four views",
-    "rbm": "RBM",
-    "graph": "Belief propagation",
-    "distributed": "Several processes",
-    "once": "Once",
-}
+TITLES = {**{name: family.title for name, family in FAMILIES.items()}, "once": "Once"}
 # Read on a white page as on a dark one: one picture a family for both.
 NEUTRAL = dict(ink="#7d8590", won="#4c8ed9", lost="#d9703a", floor="#7d8590")
 
 
 def rows(results: Mapping[str, Any], lines: Sequence[Line] = LINES) -> list[tuple[Line, dict[str, Any]]]:
     """README's rows in the results. KeyError for one that is not there, or that was not measured."""
+    measured = {
+        (row["name"], row["contestant"], row["peer"]): row
+        for family in FAMILIES
+        for row in results.get(family, ())
+        if "ratio" in row
+    }
     found = []
     for line in lines:
-        for row in results.get(line.family, ()):
-            if (row["case"], row["peer"]) == (line.case, line.peer) and "ratio" in row:
-                found.append((line, row))
-                break
-        else:
-            raise KeyError(f"pages: the results must have {line.case!r} beside {line.peer!r}, measured")
+        if line[:3] not in measured:
+            raise KeyError(
+                f"pages: the results must have {line.contestant!r} of {line.case!r} beside {line.peer!r}, measured"
+            )
+        found.append((line, measured[line[:3]]))
     return found
 
 
@@ -132,7 +127,7 @@ def sections(results: Mapping[str, Any]) -> str:
 def drawn(results: Mapping[str, Any], family: str) -> dict[str, list[dict[str, Any]]]:
     """The measured rows of a family by case, as its chart has them; those of one case share its line."""
     cases: dict[str, list[dict[str, Any]]] = {}
-    for row in results.get(report.KEYS.get(family, (family,))[0], ()):
+    for row in results.get(family, ()):
         if "ratio" in row:
             cases.setdefault(row["case"], []).append(row)
     return cases

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from fekernels._runtime import extension
 from fekernels._runtime.command_line import parser as command_parser
 from fekernels.bench import first_use, memory, report, widths
-from fekernels.bench.registry import FAMILIES
+from fekernels.bench.registry import FAMILIES, peaks_of
 from fekernels.bench.report import table
 from fekernels.bench.runner import measure
 from fekernels.bench.timing import machine
@@ -26,74 +25,37 @@ QUICK = "quick"  # the set of sizes that --quick measures
 OLD_NAMES = {"svgd": "stein"}  # what --only has called a family
 
 
-def _random(size: str, progress: bool) -> dict[str, Any]:
-    rows = measure(FAMILIES["random"], size, progress)
-    print(table(rows))
-    print(
-        "\nFills of float32 and int32. Floor: the larger of moving as many bytes and of the noise in cache."
-    )
-    return {"random": rows}
+def _part(family: str, size: str, progress: bool) -> dict[str, Any]:
+    """Times, and peak memory where the family has goals for it."""
+    rows = measure(FAMILIES[family].cases, size, progress)
+    print(f"{table(rows)}\n\n{FAMILIES[family].note}")
+    if not FAMILIES[family].peaks:
+        return {family: rows}
+    peaks = memory.measure(family, size, torch.get_num_threads())
+    print(f"\n{memory.table(peaks)}")
+    return {family: rows, peaks_of(family): peaks}
 
 
-def _optimizers(size: str, progress: bool) -> dict[str, Any]:
-    rows = measure(FAMILIES["optimizers"], size, progress)
-    print(table(rows))
-    print(
-        "\nMedians of interleaved rounds. GB/s: the bytes that a step cannot avoid, over its time.\n"
-        "Floor: the larger of moving those bytes and of the noise, roots and divisions alone, in the same rounds.\n"
-    )
+def _waits(size: str) -> dict[str, Any]:
+    """What a user waits for once: the build, the import."""
     waits = first_use.measure(size)
-    print(first_use.table(waits))
-    return {"rows": rows, "once": waits}
+    print(f"\n{first_use.table(waits)}")
+    return {"once": waits}
 
 
-def _free_energy(size: str, progress: bool, plot: Path | None) -> dict[str, Any]:
-    """Forward and backward, their peak memory, and every width."""
-    rows = measure(FAMILIES["free_energy"], size, progress)
-    print(table(rows))
-    print(
-        "\nForward + backward, float32. GB/s: operands read once and gradients written once, over the time.\n"
-    )
-    peaks = memory.measure("free_energy", size, torch.get_num_threads())
-    print(f"{memory.table(peaks)}\n")
+def _widths(size: str, plot: Path | None) -> dict[str, Any]:
+    """The free energy at every width."""
     by_width = widths.measure(size)
-    print(widths.table(by_width))
+    print(f"\n{widths.table(by_width)}")
     if plot is not None:
         _draw(by_width, plot)
-    return {"free_energy": rows, "free_energy_memory": peaks, "free_energy_widths": by_width}
+    return {"free_energy_widths": by_width}
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     widths.figure(rows).savefig(path, dpi=150)
     print(f"\nwritten: {path}")
-
-
-def _stein(size: str, progress: bool) -> dict[str, Any]:
-    """Times, and peak memory where no n x n matrix could be kept."""
-    rows = measure(FAMILIES["stein"], size, progress)
-    print(table(rows))
-    print("\nfloat32, the bandwidth given. Pairs: n^2 per problem, over the time of ours.\n")
-    peaks = memory.measure("stein", size, torch.get_num_threads())
-    print(memory.table(peaks))
-    return {"svgd": rows, "svgd_memory": peaks}
-
-
-# What stands below the table of a family that is measured by its times alone.
-NOTES = {
-    "posterior": "float32. Chains: the whole step of all of them, and what is not forward and backward.",
-    "rbm": "float32. Free energy: the mean over the rows with all gradients; the products: v W and v^T x.",
-    "vae": "float32. Training: forward, backward, the optimizer's step. Views: values, gradients where they part.",
-    "graph": "float32. A sweep: both messages of every edge, of a call of 100 with all that it sets up.",
-    "distributed": "Processes of one thread each, over gloo. A time is that of the slowest rank.",
-}
-
-
-def _times(family: str, size: str, progress: bool) -> dict[str, Any]:
-    rows = measure(FAMILIES[family], size, progress)
-    print(table(rows))
-    print(f"\n{NOTES[family]}")
-    return {family: rows}
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -159,16 +121,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         if arguments.quick:
             print("--quick: smaller sizes and fewer rounds. No figures to hold against the goals.\n")
-        parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "random": partial(_random, size, progress),
-            "optimizers": partial(_optimizers, size, progress),
-            "free_energy": partial(_free_energy, size, progress, arguments.plot),
-            "stein": partial(_stein, size, progress),
-            **{family: partial(_times, family, size, progress) for family in NOTES},
-        }
+        beside = {"optimizers": partial(_waits, size), "free_energy": partial(_widths, size, arguments.plot)}
         for family in FAMILIES if arguments.only is None else (arguments.only,):
             print("\n" * bool(measured), end="")
-            measured |= parts[family]()
+            measured |= _part(family, size, progress)
+            if family in beside:
+                measured |= beside[family]()
     finally:
         torch.set_num_threads(threads)
     if arguments.json is not None:

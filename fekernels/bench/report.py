@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["KEYS", "markdown", "summary", "table", "tables"]
+from fekernels.bench.registry import FAMILIES, peaks_of
 
-# Where a family's rows, and the peaks of its memory, stand in the JSON.
-KEYS = {
-    "random": ("random", None),
-    "optimizers": ("rows", None),
-    "free_energy": ("free_energy", "free_energy_memory"),
-    "stein": ("svgd", "svgd_memory"),
-    "posterior": ("posterior", None),
-    "rbm": ("rbm", None),
-    "graph": ("graph", None),
-    "vae": ("vae", None),
-    "distributed": ("distributed", None),
-}
+__all__ = ["markdown", "summary", "table", "tables"]
 
 BELOW_FLOOR = "floor"  # instead of NO, where this run's floor is above the aim
 
@@ -64,10 +53,10 @@ def markdown(report: dict[str, Any]) -> str:
 def tables(report: dict[str, Any]) -> dict[str, str]:
     """A table, or two, for each part of the report, by the part's name: a family's, or "once"."""
     parts = {}
-    for family, (rows, peaks) in KEYS.items():
-        found = [_ratios(family, report[rows])] if rows in report else []
-        if peaks in report:
-            found.append(_peaks(report[peaks]))
+    for family in FAMILIES:
+        found = [_ratios(family, report[family])] if family in report else []
+        if peaks_of(family) in report:
+            found.append(_peaks(report[peaks_of(family)]))
         if found:
             parts[family] = "\n\n".join(found)
     if "once" in report:
@@ -77,7 +66,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
 
 def summary(report: dict[str, Any]) -> str:
     """One line: how many rows meet their aims, miss them, or have aims that this machine's floor is above."""
-    found = [row for family, _ in KEYS.values() for row in report.get(family, ()) if "ratio" in row]
+    found = [row for family in FAMILIES for row in report.get(family, ()) if "ratio" in row]
     verdicts = [_verdict(row) for row in found if row["reach"] is not None]
     met, below = (verdicts.count(word) for word in ("yes", BELOW_FLOOR))
     missed = len(verdicts) - met - below

@@ -70,12 +70,12 @@ def test_every_row_of_the_registry_is_measured_and_told(
     assert printed.splitlines()[-1] == report.summary(written)
     keys = ("date", "cpu", "cores", "isa", "load", "compiled", "fekernels", "torch", "python", "system")
     assert set(written.pop("machine")) == {*keys, "threads"} and written.pop("quick") is True
-    key, peaks = report.KEYS[family]
+    peaks = registry.peaks_of(family) if FAMILIES[family].peaks else None
     beside = {"optimizers": {"once"}, "free_energy": {"free_energy_widths"}}
-    assert set(written) == {key} | beside.get(family, set()) | ({peaks} if peaks else set())
-    rows = written[key]
+    assert set(written) == {family} | beside.get(family, set()) | ({peaks} if peaks else set())
+    rows = written[family]
     assert [(row["name"], row["contestant"], row["peer"], row["reach"]) for row in rows] == [
-        (case.name, row.ours, row.peer, row.aim) for case in FAMILIES[family] for row in case.rows
+        (case.name, row.ours, row.peer, row.aim) for case in FAMILIES[family].cases for row in case.rows
     ]
     for row in rows:
         assert f"{row['case']:51}{row['peer']}" in printed
@@ -121,17 +121,17 @@ def check(row: dict[str, Any], family: str) -> None:
 
 
 def test_every_case_has_a_name_of_its_family_and_another_size_in_each_set() -> None:
-    assert len(CASES) == sum(len(cases) for cases in FAMILIES.values())
+    assert len(CASES) == sum(len(family.cases) for family in FAMILIES.values())
     for name, found in CASES.items():
         assert registry.find(name) is found and found.family in FAMILIES
         assert found.shape("tiny") != found.shape("full") and len(found.shapes) == len(case.SIZES)
-    with pytest.raises(KeyError, match="find: name must be one of random/normals, .*got 'pears'"):
+    with pytest.raises(KeyError, match="find: name must be one of optimizers/large, .*got 'pears'"):
         registry.find("pears")
 
 
 def test_every_likelihood_has_a_case() -> None:
     """One without lines of its own among the peers too, as a new one has none."""
-    labels = [found.label(found.shape("tiny")) for found in FAMILIES["free_energy"]]
+    labels = [found.label(found.shape("tiny")) for found in FAMILIES["free_energy"].cases]
     assert all(any(label.startswith(name) for label in labels) for name in NAMES)
 
 
@@ -280,7 +280,7 @@ def test_what_is_won_lost_missing_and_below_the_floor_is_told() -> None:
     assert " floor " in lines[2] and lines[2].split()[-3:] == ["1.600", "memory", "1.25"]
     assert lines[3].endswith("not measured: no such thing")
     assert " NO " not in lines[4] and " yes " not in lines[4]
-    marked = report.markdown({"svgd": rows}).splitlines()[2:]
+    marked = report.markdown({"stein": rows}).splitlines()[2:]
     assert marked == [
         "| lost | a peer | 1 | 2 | **2.00** | 0.5 |  |  |",
         "| won | a peer | 1 | 0.04 | 0.04 | 0.5 |  |  |",
@@ -293,7 +293,7 @@ def test_what_is_won_lost_missing_and_below_the_floor_is_told() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*_cpu_*.json")))
 def test_results_that_are_kept_make_tables(path: Path) -> None:
     written = json.loads(path.read_text())
-    rows = [row for key, _ in report.KEYS.values() for row in written.get(key, [])]
+    rows = [row for family in FAMILIES for row in written.get(family, [])]
     assert rows and report.markdown(written).count("\n| ") >= len(rows)
 
 

@@ -14,7 +14,7 @@ from fekernels.bench.free_energy import COMPILED, EAGER, INPLACE, OURS, REFERENC
 from fekernels.bench.registry import FAMILIES, find
 from tests.support.peak_memory import forked_growth
 
-CASES = FAMILIES["free_energy"]
+CASES = FAMILIES["free_energy"].cases
 
 
 @pytest.fixture

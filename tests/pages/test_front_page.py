@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pages
-from fekernels.bench import registry
 from tests.support import ROOT
 
 NEWEST = max((ROOT / "benchmarks/results").glob("cpu_*.json"))
@@ -37,7 +36,6 @@ def test_the_rows_that_are_lost_are_told() -> None:
 
 def test_every_part_of_the_registry_was_measured_and_has_its_chart() -> None:
     found, page = results(), pages.BENCHMARKS.read_text()
-    assert set(pages.TITLES) == {*registry.FAMILIES, "once"}
     for family, title in pages.TITLES.items():
         assert f"\n## {title}\n" in page, family
         if family != "once":
@@ -67,7 +65,7 @@ def test_pictures_of_both_themes_are_there() -> None:
 
 def test_a_row_that_was_not_measured_is_an_error() -> None:
     without = {**results(), "vae": []}
-    with pytest.raises(KeyError, match="VAE training step.*measured"):
+    with pytest.raises(KeyError, match="vae/training.*measured"):
         pages.rows(without)
 
 
