@@ -27,7 +27,7 @@ __all__ = ["GradientMessages", "LayerHistory"]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
-Place = tuple[str, int, int]  # layer, its call, its output
+OutputKey = tuple[str, int, int]  # layer, its call, its output
 
 
 @dataclass
@@ -119,7 +119,7 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
         self.module, self.statistics = module, statistics
         self._history: dict[str, LayerHistory] = {}
         self._sums: dict[str, Tensor] = {}
-        self._errors: dict[Place, Tensor] = {}
+        self._errors: dict[OutputKey, Tensor] = {}
         self._calls: dict[str, int] = {}
         self._counted = True
         self._on_leaves: list[Any] = []
@@ -144,18 +144,18 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
                 if tensor.is_leaf:  # which outlives the graph
                     self._on_leaves.append(handle)
 
-    def _receive(self, place: Place, error: Tensor) -> None:
+    def _receive(self, key: OutputKey, error: Tensor) -> None:
         if not self._handles:
             return
-        if place in self._errors:
+        if key in self._errors:
             self._count()
             self._errors.clear()
-        self._errors[place] = error.detach()
+        self._errors[key] = error.detach()
         self._counted = False
 
     def __getitem__(self, name: str) -> Tensor | tuple[Tensor, ...]:
         """The message to a layer, or a tuple of those to its calls, and to the outputs of each call, in their order."""
-        found = tuple(self._errors[place] for place in sorted(self._errors) if place[0] == name)
+        found = tuple(self._errors[key] for key in sorted(self._errors) if key[0] == name)
         if not found:
             raise KeyError(self._why_none(name))
         return found[0] if len(found) == 1 else found
@@ -177,10 +177,10 @@ class GradientMessages(Mapping[str, "Tensor | tuple[Tensor, ...]"]):
 
     def __iter__(self) -> Iterator[str]:
         """The names of the layers that have been sent a message, from the first to the last."""
-        return iter(sorted({place[0] for place in self._errors}, key=list(self._calls).index))
+        return iter(sorted({key[0] for key in self._errors}, key=list(self._calls).index))
 
     def __len__(self) -> int:
-        return len({place[0] for place in self._errors})
+        return len({key[0] for key in self._errors})
 
     def _all(self, name: str) -> tuple[Tensor, ...]:
         found = self[name]

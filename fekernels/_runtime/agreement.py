@@ -149,8 +149,8 @@ class Agreement:
         told = f"{self._function}: {name} must be the same on every rank; got"
         if name in self._digests:
             raise ValueError(f"{told} another on rank {other} than on {first}")
-        here, there = self._said(first, text), self._said(other, text)
-        raise ValueError(f"{told} {here} on rank {first} and {there} on rank {other}")
+        said = [self._said(rank, text) for rank in (first, other)]
+        raise ValueError(f"{told} {said[0]} on rank {first} and {said[1]} on rank {other}")
 
     def _raise_of(self, rank: int, error: BaseException | None) -> None:
         """Rank `rank` says what it has raised; those that have raised nothing raise that."""

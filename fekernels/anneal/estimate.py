@@ -166,14 +166,16 @@ def bennett_acceptance_ratio(forward: AnnealedEstimate, reverse: AnnealedEstimat
             raise ValueError(f"{function}: {name} must have reverse={backwards}; got reverse={given.reverse}")
     if not torch.equal(forward.betas, reverse.betas):
         raise ValueError(f"{function}: reverse must have the betas of forward; got others")
-    there, back = forward.work.cpu(), reverse.work.cpu()
-    shift = math.log(len(there) / len(back))
+    forward_work, reverse_work = forward.work.cpu(), reverse.work.cpu()
+    shift = math.log(len(forward_work) / len(reverse_work))
 
     def shares(difference: float) -> tuple[Tensor, Tensor]:
-        return torch.sigmoid(difference - there - shift), torch.sigmoid(shift - back - difference)
+        return torch.sigmoid(difference - forward_work - shift), torch.sigmoid(
+            shift - reverse_work - difference
+        )
 
     # The difference of both sums rises with the free-energy difference; it is 0 at the estimate.
-    ends = torch.cat([there[there.isfinite()], -back[back.isfinite()]])
+    ends = torch.cat([forward_work[forward_work.isfinite()], -reverse_work[reverse_work.isfinite()]])
     if not len(ends):
         raise ValueError(f"{function}: forward and reverse must hold finite works; none is")
     low, high = float(ends.min()) - abs(shift) - 40, float(ends.max()) + abs(shift) + 40

@@ -138,15 +138,15 @@ def check_codes(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -
     for name, encoder in module.named_modules():
         if not isinstance(encoder, HashedTextEncoder):
             continue
-        place = f"{prefix}{name}." if name else prefix
+        path = f"{prefix}{name}." if name else prefix
         own = encoder.get_extra_state()
-        saved = state_dict.get(f"{place}_extra_state", own)  # of a missing one, loading itself says so
+        saved = state_dict.get(f"{path}_extra_state", own)  # of a missing one, loading itself says so
         other = [key for key in own if saved.get(key) != own[key]]
         if other:
-            here, there = (", ".join(f"{key} {of.get(key)}" for key in other) for of in (own, saved))
-            where = f"HashedTextEncoder ({place[:-1]})" if place else "HashedTextEncoder"
+            ours, theirs = (", ".join(f"{key} {of.get(key)}" for key in other) for of in (own, saved))
+            where = f"HashedTextEncoder ({path[:-1]})" if path else "HashedTextEncoder"
             raise ValueError(
-                f"{where}: the codes must be those of {here}; got those of a checkpoint of {there}: make the encoder "
+                f"{where}: the codes must be those of {ours}; got those of a checkpoint of {theirs}: make the encoder "
                 "with the checkpoint's"
             )
 

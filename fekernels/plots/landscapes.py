@@ -1,4 +1,4 @@
-"""Functions of two parameters, the loss of a model in a plane among them, and the ways taken over them."""
+"""Functions of two parameters, the loss of a model in a plane among them, and trajectories over them."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def _finite(function: str, argument: str, values: Tensor) -> Tensor:
     return finite
 
 
-def _positions(function: str, argument: str, way: Any) -> Tensor:
+def _positions(function: str, argument: str, path: Any) -> Tensor:
     """[steps, n, 2]."""
-    positions = dense(function, argument, way).detach().double().cpu()
+    positions = dense(function, argument, path).detach().double().cpu()
     if positions.dim() not in (2, 3) or positions.shape[-1] != 2 or not len(positions):
         raise ValueError(
             f"{function}: {argument} must have shape (steps, n, 2) or (steps, 2); got {tuple(positions.shape)}"
@@ -95,7 +95,7 @@ def contours(ax: Axes, surface: Surface, levels: int = 24) -> None:
 
 
 def paths(ax: Axes, positions: Tensor, color: str = PATH) -> None:
-    """The ways of n points: lines from open dots to full ones.
+    """The paths of n points: lines from open dots to full ones.
 
     Args:
         positions: [steps, n, 2], or [steps, 2] of one.
@@ -103,10 +103,10 @@ def paths(ax: Axes, positions: Tensor, color: str = PATH) -> None:
     Raises:
         TypeError, ValueError: positions are no tensor of that shape.
     """
-    ways = _positions("paths", "positions", positions)
-    ax.plot(ways[..., 0].numpy(), ways[..., 1].numpy(), color=color, lw=0.7, alpha=0.6)
+    points = _positions("paths", "positions", positions)
+    ax.plot(points[..., 0].numpy(), points[..., 1].numpy(), color=color, lw=0.7, alpha=0.6)
     for at, face in ((0, "white"), (-1, color)):
-        ax.plot(*ways[at].t().numpy(), "o", ms=4, mec=color, mfc=face, mew=0.8)
+        ax.plot(*points[at].t().numpy(), "o", ms=4, mec=color, mfc=face, mew=0.8)
 
 
 def landscape(
@@ -119,7 +119,7 @@ def landscape(
     points: int = 201,
     levels: int = 24,
 ) -> Figure:
-    """A function of two parameters from above, one panel for each way over it.
+    """A function of two parameters from above, one panel for each trajectory over it.
 
     Args:
         function: [n, 2] -> [n] in float64, a Module after ``.double()``; or a `fe.diagnostics.LossPlane`, whose own
@@ -143,37 +143,37 @@ def landscape(
             "landscape: trajectories must be a mapping from labels to trajectories or positions; got"
             f" {type(trajectories).__name__}"
         )
-    ways = {
+    given = {
         label: _positions(
-            "landscape", f"trajectories[{label!r}]", way.positions if isinstance(way, Trajectory) else way
+            "landscape", f"trajectories[{label!r}]", path.positions if isinstance(path, Trajectory) else path
         )
-        for label, way in (trajectories or {}).items()
+        for label, path in (trajectories or {}).items()
     }
     for k, point in enumerate(critical):
         if point.position.shape != (2,):
             raise ValueError(
                 f"landscape: critical[{k}] must be a point of two parameters; got {tuple(point.position.shape)}"
             )
-    shown: dict[str, Any] = dict(ways) or {"": getattr(function, "path", None)}
+    shown: dict[str, Any] = dict(given) or {"": getattr(function, "path", None)}
     count = len(shown) + bool(solid)
     figure, axes = panels(1, count, (3.6 * count, 3.6))
     if solid:
         _solid(figure, axes[0, 0], surface)
-    for ax, (label, way) in zip(axes[0, bool(solid) :], shown.items(), strict=True):
+    for ax, (label, path) in zip(axes[0, bool(solid) :], shown.items(), strict=True):
         contours(ax, surface, levels)
         for point in critical:
             a, b = point.position.tolist()
             ax.plot(a, b, MARKS[point.kind], color="black", ms=5, zorder=4)
-        if way is not None:
-            paths(ax, way)
+        if path is not None:
+            paths(ax, path)
         ax.set_title(label, fontsize=10)
     return figure
 
 
 def _solid(figure: Figure, ax: Axes, surface: Surface) -> None:
     a, b, values = (each.double().cpu().numpy() for each in surface)
-    place = ax.get_subplotspec()
+    spec = ax.get_subplotspec()
     ax.remove()
-    raised: Any = figure.add_subplot(place, projection="3d")
+    raised: Any = figure.add_subplot(spec, projection="3d")
     grid = torch.meshgrid(*(torch.from_numpy(each) for each in (a, b)), indexing="ij")
     raised.plot_surface(*(each.numpy() for each in grid), values, cmap="Blues_r", lw=0, rcount=60, ccount=60)

@@ -188,11 +188,11 @@ def descent(settings: Settings, seed: int) -> Finding:
     x, y = diabetes()
     torch.manual_seed(seed)
     model = nn.Linear(10, 1).double()
-    way = fe.unified.GradientDescentAsVI(model, std=0.1)
+    descent = fe.unified.GradientDescentAsVI(model, std=0.1)
     for _ in range(50):
-        way.step(lambda data: (model(x)[:, 0] - data).square().mean(), y, lr=0.05)
-    kl = way.visualize_as_inference()
-    ends = [*way.param_history, {name: p.detach() for name, p in model.named_parameters()}]
+        descent.step(lambda data: (model(x)[:, 0] - data).square().mean(), y, lr=0.05)
+    kl = descent.visualize_as_inference()
+    ends = [*descent.param_history, {name: p.detach() for name, p in model.named_parameters()}]
     exact = sum(
         torch.distributions.kl_divergence(
             torch.distributions.Normal(after[name], 0.1), torch.distributions.Normal(before[name], 0.1)

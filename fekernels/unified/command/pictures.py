@@ -135,10 +135,10 @@ def landscape(
     a = torch.linspace(-2, 2, 201, dtype=torch.float64)
     plots.contours(ax, (a, a, surface(torch.cartesian_prod(a, a)).reshape(201, 201)))
     start = 0.1 * torch.randn(8, 2, generator=torch.Generator().manual_seed(seed))
-    way = trajectories(surface, start, ["LangevinAdam"], steps=200, temperature=0.05, seed=seed)[
+    trajectory = trajectories(surface, start, ["LangevinAdam"], steps=200, temperature=0.05, seed=seed)[
         "LangevinAdam"
     ]
-    plots.paths(ax, way.positions, RED)
+    plots.paths(ax, trajectory.positions, RED)
     for point in points:
         ax.plot(
             *point.position.tolist(),
