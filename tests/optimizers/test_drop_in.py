@@ -295,3 +295,22 @@ def test_the_step_works_whatever_the_grad_mode(place):
         ends.append(optimizer)
     assert same(ends[0], ends[1]) and same(ends[0], ends[2])
     assert all(p.requires_grad and p.is_leaf for p in ends[0].param_groups[0]["params"])
+
+
+# Clearing gradients.
+
+
+@pytest.mark.parametrize("kind", [fe.LangevinAdam, fe.SGLD])
+def test_gradients_are_cleared_as_torchs(kind):
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    optimizer = kind([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
+    kept = [torch.ones(3), torch.ones(3)]
+    params[0].grad, params[1].grad = kept
+    optimizer.zero_grad(set_to_none=False)
+    assert params[0].grad is kept[0] and params[2].grad is None
+    assert all((grad == 0).all() for grad in kept)
+    optimizer.zero_grad()
+    assert all(param.grad is None for param in params)
+    params[0].grad = kept[0]
+    torch.compile(optimizer.zero_grad, backend="eager")()
+    assert params[0].grad is None
