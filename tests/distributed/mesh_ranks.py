@@ -15,7 +15,7 @@ import fekernels as fe
 from fekernels.optim._checkpoint import LIKE_THE_PARAMETER
 from tests.distributed.optimizer_ranks import gradient
 
-STEPS = 20
+STEPS = 10
 ROWS = 12  # of the batch: a multiple of every number of processes
 
 SHAPES = {"a": (5, 7), "b": (5,), "c": (1, 5), "d": (1,), "e": (3, 4, 6)}
@@ -83,7 +83,7 @@ def step_through(name: str, params: dict[str, Tensor], grads: Callable[[str, int
                     p.grad = grads(key, i + sample).clone()
                     local(p.grad).add_(local(p))
         if name == "LangevinAdam":
-            optimizer.freeze_preconditioner(12 <= i < 16)  # and then lets go
+            optimizer.freeze_preconditioner(6 <= i < 8)  # and then lets go
         optimizer.step()
     return optimizer
 

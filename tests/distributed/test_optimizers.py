@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 import fekernels as fe
@@ -141,14 +143,31 @@ def check_anchors(results):
     assert bits_equal(saved, starts[0]) and bits_equal(weights, starts[0]) and bits_equal(anchor, starts[1])
 
 
+@functools.cache
+def stepped_alone(name):
+    params = {key: torch.nn.Parameter(meshes.dtyped(key, value)) for key, value in meshes.values().items()}
+    optimizer = meshes.step_through(name, params, meshes.given)
+    return optimizer, {key: meshes.numbers(optimizer, p) for key, p in params.items()}
+
+
+@functools.cache
+def trained_alone(name):
+    net = meshes.Network()
+    meshes.train(name, net, slice(None))
+    return {key: p.detach() for key, p in net.named_parameters()}
+
+
+@functools.cache
+def gone_on_alone(name):
+    training = checkpoints.Training(name, 11)
+    training.train(0, checkpoints.FIRST + checkpoints.SECOND)
+    return training.weights()
+
+
 def check_meshes(world, by_rank):
     """Every rank holds its part of what one process has, to the bit, states included."""
     for name in meshes.CHOICES:
-        params = {
-            key: torch.nn.Parameter(meshes.dtyped(key, value)) for key, value in meshes.values().items()
-        }
-        optimizer = meshes.step_through(name, params, meshes.given)
-        wanted = {key: meshes.numbers(optimizer, p) for key, p in params.items()}
+        optimizer, wanted = stepped_alone(name)
         for where, (shape, split) in meshes.MESHES[world].items():
             if name not in meshes.chosen(where):
                 continue
@@ -159,7 +178,7 @@ def check_meshes(world, by_rank):
                     for i, (got, want) in enumerate(zip(tensors, wanted[key], strict=True)):
                         mine = meshes.part(want, shape, split, rank)
                         assert bits_equal(got, mine), f"rank {rank} of {where}: {name}, tensor {i} of {key}"
-            if isinstance(optimizer, fe.VariationalAdam) and len(held) == len(params):
+            if isinstance(optimizer, fe.VariationalAdam) and len(held) == len(wanted):
                 for results in by_rank:  # a sum over shards, in another order
                     torch.testing.assert_close(
                         results[f"{where}, {name}, kl"], optimizer.kl(), rtol=1e-6, atol=0
@@ -180,14 +199,12 @@ def check_networks(world, by_rank):
     """In float64 what the sums of the gradients differ by is nothing beside noise that would be another's."""
     for where, names in meshes.NETWORKS[world].items():
         for name in names:
-            net = meshes.Network()
-            meshes.train(name, net, slice(None))
             for rank, results in enumerate(by_rank):
                 trained = results[f"network, {where}, {name}"]
-                for key, p in net.named_parameters():
+                for key, p in trained_alone(name).items():
                     torch.testing.assert_close(
                         trained[key],
-                        p.detach(),
+                        p,
                         rtol=1e-9,
                         atol=1e-9,
                         msg=lambda told, at=(rank, where, name, key): f"{at}: {told}",
@@ -197,9 +214,7 @@ def check_networks(world, by_rank):
 def check_checkpoints(by_rank):
     """Saved by four, loaded by fewer, and gone on with: all of it the bits of one process that never stopped."""
     for name, flatten in checkpoints.CASES:
-        training = checkpoints.Training(name, 11)
-        training.train(0, checkpoints.FIRST + checkpoints.SECOND)
-        wanted = training.weights()
+        wanted = gone_on_alone(name)
         for rank, results in enumerate(by_rank):
             got = results[f"{name}-{flatten}"]
             assert got.keys() == wanted.keys()
@@ -207,11 +222,16 @@ def check_checkpoints(by_rank):
                 assert bits_equal(got[key], tensor), f"{name}, flattened {flatten}, rank {rank}: {key}"
 
 
+@functools.cache
+def chains_alone():
+    return chains.run(None)
+
+
 def check_chains(world, by_rank):
     """The chains of all ranks, in their order, are those of one process, and so is what the diagnostics say."""
     numbers = [results["one by one"]["numbers"] for results in by_rank]
     assert numbers == {4: [[0], [1], [2], [3]], 3: [[0, 1], [2, 3], []], 2: [[0, 1], [2, 3]]}[world]
-    alone = chains.run(None)
+    alone = chains_alone()
     for key in ("draws", "losses"):
         assert bits_equal(torch.cat([results["one by one"][key] for results in by_rank]), alone[key]), key
     for results in by_rank:
