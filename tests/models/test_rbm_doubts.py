@@ -136,9 +136,9 @@ BELOW, OFF = (
     ("hidden", "options", "expected"),
     [
         (8, {}, BELOW),
-        (8, {"persistent": False}, BELOW),
-        (8, {"lr": 0.05, "k": 5}, OFF),
-        (40, {"epochs": 20}, BELOW.replace("is ", "is at most ")),
+        (8, {"persistent": False, "epochs": 20}, BELOW),
+        (8, {"lr": 0.05, "k": 5, "epochs": 20}, OFF),
+        (40, {"epochs": 10}, BELOW.replace("is ", "is at most ")),
     ],
 )
 def test_a_fit_that_lost_a_mode_is_warned_of(hidden: int, options: dict[str, Any], expected: str) -> None:
