@@ -63,9 +63,12 @@ def test_any_layout_and_precision(checks, as_it_is: Callable[[Tensor], Tensor]) 
 
 
 def model() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(3, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2, bias=False))
-    )
+    """With weights of its own: one that is looked at without its children has some."""
+    inner = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2, bias=False))
+    m = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), inner)
+    for module in (m, inner):
+        module.register_parameter("shift", nn.Parameter(torch.ones(2)))
+    return m
 
 
 def write_data(m: nn.Module) -> None:
