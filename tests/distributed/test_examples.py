@@ -9,7 +9,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,8 +52,12 @@ OF_THE_LAUNCH = {"LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC
 OF_A_RANK = {"LOCAL_RANK", "RANK"}
 
 
-def ranks(folder: Path, *command: str, world: int = 2) -> str:
-    """As `torchrun`, from a process that has imported torch, which the launcher and each rank do anew."""
+def ranks(folder: Path, *command: str, world: int = 2, imported: tuple[str, ...] = ()) -> str:
+    """As `torchrun`, from a process that has imported torch, which the launcher and each rank do anew.
+
+    Args:
+        imported: what one process imports before the ranks are forked from it, for all of them.
+    """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     values = dict.fromkeys(OF_THE_LAUNCH, str(world)) | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "none",
@@ -62,21 +65,13 @@ def ranks(folder: Path, *command: str, world: int = 2) -> str:
     }  # fmt: skip
     code = (
         f"import os, torch; os.chdir({str(folder)!r}); torch.set_num_threads(1)\n"
-        f"from tests.support import run_scripts; run_scripts.main(*{command!r})"
+        f"from tests.support import run_scripts\n"
+        f"run_scripts.ranks({world}, {sorted(OF_A_RANK)!r}, {imported!r}, {int(LIMIT)}, {command!r})"
     )
-    children = [
-        Child(code, {**os.environ, **values, **dict.fromkeys(OF_A_RANK, str(rank))}) for rank in range(world)
-    ]
-    end = time.monotonic() + LIMIT
-    codes: list[int | None] = [None] * world
-    while None in codes and set(codes) <= {0, None} and time.monotonic() < end:  # one that fails ends all
-        time.sleep(0.05)
-        codes = [child.poll() for child in children]
-    for child in children:
-        child.kill()
-    printed = [text for child in children for text in child.said()]
-    assert codes == [0] * world, f"{' '.join(command)}: exit codes {codes}\n" + "\n".join(printed)
-    return "\n".join(printed)
+    child = Child(code, {**os.environ, **values})
+    printed = "\n".join(child.communicate(LIMIT + 60))  # the ranks end before
+    assert child.poll() == 0, f"{' '.join(command)}: exit code {child.poll()}\n{printed}"
+    return printed
 
 
 SAID = {
@@ -139,7 +134,13 @@ def test_trainers_on_one_process_and_on_two(
         alone[script.stem] = capsys.readouterr().out
         assert len(re.findall("equal to the bit: True", alone[script.stem])) == 2
     sharded = ROOT / "tests" / "distributed" / "model_parallel_ranks.py"
-    together = ranks(tmp_path, str(tmp_path), *map(str, TRAINERS), str(sharded))
+    together = ranks(
+        tmp_path,
+        str(tmp_path),
+        *map(str, TRAINERS),
+        str(sharded),
+        imported=("lightning.pytorch", "accelerate", "transformers", "sklearn.datasets"),
+    )
     for rank in (0, 1):
         assert f"sharded, 6 samples on rank {rank}: True" in together
     assert "refused: PosteriorSamples: process_group must be given for a model that is sharded" in together
