@@ -1,6 +1,5 @@
 """sample_posterior(directory=) that is started again, after it was killed or has finished: the same samples."""
 
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -58,53 +57,19 @@ def killed(temporary, path):
         os.kill(os.getpid(), signal.SIGKILL)
     count += 1
 
-"""
-# Each in a process of its own, from one that has run once: a first run takes a second, and the others 0.2 s.
-EACH = """
-run(None)
 store._rename_into_place = killed
-for DIRECTORY, AT, AFTER in CASES:
-    process = os.fork()
-    if process == 0:
-        try:
-            run(Path(DIRECTORY))
-        finally:
-            os._exit(1)  # it was to be killed
-    status = os.waitpid(process, 0)[1]
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (DIRECTORY, AT, AFTER, status)
+run(Path(DIRECTORY))
 """
 
 
-def kill(*cases: tuple[Path, int, bool]) -> None:
-    """A run in each of these directories, at that file, before or after it is in its place."""
-    given = [(str(directory), at, after) for directory, at, after in cases]
-    done = fork_server.run(f"CASES = {given}\n{KILLED}{EACH}")
-    assert done.returncode == 0, done.stderr
+def kill(directory: Path, at: int, after: bool = False) -> None:
+    done = fork_server.run(f"DIRECTORY, AT, AFTER = {str(directory)!r}, {at}, {after}\n{KILLED}")
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[dict[str, Tensor]]:
     return list(run(None).samples)
-
-
-# Before the first index, between it and a sample, between samples, before the last index and after it.
-KILLS = [(0, False), (0, True), (1, True), (2, True), (9, False), (17, False), (17, True)]
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, bool], Path]:
-    """The directories of runs that were killed there."""
-    found = {(at, after): tmp_path_factory.mktemp(f"killed_{at}_{after}") for at, after in KILLS}
-    kill(*((directory, *at) for at, directory in found.items()))
-    return found
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run that has finished, to be copied."""
-    directory = tmp_path_factory.mktemp("whole")
-    run(directory)
-    return directory
 
 
 def check(result: PosteriorRun, expected: list[dict[str, Tensor]], directory: Path) -> None:
@@ -115,24 +80,25 @@ def check(result: PosteriorRun, expected: list[dict[str, Tensor]], directory: Pa
     assert len(list(directory.iterdir())) == 16 + 1
 
 
-@pytest.mark.parametrize(("at", "after"), KILLS)
+@pytest.mark.parametrize(
+    ("at", "after"), [(0, False), (0, True), (1, True), (2, True), (9, False), (17, False), (17, True)]
+)
 def test_a_killed_run_is_started_again_to_the_same_samples(
-    killed: dict[tuple[int, bool], Path], expected: list[dict[str, Tensor]], at: int, after: bool
+    tmp_path: Path, expected: list[dict[str, Tensor]], at: int, after: bool
 ) -> None:
-    directory = killed[at, after]
-    assert len(fe.PosteriorSamples(network(), directory=directory)) == (
-        16 if (at, after) == (17, True) else 0
-    )
-    check(run(directory), expected, directory)
+    """Killed before the first index, between it and a sample, between samples, before the last index and after it."""
+    kill(tmp_path, at, after)
+    assert len(fe.PosteriorSamples(network(), directory=tmp_path)) == (16 if (at, after) == (17, True) else 0)
+    check(run(tmp_path), expected, tmp_path)
 
 
 def test_a_finished_run_is_whole_while_it_is_made_again(
     tmp_path: Path, expected: list[dict[str, Tensor]]
 ) -> None:
     finished = run(tmp_path)
-    kill((tmp_path, 5, False))
+    kill(tmp_path, 5)
     assert len(finished.samples) == len(fe.PosteriorSamples(network(), directory=tmp_path)) == 16
-    kill((tmp_path, 16, True))  # with the new samples in the index, and the old ones beside them
+    kill(tmp_path, 16, after=True)  # with the new samples in the index, and the old ones beside them
     again = run(tmp_path)
     check(again, expected, tmp_path)
     assert torch.equal(again.report.trace, finished.report.trace)
@@ -151,9 +117,9 @@ def test_a_finished_run_is_whole_while_it_is_made_again(
     ],
 )
 def test_samples_of_another_run_are_kept_and_named(
-    tmp_path: Path, whole: Path, changes: dict[str, Any], message: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    run(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     told = f"directory must hold no samples but those of this very run; got {tmp_path} with 16 that have {message}"
     with pytest.raises(ValueError, match=f"sample_posterior: {told}"):
@@ -187,10 +153,11 @@ def test_one_killed_while_it_reads_many_samples_from_a_file(tmp_path: Path) -> N
     run(None).samples.save(tmp_path / "all")
     done = fork_server.run(
         f"DIRECTORY, AT, AFTER = {str(tmp_path / 'own')!r}, 5, False\n"
-        + KILLED
-        + "import fekernels as fe\nfrom tests.posterior.test_restarted_runs import network\n"
-        + "store._rename_into_place = killed\n"
-        + f"fe.PosteriorSamples(network(), directory=DIRECTORY).load({str(tmp_path / 'all')!r})"
+        + KILLED.replace(
+            "run(Path(DIRECTORY))",
+            "import fekernels as fe\nfrom tests.posterior.test_restarted_runs import network\n"
+            f"fe.PosteriorSamples(network(), directory=DIRECTORY).load({str(tmp_path / 'all')!r})",
+        )
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(fe.PosteriorSamples(network(), directory=tmp_path / "own").load(tmp_path / "all")) == 16
