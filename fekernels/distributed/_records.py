@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fekernels._runtime.backends import compiled
-from fekernels.distributed._tournament import Move, Round
+from fekernels.distributed._tournament import Move, Pairings, Tournament
 
-__all__ = ["SMALL", "WIDE", "Layout", "Records", "layout", "norms_of_products", "sq_dists_of_products"]
+__all__ = [
+    "SMALL",
+    "WIDE",
+    "Layout",
+    "Records",
+    "layout",
+    "norms_of_products",
+    "sq_dists_of_products",
+    "tournament",
+]
 
 SMALL, WIDE = range(2)  # algorithms of `SvgdLayout`; the third is by tiles
 
@@ -29,6 +38,17 @@ class Layout:
 @functools.lru_cache(64)
 def layout(n: int, d: int, kernel: int, sharp: bool) -> Layout:
     return Layout(compiled("svgd_layout")(torch.empty(0), n, d, kernel, sharp))
+
+
+# Rounds of a stage. More make fewer messages, of which each waits until more has been computed; what is on its way to a
+# rank takes memory beside what it holds, which a ring is there to save.
+LONGEST, LONGEST_OF_RING = 8, 6
+
+
+def tournament(n: int, layout: Layout, ranks: int, rings: bool) -> Tournament:
+    """Of n particles; ``rings``: all that is computed from is handed on with the sums."""
+    blocks = -(-n // layout.block)
+    return Tournament(-(-blocks // layout.group), ranks, LONGEST_OF_RING if rings else LONGEST)
 
 
 class Records:
@@ -66,11 +86,15 @@ class Records:
         blocks, _ = self._blocks(list(self.slots))
         return compiled("svgd_prepare")(x, s, means, bandwidth, self.fixed, self.sums, blocks, *settings)
 
-    def meet(self, pairings: Sequence[tuple[int, int]], bandwidth: Tensor, settings: tuple[Any, ...]) -> None:
-        if pairings:
-            slots = self.slots
-            numbers = [number for low, high in pairings for number in (low, high, slots[low], slots[high])]
-            compiled("svgd_meet")(bandwidth, self.fixed, self.sums, numbers, *settings)
+    def meet(self, rounds: Iterable[Pairings], bandwidth: Tensor, settings: tuple[Any, ...]) -> None:
+        """Pairings of one round after those of another."""
+        slots, meet = self.slots, compiled("svgd_meet")
+        for pairings in rounds:
+            if pairings:
+                numbers = [
+                    number for low, high in pairings for number in (low, high, slots[low], slots[high])
+                ]
+                meet(bandwidth, self.fixed, self.sums, numbers, *settings)
 
     def totals(self, groups: Sequence[int], bandwidth: Tensor, settings: tuple[Any, ...]) -> Tensor:
         blocks, rows = self._blocks(groups)
@@ -90,12 +114,14 @@ class Records:
                 runs.append((move.rank, slot, slot + 1))
         return [(rank, self._handed_on[begin:end]) for rank, begin, end in runs]
 
-    def replace(self, round: Round, slots: Sequence[int]) -> None:
-        """After a round: what has left makes room, what has come lies in ``slots``."""
-        if self.everything:
-            return
-        self.spare += [self.slots.pop(move.group) for move in round.leaving]
-        self.slots.update((move.group, slot) for move, slot in zip(round.coming, slots, strict=True))
+    def take_in(self, moves: Sequence[Move], slots: Sequence[int]) -> None:
+        """What has come lies in ``slots``."""
+        self.slots.update((move.group, slot) for move, slot in zip(moves, slots, strict=True))
+
+    def let_go(self, moves: Sequence[Move]) -> None:
+        """What has left makes room."""
+        if not self.everything:
+            self.spare += [self.slots.pop(move.group) for move in moves]
 
 
 def _square(products: Tensor, n: int) -> Tensor:

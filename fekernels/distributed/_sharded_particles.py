@@ -32,6 +32,7 @@ from fekernels.distributed._records import (
     layout,
     norms_of_products,
     sq_dists_of_products,
+    tournament,
 )
 from fekernels.distributed._rows_of_ranks import Rows
 from fekernels.distributed._tournament import Tournament
@@ -227,8 +228,7 @@ class ShardedParticles:
 
     def _by_tiles(self, scores: Tensor, bandwidth: Tensor, call: Call) -> Tensor:
         layout, rows = self._layout(call[0]), self.rows
-        blocks = -(-self.n // layout.block)
-        games = Tournament(-(-blocks // layout.group), rows.world)
+        games = tournament(self.n, layout, rows.world, self.rings)
         # What is read of the particles, in the order of the blocks that are prepared here.
         prepared = range(games.groups) if not self.rings else games.at(0, rows.rank)
         if self.rings:
@@ -257,27 +257,31 @@ class ShardedParticles:
     def _play(
         self, games: Tournament, records: Records, bandwidth: Tensor, settings: tuple[Any, ...]
     ) -> None:
-        """All rounds. What goes to a neighbour meets first, and is on its way while the other tables meet."""
+        """All stages. What goes to a neighbour is on its way while those meet whom no message concerns."""
         rank, group, function = self.rows.rank, self.rows.group, self.rows.function
-        records.meet([(own, own) for own in games.at(0, rank)], bandwidth, settings)
-        for round in games.plan(rank):
+        records.meet([tuple((own, own) for own in games.at(0, rank))], bandwidth, settings)
+        for stage in games.plan(rank):
             # Asked for before it is sent, it is written where it belongs.
-            slots = [records.receiving(move.group) for move in round.coming]
-            works = [
+            slots = [records.receiving(move.group) for move in stage.coming]
+            coming = [
                 exchange(function, dist.irecv, piece, group=group, group_src=source)
-                for source, piece in records.pieces(round.coming, slots)
+                for source, piece in records.pieces(stage.coming, slots)
             ]
-            records.meet(round.first, bandwidth, settings)
-            works += [
+            records.meet(stage.early, bandwidth, settings)
+            leaving = [
                 exchange(function, dist.isend, piece, group=group, group_dst=target)
                 for target, piece in records.pieces(
-                    round.leaving, [records.slots[move.group] for move in round.leaving]
+                    stage.leaving, [records.slots[move.group] for move in stage.leaving]
                 )
             ]
-            records.meet(round.others, bandwidth, settings)
-            for work in works:
+            records.meet(stage.free, bandwidth, settings)
+            for work in coming:
                 exchange(function, work.wait)
-            records.replace(round, slots)
+            records.take_in(stage.coming, slots)
+            records.meet(stage.late, bandwidth, settings)
+            for work in leaving:
+                exchange(function, work.wait)
+            records.let_go(stage.leaving)
 
     def _parts(self, games: Tournament, layout: Layout, round: int) -> list[list[tuple[int, int]]]:
         """By rank the rows of all that lie at its tables, as ascending intervals."""

@@ -268,10 +268,10 @@ def particles(
     * by "rows", a GPU's way, gathers particles and scores, 2 M (P - 1) / P, and computes the directions of its own
       particles, 4 n^2 d / P flops;
     * by "all_gather", a CPU's, gathers as much, and computes each pair once, for both, 3 n^2 d / P flops, in the order
-      of one process. For that it hands sums on to its neighbours in every round of a tournament,
+      of one process. For that it hands sums on to its neighbours over the rounds of a tournament,
       about 2 M (1 + 17 / d), while it computes others. M / P of totals go home;
     * by "ring", a CPU's, hands on particles and scores beside the sums, about 2 M (4 + 17 / d). Before, they go to
-      where the tournament begins, 2 M / P. It holds 6 M / P, not 6 M.
+      where the tournament begins, 2 M / P. It holds 6 M / P, not 6 M, and up to 2 M / P that are on their way.
 
     The ring sends more, always. It takes less time where arithmetic hides what is handed on, from n of about 11 P F / B
     on at F flops and B bytes a second: "all_gather" then still waits for what it gathers.
@@ -295,10 +295,10 @@ def particles(
     held, flops = 2 * matrix, 4.0 * n * n * d / world
     if exchange != "rows":
         held, flops = 6 * matrix, 3.0 * n * n * d / world
-        if exchange == "ring":
-            held /= world
         if world > 1:
-            sent["handed on"] = _handed_on(n, d, world, exchange == "ring")
+            sent["handed on"], share = _tournament(n, d, world, exchange == "ring")
+            if exchange == "ring":
+                held = 2 * matrix / world + 4 * matrix * share
             sent["totals"] = matrix / world
             if exchange == "ring":
                 sent["gathered"] = 2 * matrix / world
@@ -313,17 +313,17 @@ def particles(
     return ParticleCost(sent, held, flops, compute, ahead + meanwhile, ahead + max(compute, meanwhile))
 
 
-def _handed_on(n: int, d: int, world: int, everything: bool) -> float:
-    """Bytes that the busiest rank sends to its neighbours: one record of sums, or of all, a round and neighbour."""
-    from fekernels.distributed._records import SMALL, WIDE, layout
-    from fekernels.distributed._tournament import Tournament
+def _tournament(n: int, d: int, world: int, rings: bool) -> tuple[float, float]:
+    """Bytes that the busiest rank hands on, records of sums or of all; and the most of the records that one holds."""
+    from fekernels.distributed._records import SMALL, WIDE, layout, tournament
 
     found = layout(n, d, 0, False)
     if found.algorithm in (SMALL, WIDE):
-        return 0.0
-    games = Tournament(math.ceil(math.ceil(n / found.block) / found.group), world)
-    record = 4 * found.group * (found.sums + (found.fixed if everything else 0))
-    return float(record * min(2, games.playing - 1) * (games.rounds - 1))
+        return 0.0, 1 / world
+    games = tournament(n, found, world, rings)
+    handed, most = games.busiest()
+    record = 4 * found.group * (found.sums + (found.fixed if rings else 0))
+    return float(record * handed), most / games.groups
 
 
 def samples_on_disk(parameters: float, samples: int, *, parameter_bytes: float = 4) -> float:

@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from fekernels._runtime.backends import compiled
-from fekernels.distributed._records import WIDE, Layout, Records, norms_of_products, sq_dists_of_products
-from fekernels.distributed._tournament import Tournament
+from fekernels.distributed._records import (
+    WIDE,
+    Layout,
+    Records,
+    norms_of_products,
+    sq_dists_of_products,
+    tournament,
+)
 from tests.support.implementations import ISAS, instruction_set, threads
 from tests.support.stein import (
     HEAVY,
@@ -22,7 +28,11 @@ from tests.support.stein import (
 from tests.support.tensors import bits_equal
 
 SHARP = next(regime for regime in REGIMES if regime.name == "sharp")
-BATCH_OF_ONE = [size for size in HEAVY if size.batch == 1] + [Size(1, 65, 3), Size(1, 70, 9)]
+BATCH_OF_ONE = [size for size in HEAVY if size.batch == 1] + [
+    Size(1, 65, 3),
+    Size(1, 70, 9),
+    Size(1, 2000, 3),
+]
 ROWS = [
     Row(size, (ORDINARY, SHARP, NO_BANDWIDTH)[(i + j) % 3], kernel)
     for i, size in enumerate(BATCH_OF_ONE)
@@ -45,8 +55,7 @@ def by_tiles(x, s, h, kernel, numbers):
     compiled("svgd_add_columns")(sums, x[: n // 3])
     compiled("svgd_add_columns")(sums, x[n // 3 :])
     means = (sums / n).float()
-    blocks = -(-n // layout.block)
-    games = Tournament(-(-blocks // layout.group), 2)
+    games = tournament(n, layout, 2, rings=False)
     records = Records(n, layout, range(games.groups))
     norms = records.prepare(x, s, means, h, *arguments, False)
     sharp = is_sharp(layout, norms, n, h)
@@ -55,11 +64,11 @@ def by_tiles(x, s, h, kernel, numbers):
         records.prepare(x, s, means, h, *arguments, True)
     settings = n, d, kernel, numbers, sharp
     for rank in range(2):
-        records.meet([(group, group) for group in games.at(0, rank)], h, settings)
-    for number in range(games.rounds):
-        for rank in range(games.playing):
-            each = games.plan(rank)[number]
-            records.meet(each.first + each.others, h, settings)
+        records.meet([[(group, group) for group in games.at(0, rank)]], h, settings)
+    for stages in zip(*(games.plan(rank) for rank in range(games.playing)), strict=True):
+        for part in ("early", "free", "late"):
+            for stage in stages:
+                records.meet(getattr(stage, part), h, settings)
     totals = records.totals(range(games.groups), h, settings)
     return torch.cat([
         compiled("svgd_complete")(totals[part], x[part], s[part], h, *arguments)

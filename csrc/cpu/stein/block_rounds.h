@@ -43,7 +43,7 @@ inline void wait_a_little() {
 
 // Runs pair(i, j) over all i <= j < blocks. `grain` is how many pairs repay a second thread.
 //
-// The circle method: in round r, groups p and q are paired where p + q = r modulo (groups - 1), and the last group with the
+// The circle method: in round r, groups p and q are paired where p + q = 2 r modulo (groups - 1), and the last group with the
 // one left over. Before the first, each group is paired with itself. No barrier parts the rounds: threads take the pairings
 // in order, and one starts when both groups have come out of the round before. The earliest unfinished pairing never
 // waits, so that all end, with however few threads.
