@@ -21,6 +21,8 @@ from torch.autograd import forward_ad
 # The bases of every batch norm, and of every batch or instance norm, users' own included: torch.nn lists only classes.
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.nn.modules.batchnorm import _NormBase as AnyNorm
+from torch.optim import Optimizer
+from torch.optim import optimizer as _optimizer
 
 __all__ = [
     "CHUNKED_VMAP",
@@ -35,6 +37,7 @@ __all__ = [
     "dtensor_parts",
     "gathering_groups",
     "has_forward_hooks",
+    "has_step_hooks",
     "in_backward",
     "is_batched",
     "is_flat_shard",
@@ -43,6 +46,7 @@ __all__ = [
     "is_unwritten_zeros",
     "never_traced",
     "own_parts",
+    "profiles",
     "registered_operators",
     "reshard",
     "saves_by_hooks",
@@ -70,6 +74,8 @@ is_of_transform: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wra
 is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 # Whether autograd left a tensor of zeros without memory; its data_ptr(), 0, says that of freed storage too.
 is_unwritten_zeros: Callable[[Tensor], bool] = Tensor._is_zerotensor
+# Whether a profiler takes records in this thread; nothing public asks.
+profiles: Callable[[], bool] = torch._C._autograd._profiler_enabled
 # Many copies in one call; torch has no public name for any of its operators over lists.
 copy_all: Callable[[list[Tensor], list[Tensor]], None] = torch._foreach_copy_
 # Gamma(shape, 1) from a generator, which torch.distributions.Gamma does not take.
@@ -105,6 +111,16 @@ def saves_by_hooks() -> bool:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether someone is shown its outputs; a module has no public list of its hooks."""
     return bool(module._forward_hooks)
+
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    """Whether someone is called before or after its steps, or those of all optimizers; torch has no public list."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _optimizer._global_optimizer_pre_hooks
+        or _optimizer._global_optimizer_post_hooks
+    )
 
 
 def own_parts(module: nn.Module) -> tuple[dict[str, nn.Parameter | None], dict[str, nn.Module | None]]:

@@ -21,6 +21,7 @@ APART = 1 << 32  # rows between the noises of two ranks
 
 OTHER_SEED = 0x9E3779B97F4A7C15  # odd, 2^64 over the golden ratio
 CALLS = 1 << 31  # that are told apart
+REMEMBERED = 64  # batches of one state of the weights, before those that were freed are looked for
 
 
 def nth_seed(seed: int, call: int) -> int:
@@ -35,7 +36,7 @@ class NoiseCounter(nn.Module):
     then what is computed are views of one thing, and they get one noise, whatever batches came in between. "The same
     batch" is the same tensor, unwritten since; a slice ``x[:5]`` is a new tensor each time, and so a new batch. Weights
     are the same by their version counters, and on a CPU by the sum of the last one too, because ``weight.data -= ...``
-    counts no version. (Reading it on a GPU would wait for the GPU.) Batches are forgotten when they are freed.
+    counts no version. (Reading it on a GPU would wait for the GPU.) Batches are forgotten once they are freed.
 
     ``call`` counts draws that belong to no batch, such as a model's samples, and leaves the batches' noise as it is.
     The second number holds both counts: steps in its low 32 bits, calls above them.
@@ -45,6 +46,7 @@ class NoiseCounter(nn.Module):
     """
 
     state: Tensor
+    _room = REMEMBERED
 
     def __init__(self, seed: int | None = None, function: str = "NoiseCounter") -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class NoiseCounter(nn.Module):
         )
         self._known: tuple[Tensor, int, int, int, int, Tensor] | None = None
         self._weights: tuple[float, ...] = ()
-        # By the batch's id: a reference whose end removes the entry, the batch's version, and the step.
+        # By the batch's id: the batch, its version, and the step.
         self._batches: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         self.known_seed, _ = self.read()  # for torch.compile, which does not look into buffers
         self.register_load_state_dict_post_hook(_read_again)
@@ -108,13 +110,10 @@ class NoiseCounter(nn.Module):
         step = step % (COUNTERS - 1) + 1
         assert self._known is not None
         self._write(step, self._known[4])
-        batches = self._batches
-
-        def forget(gone: weakref.ref[Tensor]) -> None:
-            if key in batches and batches[key][0] is gone:  # not that of a tensor that has the place by now
-                del batches[key]
-
-        batches[key] = (weakref.ref(batch, forget), written, step)
+        if len(self._batches) >= self._room:
+            alive = {at: entry for at, entry in self._batches.items() if entry[0]() is not None}
+            self._batches, self._room = alive, 2 * max(REMEMBERED, len(alive))
+        self._batches[key] = (weakref.ref(batch), written, step)
         return seed, step
 
     def extra_repr(self) -> str:

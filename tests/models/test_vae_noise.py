@@ -8,6 +8,7 @@ import pickle
 
 import torch
 
+from fekernels.models.noise_counter import REMEMBERED
 from tests.models.test_vae import data, small
 
 
@@ -44,15 +45,20 @@ def test_batches_keep_their_noise_until_the_weights_change_and_are_forgotten_wit
     assert (first["step"], second["step"]) == (1, 2)
     assert model.noise(x) == first and model.noise(y) == second and model.noise(x) == first
     assert model.noise(x[:5])["step"] == 3 and model.noise(x[:5])["step"] == 4  # slices are new tensors
-    for step in range(5, 25):  # micro-batches
+    for step in range(5, 1005):  # micro-batches
         assert model.noise(torch.rand(4, 3, 2))["step"] == step
-    assert len(model.noise_counter._batches) == 2
+    assert len(model.noise_counter._batches) <= 2 * REMEMBERED
+    kept = [torch.rand(2, 3, 2) for _ in range(3 * REMEMBERED)]
+    steps = [model.noise(each)["step"] for each in kept]
+    assert steps == list(range(1005, 1005 + len(kept))) == [model.noise(each)["step"] for each in kept]
+    assert model.noise(x) == first and model.noise(y) == second, "still known"
     model.noise_counter.load_state_dict(model.noise_counter.state_dict())
-    assert model.noise(x)["step"] == 25
+    step = steps[-1] + 1
+    assert model.noise(x)["step"] == step
     with torch.no_grad():
         model.decoder[-1].bias += 1
-    assert model.noise(y)["step"] == 26 and model.noise(x)["step"] == 27
-    assert copy.deepcopy(model).noise(x)["step"] == 28
+    assert model.noise(y)["step"] == step + 1 and model.noise(x)["step"] == step + 2
+    assert copy.deepcopy(model).noise(x)["step"] == step + 3
 
 
 def test_every_sample_without_a_seed_is_fresh_and_goes_on_from_a_saved_state():

@@ -229,6 +229,40 @@ def test_hooks(place):
     assert len(calls) == 2
 
 
+def test_hooks_may_change_the_arguments(place):
+    optimizer, other = (fe.LangevinAdam(parameters(place), **HOT, backend=place.backend) for _ in range(2))
+    losses = []
+    optimizer.register_step_pre_hook(lambda self, args, kwargs: ((self, lambda: losses.append(1)), {}))
+    step(optimizer, 0)
+    assert losses == [1]
+    step(other, 0)
+    for one, another in zip(*(o.param_groups[0]["params"] for o in (optimizer, other)), strict=True):
+        assert bits_equal(one, another)
+
+
+@pytest.mark.parametrize(
+    "make", [fe.LangevinAdam, lambda p: fe.SGLD(p, lr=0.1), lambda p: fe.VariationalAdam(p, lr=0.1, ess=100)]
+)
+def test_a_profiler_sees_steps(make):
+    optimizer = make([torch.nn.Parameter(torch.ones(3))])
+    name = type(optimizer).__name__
+
+    def train():
+        if name == "VariationalAdam":
+            with optimizer.sampled_params(train=True):
+                optimizer.param_groups[0]["params"][0].square().sum().backward()
+        else:
+            optimizer.param_groups[0]["params"][0].square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        train()
+    seen = {event.key for event in profiler.key_averages()}
+    assert {f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"} <= seen
+
+
 def test_state_dict_hooks_and_global_step_hooks(place):
     seen = []
     handle = register_optimizer_step_post_hook(lambda *_: seen.append("step"))
