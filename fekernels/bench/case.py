@@ -51,12 +51,15 @@ class Row:
     Attributes:
         aim: the ratio to reach; None where no goal names the row.
         label: what follows the label of the case.
+        access: two contestants of the case that read and write what these two do, made by somebody else: the ratio of
+            their times is this machine's.
     """
 
     ours: str
     peer: str
     aim: float | None = None
     label: str = ""
+    access: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ __all__ = ["ADAM_COST", "CASES", "parameters", "share_moments", "values"]
 
 COLD, HOT = "T = 0", "T > 0"
 COLD_FROZEN, HOT_FROZEN = f"{COLD}, frozen", f"{HOT}, frozen"
+COMPILED, COMPILED_FROZEN = "torch.compile", "torch.compile, frozen"
+CODE_FROM = (
+    10_000  # elements; fewer are the tests', where nothing is timed and torch.compile's code would take 20 s
+)
 NOISES = ("momentum", "preconditioned", "isotropic")
 SINGLE, HALF = "LangevinAdam, float32, T = 0", "bfloat16"
 
@@ -152,15 +156,30 @@ def _dead(shape: Shape) -> Group:
 
 
 def _frozen(shape: Shape) -> Group:
-    optimizer = LangevinAdam(_problem(shape)(), lr=LR, seed=1)
-    return Group(
-        [
-            ours(optimizer, COLD, 0.0),  # first: the others need a second moment
-            ours(optimizer, COLD_FROZEN, 0.0, frozen=True),
-            ours(optimizer, HOT, TEMPERATURE),
-            ours(optimizer, HOT_FROZEN, TEMPERATURE, frozen=True),
-        ]
-    )
+    """Beside the same in code that torch.compile makes, of the same tensors: what not to write one of them saves."""
+    params = _problem(shape)()
+    optimizer = LangevinAdam(params, lr=LR, seed=1)
+    contestants = [
+        ours(optimizer, COLD, 0.0),  # first: the others need a second moment
+        ours(optimizer, COLD_FROZEN, 0.0, frozen=True),
+        ours(optimizer, HOT, TEMPERATURE),
+        ours(optimizer, HOT_FROZEN, TEMPERATURE, frozen=True),
+    ]
+    optimizer.step()
+    state, missing = optimizer.state[params[0]], {}
+    param, grad = params[0], params[0].grad
+    assert grad is not None
+    compiler = "eager" if product(shape) < CODE_FROM else "inductor"
+    for name, frozen in ((COMPILED, False), (COMPILED_FROZEN, True)):
+        step = peers.compiled_adam(frozen, compiler)
+        run = partial(step, param.detach(), grad, state["exp_avg"], state["exp_avg_sq"])
+        try:
+            run()
+        except Exception as error:  # without a C++ compiler, and whatever else torch.compile may raise
+            missing[name] = f"torch.compile: {str(error).strip().splitlines()[0]}"
+            continue
+        contestants.append(Contestant(name, run))
+    return Group(contestants, missing)
 
 
 def _sgld(shape: Shape) -> Group:
@@ -259,8 +278,15 @@ CASES = (
         partial(_one, "LangevinAdam {} float32"),
         LARGE,
         _frozen,
-        (Row(COLD_FROZEN, COLD, None, COLD_FROZEN), Row(HOT_FROZEN, HOT, 0.92, HOT_FROZEN)),
-        {COLD: ADAM_COST, COLD_FROZEN: COLD_FROZEN_COST, HOT: HOT_COST, HOT_FROZEN: HOT_FROZEN_COST},
+        (
+            Row(COLD_FROZEN, COLD, None, COLD_FROZEN),
+            Row(HOT_FROZEN, HOT, 0.92, HOT_FROZEN, access=(COMPILED_FROZEN, COMPILED)),
+            Row(COMPILED_FROZEN, COMPILED, None, COMPILED_FROZEN),
+        ),
+        {
+            **{COLD: ADAM_COST, HOT: HOT_COST, HOT_FROZEN: HOT_FROZEN_COST},
+            **{name: COLD_FROZEN_COST for name in (COLD_FROZEN, COMPILED_FROZEN)},
+        },
     ),
     _case(
         "sgld",

@@ -26,6 +26,7 @@ __all__ = [
     "PSGLD",
     "TEMPERATURE",
     "adam",
+    "compiled_adam",
     "plain_sgld",
     "psgld",
     "with_noise",
@@ -46,6 +47,21 @@ NOISE_SIZE = math.sqrt(2 * TEMPERATURE * LR)
 def adam(params: list[Parameter], foreach: bool = False) -> torch.optim.Adam:
     """PyTorch's Adam, fused; or as it runs on a CPU by default, one operator after another over lists of tensors."""
     return torch.optim.Adam(params, lr=LR, fused=not foreach, foreach=foreach)
+
+
+def compiled_adam(frozen: bool, backend: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+    """Adam's step, without its bias corrections, as one loop that torch.compile makes of plain lines.
+
+    Of parameter, gradient and both moments; ``frozen``: the second one is read, not written.
+    """
+
+    def step(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        exp_avg.lerp_(grad, 0.1)
+        if not frozen:
+            exp_avg_sq.mul_(0.999).addcmul_(grad, grad, value=0.001)
+        param.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(1e-8), value=-LR)
+
+    return torch.compile(step, dynamic=False, backend=backend)
 
 
 def with_noise(optimizer: torch.optim.Adam, params: list[Parameter]) -> Contestant:

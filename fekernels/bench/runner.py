@@ -73,7 +73,8 @@ def measure(cases: Iterable[Case], size: str = "full", progress: bool = False) -
 def result(made: Made, row: Row, times: Mapping[str, Timing]) -> dict[str, Any]:
     """What one row says: names; milliseconds, ratio, aim ("reach") and whether it is met; the floor, and its kind.
 
-    ``aim_below_floor``: the aim asks for less time than this run's floor, so that missing it says nothing about ours.
+    ``aim_below_floor``: the aim asks for less time than this run's floor, or than the ratio of ``Row.access``, so that
+    missing it says nothing about ours.
     """
     case = made.case
     elements = case.elements(case.shape(made.size))
@@ -117,4 +118,9 @@ def result(made: Made, row: Row, times: Mapping[str, Timing]) -> dict[str, Any]:
             # A floor that ours went below is none to excuse an aim with.
             "aim_below_floor": row.aim is not None and row.aim * peer.median < floor.seconds <= ours.median,
         }
+    if row.access is not None and not any(made.missing.get(name) for name in row.access):
+        access = times[row.access[0]].median / times[row.access[1]].median
+        found["access_ratio"] = access
+        if row.aim is not None and row.aim < access <= ratio:
+            found["aim_below_floor"] = True
     return found
