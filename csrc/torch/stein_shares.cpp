@@ -204,6 +204,7 @@ Tensor svgd_wide_share_cpu(Tensor particles, Tensor scores, Tensor products, Ten
 
 int64_t sq_dist_tiles_cpu(Tensor, int64_t n, int64_t others) { return fe::cpu_kernels().sq_dist_tiles(n, others); }
 
+// Counts: below the bracket, and in its bins; and those distances inside it for which there is room, float32 as they were found.
 std::vector<Tensor> sq_dist_scan_cpu(Tensor particles, std::optional<Tensor> others, Tensor means, int64_t low, int64_t high,
                                      int64_t begin, int64_t end, int64_t room) {
   STD_TORCH_CHECK(particles.dim() == 2 && particles.size(1) > 0, "particles must have shape [n, d]");
@@ -219,7 +220,7 @@ std::vector<Tensor> sq_dist_scan_cpu(Tensor particles, std::optional<Tensor> oth
   STD_TORCH_CHECK(0 <= begin && begin <= end && end <= tiles && room >= 0, "begin and end must be in [0, ", tiles, "]");
   const int64_t bins = 1 + fe::kScanBins;
   Tensor counts = torch::stable::empty({&bins, size_t{1}}, ScalarType::Long);
-  Tensor keys = torch::stable::empty({&room, size_t{1}}, ScalarType::Int);
+  Tensor keys = fe::empty_large(means, {&room, size_t{1}});
   fe::cpu_kernels().sq_dist_scan({n, others ? others->size(0) : 0, d, particles.const_data_ptr(),
                                   others ? others->const_data_ptr() : nullptr, fe::dtype_of(particles), floats(means),
                                   static_cast<uint32_t>(low), static_cast<uint32_t>(high), begin, end, room,

@@ -151,8 +151,8 @@ def test_scans_count_each_pair_once(size, isa, poisoned):
         assert sum(int(counts[0]) for counts, _ in found) == int((bits < low).sum())
         assert sum(int(counts[1:].sum()) for counts, _ in found) == len(inside)
     for found in (halves, parts):
-        keys = torch.cat([keys[: int(counts[1:].sum())] for counts, keys in found]).sort().values
-        assert torch.equal(keys, inside)
+        kept = torch.cat([distances[: int(counts[1:].sum())] for counts, distances in found]).sort().values
+        assert torch.equal(kept.view(torch.int32), inside)
 
 
 def test_what_does_not_fit_is_refused():
