@@ -85,7 +85,7 @@ def _round_trip(module: torch.nn.Module, optimizer: torch.optim.Optimizer, folde
 def _checkpoint(shape: Shape) -> Sequence[Contestant]:
     """Each into a folder that its turn leaves empty: of files in memory, where there are some.
 
-    A disk writes what one turn has left to it while the next ones are timed.
+    A disk writes what one turn has left to it while the next ones are timed. All save one memory.
     """
     where = MEMORY if os.path.isdir(MEMORY) else None
     box = [tempfile.mkdtemp(dir=where) if torch.distributed.get_rank() == 0 else ""]
@@ -96,17 +96,18 @@ def _checkpoint(shape: Shape) -> Sequence[Contestant]:
         if torch.distributed.get_rank() == 0:
             shutil.rmtree(box[0])
 
-    contestants = []
-    for name, kind, switches in (
-        (SAVED_ADAM, torch.optim.Adam, {"fused": True}),
-        (SAVED, LangevinAdam, {"seed": 1}),
-        (SAVED_HOT, LangevinAdam, {"seed": 2, "temperature": TEMPERATURE}),
-    ):
-        module = sharded(shape)
-        optimizer = kind(module.parameters(), lr=LR, **switches)
-        optimizer.step()
-        contestants.append(Contestant(name, partial(_round_trip, module, optimizer, box[0]), restore=remove))
-    return contestants
+    module = sharded(shape)
+    params = list(module.parameters())
+    optimizers = {
+        SAVED_ADAM: adam(params),
+        SAVED: LangevinAdam(params, lr=LR, seed=1),
+        SAVED_HOT: LangevinAdam(params, lr=LR, seed=2, temperature=TEMPERATURE),
+    }
+    share_moments(list(optimizers.values()))
+    return [
+        Contestant(name, partial(_round_trip, module, optimizer, box[0]), restore=remove)
+        for name, optimizer in optimizers.items()
+    ]
 
 
 def _elements(shape: Shape) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fekernels._runtime.backends import native_op
-from fekernels._runtime.parts import local_tensor
+from fekernels._runtime.parts import is_sharded, local_tensor
 from fekernels.bench import peers
 from fekernels.bench.case import Case, Cost, Group, Row, Shape, product, short
 from fekernels.bench.peers import ADAM, ADAM_FOREACH, ADAM_WITH_NOISE, LR, PLAIN_SGLD, PSGLD, TEMPERATURE
@@ -93,8 +93,11 @@ def share_moments(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     for optimizer in optimizers:
         optimizer.step()
     for other in others:
-        for state, kept in zip(other.state.values(), first.state.values(), strict=True):
-            state.update({key: local_tensor(kept[key]) for key in ("exp_avg", "exp_avg_sq")})
+        for (param, state), kept in zip(other.state.items(), first.state.values(), strict=True):
+            moments = {key: kept[key] for key in ("exp_avg", "exp_avg_sq")}
+            if not is_sharded(param):
+                moments = {key: local_tensor(moment) for key, moment in moments.items()}
+            state.update(moments)
 
 
 def isa_missing(isa: str) -> str:
