@@ -16,17 +16,20 @@ from tests.support.stein import KERNELS, NATIVE, NO_BANDWIDTH, ORDINARY, Regime,
 from tests.support.tensors import bits_equal
 
 SHARP = Regime("sharp", h=1e-6)
-# Each algorithm: rows in lanes; differences; tiles of one, of several, of many groups, and of so many that borders move
-# between four ranks too; columns in two segments and in more than there are ranks. One particle, and fewer than ranks.
+# Each algorithm: rows in lanes; differences; tiles of one, of several and of many groups; columns in two segments and
+# in more than there are ranks. One particle, and fewer than ranks. MANY: so many groups that borders move between four
+# ranks too, by either exchange (the numbers of its rows are odd and even), and with sums of both widths.
 SIZES = [
-    (1, 3), (3, 2), (20, 6), (70, 3), (200, 5), (131, 37), (330, 64), (900, 12), (3100, 4), (40, 2100), (70, 5011)
+    (1, 3), (3, 2), (20, 6), (70, 3), (200, 5), (131, 37), (330, 64), (900, 12), (40, 2100), (70, 5011)
 ]  # fmt: skip
+MANY = Size(1, 3100, 4)
 ROWS = [
     Row(Size(1, *size), regime, kernel)
     for i, size in enumerate(SIZES)
     for j, kernel in enumerate(NATIVE)
     for regime in [(ORDINARY, SHARP, NO_BANDWIDTH)[(i + j) % 3]]
 ] + [Row(Size(1, 60, 7), ORDINARY, "linear")]  # fmt: skip
+ROWS += [Row(MANY, ORDINARY, kernel) for kernel in ("rbf", "rbf", "imq", "imq")]
 
 
 @functools.cache
