@@ -22,9 +22,8 @@ __all__ = ["ADAM_COST", "CASES", "parameters", "share_moments", "values"]
 COLD, HOT = "T = 0", "T > 0"
 COLD_FROZEN, HOT_FROZEN = f"{COLD}, frozen", f"{HOT}, frozen"
 COMPILED, COMPILED_FROZEN = "torch.compile", "torch.compile, frozen"
-CODE_FROM = (
-    10_000  # elements; fewer are the tests', where nothing is timed and torch.compile's code would take 20 s
-)
+# Elements; fewer are the tests', where nothing is timed and torch.compile's code generator would take 20 s.
+CODE_FROM = 10_000
 NOISES = ("momentum", "preconditioned", "isotropic")
 SINGLE, HALF = "LangevinAdam, float32, T = 0", "bfloat16"
 

@@ -121,6 +121,6 @@ def result(made: Made, row: Row, times: Mapping[str, Timing]) -> dict[str, Any]:
     if row.access is not None and not any(made.missing.get(name) for name in row.access):
         access = times[row.access[0]].median / times[row.access[1]].median
         found["access_ratio"] = access
-        if row.aim is not None and row.aim < access:
+        if row.aim is not None and row.aim < access <= ratio:
             found["aim_below_floor"] = True
     return found
