@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fekernels
-from fekernels._runtime.command_line import painted, parser
+from fekernels._runtime.command_line import check_outputs, painted, parser
 
 COMMANDS = {
     "info": "what runs where, and why not elsewhere",
@@ -65,8 +65,7 @@ def info(argv: list[str]) -> int:
     reader.add_argument("--json", type=Path, metavar="PATH", help="write what is printed to PATH")
     path: Path | None = reader.parse_args(argv).json
     _check_environment(reader)
-    if path is not None and not path.parent.is_dir():
-        reader.error(f"--json must be in a directory that exists; got {path}")
+    check_outputs(reader, json=path)
 
     import torch
 

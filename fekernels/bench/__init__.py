@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from fekernels._runtime import extension
+from fekernels._runtime.command_line import check_outputs
 from fekernels._runtime.command_line import parser as command_parser
 from fekernels.bench import first_use, memory, report, widths
 from fekernels.bench.registry import FAMILIES, peaks_of
@@ -53,7 +55,6 @@ def _widths(size: str, plot: Path | None) -> dict[str, Any]:
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     widths.figure(rows).savefig(path, dpi=150)
     print(f"\nwritten: {path}")
 
@@ -91,6 +92,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--plot draws the free energy, which --only {arguments.only} leaves out")
     if arguments.markdown is not None and not arguments.markdown.is_file():
         parser.error(f"--markdown must be a file that --json wrote; got {arguments.markdown}")
+    for path in (arguments.json, arguments.plot):
+        if path is not None:
+            with suppress(OSError):  # what is missing then is told
+                path.parent.mkdir(parents=True, exist_ok=True)
+    check_outputs(parser, json=arguments.json)
+    check_outputs(parser, picture=True, plot=arguments.plot)
     return arguments
 
 
@@ -130,7 +137,6 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         torch.set_num_threads(threads)
     if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         written = {"machine": facts, "quick": arguments.quick} | measured
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
         print(f"\nwritten: {arguments.json}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fekernels import backends
+from fekernels._runtime.command_line import check_outputs
 from fekernels._runtime.command_line import parser as command_parser
 from fekernels.demo import report
 from fekernels.demo.figure import draw
@@ -255,10 +256,8 @@ def main(argv: list[str] | None = None) -> int:
     seeds = arguments.seeds if arguments.seeds is not None else 2 if arguments.quick else 5
     if seeds < 1:
         parser.error(f"--seeds must be at least 1; got {seeds}")
-    for name in ("out", "json"):
-        path = getattr(arguments, name)
-        if path is not None and not path.parent.is_dir():
-            parser.error(f"--{name} must be in a directory that exists; got {path}")
+    check_outputs(parser, json=arguments.json)
+    check_outputs(parser, picture=True, out=arguments.out)
     settings = QUICK if arguments.quick else Settings()
     started = time.perf_counter()
     # Looks for the compiled kernels, and compiles them where this is their first use.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-__all__ = ["GREY", "panels"]
+__all__ = ["FORMATS", "GREY", "panels"]
 
+FORMATS = tuple(sorted(FigureCanvasBase.get_supported_filetypes()))  # that a figure can be saved in
 GREY = "#8a8a8a"
 
 

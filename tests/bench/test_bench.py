@@ -400,6 +400,8 @@ def test_without_compiled_kernels_nothing_is_timed() -> None:
         ["--only", "pears"],
         ["--only", "optimizers", "--plot", "a.png"],
         ["--markdown", "no/such/file.json"],
+        ["--json", "/dev/null/nowhere/rows.json"],
+        ["--plot", "page.html"],
     ],
 )
 def test_bad_arguments(arguments: list[str]) -> None:

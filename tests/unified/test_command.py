@@ -59,12 +59,23 @@ def test_a_number_that_is_wrong_is_told_and_fails(
     assert not Row("four", "nan", math.nan, 0.0, 1.0).holds
 
 
-def test_paths_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--out", "--json"):
+@pytest.mark.parametrize(
+    ("option", "path", "said"),
+    [
+        ("--out", "nowhere/page.png", "must be in a directory that exists"),
+        ("--json", "nowhere/rows.json", "must be in a directory that exists"),
+        ("--json", ".", "must be a file; got the directory"),
+        ("--out", "page.html", "must end in one of ."),
+    ],
+)
+def test_paths_are_checked_first(
+    option: str, path: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("unified", "demo"):
         with pytest.raises(SystemExit) as stopped:
-            main(["unified", option, str(tmp_path / "nowhere" / "file")])
+            main([name, option, str(tmp_path / path)])
         assert stopped.value.code == 2
-        assert f"{option} must be in a directory that exists" in capsys.readouterr().err
+        assert f"{option} {said}" in capsys.readouterr().err
 
 
 def test_onsagers_and_bethes_free_energies_have_their_known_limits() -> None:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from fekernels import plots
-from fekernels._runtime.command_line import painted
+from fekernels._runtime.command_line import check_outputs, painted
 from fekernels._runtime.command_line import parser as command_parser
 from fekernels.unified.command import pictures
 from fekernels.unified.command.experiments import EXPERIMENTS, QUICK, Finding, Row, Settings
@@ -92,10 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         help="a few steps only: shows that everything runs, not that it agrees",
     )
     arguments = parser.parse_args(argv)
-    for name in ("out", "json"):
-        path = getattr(arguments, name)
-        if path is not None and not path.parent.is_dir():
-            parser.error(f"--{name} must be in a directory that exists; got {path}")
+    check_outputs(parser, json=arguments.json)
+    check_outputs(parser, picture=True, out=arguments.out)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         found = run(QUICK if arguments.quick else Settings(), arguments.seed)
