@@ -164,7 +164,9 @@ def student_t(r: Tensor, s: Tensor, nu: Tensor, x: Tensor, mean: Tensor, logvar:
 
 
 def poisson(log_rate: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    return F.poisson_nll_loss(log_rate, x, reduction="none").sum(1).mean() + kl(mean, logvar)
+    """With log x!, as ours: F.poisson_nll_loss leaves it out, or takes two terms of Stirling's series for it."""
+    energy = torch.exp(log_rate) - x * log_rate + torch.lgamma(x + 1)
+    return energy.sum(1).mean() + kl(mean, logvar)
 
 
 def zero_inflated_negative_binomial(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
@@ -26,6 +26,11 @@ from fekernels.optim.parameter_groups import LAST_SEED, ParameterGroups
 __all__ = ["Loss", "TableOptimizer", "traced_number"]
 
 Loss = TypeVar("Loss")  # what a closure returns, and a step with it
+Counter = Callable[[dict[str, Any]], Tensor | None]  # a parameter's state -> what counts its steps
+
+
+def _step_of(state: dict[str, Any]) -> Tensor | None:
+    return state.get("step")
 
 
 def traced_number(value: float, device: torch.device | str = "cpu") -> Tensor:
@@ -135,14 +140,16 @@ class TableOptimizer(ParameterGroups):
             cache.copies.clear()
         return loss
 
-    def _name_last_step(self, group: dict[str, Any], cache: TableCache) -> None:
+    def _name_last_step(
+        self, group: dict[str, Any], cache: TableCache, name: str = "step", counter: Counter = _step_of
+    ) -> None:
         """A kernel that refuses a step too many knows neither optimizer nor parameter."""
         live = set(map(id, cache.live))
         for i, param in enumerate(group["params"]):
-            step = self.state[param].get("step") if id(param) in live and param.device.type == "cpu" else None
+            step = counter(self.state[param]) if id(param) in live and param.device.type == "cpu" else None
             problem = None if step is None else count_problem(step)
             if problem is not None:
-                raise RuntimeError(f"{self._name}: step of params[{i}] {problem}") from None
+                raise RuntimeError(f"{self._name}: {name} of params[{i}] {problem}") from None
 
     @staticmethod
     def _keep(caches: dict[Any, Any], key: Any, cache: TableCache) -> None:
@@ -189,7 +196,12 @@ class TableOptimizer(ParameterGroups):
             self._check_steps([(group, backend, cache) for _, group, backend, cache, _ in work])
         return work
 
-    def _check_steps(self, work: list[tuple[dict[str, Any], str, TableCache]]) -> None:
+    def _check_steps(
+        self,
+        work: Sequence[tuple[dict[str, Any], str, TableCache]],
+        name: str = "step",
+        counter: Counter = _step_of,
+    ) -> None:
         """RuntimeError where any group's parameters have counted to the end; on a GPU the host counts."""
         for group, backend, cache in work:
             if group["params"][0].device.type != "cpu":
@@ -199,9 +211,10 @@ class TableOptimizer(ParameterGroups):
                     for table in cache.tables:
                         backends.native_op("check_steps")(table.table)
                 else:
-                    step_numbers([self.state[param]["step"] for param in cache.live])
+                    counted = (counter(self.state[param]) for param in cache.live)
+                    step_numbers([step for step in counted if step is not None])
             except RuntimeError:
-                self._name_last_step(group, cache)
+                self._name_last_step(group, cache, name, counter)
                 raise
 
     def _has_states(self, group: dict[str, Any], cache: TableCache) -> bool:

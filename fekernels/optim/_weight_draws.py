@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,12 @@ __all__ = ["WeightDraws"]
 EVALUATION = 0x80000000
 EARLY = 200  # steps before which an evaluation is a look at a beginning
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the ranks' seeds
+
+
+def _draws_of(train: bool, state: dict[str, Any]) -> Tensor:
+    """What counts a parameter's draws in training contexts, or in others."""
+    draws: Tensor = state["draws"]
+    return draws[:1] if train else draws[1:]
 
 
 class DrawTable(TableCache):
@@ -213,7 +220,7 @@ class WeightDraws(TableOptimizer):
         """Every parameter that is not frozen becomes a draw, and its state's ``mean`` what it was."""
         if self._drawn_seed is not None:
             self._agree_on_seed()
-        work: list[tuple[DrawTable, StepSettings, str]] = []
+        work: list[tuple[dict[str, Any], str, DrawTable, StepSettings]] = []
         snapshot = self._snapshot is not None and self._snapshot.holds(self.state)
         for index, group in enumerate(self.param_groups):
             kept = self._kept_draws.get(index)
@@ -243,16 +250,28 @@ class WeightDraws(TableOptimizer):
                 kept = KeptSettings(group, self.defaults, self._draw_settings(group, cache.live[0]))
                 if not self._sync:  # else the seed is the rank's, of a process group that may come and go
                     self._kept_draws[index] = kept
-            work.append((cache, kept.settings, backend))
-        self._restored = [cache for cache, _, _ in work]
-        for cache, settings, backend in work:
-            operation = variational_draw.OPERATION
-            if cache.rows:
-                operation.step_rows(cache.rows, settings, backend)
-            elif cache.tables:
-                operation.step_tables(cache.tables, settings, backend)
-            cache.count_write()
-        self._written([param for cache in self._restored for param in cache.live])
+            work.append((group, backend, cache, kept.settings))
+        name = f"draws[{0 if train else 1}]"
+        if len(work) > 1:  # of one group, the kernel itself refuses a draw too many before anything moves
+            self._check_steps([each[:3] for each in work], name, partial(_draws_of, train))
+        self._restored = []
+        try:
+            for group, backend, cache, settings in work:
+                operation = variational_draw.OPERATION
+                try:
+                    if cache.rows:
+                        operation.step_rows(cache.rows, settings, backend)
+                    elif cache.tables:
+                        operation.step_tables(cache.tables, settings, backend)
+                except RuntimeError:
+                    self._name_last_step(group, cache, name, partial(_draws_of, train))
+                    raise
+                self._restored.append(cache)
+                cache.count_write()
+            self._written([param for cache in self._restored for param in cache.live])
+        except BaseException:
+            self._restore()  # those groups that are drawn: nobody enters the context whose end would do it
+            raise
 
     def _draw_rows(self, group: dict[str, Any], train: bool) -> list[Row]:
         rows = []
@@ -260,11 +279,11 @@ class WeightDraws(TableOptimizer):
             if not param.requires_grad:
                 continue
             state = self._state_of(group, param, i)
-            local, count = local_tensor(param), state["draws"]
+            local = local_tensor(param)
             row = Row(
                 local,
                 local,
-                count[:1] if train else count[1:],
+                _draws_of(train, state),
                 stream if train else stream ^ EVALUATION,
                 local_tensor(state["mean"]),
                 local_tensor(self._spread(state)[0]),

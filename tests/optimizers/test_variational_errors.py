@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from fekernels._runtime import extension
+from fekernels.ops.optimizers import variational_draw
 from tests.optimizers.test_variational_adam import all_of, make, parameters, train
 from tests.support.tensors import Frozen
 
@@ -94,3 +96,43 @@ def test_sparse_gradients_are_refused_and_change_nothing(samples):
             table(torch.tensor([1, 2])).sum().backward()
         optimizer.step()
     assert frozen.unchanged()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_draw_too_many_is_named_and_none_is_made(backend, training):
+    """Of groups before the one that refuses too: what they had drawn would have become the mean."""
+    if backend.device != "cpu":
+        pytest.skip("on a GPU the host counts steps, and no draws: reading them would wait for it")
+    params = parameters()
+    optimizer = make([{"params": params[:1]}, {"params": params[1:]}])
+    with optimizer.sampled_params(train=training):
+        pass
+    counter = 0 if training else 1
+    optimizer.state[params[2]]["draws"][counter] = 2.0**32 - 1
+    frozen = Frozen([*params, *(optimizer.state[param]["draws"] for param in params)])
+    message = rf"VariationalAdam: draws\[{counter}\] of params\[1\] must be below 2\^32"
+    with pytest.raises(RuntimeError, match=message), optimizer.sampled_params(train=training):
+        pass
+    assert frozen.unchanged()
+    with optimizer.sampled_params(train=not training):
+        assert not frozen.unchanged()
+
+
+def test_a_draw_that_ends_half_way_leaves_the_means(monkeypatch):
+    if extension.unavailable_reason():
+        pytest.skip(extension.unavailable_reason())
+    params = parameters()
+    optimizer = make([{"params": params[:1]}, {"params": params[1:]}])
+    step_tables, calls = variational_draw.OPERATION.step_tables, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        step_tables(*args)
+
+    monkeypatch.setattr(variational_draw.OPERATION, "step_tables", interrupted)
+    frozen = Frozen(params)
+    with pytest.raises(KeyboardInterrupt), optimizer.sampled_params():
+        pass
+    assert frozen.unchanged() and len(calls) == 2
