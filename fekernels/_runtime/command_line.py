@@ -42,7 +42,7 @@ def check_outputs(reader: argparse.ArgumentParser, picture: bool = False, **path
         if path.is_dir():
             reader.error(f"--{option} must be a file; got the directory {path}")
         if picture and path.suffix:
-            from fekernels.plots import FORMATS
+            from fekernels.plots.panels import FORMATS
 
             if path.suffix[1:].lower() not in FORMATS:
                 reader.error(f"--{option} must end in one of .{', .'.join(FORMATS)}; got {path}")

@@ -2,7 +2,7 @@
 
 from fekernels.plots.landscapes import contours, landscape, paths
 from fekernels.plots.losses import free_energy_history, messages
-from fekernels.plots.panels import FORMATS, GREY, panels
+from fekernels.plots.panels import GREY, panels
 from fekernels.plots.predictions import entropies, reliability
 from fekernels.plots.roofline import roofline
 from fekernels.plots.sampler_runs import (
@@ -15,7 +15,6 @@ from fekernels.plots.sampler_runs import (
 )
 
 __all__ = [
-    "FORMATS",
     "GREY",
     "contours",
     "entropies",
