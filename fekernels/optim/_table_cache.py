@@ -120,8 +120,8 @@ class TableCache:
         takes_gradients: whether the rows are of the parameters that have a gradient. Draws take none: every parameter
             that is not frozen has a row, in which it stands for its gradient too.
         copies: gradients that had to be copied into plain memory, for this step alone.
-        lasting: whether the next step can use it: not where a parameter is several rows, or its gradient was brought to
-            its placements first.
+        lasting: whether the next step can use it: not without tables, nor where a parameter is several rows, or its
+            gradient was brought to its placements first.
     """
 
     takes_gradients = True
@@ -148,6 +148,7 @@ class TableCache:
         fitted = [None] if by_rows else [readable(row) for row in rows]
         self.rows = rows if None in fitted else []
         if self.rows:
+            self.lasting = False
             return
         given, rows = rows, [row for row in fitted if row is not None]
         self.copies = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,13 +57,19 @@ class DrawTable(TableCache):
     means: list[Tensor]
 
     def restore(self) -> None:
-        """Every parameter becomes its mean again."""
+        """Every parameter becomes its mean again, also where one cannot."""
         if self._restored_by_address():
             self.count_write()
-        elif self.sharded:
-            copy_all(list(map(local_tensor, self.live)), list(map(local_tensor, self.means)))
-        else:
-            copy_all(self.live, self.means)
+            return
+        params, means = self.live, self.means
+        if self.sharded:
+            params, means = list(map(local_tensor, params)), list(map(local_tensor, means))
+        try:
+            copy_all(params, means)
+        except (
+            Exception
+        ):  # at the first that it cannot: lazily negated ones, and those of another shape by now
+            call_all(partial(param.copy_, mean) for param, mean in zip(params, means, strict=True))
 
     def _restored_by_address(self) -> bool:
         """By one kernel, where it can: PyTorch copies one tensor after another, the small ones by one thread."""
@@ -198,10 +204,13 @@ class WeightDraws(TableOptimizer):
 
     @never_traced
     def _restore(self) -> None:
-        for cache in self._restored:
-            cache.restore()
-        self._written([param for cache in self._restored for param in cache.live])
-        self._restored = []
+        caches, self._restored = self._restored, []
+        call_all(
+            [
+                *(cache.restore for cache in caches),
+                partial(self._written, [param for cache in caches for param in cache.live]),
+            ]
+        )
 
     @never_traced
     def _written(self, params: list[Tensor]) -> None:
@@ -392,6 +401,18 @@ def run_rows(operation: StepOperation, rows: Sequence[Row], settings: StepSettin
         return
     tables = [PointerTable(part) for part in group_rows([row for row in fitted if row is not None])]
     operation.step_tables(tables, settings, backend)
+
+
+def call_all(calls: Iterable[Callable[[], object]]) -> None:
+    """Every one of them, also after one that raises; the first error comes at the end."""
+    first: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def each(groups: Sequence[dict[str, Any]], call: Callable[[dict[str, Any], Tensor], Any]) -> list[Any]:

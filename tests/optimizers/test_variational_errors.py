@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from fekernels._runtime import extension
 from fekernels.ops.optimizers import variational_draw
@@ -136,3 +137,39 @@ def test_a_draw_that_ends_half_way_leaves_the_means(monkeypatch):
     with pytest.raises(KeyboardInterrupt), optimizer.sampled_params():
         pass
     assert frozen.unchanged() and len(calls) == 2
+
+
+def test_one_that_cannot_become_its_mean_again_keeps_no_other_from_it():
+    """What had stayed a draw would have been the mean of the next."""
+    params = parameters()
+    optimizer = make([{"params": params[:2]}, {"params": params[2:]}])
+    frozen = Frozen(params[1:])
+    with pytest.raises(RuntimeError, match="size of tensor"), optimizer.sampled_params():
+        params[0].data = torch.ones(8)
+    assert frozen.unchanged()
+    params[0].data = torch.ones(7)
+    with optimizer.sampled_params():
+        assert not frozen.unchanged()
+    assert frozen.unchanged() and torch.equal(params[0], torch.ones(7))
+    assert all(torch.equal(optimizer.state[param]["mean"], param) for param in params)
+
+
+UNUSUAL = {
+    "wrapper": lambda: TwoTensor(torch.ones(6), torch.ones(6)),
+    "lazily negated": lambda: torch._neg_view(-torch.ones(6)),
+    "the imaginary part of a conjugate": lambda: torch.full((6,), 1 - 1j, dtype=torch.complex64).conj().imag,
+}
+
+
+@pytest.mark.parametrize("make_one", UNUSUAL.values(), ids=UNUSUAL)
+def test_weights_that_have_no_plain_memory_are_drawn_and_restored(make_one):
+    params = [*parameters(), torch.nn.Parameter(make_one())]
+    optimizer = make(params)
+    before = [param.detach().clone() for param in params]
+    for _ in range(2):
+        for training in (True, False):
+            with optimizer.sampled_params(training):
+                assert not any(map(torch.equal, params, before))
+            assert all(map(torch.equal, params, before))
+    train(optimizer, 1)
+    assert not any(map(torch.equal, params, before))
