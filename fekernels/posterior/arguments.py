@@ -64,10 +64,10 @@ def _plain(value: Any) -> Any:
     return int(value) if int(value) == value else float(value)
 
 
-def data_of(loader: Any, data_size: int, seed: int, group: Any, prints: bool = False) -> Data:
+def data_of(loader: Any, data_size: int, seed: int, group: Any) -> Data:
     """ValueError on every rank where they were not given the same data."""
     if group is None:
-        return Data(OWNER, loader, int(data_size), seed, prints=prints)
+        return Data(OWNER, loader, int(data_size), seed, prints=True)
     problem: Exception | None = None
     try:
         data = Data(OWNER, loader, int(data_size), seed, prints=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from fekernels.optim import LangevinAdam
 from fekernels.posterior.chain_ranks import ChainRanks
 from fekernels.posterior.chains import Chains, LossFunction
 from fekernels.posterior.convergence import smaller_size
+from fekernels.posterior.measured_temperature import MeasuredTemperature, measured_temperature
 from fekernels.posterior.pilot import Data, Energy, curvature, flat
 
-__all__ = ["BETA1", "CONTROL_VARIATES", "FULL", "MINIBATCHES", "Plan", "ChainSampler"]
+__all__ = ["BETA1", "CONTROL_VARIATES", "FULL", "MINIBATCHES", "ChainSampler", "Course", "Plan"]
 
 FULL, MINIBATCHES, CONTROL_VARIATES = "full gradients", "minibatches", "control variates"
 BETA1 = 0.9
@@ -23,6 +25,7 @@ LONG_AGO = 1e5  # steps, after which neither bias correction nor start changes a
 EPS = 1e-6  # what LangevinAdam wants without a prior; D has it taken off
 TRACKED = 1024  # weights whose course is kept, evenly spread over all
 LENGTHS = 20  # autocorrelation times that a burn-in lasts
+SELDOM = 2  # how many positions one virial is of, where it costs a gradient
 FIRST, LONGEST = 128, 4096  # steps of a burn-in
 
 
@@ -47,6 +50,29 @@ class Plan:
     ratio: float
     worst: float
     frozen: bool
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is remembered of this rank's chains: positions of the tracked weights, and their virials.
+
+    Attributes:
+        origin: all weights where it began, from which virials are measured: about as far from any later position as
+            that is from the mean, which nobody knows.
+        positions: [n, weights] each.
+        virials: [n] each, of the positions a step before, or of one of ``SELDOM`` of them.
+    """
+
+    origin: list[Tensor]
+    positions: list[Tensor] = field(default_factory=list)
+    virials: list[Tensor] = field(default_factory=list)
+
+    @property
+    def later(self) -> Course:
+        """Its second half."""
+        return Course(
+            self.origin, self.positions[len(self.positions) // 2 :], self.virials[len(self.virials) // 2 :]
+        )
 
 
 class ChainSampler:
@@ -129,9 +155,19 @@ class ChainSampler:
         self.at_centre = self.centre.full_gradient()[1]
 
     @torch.no_grad()
-    def to_centre(self) -> None:
+    def to_centre(self, which: Tensor | slice = slice(None)) -> None:
+        """This rank's chains, or some of them."""
         for p, c in zip(self.parameters, self.centre.chains.parameters(), strict=True):
-            p.copy_(c)
+            p[which] = c[which]
+
+    @torch.no_grad()
+    def to(self, states: list[dict[str, Tensor]]) -> None:
+        """Put this rank's chains to ``states``, and to their centres those whose weights there are not finite."""
+        self.to_centre()
+        for k, state in enumerate(states):
+            if all(bool(state[name].isfinite().all()) for name, _ in self.chains.named_parameters()):
+                for name, p in self.chains.named_parameters():
+                    p[k] = state[name]
 
     def potential(self, losses: Tensor) -> Tensor:
         """[n]: the negative logarithm of the posterior, but for a constant."""
@@ -176,13 +212,15 @@ class ChainSampler:
         """What a step takes: of a batch for each chain, so that their noises are independent, or of all the data."""
         if self.plan.way == FULL:
             return self.energy.full_gradient()[1]
-        batches = self.batches()
-        found = self.energy.gradients_of(batches)[1]
-        if self.plan.way == CONTROL_VARIATES:
-            at_centre = self.centre.gradients_of(batches)[1]
-            for g, batch, full in zip(found, at_centre, self.at_centre, strict=True):
-                g.sub_(batch).add_(full)
-        return found
+        self._drawn = self.batches()
+        found = self.energy.gradients_of(self._drawn)[1]
+        return self._controlled(found) if self.plan.way == CONTROL_VARIATES else found
+
+    def _controlled(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Of the batches drawn last, without the noise that they have at the centre."""
+        at_centre = self.centre.gradients_of(self._drawn)[1]
+        pairs = zip(gradients, at_centre, self.at_centre, strict=True)
+        return [batch.neg_().add_(g).add_(full) for g, batch, full in pairs]
 
     def step(self, optimizer: torch.optim.Optimizer, gradients: list[Tensor], what: str) -> None:
         if self._slots:
@@ -195,29 +233,63 @@ class ChainSampler:
         self.steps += 1
         self.tick(what)
 
-    def go(self, steps: int, what: str, trace: list[Tensor] | None = None, stride: int = 1) -> None:
-        """Take steps, and remember every ``stride``-th position of the tracked weights in ``trace``."""
+    def go(self, steps: int, what: str, course: Course | None = None, stride: int = 1) -> None:
+        """Take steps, and remember every ``stride``-th position in ``course``."""
         for k in range(steps):
-            self.step(self.optimizer, self.gradients(), what)
-            if trace is not None and (k + 1) % stride == 0:
-                trace.append(self.of_tracked(self.parameters))
+            gradients = self.gradients()
+            remembered = course is not None and (k + 1) % stride == 0
+            if course is not None and remembered:
+                self._measure(gradients, course)
+            self.step(self.optimizer, gradients, what)
+            if course is not None and remembered:
+                course.positions.append(self.of_tracked(self.parameters))
 
-    def burn_in(self, steps: int | None) -> float:
-        """Step until the trace is 20 autocorrelation times long. Returns that time, in steps."""
-        trace: list[Tensor] = []
+    def course(self) -> Course:
+        """One that begins here."""
+        return Course([p.detach().clone() for p in self.parameters])
+
+    @torch.no_grad()
+    def _measure(self, gradients: list[Tensor], course: Course) -> None:
+        """Remember the virials [n] of a position, from its gradients: see ``measured_temperature``.
+
+        Batches of one pass leave out each other's points, so that their noise knows of the steps before: it is taken
+        off, at the price of another gradient.
+        """
+        if self.plan.way == MINIBATCHES and self.data.batches > 1:
+            if len(course.positions) % SELDOM:
+                return
+            gradients = self._controlled(gradients)
+        total = torch.zeros(self.ranks.own, device=self.parameters[0].device)
+        for p, at, g in zip(self.parameters, course.origin, gradients, strict=True):
+            products = (p - at) * (g + self.prior * p)
+            total += products.flatten(1).sum(1, dtype=torch.promote_types(p.dtype, total.dtype)).to(total)
+        course.virials.append(total.cpu().double() / (self.weights * self.temperature))
+
+    def burn_in(self, steps: int | None) -> tuple[float, Course]:
+        """Step until the course is 20 autocorrelation times long. Returns that time, in steps, and its second half."""
+        course = self.course()
         if steps is not None:
-            self.go(steps, "burn-in", trace)
-            return self._time_of(trace[steps // 2 :]) if steps >= 16 else 1.0
+            self.go(steps, "burn-in", course)
+            return (self._time_of(course.later) if steps >= 16 else 1.0), course.later
         length = FIRST
         while True:
-            self.go(length - len(trace), "burn-in", trace)
-            time = self._time_of(trace[length // 2 :])
-            if length >= LENGTHS * time or length >= LONGEST:
-                return time
+            self.go(length - len(course.positions), "burn-in", course)
+            flown = self.temperature_of(course.later).value == math.inf
+            time = self._time_of(course.later)
+            if flown or length >= LENGTHS * time or length >= LONGEST:
+                return time, course.later
             length *= 2
 
-    def _time_of(self, trace: list[Tensor]) -> float:
-        return autocorrelation_time(self.ranks.gather(torch.stack(trace, 1)).transpose(0, 1).contiguous())
+    def positions_of(self, course: Course) -> Tensor:
+        """[chains, positions, weights], of all ranks' chains."""
+        return self.ranks.gather(torch.stack(course.positions, 1))
+
+    def temperature_of(self, course: Course) -> MeasuredTemperature:
+        """Of all ranks' chains, over the one asked for."""
+        return measured_temperature(self.ranks.gather(torch.stack(course.virials, 1)))
+
+    def _time_of(self, course: Course) -> float:
+        return autocorrelation_time(self.positions_of(course).transpose(0, 1).contiguous())
 
 
 def autocorrelation_time(draws: Tensor) -> float:

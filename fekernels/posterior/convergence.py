@@ -15,7 +15,7 @@ from fekernels.diagnostics.chain_statistics import unjudged_statistics
 from fekernels.diagnostics.common_noise import Together, moving_together
 from fekernels.diagnostics.gradient_noise import is_measurable, noise_ratio_here
 
-__all__ = ["ParameterDiagnostics", "SampleDiagnostics", "diagnose", "doubts", "smaller_size"]
+__all__ = ["LEAST", "ParameterDiagnostics", "SampleDiagnostics", "diagnose", "doubts", "smaller_size"]
 
 LEAST = 4  # draws of a chain: two in each half
 SEEN = 256  # weights whose effective sizes stand for all
@@ -174,9 +174,9 @@ def doubts(
     size = effective_draws(samples, names, chains) if samples else 0.0
     if size < ENOUGH:
         found.append(
-            f"{len(samples)} samples are worth about {size:.0f} independent ones, fewer than {ENOUGH}: averages over "
-            "them are not yet the posterior's. Sample longer, or with a larger lr and thinning; fe.sample_posterior "
-            "chooses both"
+            f"{len(samples)} samples are worth about {min(round(size), ENOUGH - 1)} independent ones, fewer than "
+            f"{ENOUGH}: averages over them are not yet the posterior's. Sample longer, or with a larger lr and "
+            "thinning; fe.sample_posterior chooses both"
         )
     if optimizer is not None and is_measurable(optimizer):
         ratio = noise_ratio_here(optimizer).median

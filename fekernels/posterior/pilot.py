@@ -46,6 +46,7 @@ class Data:
             equal are of data that come again, in whatever order.
 
     Attributes:
+        comes_again: whether a second pass gives the same rows, as far as ``fingerprints`` tell.
         fits: whether data_size is the number of these points, or of what each of them holds, as sequences do tokens.
         terms: what one of them counts for in data_size.
     """
@@ -79,7 +80,11 @@ class Data:
             if data_size % points == 0 and data_size // points in held
         ]
         self.fits, self.terms = bool(terms), terms[0] if terms else 1
-        self.whole = concatenated(loader) if joins and self._may_join(prints) else None
+        joins = joins and self._may_join(prints)
+        # Whoever drops the last of shuffled rows gives others each time, and means the same points.
+        prints = prints and len(self.fingerprints) > 1 and not getattr(loader, "drop_last", False)
+        self.comes_again = not prints or self.fingerprints[0] == self.fingerprints[1]
+        self.whole = concatenated(loader) if joins and self.comes_again else None
         self.looked_at = 0
         self._random = random.Random(seed)
         self._stream = endless(owner, _Shuffled(loader, self._random) if isinstance(loader, list) else loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from fekernels.posterior.chain_sampler import BETA1, CONTROL_VARIATES, FULL, MINIBATCHES, ChainSampler, Plan
 from fekernels.posterior.pilot import batch_noise, flat, information
 
-__all__ = ["INFORMED", "MOST_NOISE", "WORST_NOISE", "make_plan", "offset"]
+__all__ = ["INFORMED", "MOST_NOISE", "WORST_NOISE", "make_plan", "offset", "smaller"]
 
 MOST_NOISE = 0.1  # r: the variance is then too large by a tenth at most
 WORST_NOISE = 0.2  # of all but a hundredth of the weights; 16 batches of 4 chains measure it to a fifth
@@ -21,7 +22,8 @@ STIFFEST = 0.2
 CALL = 1 << 15  # what a call of the model costs besides its rows, in rows times weights
 PILOT_STEPS, PILOT_BATCHES = 30, 16
 ATTEMPTS = 8
-FLOWN = 20  # times the potential of a sampler
+PLACES = 4  # of those visited, where D is measured again
+FLOWN = 20  # times the potential of a sampler, and units of it beyond twice that
 INFORMED = 0.1  # share of a weight's curvature that is the data's; below it noise is the prior's to judge
 DEAD = 1e-6  # of the largest denominator, for weights without gradients
 
@@ -92,6 +94,30 @@ def make_plan(
     return min(found, key=lambda p: p.ratio), fisher
 
 
+def smaller(walk: ChainSampler, plan: Plan, visited: list[list[dict[str, Tensor]]]) -> Plan:
+    """Half the step, and a preconditioner that knows the Fisher information of where chains went too.
+
+    Where it was measured, a saturated unit has none; where it comes to life, D of that place is thousands of times too
+    small. ``visited``: states of this rank's chains, of which some are looked at, but for those of chains that are far
+    from all that is likely: gradients are large there.
+    """
+    denominators = plan.denominators
+    if plan.frozen:
+        walk.to_centre()
+        ground = walk.potential(walk.energy.some_losses())
+        places = torch.linspace(0, len(visited) - 1, min(len(visited), PLACES)).round().long().tolist()
+        total = [torch.zeros_like(d) for d in denominators]
+        for place in places:
+            walk.to(visited[place])
+            walk.to_centre(~(walk.potential(walk.energy.some_losses()) - ground < walk.weights + FLOWN))
+            for t, f in zip(total, information(walk.energy), strict=True):
+                t.add_(f + walk.prior, alpha=1 / len(places))
+        denominators = [torch.maximum(d, t) for d, t in zip(denominators, total, strict=True)]
+    return replace(
+        plan, denominators=denominators, lr=plan.lr / 2, ratio=plan.ratio / 2, worst=plan.worst / 2
+    )
+
+
 def _denominators(walk: ChainSampler, fisher: list[Tensor], lr: float | None, freeze: bool) -> list[Tensor]:
     """The curvature, so that all weights relax alike; for a given lr, or where it is to adapt, what Adam has."""
     if lr is None and freeze:
@@ -123,6 +149,10 @@ def _largest(walk: ChainSampler, denominators: list[Tensor], fisher: list[Tensor
     stiffest += walk.prior / float(walk.ranks.gather(flat(denominators).amin(1)).min())
     bound = STIFFEST * 2 * (1 + BETA1) / (1 - BETA1) / max(stiffest, 1e-30)
     motion = float(walk.ranks.gather((flat(fisher) + walk.prior) / flat(denominators)).median())
+    if not bool(
+        walk.ranks.gather(flat(fisher)).any()
+    ):  # of data that are one row, say: no weight's curvature is known
+        motion = max(motion, stiffest)
     return min(bound, MOST_MOTION / max(motion, 1e-30))
 
 

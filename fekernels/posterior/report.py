@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,12 @@ class PosteriorReport:
 
     Attributes:
         converged: whether nothing that was measured speaks against the samples: rhat_max < 1.02, ess_min of 100 for
-            each chain or more, and a variance at most 1.15 times too large, of weights and of predictions; r at most .2
-            but for a hundredth of the weights, and none that stands still; and a loss that is the mean over its points,
-            of which the loader holds as many as data_size says, or sequences of so many (but for a last batch that it
-            drops), and weights of 16 bits no further apart than a step. Modes that no chain found are not measured.
+            each chain or more, and a variance at most 1.15 times too large, of weights and of predictions; a
+            temperature that is measured to be no further off than that; r at most .2 but for a hundredth of the
+            weights, and none that stands still; data that are the same in every pass; and a loss that is the mean over
+            its points, of which the loader holds as many as data_size says, or sequences of so many (but for a last
+            batch that it drops), and weights of 16 bits no further apart than a step. Modes that no chain found are not
+            measured.
         rhat_max: the largest split R-hat of a weight.
         ess_min: the smallest effective sample size of a weight, the bulk's or the tail's.
         rhat_loss: the split R-hat of the loss. Weights of a network that has symmetries (units that may change places)
@@ -42,6 +45,12 @@ class PosteriorReport:
         trace: [chains, positions, weights], the course; float32 on the CPU.
         losses: [chains, samples], the mean loss of the samples kept.
         names: of the weights of ``trace``.
+        temperature: of all weights of the chains over the posterior's, measured by the gradients that moved them
+            (E[(theta - c) dU/dtheta], the virial theorem): 1 is exact, whatever the posterior's shape is. It knows of
+            steps too large for where the chains went, and of noise that a random loss makes, of which
+            ``predictive_inflation``, computed from curvatures, does not.
+        temperature_error: its standard error.
+        ess_samples: as ess_min, of the samples that were kept alone.
     """
 
     converged: bool
@@ -56,6 +65,9 @@ class PosteriorReport:
     trace: Tensor = field(repr=False)
     losses: Tensor = field(repr=False)
     names: tuple[str, ...] = field(repr=False)
+    temperature: float = math.nan
+    temperature_error: float = math.nan
+    ess_samples: float = math.nan
 
     def __str__(self) -> str:
         verdict = (
@@ -63,10 +75,11 @@ class PosteriorReport:
         )
         lines = [
             verdict,
-            f"R-hat up to {self.rhat_max:.3f} (of the loss {self.rhat_loss:.3f}), effective sample size "
-            f"from {self.ess_min:.0f}; gradient noise r = {self.noise_ratio:.3f}: variance "
-            f"{self.predictive_inflation:.2f} times the posterior's in predictions, "
-            f"{self.variance_inflation:.2f} times in weights",
+            f"R-hat up to {self.rhat_max:.3f} (of the loss {self.rhat_loss:.3f}), effective sample size from "
+            f"{self.ess_min:.0f} (of the samples kept {self.ess_samples:.0f})",
+            f"temperature as measured {self.temperature:.2f} (+- {self.temperature_error:.2f}) times the posterior's; "
+            f"as computed from curvature and gradient noise (r = {self.noise_ratio:.3f}), variance "
+            f"{self.predictive_inflation:.2f} times in predictions, {self.variance_inflation:.2f} times in weights",
             ", ".join(f"{name} {_short(value)}" for name, value in self.settings.items()),
             *(f"* {warning}" for warning in self.warnings),
         ]

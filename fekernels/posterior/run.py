@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from fekernels._runtime.ranks import draw_seed, gathered_numbers
 from fekernels.diagnostics.chain_statistics import unjudged_statistics
-from fekernels.diagnostics.common_noise import moving_together
 from fekernels.diagnostics.mean_check import judge, measure, of_rank_0
 from fekernels.posterior.arguments import (
     OWNER,
@@ -25,21 +24,21 @@ from fekernels.posterior.arguments import (
     which_group,
 )
 from fekernels.posterior.chain_ranks import ChainRanks
-from fekernels.posterior.chain_sampler import BETA1, ChainSampler, Plan
+from fekernels.posterior.chain_sampler import ChainSampler, Course, Plan
 from fekernels.posterior.chains import LossFunction
+from fekernels.posterior.convergence import LEAST, smaller_size
 from fekernels.posterior.model_calls import bare
-from fekernels.posterior.plan import INFORMED, MOST_NOISE, WORST_NOISE, make_plan, offset
+from fekernels.posterior.plan import make_plan, offset, smaller
 from fekernels.posterior.progress import Bar
 from fekernels.posterior.report import PosteriorReport
 from fekernels.posterior.samples import PosteriorSamples
 from fekernels.posterior.sixteen_bits import lost_in_rounding
 from fekernels.posterior.store import place_of
+from fekernels.posterior.verdict import INFLATION, NEEDED, RHAT, Drawn, verdict
 
 __all__ = ["PosteriorRun", "sample_posterior"]
 
-NEEDED = 100  # effective draws of each chain, and
-RHAT = 1.02  # the largest R-hat, of what is believed (Vehtari et al. 2021: 1.01, of four chains of 1,000)
-INFLATION = 1.15  # of the variance
+HALVINGS = 3  # of a step that makes chains hotter
 HOPELESS = 1.5  # R-hat of chains in different regions, which a run four times as long will not mend
 SPACING = 1.3  # autocorrelation times between samples
 RECORDS = 4  # positions remembered of a sample's steps
@@ -102,6 +101,8 @@ def sample_posterior(
     4. *Burn-in* until the walk is 20 autocorrelation times long; samples 1.3 of these times apart. A run of which R-hat
        or effective sizes say that it was too short goes on, to four times the length at most, with the samples spread
        over all of it.
+    5. *Temperature.* By the gradients that move them, the chains' own is measured (the virial theorem). Where it is too
+       high, or a chain has flown away, 4. begins again from the centres with half the step, three times at most.
 
     Args:
         model: a trained network; one that is not is trained first, for at least 500 steps. It is not written to.
@@ -154,7 +155,7 @@ def sample_posterior(
     seed = draw_seed() if seed is None else int(seed)
     if group is not None:  # the order of the data too is of the seed
         seed = int(gathered_numbers(OWNER, [seed], group)[0][0])
-    walk_data = data_of(loader, data_size, seed, group, prints=directory is not None)
+    walk_data = data_of(loader, data_size, seed, group)
     ranks = ChainRanks(OWNER, chains, group)
     own = ranks.of_rank_0(model)
     no_mean = judge(OWNER, of_rank_0(OWNER, measure(own, loss_fn, walk_data.sample), group))
@@ -176,6 +177,11 @@ def sample_posterior(
         notes.append(
             f"the loader holds {walk_data.points:,} points, data_size says {data_size:,}: which the posterior is of"
         )
+    if not walk_data.comes_again:
+        notes.append(
+            "the loader gives other rows in every pass, drawn with replacement or changed at random: which points the "
+            "posterior is of is not known"
+        )
     if no_mean:
         notes.append(no_mean)
     with Bar(OWNER, walk_data, progress and ranks.rank == 0) as tick:
@@ -183,25 +189,21 @@ def sample_posterior(
         _start(walk, notes)
         walk.recentre()
         plan, fisher = make_plan(walk, control_variates, lr, freeze)
-        walk.follow(plan)
-        before = walk.steps
-        time = walk.burn_in(burn_in)
-        burnt = walk.steps - before
-        every = thinning or max(1, min(MOST_STEPS // samples, math.ceil(SPACING * time)))
-        kept, losses, trace, apart = _draw(walk, samples, every, thinning is None)
-    lost = lost_in_rounding(walk, plan, trace)
+        drawn = _walk(walk, plan, samples, thinning, burn_in, HALVINGS if lr is None else 0, notes)
+    plan = walk.plan
+    lost = lost_in_rounding(walk, plan, drawn.trace)
     if lost:
         notes.append(lost)
-    as_said = no_mean is None and lost is None and walk_data.fits
+    as_said = no_mean is None and lost is None and walk_data.fits and walk_data.comes_again
     if directory is None:
-        for states in kept:
+        for states in drawn.kept:
             for state in walk.states_of_all(states):
                 collected.collect(state)
     else:
         collected.collect_shards(
             {
                 i * chains + k: state
-                for i, states in enumerate(kept)
+                for i, states in enumerate(drawn.kept)
                 for k, state in enumerate(states, ranks.mine.start)
             },
             chains * samples,
@@ -209,15 +211,15 @@ def sample_posterior(
         )
     walk_data.looked_at = ranks.total(walk_data.looked_at)
     settings = {
-        "gradient": plan.way, "lr": plan.lr, "burn_in": burnt, "thinning": apart, "chains": chains, "samples": samples,
-        "autocorrelation_time": time, "epochs": walk_data.epochs,
+        "gradient": plan.way, "lr": plan.lr, "burn_in": drawn.burnt, "thinning": drawn.apart, "chains": chains,
+        "samples": samples, "autocorrelation_time": drawn.time, "epochs": walk_data.epochs,
         "batches": walk_data.looked_at / walk_data.batch, "prior_precision": prior_precision, "seed": seed,
     }  # fmt: skip
     if group is not None:
         settings["ranks"] = ranks.ranks
     return PosteriorRun(
         collected,
-        _report(walk, plan, fisher, trace, losses, settings, notes, as_said),
+        verdict(walk, plan, fisher, drawn, settings, notes, as_said),
     )
 
 
@@ -264,27 +266,61 @@ def _gather_lost(walk: ChainSampler, steps: int, notes: list[str]) -> None:
     )
 
 
+def _walk(
+    walk: ChainSampler,
+    plan: Plan,
+    samples: int,
+    thinning: int | None,
+    burn_in: int | None,
+    halvings: int,
+    notes: list[str],
+) -> Drawn:
+    """Burn-in and samples, again with half the step from the centres where that was too large for where chains went.
+
+    A plan is made of curvatures around the centres, and those of a network are no quadratic's.
+    """
+    for left in reversed(range(halvings + 1)):
+        walk.follow(plan)
+        before = walk.steps
+        time, course = walk.burn_in(burn_in)
+        burnt, temperature, kept = walk.steps - before, walk.temperature_of(course), [walk.chains.states()]
+        if not left or not temperature.above(INFLATION):
+            every = thinning or max(1, min(MOST_STEPS // samples, math.ceil(SPACING * time)))
+            kept, losses, places, course, apart = _draw(walk, samples, every, thinning is None)
+            temperature = walk.temperature_of(course)
+            if not left or not temperature.above(INFLATION):
+                break
+        plan = smaller(walk, plan, kept)
+        walk.to_centre()
+    if left < halvings:
+        notes.append(
+            f"the step was halved {halvings - left} times, to {plan.lr:.3g}: with larger ones chains ran hot, or away"
+        )
+    trace = walk.positions_of(course)
+    size = float(smaller_size(trace[:, places]).min()) if samples >= LEAST else 0.0
+    return Drawn(kept, losses, size, trace, temperature, time, burnt, apart)
+
+
 def _draw(
     walk: ChainSampler, samples: int, every: int, may_go_on: bool
-) -> tuple[list[list[dict[str, Tensor]]], Tensor, Tensor, int]:
-    """Samples, their losses [chains, samples], the course [chains, positions, weights], and the steps between samples.
+) -> tuple[list[list[dict[str, Tensor]]], Tensor, list[int], Course, int]:
+    """Samples, their losses [chains, samples] and places in the course, the course, and the steps between samples.
 
     A run that was too short goes on by what its effective sizes lack; the samples are then spread over all of it.
     """
-    trace: list[Tensor] = []
+    course = walk.course()
     kept: list[list[dict[str, Tensor]]] = []
     losses: list[Tensor] = []
     batch = walk.data.whole if walk.data.whole is not None else walk.data.next(1)[0][0]
     most = min(LONGER * samples, max(MOST_STEPS // every, samples)) if may_go_on else samples
-    length = samples
+    length, stride = samples, max(1, every // RECORDS)
     while True:
         while len(kept) < length:
-            walk.go(every, "samples", trace, max(1, every // RECORDS))
+            walk.go(every, "samples", course, stride)
             kept.append(walk.chains.states())
             with torch.no_grad():
                 losses.append(walk.losses(batch).cpu())
-        course = walk.ranks.gather(torch.stack(trace, 1))
-        found = unjudged_statistics(course)
+        found = unjudged_statistics(walk.positions_of(course))
         rhat, size = float(found.rhat.nan_to_num(0.0).max()), float(found.size.min())
         enough = rhat < RHAT and size >= NEEDED * walk.n
         if enough or length >= most or rhat > HOPELESS or not math.isfinite(size):
@@ -294,95 +330,6 @@ def _draw(
     spread = torch.linspace(length / samples - 1, length - 1, samples).round().long().tolist()
     apart = round(every * length / samples)
     of_kept = walk.ranks.gather(torch.stack([losses[i] for i in spread], 1))
-    return [kept[i] for i in spread], of_kept, course, apart
-
-
-def _report(
-    walk: ChainSampler,
-    plan: Plan,
-    fisher: list[Tensor],
-    course: Tensor,
-    losses: Tensor,
-    settings: dict[str, Any],
-    notes: list[str],
-    as_said: bool,
-) -> PosteriorReport:
-    """``as_said``: whether loss, data and weights are what the arguments say."""
-    finite = bool(course.isfinite().all())
-    found = unjudged_statistics(course)
-    rhat = float(found.rhat.nan_to_num(0.0).max()) if finite else math.inf
-    size = float(found.size.min()) if finite else 0.0
-    of_loss = float(unjudged_statistics(losses).rhat.nan_to_num(math.inf))
-    weights, predictions = _inflation(walk, plan, fisher, course) if finite else (math.inf, math.inf)
-    if not finite:
-        notes.append("weights became infinite: take a smaller lr")
-    if rhat >= RHAT:
-        agree = ", though their losses agree" if of_loss < RHAT else ""
-        notes.append(
-            f"chains disagree{agree}: R-hat is {rhat:.2f}, to be below {RHAT}. They are in different modes, or the run "
-            "was too short for its autocorrelation"
-        )
-    together = moving_together(course) if finite else None
-    if together is not None:
-        notes.append(str(together))
-    if size < NEEDED * walk.n:
-        notes.append(
-            f"the chains are worth {size:.0f} independent draws, fewer than {NEEDED * walk.n}: sample longer"
-        )
-    if plan.ratio > MOST_NOISE * 1.001 or max(weights, predictions) > INFLATION:
-        notes.append(
-            f"the gradient's noise (r = {plan.ratio:.2f}) and the step make the variance of weights {weights:.2f} "
-            f"times the posterior's, and that of predictions {predictions:.2f} times: take a smaller lr, larger "
-            "batches or control variates"
-        )
-    quiet = plan.worst <= WORST_NOISE * 1.001
-    if not quiet:
-        notes.append(
-            f"the gradient's noise of some weights is r = {plan.worst:.2f} or more, so that their variance is "
-            f"{1 + plan.worst:.2f} times the posterior's: take a smaller lr, or batches that are alike"
-        )
-    still = int((course.amax(1) == course.amin(1)).any(0).sum()) if finite else 0
-    if still:
-        notes.append(
-            f"{still} of the {course.shape[2]} weights looked at never moved in a chain: their steps are lost in "
-            "rounding. Take float64, or a model whose weights are not so much larger than their posterior is wide"
-        )
-    if not plan.frozen:
-        notes.append(
-            "the preconditioner adapts: the variance is right only where it averages over more than a relaxation"
-        )
-    right = max(weights, predictions) <= INFLATION and quiet and not still and together is None
-    converged = as_said and finite and rhat < RHAT and size >= NEEDED * walk.n and right
-    return PosteriorReport(
-        converged, rhat, size, of_loss, plan.ratio, weights, predictions, settings, tuple(notes), course, losses,
-        walk.names(),
-    )  # fmt: skip
-
-
-def _inflation(walk: ChainSampler, plan: Plan, fisher: list[Tensor], course: Tensor) -> tuple[float, float]:
-    """How many times too large the variance is: of weights, the median, and of predictions, the mean over the data.
-
-    With gradients of covariance S = s H / k for every weight's s and k, the stationary covariance P is T H^-1 to first
-    order in h, and N = h s / (2 D k) besides. Momentum b makes of it V = P / (1 - E / P) + N with E = h T (1 - b) /
-    (2 (1 + b) D), exact for one weight and every h, which is solved for P. Correlated weights vary along flat
-    directions, to which E and N add little; predictions vary along all, and their mean over the data is that of the
-    diagonals.
-    """
-    denominator, noise, point = (
-        walk.ranks.gather(walk.of_tracked(each)).double().mean(0)
-        for each in (plan.denominators, plan.noise, fisher)
-    )
-    curvature = point + walk.prior
-    of_noise = plan.lr * noise / (2 * denominator * curvature)
-    of_step = plan.lr * walk.temperature * (1 - BETA1) / (2 * (1 + BETA1) * denominator)
-    variance = course.double().flatten(0, 1).var(0)
-    quiet = variance - of_noise
-    own = (quiet + (quiet.square() - 4 * variance * of_step).clamp_min(0).sqrt()) / 2
-    ratio = plan.lr * noise / (2 * walk.temperature * denominator)
-    # Of a step so large that nothing solves it, twice the variance; never more than r allows for what is uncorrelated.
-    own = torch.maximum(own, variance / (2 + ratio))
-    momentum = of_step * curvature / walk.temperature
-    inflation, share = (variance / own).nan_to_num(1.0), point / curvature
-    if bool((share > INFORMED).any()):  # of predictions the others have no part
-        inflation, momentum = inflation[share > INFORMED], momentum[share > INFORMED]
-    return float(inflation.median()), 1 + plan.ratio + float(momentum.mean())
+    remembered = every // stride
+    places = [(i + 1) * remembered - 1 for i in spread]
+    return [kept[i] for i in spread], of_kept, places, course, apart

@@ -8,6 +8,7 @@ import torch
 import fekernels as fe
 from fekernels.diagnostics.common_noise import Together, moving_together
 from fekernels.posterior import run as run_module
+from fekernels.posterior import verdict
 
 POINTS = 40
 TOLD = r"chains 0 and 1 move together \(correlation (0\.9\d+|1\.0+) of their changes\)"
@@ -91,7 +92,7 @@ def test_one_noise_is_told_by_samples(courses):
 
 
 def test_sample_posterior_does_not_believe_one_noise(monkeypatch):
-    monkeypatch.setattr(run_module, "moving_together", lambda draws: Together(0, 1, 0.99))
+    monkeypatch.setattr(verdict, "moving_together", lambda draws: Together(0, 1, 0.99))
     monkeypatch.setattr(run_module, "TRAIN_STEPS", 20)
     x, y = data()
     run = fe.sample_posterior(

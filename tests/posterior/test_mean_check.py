@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fekernels as fe
 from fekernels.diagnostics.mean_check import few_rows, judge, measure
 from fekernels.posterior import PosteriorRun
-from fekernels.posterior.run import INFLATION, NEEDED, RHAT
+from fekernels.posterior.verdict import INFLATION, NEEDED, RHAT
 from tests.support.posteriors import Problem, linear_regression
 
 SMALL: dict[str, Any] = {"samples": 4, "thinning": 1, "burn_in": 2, "progress": False, "seed": 0}

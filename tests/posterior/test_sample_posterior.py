@@ -1,5 +1,6 @@
 """sample_posterior with its defaults: the answer is right, or the report says that it is not."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import fekernels as fe
 import fekernels.posterior.run
 from fekernels.posterior import PosteriorRun
+from fekernels.posterior import plan as plans
 from tests.support.posteriors import (
     STORED,
     Problem,
@@ -107,6 +109,115 @@ def test_a_step_that_widens_the_posterior_is_not_believed() -> None:
     true = float((report.trace.double().flatten(0, 1).var(0) / problem.std**2).mean())
     assert report.noise_ratio == 0 and true > 1.2 and report.predictive_inflation > 1.2
     assert not report.converged and any("the step" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"control_variates": False, "lr": 0.03}], ids=["full", "minibatches"]
+)
+def test_the_measured_temperature_is_the_variance_over_the_exact_one(options: dict[str, Any]) -> None:
+    """Whatever made it too large: here the step, or the batches' noise, which leaves out its own part."""
+    problem = linear_regression(n=600, d=3, batch=40)
+    options = {"lr": 1.0, **options}
+    report = run(problem, samples=400, **options).report
+    x = torch.cat([rows for rows, _ in problem.loader]).double()
+    apart = report.trace.double().flatten(0, 1) - problem.mean
+    true = float((apart @ (x.T @ x + torch.eye(3, dtype=torch.float64)) * apart).sum(1).mean() / 3)
+    assert true > 1.15
+    assert abs(report.temperature / true - 1) < 0.1 and 0 < report.temperature_error < 0.1 * true
+    assert not report.converged and any("times as hot as the posterior" in told for told in report.warnings)
+
+
+def test_the_noise_of_a_random_loss_is_measured_and_halves_the_step() -> None:
+    """Of full gradients no variance over batches shows it: r is 0."""
+    problem = linear_regression(n=600, d=4, batch=600)
+    kicks = torch.Generator().manual_seed(3)
+
+    def noisy(model: Any, rows: Any) -> Tensor:  # plus a constant, on average
+        weight = model.weight + 0.1 * torch.randn(model.weight.shape, generator=kicks)
+        return (rows[0] @ weight[0] - rows[1]).square().mean() / 2
+
+    (model, _, *given), sizes = problem.arguments()
+    found = fe.sample_posterior(model, noisy, *given, **sizes, progress=False, seed=1)
+    report, true = found.report, float((weights(found).var(0) / problem.std**2).mean())
+    assert report.noise_ratio == 0
+    assert any("step was halved" in told for told in report.warnings)
+    assert abs(report.temperature / true - 1) < 0.25 and true < 1.4
+    lr = report.settings["lr"] * 8
+    fixed = fe.sample_posterior(
+        model, noisy, *given, **sizes, lr=lr, burn_in=200, progress=False, seed=1
+    ).report
+    assert fixed.temperature > 1.5 and not fixed.converged
+
+
+@pytest.mark.parametrize(("factor", "believed"), [(30.0, True), (1000.0, False)], ids=["hot", "infinite"])
+def test_chains_begin_again_with_half_a_step_that_was_too_large(
+    factor: float, believed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where chains go where the curvature is another. Three halvings are not always enough."""
+
+    def too_bold(*args: Any) -> Any:
+        plan, fisher = plans.make_plan(*args)
+        return dataclasses.replace(plan, lr=factor * plan.lr), fisher
+
+    problem = linear_regression(n=600, d=3, batch=600)
+    monkeypatch.setattr(fekernels.posterior.run, "make_plan", too_bold)
+    found = run(problem)
+    assert any("step was halved" in told for told in found.report.warnings)
+    assert found.report.converged == believed, str(found.report)
+    if believed:
+        assert 0.85 < float((weights(found).var(0) / problem.std**2).mean()) < 1.15
+    monkeypatch.setattr(fekernels.posterior.run, "HALVINGS", 0)
+    alone = run(problem).report
+    assert not alone.converged
+    said = (
+        "chain 0, 1, 2, 3 became infinite at lr = 500"
+        if factor == 1000
+        else "times as hot as the posterior is"
+    )
+    assert any(said in told for told in alone.warnings), alone.warnings
+
+
+@pytest.mark.parametrize("prior_precision", [0.0, 1.0])
+def test_data_that_are_one_row_have_curvature_too(prior_precision: float) -> None:
+    """No difference between rows tells it: the Fisher information that is estimated is 0."""
+    problem = linear_regression(n=200, d=3, batch=200)
+    x, y = problem.loader[0]
+
+    def loss(model: Any, rows: Any) -> Tensor:
+        return (model(rows[0])[..., 0] - rows[1]).square().sum(1).mean() / 2
+
+    found = fe.sample_posterior(
+        problem.model, loss, [(x[None], y[None])], data_size=1, prior_precision=prior_precision, seed=0,
+        progress=False,
+    )  # fmt: skip
+    assert found.report.converged, str(found.report)
+    exact = torch.linalg.inv(x.double().T @ x.double() + prior_precision * torch.eye(3, dtype=torch.float64))
+    assert 0.85 < float((weights(found).var(0) / exact.diagonal()).mean()) < 1.15
+    assert abs(found.report.temperature - 1) < 0.15
+
+
+def test_rows_drawn_with_replacement_are_said(short_starts: None) -> None:
+    problem = linear_regression(n=220, d=2, batch=220)
+    x, y = problem.loader[0]
+    data = torch.utils.data.TensorDataset(x, y)
+    for replacement in (False, True):
+        sampler = torch.utils.data.RandomSampler(
+            data, replacement, generator=torch.Generator().manual_seed(0)
+        )
+        loader: Any = torch.utils.data.DataLoader(data, 55, sampler=sampler)
+        short: Any = {"samples": 20, "burn_in": 20, "thinning": 2} if replacement else {}
+        report = fe.sample_posterior(
+            problem.model, problem.loss_fn, loader, data_size=220, prior_precision=1.0, chains=2, progress=False,
+            seed=0, **short,
+        ).report  # fmt: skip
+        told = any("other rows in every pass" in warning for warning in report.warnings)
+        assert told == replacement and report.converged != replacement
+
+
+def test_what_the_kept_samples_are_worth_is_said_too() -> None:
+    found = run(linear_regression(n=600, d=3, batch=100))
+    assert abs(found.report.ess_samples / found.samples.diagnostics().ess_min - 1) < 1e-6
+    assert f"(of the samples kept {found.report.ess_samples:.0f})" in str(found.report)
 
 
 def test_chains_in_two_modes_are_not_called_converged() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fekernels as fe
-from fekernels.posterior import PosteriorRun, plan, run
+from fekernels.posterior import PosteriorRun, plan, verdict
 
 POINTS = 9000  # more than are joined to one batch
 
@@ -42,7 +42,7 @@ def test_the_noise_of_most_weights_that_have_none_does_not_hide_that_of_the_othe
     x = torch.cat([torch.randn(POINTS, 4), torch.zeros(POINTS, 8)], 1)
     # The noise of plain minibatches allows only so small a step that a short run is not worth enough draws; what is
     # looked at is how wide it is.
-    monkeypatch.setattr(run, "WORST_NOISE", 0.01)
+    monkeypatch.setattr(verdict, "WORST_NOISE", 0.01)
     found, wide = sampled(x, control_variates=False, thinning=8, burn_in=512)
     assert float(wide[:4].square().mean()) < 1.5, wide
     assert 0.01 < found.report.noise_ratio <= 0.1
