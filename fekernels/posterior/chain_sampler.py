@@ -25,7 +25,7 @@ LONG_AGO = 1e5  # steps, after which neither bias correction nor start changes a
 EPS = 1e-6  # what LangevinAdam wants without a prior; D has it taken off
 TRACKED = 1024  # weights whose course is kept, evenly spread over all
 LENGTHS = 20  # autocorrelation times that a burn-in lasts
-SELDOM = 2  # how many positions one virial is of, where it costs a gradient
+SELDOM = 2  # how many positions one virial is of, which costs a few passes over the weights, or a gradient
 FIRST, LONGEST = 128, 4096  # steps of a burn-in
 
 
@@ -60,7 +60,7 @@ class Course:
         origin: all weights where it began, from which virials are measured: about as far from any later position as
             that is from the mean, which nobody knows.
         positions: [n, weights] each.
-        virials: [n] each, of the positions a step before, or of one of ``SELDOM`` of them.
+        virials: [n] each, of one of ``SELDOM`` positions, a step before.
     """
 
     origin: list[Tensor]
@@ -255,9 +255,9 @@ class ChainSampler:
         Batches of one pass leave out each other's points, so that their noise knows of the steps before: it is taken
         off, at the price of another gradient.
         """
+        if len(course.positions) % SELDOM:
+            return
         if self.plan.way == MINIBATCHES and self.data.batches > 1:
-            if len(course.positions) % SELDOM:
-                return
             gradients = self._controlled(gradients)
         total = torch.zeros(self.ranks.own, device=self.parameters[0].device)
         for p, at, g in zip(self.parameters, course.origin, gradients, strict=True):
