@@ -105,6 +105,7 @@ class ChainSampler:
             for part, slot in zip(self._stepped, self._slots, strict=True):
                 part.grad = ranks.as_part(slot)
         self.energy = Energy(self.chains, loss_fn, data)
+        self._drawn: list[tuple[Any, float]] = []  # the batches of the last gradients
         self.steps = 0
         sizes = [p.shape[1:].numel() for p in self.parameters]
         self.weights = sum(sizes)
@@ -217,7 +218,7 @@ class ChainSampler:
         return self._controlled(found) if self.plan.way == CONTROL_VARIATES else found
 
     def _controlled(self, gradients: list[Tensor]) -> list[Tensor]:
-        """Of the batches drawn last, without the noise that they have at the centre."""
+        """Those of the batches drawn last, without the noise that these have at the centre."""
         at_centre = self.centre.gradients_of(self._drawn)[1]
         pairs = zip(gradients, at_centre, self.at_centre, strict=True)
         return [batch.neg_().add_(g).add_(full) for g, batch, full in pairs]
@@ -286,7 +287,8 @@ class ChainSampler:
 
     def temperature_of(self, course: Course) -> MeasuredTemperature:
         """Of all ranks' chains, over the one asked for."""
-        return measured_temperature(self.ranks.gather(torch.stack(course.virials, 1)))
+        own = torch.stack(course.virials, 1) if course.virials else torch.zeros(self.ranks.own, 0)
+        return measured_temperature(self.ranks.gather(own))
 
     def _time_of(self, course: Course) -> float:
         return autocorrelation_time(self.positions_of(course).transpose(0, 1).contiguous())

@@ -149,9 +149,8 @@ def _largest(walk: ChainSampler, denominators: list[Tensor], fisher: list[Tensor
     stiffest += walk.prior / float(walk.ranks.gather(flat(denominators).amin(1)).min())
     bound = STIFFEST * 2 * (1 + BETA1) / (1 - BETA1) / max(stiffest, 1e-30)
     motion = float(walk.ranks.gather((flat(fisher) + walk.prior) / flat(denominators)).median())
-    if not bool(
-        walk.ranks.gather(flat(fisher)).any()
-    ):  # of data that are one row, say: no weight's curvature is known
+    known = walk.ranks.gather(flat(fisher)).any()
+    if not bool(known):  # of data that are one row, say: no weight's curvature
         motion = max(motion, stiffest)
     return min(bound, MOST_MOTION / max(motion, 1e-30))
 

@@ -293,8 +293,9 @@ def _walk(
         plan = smaller(walk, plan, kept)
         walk.to_centre()
     if left < halvings:
+        times = ("once", "twice", "three times")[halvings - left - 1]
         notes.append(
-            f"the step was halved {halvings - left} times, to {plan.lr:.3g}: with larger ones chains ran hot, or away"
+            f"the step was halved {times}, to {plan.lr:.3g}: with larger ones chains ran hot, or away"
         )
     trace = walk.positions_of(course)
     size = float(smaller_size(trace[:, places]).min()) if samples >= LEAST else 0.0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -212,6 +213,11 @@ def test_rows_drawn_with_replacement_are_said(short_starts: None) -> None:
         ).report  # fmt: skip
         told = any("other rows in every pass" in warning for warning in report.warnings)
         assert told == replacement and report.converged != replacement
+
+
+def test_a_run_without_burn_in_and_with_few_samples_is_not_believed(short_starts: None) -> None:
+    report = run(linear_regression(n=220, d=2, batch=220), burn_in=0, samples=4, thinning=1).report
+    assert not report.converged and math.isnan(report.temperature)
 
 
 def test_what_the_kept_samples_are_worth_is_said_too() -> None:
