@@ -12,6 +12,7 @@ from torch import Tensor
 from fekernels._checks import dense, floating, integer, number, one_of, same_device
 from fekernels.graph.stability import MOVE, SWEEPS, departure, repeated
 from fekernels.ops.graph.belief_propagation import FixedPoint, NotConverged, Settings, fixed_point
+from fekernels.ops.plain_memory import check_storage
 
 __all__ = ["BeliefPropagation", "belief_propagation"]
 
@@ -273,6 +274,9 @@ class _Operands:
 
     @torch.no_grad()
     def check_values(self) -> None:
+        for name in ("unary", "edges", "pairwise", "messages"):
+            if getattr(self, name) is not None:
+                check_storage(f"{NAME}: {name}", getattr(self, name))
         variables = self.unary.shape[1]
         if self.edges.numel():
             first, second = self.edges.unbind(1)

@@ -7,7 +7,20 @@ from torch import Tensor
 
 from fekernels._runtime.torch_internals import is_unwritten_zeros
 
-__all__ = ["SharedElements", "has_plain_memory", "in_plain_memory", "needed_bytes", "overlaps_itself"]
+__all__ = [
+    "LOWEST",
+    "SharedElements",
+    "check_storage",
+    "has_plain_memory",
+    "in_plain_memory",
+    "lost_memory",
+    "needed_bytes",
+    "overlaps_itself",
+]
+
+# The address of a view into freed storage is its offset, in bytes from 0. From here on an address is none of these; of
+# one below, as some systems give too, the storage is asked, which takes longer.
+LOWEST = 1 << 40
 
 
 class SharedElements(RuntimeError, ValueError):
@@ -28,10 +41,11 @@ def has_plain_memory(tensor: Tensor) -> bool:
     if tensor.is_neg() or tensor.is_conj():
         return False
     try:
-        address = tensor.data_ptr()
+        if tensor.data_ptr() >= LOWEST:
+            return True
+        return tensor.untyped_storage().data_ptr() != 0 or (tensor.numel() == 0 and not tensor.is_meta)
     except RuntimeError:  # no memory at all, or not of this transform's
         return False
-    return address != 0 or (tensor.numel() == 0 and not tensor.is_meta)
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
@@ -74,20 +88,26 @@ def in_plain_memory(tensor: Tensor) -> Tensor:
     """
     if has_plain_memory(tensor):
         return tensor
-    if _is_freed(tensor):
-        raise ValueError(
-            f"a tensor of shape {tuple(tensor.shape)} must hold values; its storage has "
-            f"{tensor.untyped_storage().nbytes()} of the {needed_bytes(tensor)} bytes needed"
-        )
+    check_storage(f"a tensor of shape {tuple(tensor.shape)}", tensor)
     tensor = tensor.detach()
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def _is_freed(tensor: Tensor) -> bool:
-    """Of a tensor without plain memory, whether it had some."""
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or tensor.is_meta:
+def lost_memory(tensor: Tensor) -> bool:
+    """Whether its storage was freed, or has become too small for it."""
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return False
     try:
-        return tensor.data_ptr() == 0 and tensor.numel() > 0 and not is_unwritten_zeros(tensor)
-    except RuntimeError:  # no memory at all, or not of this transform's
+        have = tensor.untyped_storage().nbytes()
+        if have >= tensor.nbytes and tensor.is_contiguous() and tensor.storage_offset() == 0:
+            return False
+        return have < needed_bytes(tensor) and not tensor.is_meta and not is_unwritten_zeros(tensor)
+    except RuntimeError:  # of another layout, or of a transform
         return False
+
+
+def check_storage(what: str, tensor: Tensor) -> None:
+    """ValueError where ``tensor``, which the message calls ``what``, has lost its memory."""
+    if lost_memory(tensor):
+        have, need = tensor.untyped_storage().nbytes(), needed_bytes(tensor)
+        raise ValueError(f"{what} must hold values; its storage has {have} of the {need} bytes needed")

@@ -17,6 +17,7 @@ from fekernels._runtime import backends
 from fekernels._runtime.torch_internals import CHUNKED_VMAP, transforms_active
 from fekernels.ops._library import LIBRARY, define_functional, define_in_place
 from fekernels.ops.noise_key import LAST_INDEX, check_key
+from fekernels.ops.plain_memory import LOWEST, check_storage
 
 __all__ = ["DTYPES", "draw", "fill", "in_front", "instances", "refuse_chunks"]
 
@@ -36,6 +37,8 @@ def _filler(kernel: str) -> Callable[..., None]:
     def fill(out: Tensor, seed: int, stream: int, step: int, offset: int, purpose: int) -> None:
         _check_out(kernel, out)
         check_key(kernel, stream, step, offset, purpose, last=LAST_INDEX - out.numel())
+        if out.data_ptr() < LOWEST:
+            check_storage(f"{kernel}: out", out)
         backend = backends.choose(out.device.type)
         backends.implementation(kernel, backend)(out, seed, stream, step, offset, purpose)
 

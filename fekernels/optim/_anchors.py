@@ -10,6 +10,7 @@ from torch import Tensor
 from fekernels._checks import dense
 from fekernels._runtime.pointer_table import check_like
 from fekernels._runtime.ranks import has_ranks
+from fekernels.ops.plain_memory import check_storage
 
 __all__ = ["Anchors", "check_anchors", "checked_anchor"]
 
@@ -63,6 +64,7 @@ class Anchors:
 
     def keep(self, param: Tensor, anchor: Tensor) -> Tensor:
         """A copy of ``anchor`` is the parameter's from now on."""
+        check_storage(f"the anchor of a parameter of shape {tuple(param.shape)}", anchor)
         kept = self._kept[param] = anchor.detach().to(param.device, copy=True)
         self._starts.discard(param)
         return kept

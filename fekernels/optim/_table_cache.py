@@ -18,7 +18,7 @@ from fekernels._runtime.pointer_table import PointerTable, Row
 from fekernels._runtime.torch_internals import dtensor_parts
 from fekernels.ops.optimizers.parameter_rows import group_rows, readable
 from fekernels.ops.optimizers.step import StepSettings
-from fekernels.ops.plain_memory import has_plain_memory
+from fekernels.ops.plain_memory import LOWEST, has_plain_memory
 from fekernels.optim._shards import placed_alike
 
 __all__ = ["KeptSettings", "StateSnapshot", "TableCache"]
@@ -262,7 +262,7 @@ class TableCache:
         """``has_plain_memory`` of every gradient, as far as their types and addresses leave it open."""
         if pointers.count(0) != self.null_gradients:
             return False
-        if set(map(type, grads)) <= ORDINARY:
+        if set(map(type, grads)) <= ORDINARY and min(filter(None, pointers), default=LOWEST) >= LOWEST:
             return not any(map(Tensor.is_neg, grads))
         return all(map(has_plain_memory, grads))
 

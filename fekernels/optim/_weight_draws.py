@@ -25,6 +25,7 @@ from fekernels.ops.optimizers.parameter_rows import check_row, group_rows, reada
 from fekernels.ops.optimizers.step import StepOperation, StepSettings
 from fekernels.ops.optimizers.variational_accumulate import VariationalAccumulateSettings
 from fekernels.ops.optimizers.variational_draw import VariationalDrawSettings
+from fekernels.ops.plain_memory import check_storage
 from fekernels.optim._shards import local_gradient, sharded_rows
 from fekernels.optim._state import zero_state
 from fekernels.optim._table_cache import KeptSettings, TableCache
@@ -64,18 +65,25 @@ class DrawTable(TableCache):
         params, means = self.live, self.means
         if self.sharded:
             params, means = list(map(local_tensor, params)), list(map(local_tensor, means))
-        try:
-            copy_all(params, means)
-        except (
-            Exception
-        ):  # at the first that it cannot: lazily negated ones, and those of another shape by now
-            call_all(partial(param.copy_, mean) for param, mean in zip(params, means, strict=True))
+        if params[0].device.type != "cpu":
+            try:
+                copy_all(params, means)
+                return
+            except Exception:  # at the first that it cannot: one lazily negated, or of another shape by now
+                pass
+        call_all(partial(_become, param, mean) for param, mean in zip(params, means, strict=True))
 
     def _restored_by_address(self) -> bool:
         """By one kernel, where it can: PyTorch copies one tensor after another, the small ones by one thread."""
         if self.native is None or self.tables[0].device.type != "cpu" or not self.native.holds(self.params):
             return False
         return bool(backends.native_op("restore_means")(self.tables[0].table))
+
+
+def _become(param: Tensor, mean: Tensor) -> None:
+    for what, tensor in (("a parameter", param), ("the mean of a parameter", mean)):
+        check_storage(f"sampled_params: {what} of shape {tuple(tensor.shape)}", tensor)
+    param.copy_(mean)
 
 
 @dataclass(eq=False)

@@ -1,11 +1,21 @@
 """The gate of the kernels: what may be read by its address, and the values of what may not."""
 
+import math
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from fekernels.ops.plain_memory import has_plain_memory, in_plain_memory, needed_bytes, overlaps_itself
+import fekernels as fe
+from fekernels.ops.plain_memory import (
+    check_storage,
+    has_plain_memory,
+    in_plain_memory,
+    needed_bytes,
+    overlaps_itself,
+)
+from tests.support.tensors import freed, survives
 
 
 class Labelled(torch.Tensor):
@@ -68,6 +78,80 @@ def test_others_are_copied_by_operators(what):
 @pytest.mark.parametrize("what", WITHOUT_VALUES)
 def test_what_has_no_strided_memory_is_never_plain(what):
     assert not has_plain_memory(WITHOUT_VALUES[what]())
+
+
+@pytest.mark.parametrize("ahead", [0, 5])
+def test_a_view_into_freed_storage_is_refused(ahead):
+    """With an offset its address is not null."""
+    tensor = freed(torch.ones(3), ahead)
+    assert not has_plain_memory(tensor) and (tensor.data_ptr() != 0) == (ahead > 0)
+    with pytest.raises(
+        ValueError, match=rf"must hold values; its storage has 0 of the {4 * (ahead + 3)} bytes"
+    ):
+        in_plain_memory(tensor)
+    assert has_plain_memory(freed(torch.ones(0), ahead))
+
+
+def test_what_has_values_or_never_had_memory_passes():
+    for make in (*PLAIN.values(), *(make for make, _ in WITH_VALUES.values()), *WITHOUT_VALUES.values()):
+        check_storage("it", make())
+    short = torch.ones(8)[2:]
+    short.untyped_storage().resize_(12)
+    with pytest.raises(ValueError, match="it must hold values; its storage has 12 of the 32 bytes needed"):
+        check_storage("it", short)
+
+
+MANY = 4096
+
+
+def values(*shape):
+    return torch.linspace(0.1, 0.9, math.prod(shape)).view(shape)
+
+
+FREED = {
+    "prediction": lambda t: fe.free_energy(
+        t(8, 512), torch.rand(8, 512), torch.zeros(8, 2), torch.zeros(8, 2)
+    ),
+    "prediction that needs a gradient": lambda t: fe.free_energy(
+        t(8, 512).requires_grad_(), torch.rand(8, 512), torch.zeros(8, 2), torch.zeros(8, 2)
+    ),
+    "target": lambda t: fe.free_energy(torch.rand(8, 512), t(8, 512), torch.zeros(8, 2), torch.zeros(8, 2)),
+    "mean": lambda t: fe.free_energy(torch.rand(8, 2), torch.rand(8, 2), t(8, 512), torch.zeros(8, 512)),
+    "weight": lambda t: fe.free_energy(*4 * [torch.rand(MANY, 1)], weight=t(MANY)),
+    "logits": lambda t: fe.energy(t(8, 512), torch.zeros(8, dtype=torch.int64), "categorical"),
+    "gaussian_kl": lambda t: fe.gaussian_kl(t(8, 512), torch.zeros(8, 512)),
+    "mean of a sample": lambda t: fe.reparameterize(t(8, 512), torch.zeros(8, 512), seed=1),
+    "logvar of a sample": lambda t: fe.reparameterize(
+        torch.zeros(8, 512, requires_grad=True), t(8, 512), seed=1
+    ),
+    "particles": lambda t: fe.svgd_direction(t(8, 512), torch.zeros(8, 512)),
+    "scores": lambda t: fe.svgd_direction(torch.rand(8, 512), t(8, 512)),
+    "kernel_stein_discrepancy": lambda t: fe.kernel_stein_discrepancy(t(8, 512), torch.zeros(8, 512)),
+    "median_bandwidth": lambda t: fe.median_bandwidth(t(8, 512)),
+    "belief_propagation": lambda t: fe.graph.belief_propagation(
+        t(2048, 2), torch.tensor([[0, 1]]), torch.zeros(1, 2, 2)
+    ),
+    "split_rhat": lambda t: fe.diagnostics.split_rhat(t(4, 16, 64)),
+    "effective_sample_size": lambda t: fe.diagnostics.effective_sample_size(t(4, 16, 64)),
+    "bits": lambda t: torch.ops.fekernels.philox_bits(t(MANY).view(torch.int32), 1, 0, 0, 0, 4),
+    "uniform": lambda t: torch.ops.fekernels.philox_uniform(t(MANY), 1, 0, 0, 0, 4),
+    "normal": lambda t: torch.ops.fekernels.philox_normal(t(MANY), 1, 0, 0, 0, 4),
+    "variational_kl": lambda t: torch.ops.fekernels.variational_kl(
+        t(MANY), torch.ones(MANY), 1.0, 1.0, 1.0, True
+    ),
+}
+
+
+@pytest.mark.parametrize("ahead", [0, MANY])
+@pytest.mark.parametrize("what", FREED)
+def test_no_function_reads_or_writes_freed_memory(what, ahead):
+    FREED[what](values)  # what is built at its first use is no fork's to build
+
+    def refused():
+        with pytest.raises(ValueError, match="must hold values; its storage has 0 of the"):
+            FREED[what](lambda *shape: freed(values(*shape), ahead))
+
+    assert survives(refused)
 
 
 @pytest.mark.parametrize("transform", [torch.vmap, lambda f: torch.func.grad(lambda x: f(x).sum())])

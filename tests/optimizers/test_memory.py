@@ -7,7 +7,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import fekernels as fe
 from tests.support.parameters import parameters, set_gradients, step
-from tests.support.tensors import Frozen, bits_equal
+from tests.support.tensors import Frozen, bits_equal, freed, survives
 
 OPTIMIZERS = [fe.LangevinAdam, fe.SGLD]
 COLD = dict(lr=0.1, temperature=0.0, seed=7)
@@ -266,6 +266,64 @@ def test_a_freed_storage_is_refused(make, place):
         ValueError, match=r"param of params\[0\] must hold values; its storage has 0 of the 20"
     ):
         optimizer.step()
+
+
+@pytest.mark.parametrize("ahead", [0, 4000])
+@pytest.mark.parametrize("what", ["param", "grad", "anchor", "exp_avg", "exp_avg_sq", "step", "noise_unit"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_view_into_freed_storage_is_refused(what, ahead, before, place):
+    """Before the first step or a later one, and what is behind an address that is not null."""
+    p = torch.zeros(4000, device=place.device, requires_grad=True)
+    optimizer = fe.LangevinAdam(
+        [p],
+        **{**COLD, "temperature": 1e-3, "backend": place.backend, "prior_precision": 1.0, "anchor": "init"},
+    )
+    for _ in range(before or int(what not in ("param", "grad"))):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    state = optimizer.state[p]
+    if what == "param":
+        p.grad = None
+        p.data = freed(p, ahead)
+    p.grad = freed(p, ahead) if what == "grad" else torch.ones(4000, device=place.device)
+    if what in state:
+        state[what] = freed(state[what], ahead)
+
+    def refused():
+        with pytest.raises(
+            ValueError, match=rf"{what} of params\[0\] must hold values; its storage has 0 of the"
+        ):
+            optimizer.step()
+
+    assert survives(refused) if place.device == "cpu" else refused() is None
+
+
+@pytest.mark.parametrize("what", ["param", "grad", "exp_avg"])
+def test_a_storage_that_has_shrunk_is_refused(what, place):
+    """Some memory, but not all: beyond it lies another's."""
+    p = torch.zeros(4000, device=place.device, requires_grad=True)
+    optimizer = fe.LangevinAdam([p], **COLD, backend=place.backend)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    tensor = {"param": p, "grad": p.grad}.get(what, optimizer.state[p].get(what))
+    if what == "grad":  # its address may stay the same, which the Python check does not notice
+        optimizer._reset_caches()
+    tensor.untyped_storage().resize_(8)
+    with pytest.raises(
+        ValueError, match=rf"{what} of params\[0\] must hold values; its storage has 8 of the 16000"
+    ):
+        optimizer.step()
+
+
+def test_a_gradient_of_a_transform_that_has_ended(make, place):
+    p, q = (torch.ones(6, device=place.device, requires_grad=True) for _ in range(2))
+    kept = []
+    torch.func.grad(lambda x: kept.append(x * 2) or (x * 2).sum())(torch.ones(6, device=place.device))
+    p.grad, q.grad = kept[0], torch.full_like(q, 2.0)
+    for param in (p, q):
+        make([param]).step()
+    assert bits_equal(p, q) and not torch.equal(p, torch.ones_like(p))
 
 
 def test_a_meta_parameter_is_one_clear_error(make):

@@ -9,7 +9,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from fekernels._runtime import extension
 from fekernels.ops.optimizers import variational_draw
 from tests.optimizers.test_variational_adam import all_of, make, parameters, train
-from tests.support.tensors import Frozen
+from tests.support.tensors import Frozen, freed, survives
 
 
 def test_contexts_and_steps_in_each_other_are_refused():
@@ -152,6 +152,28 @@ def test_one_that_cannot_become_its_mean_again_keeps_no_other_from_it():
         assert not frozen.unchanged()
     assert frozen.unchanged() and torch.equal(params[0], torch.ones(7))
     assert all(torch.equal(optimizer.state[param]["mean"], param) for param in params)
+
+
+@pytest.mark.parametrize("ahead", [0, 4000])
+@pytest.mark.parametrize("when", ["inside", "before", "mean"])
+def test_weights_in_freed_storage_are_refused(when, ahead):
+    """Freed inside of a context, or before it."""
+    params = [torch.nn.Parameter(torch.zeros(4000)) for _ in range(2)]
+    optimizer = make(params)
+    train(optimizer, 1)
+    frozen = Frozen(params[1:])
+
+    def refused():
+        if when == "before":
+            params[0].data = freed(params[0], ahead)
+        elif when == "mean":
+            optimizer.state[params[0]]["mean"] = freed(params[0], ahead)
+        with pytest.raises(ValueError, match="must hold values; its storage has 0 of the"):
+            with optimizer.sampled_params():
+                params[0].data = freed(params[0], ahead)
+        assert frozen.unchanged()
+
+    assert survives(refused)
 
 
 UNUSUAL = {

@@ -244,6 +244,29 @@ def a_gradient_without_its_memory(o, p):
     p[0].grad.untyped_storage().resize_(0)
 
 
+def lost(*shape: int) -> Tensor:
+    """A view into freed memory: its address is its offset, not null."""
+    memory = torch.randn(48)
+    view = memory[24:].view(shape)
+    memory.untyped_storage().resize_(0)
+    return view
+
+
+@change(False)
+def a_gradient_that_is_a_view_without_its_memory(o, p):
+    p[0].grad = lost(6, 4)
+
+
+@change(False)
+def a_parameter_that_is_a_view_without_its_memory(o, p):
+    p[0].data = lost(6, 4)
+
+
+@change(False)
+def a_state_that_is_a_view_without_its_memory(o, p):
+    state(o)["exp_avg"].data = lost(6, 4)
+
+
 @change(False)
 def other_data_of_a_parameter(o, p):
     p[0].data = p[0].data.clone()

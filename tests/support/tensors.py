@@ -72,6 +72,17 @@ def read_only(tensor: Tensor) -> Tensor:
     return copy
 
 
+def freed(tensor: Tensor, ahead: int = 0) -> Tensor:
+    """One like ``tensor`` whose storage was freed, as FSDP1 and offloading do, so many elements into it.
+
+    With an offset its address is not null. PyTorch's own operators read there all the same: see ``survives``.
+    """
+    memory = torch.cat((tensor.new_zeros(ahead), tensor.detach().flatten()))
+    view = memory[ahead:].view(tensor.shape)
+    memory.untyped_storage().resize_(0)
+    return view
+
+
 def survives(run: Callable[[], object]) -> bool:
     """Whether ``run`` ends well in a process of its own."""
     child = os.fork()

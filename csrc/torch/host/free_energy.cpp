@@ -20,7 +20,7 @@ PyObject* again = nullptr;
 
 // Nothing, or a number.
 bool is_factor(const at::Tensor& scalar) {
-  return !scalar.defined() || (is_plain(*scalar.unsafeGetTensorImpl()) && scalar.numel() == 1 && scalar.const_data_ptr());
+  return !scalar.defined() || (is_plain(*scalar.unsafeGetTensorImpl()) && scalar.numel() == 1 && has_values(scalar));
 }
 
 // factor * first + second, in float as PyTorch would; `any` where there is one of them.
@@ -112,7 +112,7 @@ PyObject* free_energy(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   at::Tensor operands[4];
   for (size_t i = 0; i < 4; ++i) {
     operands[i] = plain_operand(arguments[i]);
-    if (!operands[i].defined()) Py_RETURN_NONE;
+    if (!operands[i].defined() || !has_values(operands[i])) Py_RETURN_NONE;
   }
   const int64_t likelihood = PyLong_AsLongLong(arguments[4]), reduction = PyLong_AsLongLong(arguments[5]);
   const double beta = PyFloat_AsDouble(arguments[6]);

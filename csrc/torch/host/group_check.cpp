@@ -12,6 +12,8 @@
 #include <c10/core/DispatchKeySet.h>
 
 using fe::host::checked_tensor;
+using fe::host::extent;
+using fe::host::has_bytes;
 using fe::host::PythonError;
 using fe::host::tensor_of;
 
@@ -26,6 +28,7 @@ struct Facts {
   c10::DispatchKeySet keys;
   bool contiguous = false;
   std::vector<int64_t> sizes, strides;
+  size_t bytes = 0;
 
   static c10::DispatchKeySet plain_keys(const c10::TensorImpl& tensor) {
     return tensor.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView;
@@ -33,7 +36,7 @@ struct Facts {
 
   static Facts of(const c10::TensorImpl& tensor) {
     return {tensor.data(), tensor.dtype(), plain_keys(tensor), tensor.is_contiguous(), tensor.sizes().vec(),
-        tensor.strides().vec()};
+        tensor.strides().vec(), extent(tensor)};
   }
 
   // All but the address. The strides of dimensions of one element do not matter.
@@ -41,7 +44,7 @@ struct Facts {
     return tensor.dtype() == dtype && plain_keys(tensor) == keys && tensor.sizes() == c10::IntArrayRef(sizes) &&
            (contiguous ? tensor.is_contiguous() : tensor.strides() == c10::IntArrayRef(strides));
   }
-  // Of a tensor that is written. Memory that it shares with a lazy clone becomes its own here, as data_ptr() of Python makes
+  // Of a tensor that is written. What was freed since, or is less, lies elsewhere. Memory that it shares with a lazy clone becomes its own here, as data_ptr() of Python makes
   // it: elsewhere, so that the table is refused, unless the clone is gone.
   bool hold_of(c10::TensorImpl& tensor) const { return tensor.mutable_data() == address && laid_out(tensor); }
 };
@@ -150,9 +153,8 @@ class GroupCheck {
       if (missing_[i]) continue;
       const c10::TensorImpl& grad = drawn_ ? param : *gradient.unsafeGetTensorImpl();
       if (!rows_[row].hold_of(param) || !gradients_[row].laid_out(grad)) return false;
-      const void* address = grad.data();  // only read: it may stay a lazy clone
-      if (address == nullptr && gradients_[row].address != nullptr) return false;
-      addresses_[row++] = reinterpret_cast<uintptr_t>(address);
+      if (!has_bytes(grad, gradients_[row].bytes)) return false;
+      addresses_[row++] = reinterpret_cast<uintptr_t>(grad.data());  // only read: it may stay a lazy clone
     }
     return true;
   }

@@ -49,7 +49,7 @@ PyObject* all_within(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const int above = PyObject_IsTrue(arguments[2]);
   const double bound = PyFloat_AsDouble(arguments[3]);
   if (PyErr_Occurred()) return nullptr;
-  if (!x.defined() || !x.is_contiguous() || !x.const_data_ptr()) Py_RETURN_NONE;
+  if (!x.defined() || !x.is_contiguous() || !has_values(x)) Py_RETURN_NONE;
   constexpr float kLargest = std::numeric_limits<float>::max();
   const float highest = bound < kLargest ? static_cast<float>(bound) : kLargest;
   const float* values = static_cast<const float*>(x.const_data_ptr());
@@ -93,7 +93,7 @@ PyObject* weights_state(PyObject*, PyObject* const* arguments, Py_ssize_t count)
     Py_RETURN_NONE;
   }
   constexpr int64_t kFew = 1 << 16;  // of more, torch's sum on all threads takes less
-  if (!found.last.defined() || found.last.numel() > kFew || !found.last.is_contiguous() || !found.last.const_data_ptr()) Py_RETURN_NONE;
+  if (!found.last.defined() || found.last.numel() > kFew || !found.last.is_contiguous() || !has_values(found.last)) Py_RETURN_NONE;
   double sum = 0.0;
   const float* values = static_cast<const float*>(found.last.const_data_ptr());
   for (int64_t i = 0; i < found.last.numel(); ++i) sum += values[i];

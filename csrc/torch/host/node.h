@@ -94,6 +94,8 @@ inline PyObject* wrapped(const variable_list& tensors) {
   return tuple;
 }
 
+inline bool has_values(const at::Tensor& tensor) { return has_values(*tensor.unsafeGetTensorImpl()); }
+
 inline at::Tensor tensor(c10::TensorImpl& impl) {
   return at::Tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(&impl));
 }

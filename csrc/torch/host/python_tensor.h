@@ -58,6 +58,27 @@ inline c10::TensorImpl& checked_tensor(PyObject* object) {
   return tensor_of(object);
 }
 
+// The bytes from the first element to the end of the last, of a tensor with strides.
+inline size_t extent(const c10::TensorImpl& tensor) {
+  if (tensor.numel() == 0) return 0;
+  int64_t last = tensor.numel() - 1;
+  if (!tensor.is_contiguous()) {
+    last = 0;
+    for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.sizes()[d] - 1) * tensor.strides()[d];
+  }
+  return static_cast<size_t>(last + 1) * tensor.itemsize();
+}
+
+// Whether its storage has that many bytes for it. A view with an offset into freed storage has an address that is not null.
+inline bool has_bytes(const c10::TensorImpl& tensor, size_t bytes) {
+  if (bytes == 0) return true;
+  const c10::Storage& storage = tensor.unsafe_storage();
+  return storage.data() && static_cast<size_t>(tensor.storage_offset()) * tensor.itemsize() + bytes <= storage.nbytes();
+}
+
+// The same of one whose layout was not seen before: CPU or GPU, and dense.
+inline bool has_values(const c10::TensorImpl& tensor) { return has_bytes(tensor, extent(tensor)); }
+
 // What each file adds to the module; -1 where it failed, with an error of Python set.
 int add_group_check(PyObject* module);
 int add_free_energy(PyObject* module);

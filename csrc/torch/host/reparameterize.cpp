@@ -53,7 +53,7 @@ struct ReparameterizeBackward final : Node {
     }
     const at::Tensor& grad = above[0];
     if (!grad.defined()) return variable_list(2);
-    if (at::GradMode::is_enabled() || !is_plain(*grad.unsafeGetTensorImpl()) || !grad.is_contiguous() || !grad.const_data_ptr())
+    if (at::GradMode::is_enabled() || !is_plain(*grad.unsafeGetTensorImpl()) || !grad.is_contiguous() || !has_values(grad))
       return in_python(grad, kept);
     return run(grad.dim() == 2 ? grad.unsqueeze(0) : grad, kept, key, samples, true);
   }
@@ -87,7 +87,7 @@ PyObject* reparameterize(PyObject*, PyObject* const* arguments, Py_ssize_t count
   const at::Tensor mean = plain_operand(arguments[0]), logvar = plain_operand(arguments[1]);
   if (!mean.defined() || !logvar.defined()) Py_RETURN_NONE;
   if (mean.dim() != 2 || !mean.is_contiguous() || !logvar.is_contiguous() || mean.sizes() != logvar.sizes()) Py_RETURN_NONE;
-  if (!mean.numel() || !mean.const_data_ptr() || !logvar.const_data_ptr()) Py_RETURN_NONE;
+  if (!mean.numel() || !has_values(mean) || !has_values(logvar)) Py_RETURN_NONE;
   if (!PyLong_CheckExact(arguments[2])) Py_RETURN_NONE;
   int overflow = 0;
   const long long seed = PyLong_AsLongLongAndOverflow(arguments[2], &overflow);

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fekernels._runtime import backends
+from fekernels.ops.plain_memory import in_plain_memory
 
 __all__ = ["BULK", "RHAT", "TAIL", "statistics_of_chains"]
 
@@ -28,6 +29,7 @@ def statistics_of_chains(draws: Tensor, wanted: int) -> Tensor:
     half_ranks = torch.arange(2 * kept - 1, device=draws.device, dtype=torch.float64) / 2 + 1
     scores = torch.special.ndtri((half_ranks - 0.375) / (kept + 0.25))
     native = draws.device.type == "cpu" and count <= LONGEST and backends.choose("cpu") == backends.HOST
+    draws = in_plain_memory(draws)
     if draws.dtype is not torch.float32:
         draws = draws.double() if draws.dtype is not torch.bfloat16 else draws.float()
     kernel = backends.implementation("chain_statistics", backends.HOST if native else "reference")

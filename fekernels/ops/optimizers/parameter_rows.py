@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fekernels._checks import number
 from fekernels._runtime.pointer_table import Row, check_like
-from fekernels._runtime.torch_internals import is_unwritten_zeros
 from fekernels.ops.plain_memory import (
     SharedElements,
+    check_storage,
     has_plain_memory,
     in_plain_memory,
-    needed_bytes,
+    lost_memory,
     overlaps_itself,
 )
 
@@ -101,9 +101,8 @@ def check_row(function: str, where: str, row: Row, names: Mapping[str, str] = Ma
             raise ValueError(
                 f"{function}: {name} of {where} must be on {param.device} like its parameter; got {tensor.device}"
             )
-        if key not in operands:
-            continue
-        check_like(function, f"{name} of {where}", tensor, param, ValueError)
+        if key in operands:
+            check_like(function, f"{name} of {where}", tensor, param, ValueError)
         _check_values(function, name, where, tensor, written=key not in ("grad", "anchor"))
     if step.numel() != 1 or step.dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -132,22 +131,12 @@ def check_unit(function: str, where: str, unit: Tensor, name: str = "noise_unit"
 def _check_values(function: str, name: str, where: str, tensor: Tensor, written: bool) -> None:
     if tensor.is_meta:
         raise ValueError(f"{function}: {name} of {where} must hold values; got a tensor on the meta device")
-    if not has_plain_memory(tensor):
-        if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and not is_unwritten_zeros(tensor):
-            _check_storage(function, name, where, tensor)
-        return
-    if written and not tensor.is_contiguous() and overlaps_itself(tensor):
+    if lost_memory(tensor):
+        check_storage(f"{function}: {name} of {where}", tensor)
+    if written and not tensor.is_contiguous() and has_plain_memory(tensor) and overlaps_itself(tensor):
         raise SharedElements(
             f"{function}: {name} of {where} must have memory of its own for every element; got strides "
             f"{tensor.stride()} for shape {tuple(tensor.shape)} (clone it)"
-        )
-
-
-def _check_storage(function: str, name: str, where: str, tensor: Tensor) -> None:
-    have, need = tensor.untyped_storage().nbytes(), needed_bytes(tensor)
-    if have < need:
-        raise ValueError(
-            f"{function}: {name} of {where} must hold values; its storage has {have} of the {need} bytes needed"
         )
 
 
@@ -163,6 +152,8 @@ def readable(row: Row) -> Row | None:
     grad = in_plain_memory(row.grad)
     if grad is row.grad and anchor is row.anchor:
         return row
+    if not (has_plain_memory(grad) and (anchor is None or has_plain_memory(anchor))):
+        return None  # a transform makes every copy one of its own tensors
     return replace(row, grad=grad, anchor=anchor)
 
 
@@ -188,5 +179,6 @@ def check_scalars(function: str, device: torch.device, **scalars: Tensor | None)
             )
         if tensor.device != device:
             raise ValueError(f"{function}: {name} must be on {device} like params; got {tensor.device}")
+        check_storage(f"{function}: {name}", tensor)
         if device.type == "cpu" and name in ("lr_tensor", "temperature_tensor"):
             number(function, name, tensor.item())

@@ -8,7 +8,7 @@ from torch import Tensor
 from fekernels._checks import floating, number, same_device
 from fekernels._runtime import backends
 from fekernels.ops._library import define_functional
-from fekernels.ops.plain_memory import has_plain_memory
+from fekernels.ops.plain_memory import check_storage, has_plain_memory
 
 __all__ = ["variational_kl"]
 
@@ -49,6 +49,7 @@ def _check(mean: Tensor, spread: Tensor, ess: float, weight_decay: float, temper
     for name, tensor in (("mean", mean), ("spread", spread)):
         floating(NAME, name, tensor)
         same_device(NAME, name, tensor, mean.device)
+        check_storage(f"{NAME}: {name}", tensor)
     if spread.shape != mean.shape:
         raise ValueError(
             f"{NAME}: spread must have shape {tuple(mean.shape)} like mean; got {tuple(spread.shape)}"
