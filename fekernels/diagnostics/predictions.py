@@ -43,6 +43,24 @@ def _floats(owner: str, name: str, value: Any, least_dims: int) -> Tensor:
     return tensor.double()
 
 
+def _check_distributions(owner: str, p: Tensor) -> None:
+    """Of probabilities [..., C] in float64. NaN is let through, which no comparison here is true of."""
+    if bool(((p < 0) | (p > 1 + 1e-6)).any()):
+        numbers = p[~p.isnan()]
+        raise ValueError(
+            f"{owner}: probabilities must be in [0, 1]; got {float(numbers.min())} to {float(numbers.max())}"
+        )
+    # As predict checks them: sums of probabilities in bfloat16 are off by 2^-9 at most.
+    sums = p.sum(-1).flatten()
+    off = (sums - 1).abs() > 1e-2
+    if bool(off.any()):
+        worst = int((sums - 1).abs().nan_to_num(0.0).argmax())
+        raise ValueError(
+            f"{owner}: probabilities must sum to 1 in every row; got a sum of {float(sums[worst]):.3g} in row {worst} "
+            "(independent sigmoids are no distribution over classes)"
+        )
+
+
 def _checked(owner: str, probabilities: Any, labels: Any) -> tuple[Tensor, Tensor]:
     """Probabilities [n, C] in float64 and labels [n] in int64."""
     p = _floats(owner, "probabilities", probabilities, 2)
@@ -57,18 +75,9 @@ def _checked(owner: str, probabilities: Any, labels: Any) -> tuple[Tensor, Tenso
         raise ValueError(
             f"{owner}: labels must be in [0, {p.shape[1]}); got {int(target.min())} to {int(target.max())}"
         )
-    if not bool(((p >= 0) & (p <= 1 + 1e-6)).all()):
-        raise ValueError(
-            f"{owner}: probabilities must be in [0, 1]; got {float(p.min())} to {float(p.max())}"
-        )
-    # As predict checks them: sums of probabilities in bfloat16 are off by 2^-9 at most.
-    sums = p.sum(1)
-    worst = int((sums - 1).abs().argmax())
-    if abs(float(sums[worst]) - 1) > 1e-2:
-        raise ValueError(
-            f"{owner}: probabilities must sum to 1 in every row; got a sum of {float(sums[worst]):.3g} in row {worst} "
-            "(independent sigmoids are no distribution over classes)"
-        )
+    if bool(p.isnan().any()):
+        raise ValueError(f"{owner}: probabilities must be in [0, 1]; got nan")
+    _check_distributions(owner, p)
     return p, target.long()
 
 
@@ -101,9 +110,20 @@ def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
     return Calibration(error, float(gap.max()), edges, mean_confidence, accuracy, count)
 
 
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p).sum(-1)
+
+
 def predictive_entropy(probabilities: Any) -> Tensor:
-    """Entropy in nats over the last dimension, float64: [..., C] -> [...]. A probability of 0 adds 0."""
-    return torch.special.entr(_floats("predictive_entropy", "probabilities", probabilities, 1)).sum(-1)
+    """Entropy in nats over the last dimension, float64: [..., C] -> [...]. A probability of 0 adds 0, NaN gives NaN.
+
+    Raises:
+        TypeError, ValueError: not floating point, no dimension, probabilities outside [0, 1] (logits, say), a row that
+            does not sum to 1.
+    """
+    p = _floats("predictive_entropy", "probabilities", probabilities, 1)
+    _check_distributions("predictive_entropy", p)
+    return _entropy(p)
 
 
 def brier_score(probabilities: Any, labels: Any) -> float:
@@ -125,14 +145,18 @@ def mutual_information(probabilities: Any) -> Tensor:
     """How far predictors disagree: [S, ..., C] -> [...], float64, in nats, >= 0.
 
     The entropy of the mean over the first dimension less the mean of the entropies (Houlsby et al. 2011,
-    arXiv:1112.5745). S predictors share at most log S.
+    arXiv:1112.5745). S predictors share at most log S. NaN where a probability is.
+
+    Raises:
+        TypeError, ValueError: as :func:`predictive_entropy`; fewer than two dimensions, no predictor.
     """
     p = _floats("mutual_information", "probabilities", probabilities, 2)
     if not len(p):
         raise ValueError(
             f"mutual_information: probabilities must hold a predictor; got shape {tuple(p.shape)}"
         )
-    return (predictive_entropy(p.mean(0)) - predictive_entropy(p).mean(0)).clamp_min(0.0)
+    _check_distributions("mutual_information", p)
+    return (_entropy(p.mean(0)) - _entropy(p).mean(0)).clamp_min(0.0)
 
 
 def auroc(negative: Any, positive: Any) -> float:

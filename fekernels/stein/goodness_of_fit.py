@@ -23,7 +23,8 @@ class GoodnessOfFit:
 
     Attributes:
         statistic: the squared discrepancy, its U-statistic; a scalar.
-        p_value: the chance of so large a statistic were the particles draws from the target; a scalar.
+        p_value: the chance of so large a statistic were the particles draws from the target; a scalar. NaN where the
+            statistic or a draw of the null is not finite, as where particles or scores are not: nothing is known then.
         null: [draws], the bootstrap's draws of the statistic under that hypothesis.
     """
 
@@ -97,6 +98,8 @@ def goodness_of_fit(
         values = off_diagonal_sums(x, s, h, weights, found) / (n * (n - 1))
         statistic, null = values[:, 0], values[:, 1:]
         p_value = (1 + (null >= statistic.unsqueeze(1)).sum(1)).to(h.dtype) / (draws + 1)
+        # No draw is >= NaN, which would look like the strongest evidence there can be.
+        p_value = p_value.masked_fill(~values.isfinite().all(1), torch.nan)
     return GoodnessOfFit(
         statistic.to(h.dtype).reshape(batch),
         p_value.reshape(batch),

@@ -78,6 +78,23 @@ def test_entropy_and_information_by_hand():
     assert mutual_information(opposed).tolist() == [math.log(2), 0.0]
 
 
+def test_what_is_no_distribution_has_no_entropy():
+    for function in (predictive_entropy, mutual_information):
+        with pytest.raises(
+            ValueError, match=rf"^{function.__name__}: probabilities must be in \[0, 1\]; got -2.0 to 3"
+        ):
+            function(torch.tensor([[-2.0, 3.0], [0.5, 0.5]]))  # logits
+        with pytest.raises(ValueError, match=f"^{function.__name__}: .* a sum of 1.7 in row 1"):
+            function(torch.tensor([[0.5, 0.5], [0.9, 0.8]]))
+        with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+            function(torch.tensor([[math.nan, 0.5], [2.0, 0.5]]))
+    unknown = torch.tensor([[[0.5, 0.5], [math.nan, 0.5]], [[0.5, 0.5], [0.5, 0.5]]])
+    assert predictive_entropy(unknown).isnan().tolist() == [[False, True], [False, False]]
+    assert mutual_information(unknown).isnan().tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"in \[0, 1\]; got nan"):
+        calibration(unknown[0], [0, 1])
+
+
 def test_auroc_counts_ties_half():
     assert auroc(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])) == 1.0
     assert auroc(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0])) == 0.0

@@ -99,3 +99,16 @@ def test_draws_that_coincide():
             stein.goodness_of_fit(x, -x, kernel=kernel, draws=200)
         assert stein.goodness_of_fit(x, -x, kernel=kernel, draws=200, bandwidth=1.0).p_value < 0.01
     assert stein.goodness_of_fit(x, -x, kernel="linear", draws=20).p_value.isfinite()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["particles", "scores"])
+def test_numbers_that_are_not_finite_are_no_evidence(where, bad):
+    x = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0))
+    operands = {"particles": x, "scores": -x}
+    operands[where] = operands[where].clone()
+    operands[where][1, 3, 0] = bad
+    found = fe.stein.goodness_of_fit(**operands, draws=100)
+    assert found.p_value.isnan().tolist() == [False, True]
+    alone = fe.stein.goodness_of_fit(x[0], -x[0], draws=100)
+    assert float(found.p_value[0]) == float(alone.p_value) > 0.05
