@@ -27,6 +27,7 @@ MOST = 1.2  # d/2, with what noise and step may add
 MOST_NOISE = 0.1  # r
 ROUNDINGS = 4  # of the loss, which its spread must be more than
 MOST_BIAS = 0.1  # of the estimate
+BIAS_ERRORS = 2  # of the mean: a bias below is not seen
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,10 @@ class LearningCoefficient:
     diagnostics: LearningCoefficientDiagnostics = field(repr=False)
 
     def __str__(self) -> str:
+        error, bias = self.diagnostics.error, self.diagnostics.step_bias
         return (
-            f"local learning coefficient {self.mean:.4g}, std {self.std:.2g} over chains\n{self.diagnostics}"
+            f"local learning coefficient {self.mean:.4g} +- {error:.2g}, of which the finite step makes up to "
+            f"{bias:.3g}: {self.mean - bias:.4g} without it; std {self.std:.2g} over chains\n{self.diagnostics}"
         )
 
     def plot(self) -> Figure:
@@ -228,5 +231,11 @@ def _doubts(
     if found.step_bias > MOST_BIAS * abs(mean):
         told.append(
             f"the step is coarse, and makes up to {found.step_bias:.3g} of the estimate: take a smaller lr"
+        )
+    elif found.step_bias > BIAS_ERRORS * found.error > 0:
+        told.append(
+            f"the finite step makes up to {found.step_bias:.3g} of the estimate, {found.step_bias / found.error:.1f} "
+            f"of its standard errors ({found.error:.2g}): it is {mean - found.step_bias:.4g} without; take a smaller "
+            f"lr than {found.settings['lr']:.3g}"
         )
     return told

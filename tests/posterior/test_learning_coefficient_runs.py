@@ -212,7 +212,8 @@ def test_draws_on_the_way_are_said_to_drift() -> None:
     settled = fe.local_learning_coefficient(
         Weights(100), loss_fn, ONE, **{**settings, "lr": 2 * 0.1 / 1e4}, burn_in=100
     )
-    assert settled.diagnostics.warnings == ()
+    (told,) = settled.diagnostics.warnings  # 2.6 of 52.0 +- 0.7
+    assert told.startswith("the finite step makes up to")
     assert abs(settled.mean - settled.diagnostics.step_bias - 50) < 4 * settled.diagnostics.error
 
 
@@ -280,3 +281,17 @@ def test_bad_arguments(changes: dict[str, Any], error: type[Exception], message:
     }  # fmt: skip
     with pytest.raises(error, match=f"local_learning_coefficient: {message}"):
         fe.local_learning_coefficient(**{**arguments, **changes})
+
+
+def test_a_step_that_more_chains_bring_to_light_is_said() -> None:
+    settings: dict[str, Any] = {"n_beta": 1e4, "burn_in": 200}
+    few = estimate(Weights(1), crossing(2), ONE, chains=4, **settings)
+    many = estimate(Weights(1), crossing(2), ONE, chains=256, **settings)
+    assert not any("the finite step" in each for each in few.diagnostics.warnings)
+    (told,) = many.diagnostics.warnings
+    bias, error = many.diagnostics.step_bias, many.diagnostics.error
+    assert f"up to {bias:.3g} of the estimate, {bias / error:.1f} of its standard errors" in told
+    assert "take a smaller lr than" in told and abs(many.mean - bias - 0.5) < 4 * error < many.mean - 0.5
+    assert f"{many.mean:.4g} +- {error:.2g}" in str(many) and f"{many.mean - bias:.4g} without it" in str(
+        many
+    )
