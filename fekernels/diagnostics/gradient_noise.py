@@ -40,10 +40,10 @@ class GradientNoiseRatio:
         return self.quantiles((0.5,))[0]
 
     def quantiles(self, q: Sequence[float] = (0.05, 0.5, 0.95)) -> list[float]:
-        """Of r over the weights that have gradients; 0 where none has.
+        """Of r over the weights that have gradients; 0 where none has, NaN where a gradient was not finite.
 
-        Those that never had one (dead units, inputs that are always 0) have no noise, r = 0 or 0 / 0, and where they
-        are more than half would hide that of all others.
+        Those that never had one (dead units, inputs that are always 0) have no noise, r = 0, and where they are more
+        than half would hide that of all others.
 
         Args:
             q: numbers in [0, 1].
@@ -64,7 +64,7 @@ class GradientNoiseRatio:
             if not 0 <= level <= 1:
                 raise ValueError(f"{owner}: q[{i}] must be in [0, 1]; got {level}")
         places = torch.tensor(levels, dtype=self.ratios.dtype, device=self.ratios.device)
-        noisy = self.ratios[self.ratios > 0]
+        noisy = self.ratios[self.ratios != 0]
         return noisy.quantile(places).tolist() if len(noisy) else [0.0] * len(levels)
 
 
@@ -182,4 +182,5 @@ def _ratios(group: dict[str, object], state: dict[str, Tensor], stride: int) -> 
 
     noise, denominator = noise_and_denominator(group, state, every)
     lr, temperature = (number_of(group, key, noise.device) for key in ("lr", "temperature"))
-    return (lr * noise / (2 * temperature * denominator)).float()
+    ratios = (lr * noise / (2 * temperature * denominator)).float()
+    return ratios.masked_fill_(noise == 0, 0.0)  # also of 0 / 0

@@ -180,7 +180,7 @@ def doubts(
         )
     if optimizer is not None and is_measurable(optimizer):
         ratio = noise_ratio_here(optimizer).median
-        if ratio > MOST_NOISE:
+        if not ratio <= MOST_NOISE:  # of gradients that were not finite it is NaN
             found.append(
                 f"the gradients' noise is r = {ratio:.2f} of what the temperature asks for, more than {MOST_NOISE}: "
                 f"the variance that was sampled is up to {1 + ratio:.2f} times the posterior's. Take a smaller lr, "

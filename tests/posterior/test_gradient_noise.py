@@ -127,3 +127,22 @@ def test_weights_without_gradients_hide_no_noise(eps: float) -> None:
     dead = fe.LangevinAdam([weight], lr=0.1, temperature=1e-3, prior_precision=1e-3, seed=1)
     dead.step()
     assert fe.diagnostics.gradient_noise_ratio(dead).median == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_are_not_quiet(bad: float) -> None:
+    """Their ratios are NaN, as are 0 / 0 of weights without any; left out, the others would answer for them."""
+    weight = torch.zeros(6, requires_grad=True)
+    optimizer = fe.LangevinAdam([weight], lr=0.1, temperature=1e-3, prior_precision=1e-3, seed=1)
+    weight.grad = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, bad])
+    optimizer.step()
+    ratio = fe.diagnostics.gradient_noise_ratio(optimizer)
+    assert math.isnan(ratio.median) and all(math.isnan(each) for each in ratio.quantiles())
+    assert ratio.ratios[:3].tolist() == [0.0, 0.0, 0.0]
+    model = torch.nn.Linear(3, 2, bias=False)
+    samples = fe.PosteriorSamples(model, optimizer=optimizer)
+    for _ in range(60):
+        torch.nn.init.normal_(model.weight)
+        samples.collect()
+    with pytest.warns(UserWarning, match="the gradients' noise is r = nan"):
+        samples.predict(torch.zeros(1, 3))
