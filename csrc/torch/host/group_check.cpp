@@ -44,8 +44,8 @@ struct Facts {
     return tensor.dtype() == dtype && plain_keys(tensor) == keys && tensor.sizes() == c10::IntArrayRef(sizes) &&
            (contiguous ? tensor.is_contiguous() : tensor.strides() == c10::IntArrayRef(strides));
   }
-  // Of a tensor that is written. What was freed since, or is less, lies elsewhere. Memory that it shares with a lazy clone becomes its own here, as data_ptr() of Python makes
-  // it: elsewhere, so that the table is refused, unless the clone is gone.
+  // Of a tensor that is written. What was freed since, or is less, lies elsewhere. So does memory that it shared with a
+  // lazy clone, which becomes its own here, as data_ptr() of Python makes it: the table is refused, unless the clone is gone.
   bool hold_of(c10::TensorImpl& tensor) const { return tensor.mutable_data() == address && laid_out(tensor); }
 };
 
